@@ -1,0 +1,105 @@
+"""The base classes of everything that is written in YAML or JSON: camelCase outside, snake_case inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic.alias_generators import to_camel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One CEL rule of a schema node, evaluated by the apiserver and by `finetune validate` alike.
+
+    `rule` is CEL over `self` (and `oldSelf` in transition rules). `message` names the field, the rule and the way out.
+    """
+
+    rule: str
+    message: str
+
+
+class ApiModel(BaseModel):
+    """A node of a resource. Unknown fields are tolerated: a newer apiserver may hold what this version does not know."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        serialize_by_alias=True,
+        extra="ignore",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionary in wire names, unset optional fields left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class StrictModel(ApiModel):
+    """A node of a run file or a message between our own processes. Unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def _rfc3339(value: datetime) -> str:
+    return value.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+Time = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str, when_used="json")]
+"""A UTC time, written as RFC 3339 with whole seconds, as Kubernetes does."""
+
+Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+"""The name of a Kubernetes object."""
+
+Uri = Annotated[str, Field(min_length=1, max_length=2048)]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class ObjectReference(ApiModel):
+    """Another object of the same namespace, by name."""
+
+    name: Name
+
+
+class VersionReference(ApiModel):
+    """A ModelVersion, by name and, once known, by UID: a name can be reused, a UID cannot."""
+
+    name: Name
+    uid: str | None = None
+
+
+class SecretReference(ApiModel):
+    """A Secret of the same namespace. Its keys become environment variables of the run's containers."""
+
+    name: Name
+
+
+class Condition(ApiModel):
+    """The Kubernetes condition (metav1.Condition)."""
+
+    type: Annotated[str, Field(max_length=316)]
+    status: Literal["True", "False", "Unknown"]
+    observed_generation: int | None = None
+    last_transition_time: Time | None = None
+    reason: Annotated[str, Field(max_length=1024)]
+    message: Annotated[str, Field(max_length=32768)] = ""
+
+
+class ObjectMeta(ApiModel):
+    """The part of Kubernetes object metadata that we read."""
+
+    name: str
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 0
+    resource_version: str = ""
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+    creation_timestamp: Time | None = None
+    deletion_timestamp: Time | None = None

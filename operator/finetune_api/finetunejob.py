@@ -1,0 +1,576 @@
+"""FineTuneJob: one run, from data to a proven (or rejected) ModelVersion."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field
+
+from finetune_api import API_VERSION
+from finetune_api.base import (
+    ApiModel,
+    Condition,
+    Name,
+    ObjectMeta,
+    ObjectReference,
+    Rule,
+    SecretReference,
+    Time,
+    Uri,
+    VersionReference,
+)
+from finetune_api.shared_fields import (
+    Labels,
+    MetricName,
+    MetricResult,
+    PodOverlay,
+    Resources,
+    Task,
+    ThresholdRange,
+    Verdict,
+)
+
+Phase = Literal[
+    "Pending",
+    "Queued",
+    "Preparing",
+    "Training",
+    "Evaluating",
+    "Shadowing",
+    "Canary",
+    "AwaitingApproval",
+    "Promoting",
+    "Guarding",
+    "Paused",
+    "RollingBack",
+    "Suspended",
+    "Succeeded",
+    "Rejected",
+    "Superseded",
+    "RolledBack",
+    "Failed",
+]
+TERMINAL_PHASES: frozenset[str] = frozenset({"Succeeded", "Rejected", "Superseded", "RolledBack", "Failed"})
+StageName = Literal["Prepare", "Train", "Evaluate"]
+STAGES: tuple[StageName, ...] = ("Prepare", "Train", "Evaluate")
+StageState = Literal["Pending", "Queued", "Running", "Complete", "Failed"]
+Strategy = Literal["Auto", "DDP", "FSDP2", "DeepSpeedZeRO1", "DeepSpeedZeRO2", "DeepSpeedZeRO3"]
+MethodType = Literal["Full", "LoRA", "QLoRA", "DoRA", "IA3"]
+
+_ARTIFACT_URI = r"^(file|pvc|s3|gs)://.+"
+_DATA_URI = r"^(file|pvc|s3|gs|hf)://.+"
+_MODEL_URI = r"^(file|pvc|s3|gs|hf|version)://.+"
+
+
+def not_supported(condition: str, what: str) -> Rule:
+    """A rule that refuses what the API knows but this version does not do yet. `condition` is true when it is used."""
+    return Rule(rule=f"!({condition})", message=f"{what} is not supported yet")
+
+
+class Artifacts(ApiModel):
+    """Where the run's outputs go."""
+
+    uri: Annotated[Uri, Field(pattern=_ARTIFACT_URI)]
+    """Root under which each run makes its own folder: file:// pvc://claim/path s3:// gs://."""
+    secret_ref: SecretReference | None = None
+    """Credentials: the Secret's keys become environment variables of the run's containers."""
+    policy: Literal["Retain", "Delete"] | None = None
+    """What happens to the artifacts when their ModelVersion is pruned. Default Retain."""
+
+    rules = (not_supported("has(self.policy) && self.policy == 'Delete'", "artifacts.policy Delete"),)
+
+
+class Licence(ApiModel):
+    """Which licences of the base model are acceptable."""
+
+    allow: Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(min_length=1, max_length=32)]
+    """SPDX identifiers, lower case as on the hub, e.g. apache-2.0."""
+
+
+class Model(ApiModel):
+    """The base model."""
+
+    uri: Annotated[Uri, Field(pattern=_MODEL_URI)]
+    """hf://org/name, s3://, gs://, pvc://claim/path, file:// (a folder or a .gguf file) or version://NAME."""
+    revision: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """Commit or tag, for hf:// only."""
+    task: Task
+    licence: Licence | None = None
+    """Refuse a base model whose licence is not listed, or is unknown."""
+    secret_ref: SecretReference | None = None
+
+    rules = (
+        Rule(
+            rule="!has(self.revision) || self.uri.startsWith('hf://')",
+            message="model.revision applies to hf:// models only; remove it or use an hf:// uri",
+        ),
+        not_supported("self.task == 'Seq2Seq'", "model.task Seq2Seq"),
+        not_supported("self.uri.startsWith('version://')", "model.uri version://"),
+    )
+
+
+class Source(ApiModel):
+    """One file or folder of training examples."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    uri: Annotated[Uri, Field(pattern=_DATA_URI)]
+    """A file (.jsonl .json .csv .parquet, also .gz), a folder of such files, or hf://datasets/org/name."""
+    format: Literal["Auto", "Chat", "PromptCompletion", "Text", "Labelled"] | None = None
+    """Chat: `messages`. PromptCompletion: `prompt`, `completion`. Text: `text`. Labelled: `text`, `label`. Default Auto."""
+    weight: Annotated[float, Field(gt=0, le=100)] | None = None
+    """How often each training example of this source is used: 2 twice, 0.5 half of them. Default 1."""
+
+
+class Split(ApiModel):
+    """How examples are divided. Near-duplicates always stay together."""
+
+    train: Annotated[float, Field(gt=0, lt=1)]
+    validation: Annotated[float, Field(ge=0, lt=1)]
+    test: Annotated[float, Field(ge=0, lt=1)]
+    strategy: Literal["GroupHash", "Stratified"] | None = None
+    """GroupHash: by a salted hash of the near-duplicate group, the same in every run. Stratified: the same, within each
+    value of `by`. Default GroupHash."""
+    by: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+    """The field whose values keep their proportions, for Stratified. Default `label`."""
+
+    rules = (
+        Rule(
+            rule="self.train + self.validation + self.test > 0.999 && self.train + self.validation + self.test < 1.001",
+            message="split.train, split.validation and split.test must add up to 1",
+        ),
+        Rule(
+            rule="!has(self.by) || (has(self.strategy) && self.strategy == 'Stratified')",
+            message="split.by needs split.strategy Stratified",
+        ),
+    )
+
+
+class Data(ApiModel):
+    """What to learn from."""
+
+    sources: Annotated[
+        list[Source],
+        Field(
+            min_length=1,
+            max_length=32,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ]
+    max_bad_rows: Annotated[int, Field(ge=0)] | None = None
+    """Rows that may be quarantined (with file, line and reason) before the run fails. Default 0."""
+    max_truncated_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of training examples that may be cut at training.maxLength before the run fails. Default 0.01."""
+    split: Split | None = None
+    """Default 0.8 / 0.1 / 0.1 by group hash."""
+    secret_ref: SecretReference | None = None
+
+
+class LoRA(ApiModel):
+    """Low-rank adapters (Hu et al. 2021)."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)]
+    """Size of the update. More learns more and takes more memory; 8 to 64 is usual."""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """Scale of the update: alpha / rank. Default 2 x rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Default 0."""
+    target_modules: Annotated[list[Annotated[str, Field(min_length=1, max_length=253)]], Field(min_length=1, max_length=64)] | None = None
+    """Names of the layers that get an adapter; default [all-linear]."""
+
+
+class Freeze(ApiModel):
+    """Parameters that keep their values."""
+
+    layers: Annotated[str, Field(pattern=r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$", max_length=253)] | None = None
+    """Transformer blocks, e.g. "0-5,8"."""
+    patterns: Annotated[list[Annotated[str, Field(min_length=1, max_length=253)]], Field(max_length=64)] | None = None
+    """Regular expressions over parameter names."""
+
+
+class Method(ApiModel):
+    """How the weights are changed."""
+
+    type: MethodType
+    lora: LoRA | None = None
+    """For type LoRA."""
+    freeze: Freeze | None = None
+
+    rules = (
+        not_supported("self.type in ['QLoRA', 'DoRA', 'IA3']", "method.type QLoRA, DoRA or IA3"),
+        Rule(
+            rule="(self.type == 'LoRA') == has(self.lora)",
+            message="method.lora must be set when method.type is LoRA, and only then",
+        ),
+        Rule(
+            rule="!has(self.freeze) || self.type == 'Full'",
+            message="method.freeze applies to method.type Full only; LoRA already freezes the base",
+        ),
+    )
+
+
+class EarlyStopping(ApiModel):
+    """Stop when the validation metric stops improving."""
+
+    metric: Literal["loss"]
+    patience: Annotated[int, Field(ge=1, le=1000)]
+    """Validations without improvement before the run stops; the best checkpoint is kept."""
+
+
+class Training(ApiModel):
+    """Optimisation. Defaults are resolved once and recorded in the run."""
+
+    epochs: Annotated[float, Field(gt=0, le=10000)] | None = None
+    """Passes over the training examples. Default 3 where maxSteps is not set."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Default 2e-4 for LoRA, 2e-5 for Full."""
+    scheduler: Literal["Constant", "Linear", "Cosine"] | None = None
+    """Default Cosine."""
+    warmup_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the steps over which the learning rate rises from zero. Default 0.03."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Default 0."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradients are clipped to this norm. Default 1."""
+    global_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Examples per optimiser step over all processes. Default 16."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Examples per forward pass and process. Default: the share of the global batch, at most 8."""
+    max_length: Annotated[int, Field(ge=8, le=1048576)] | None = None
+    """Tokens after which an example is cut. Default 1024."""
+    packing: bool | None = None
+    """Put several examples into one sequence without letting them see each other. Default false."""
+    precision: Literal["Auto", "FP32", "BF16"] | None = None
+    """Auto: BF16 where the accelerator has it, else FP32."""
+    seed: Annotated[int, Field(ge=0, le=4294967295)] | None = None
+    """Default 0."""
+    early_stopping: EarlyStopping | None = None
+
+    rules = (
+        Rule(
+            rule="!(has(self.epochs) && has(self.maxSteps))",
+            message="set training.epochs or training.maxSteps, not both",
+        ),
+        Rule(
+            rule="!has(self.microBatchSize) || !has(self.globalBatchSize) || self.globalBatchSize % self.microBatchSize == 0",
+            message="training.globalBatchSize must be a multiple of training.microBatchSize",
+        ),
+    )
+
+
+class Compute(ApiModel):
+    """The machines of the run."""
+
+    nodes: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Pods that train together. Default 1."""
+    gpus_per_node: Annotated[int, Field(ge=0, le=64)] | None = None
+    """GPUs of each pod, one process each; 0: CPU, one process. Default 0."""
+    strategy: Strategy | None = None
+    """Default Auto."""
+    resources: Resources | None = None
+    """Requests and limits of each training container, GPUs not included."""
+    pod_template: PodOverlay | None = None
+
+    rules = (
+        not_supported(
+            "has(self.strategy) && !(self.strategy in ['Auto', 'DDP'])",
+            "compute.strategy other than Auto and DDP",
+        ),
+    )
+
+
+class Checkpoint(ApiModel):
+    """How often state is saved, and whether a restart uses it."""
+
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimiser steps between checkpoints. Default 100."""
+    keep: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Newest checkpoints kept. Default 2."""
+    resume: Literal["Latest", "Never"] | None = None
+    """Default Latest: a new attempt goes on from the newest valid checkpoint."""
+
+
+class EvaluationMetric(ApiModel):
+    """One metric of the comparison: judged against the baseline, or only reported."""
+
+    name: MetricName
+    """Chat and CausalLM: loss, perplexity, exact_match, rouge_l, bleu, token_f1. SequenceClassification: loss, accuracy,
+    precision, recall, f1."""
+    max_regression: Annotated[float, Field(ge=0)] | None = None
+    """The largest loss against the baseline that is still acceptable, in the metric's units (1 % of accuracy is 0.01)."""
+    min_improvement: Annotated[float, Field(ge=0)] | None = None
+    """The gain over the baseline that must be proven."""
+    threshold_range: ThresholdRange | None = None
+    report: bool | None = None
+    """Show, do not judge."""
+
+    rules = (
+        Rule(
+            rule="(has(self.report) && self.report) != (has(self.maxRegression) || has(self.minImprovement) || has(self.thresholdRange))",
+            message="a metric is judged (maxRegression, minImprovement or thresholdRange) or reported (report: true), exactly one of the two",
+        ),
+        Rule(
+            rule="!(has(self.maxRegression) && has(self.minImprovement))",
+            message="set maxRegression or minImprovement, not both: an improvement that is proven is no regression",
+        ),
+    )
+
+
+class EvaluationDataset(ApiModel):
+    """A fixed evaluation set."""
+
+    uri: Annotated[Uri, Field(pattern=_DATA_URI)]
+    format: Literal["Auto", "Chat", "PromptCompletion", "Text", "Labelled"] | None = None
+
+
+class Generation(ApiModel):
+    """Decoding during evaluation: greedy, the same for candidate and baseline."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=32768)]
+
+
+class Evaluation(ApiModel):
+    """The comparison that decides."""
+
+    baseline: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """Production (the endpoint's stable version, else the base model), Base, or the name of a ModelVersion.
+    Default Production."""
+    dataset: EvaluationDataset | None = None
+    """Default: the test split."""
+    metrics: Annotated[
+        list[EvaluationMetric],
+        Field(
+            min_length=1,
+            max_length=32,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] | None = None
+    on_inconclusive: Literal["Hold", "Reject", "Proceed"] | None = None
+    """What an undecided comparison means. Default Hold."""
+    generation: Generation | None = None
+    """Default 64 new tokens."""
+
+    rules = (
+        Rule(
+            rule="!has(self.metrics) || self.metrics.exists(m, !(has(m.report) && m.report))",
+            message="evaluation.metrics needs at least one metric that is judged",
+        ),
+    )
+
+
+class FailurePolicy(ApiModel):
+    """How often a run is tried again, and for what."""
+
+    max_failures: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Failed attempts of a stage (exit codes, out of memory, hangs) that are retried. Default 3."""
+    max_preemptions: Annotated[int, Field(ge=0, le=100000)] | None = None
+    """Interruptions from outside (evictions, lost nodes, deleted pods) that are retried. Default 100."""
+    hang_seconds: Annotated[int, Field(ge=10, le=604800)] | None = None
+    """Without a report from training for this long, the attempt counts as hung. Default 900."""
+
+
+def _immutable(*fields: str) -> tuple[Rule, ...]:
+    def unchanged(field: str) -> str:
+        return f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
+
+    return tuple(
+        Rule(rule=unchanged(field), message=f"spec.{field} is immutable; create a new FineTuneJob instead") for field in fields
+    )
+
+
+class FineTuneJobSpec(ApiModel):
+    """What to train and how to prove it. Immutable, except suspend, activeDeadlineSeconds and ttlSecondsAfterFinished."""
+
+    suspend: bool | None = None
+    """Stop the run's pods after a checkpoint; false goes on from there. Default false."""
+    active_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
+    """The run fails after this long, counted only while its pods are running."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
+    """After the end, children and scratch are removed; this object and the ModelVersion stay. Default: kept until deleted."""
+    artifacts: Artifacts
+    model: Model
+    data: Data
+    method: Method
+    training: Training | None = None
+    compute: Compute | None = None
+    checkpoint: Checkpoint | None = None
+    evaluation: Evaluation | None = None
+    failure_policy: FailurePolicy | None = None
+    endpoint_ref: ObjectReference | None = None
+    """The ModelEndpoint that serves the proven version. Without it the run ends with its ModelVersion."""
+
+    rules = (
+        *_immutable(
+            "artifacts",
+            "model",
+            "data",
+            "method",
+            "training",
+            "compute",
+            "checkpoint",
+            "evaluation",
+            "failurePolicy",
+            "endpointRef",
+        ),
+        not_supported("has(self.endpointRef)", "endpointRef"),
+        Rule(
+            rule="self.model.task != 'SequenceClassification' || !has(self.training) || !has(self.training.packing) || !self.training.packing",
+            message="training.packing applies to Chat and CausalLM only",
+        ),
+        Rule(
+            rule="!has(self.compute) || !has(self.compute.nodes) || !has(self.training) || !has(self.training.globalBatchSize)"
+            " || self.training.globalBatchSize % self.compute.nodes == 0",
+            message="training.globalBatchSize must be a multiple of compute.nodes",
+        ),
+        Rule(
+            rule="self.model.task != 'SequenceClassification' || self.data.sources.all(s, !has(s.format) || s.format in ['Auto', 'Labelled'])",
+            message="model.task SequenceClassification needs data.sources of format Labelled (or Auto)",
+        ),
+        Rule(
+            rule="self.model.task == 'SequenceClassification' || self.data.sources.all(s, !has(s.format) || s.format != 'Labelled')",
+            message="data.sources of format Labelled need model.task SequenceClassification",
+        ),
+        Rule(
+            rule="!has(self.data.split) || self.data.split.test > 0.0 || (has(self.evaluation) && has(self.evaluation.dataset))",
+            message="data.split.test is 0 and evaluation.dataset is not set: there would be nothing to compare on",
+        ),
+        Rule(
+            rule="!has(self.training) || !has(self.training.earlyStopping) || !has(self.data.split) || self.data.split.validation > 0.0",
+            message="training.earlyStopping needs data.split.validation greater than 0",
+        ),
+    )
+
+
+class StageStatus(ApiModel):
+    """One stage of the run and its newest attempt."""
+
+    name: StageName
+    state: StageState
+    attempt: Annotated[int, Field(ge=1)] = 1
+    child: str | None = None
+    """The batch/v1 Job of the newest attempt."""
+    start_time: Time | None = None
+    completion_time: Time | None = None
+    result: Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})] | None = None
+    """What the stage reported (finetune_api.results), recorded before the next stage starts."""
+
+
+class ProgressMetric(ApiModel):
+    """A metric as Kubeflow Trainer shows it: the value is a string."""
+
+    name: Annotated[str, Field(max_length=63)]
+    value: Annotated[str, Field(max_length=63)]
+
+
+class TrainerStatus(ApiModel):
+    """Progress, in the shape of Kubeflow Trainer's TrainJob.status.trainerStatus."""
+
+    progress_percentage: Annotated[int, Field(ge=0, le=100)] | None = None
+    estimated_remaining_seconds: Annotated[int, Field(ge=0)] | None = None
+    metrics: Annotated[list[ProgressMetric], Field(max_length=64)] | None = None
+    last_updated_time: Time | None = None
+
+    def metric(self, name: str) -> str | None:
+        """The value of a metric, or None where it was not reported."""
+        return next((metric.value for metric in self.metrics or () if metric.name == name), None)
+
+
+class CheckpointStatus(ApiModel):
+    """The newest checkpoint that is complete."""
+
+    uri: Uri
+    step: Annotated[int, Field(ge=0)]
+    time: Time | None = None
+
+
+class LastRestart(ApiModel):
+    """Why the newest attempt began."""
+
+    reason: str
+    time: Time
+    message: str | None = None
+
+
+class Restarts(ApiModel):
+    """Attempts that were repeated, by budget."""
+
+    preemptions: Annotated[int, Field(ge=0)] = 0
+    failures: Annotated[int, Field(ge=0)] = 0
+    steps_lost: Annotated[int, Field(ge=0)] = 0
+    """Optimiser steps that had to be done again."""
+    last: LastRestart | None = None
+
+
+class EvaluationStatus(ApiModel):
+    """The outcome of the comparison."""
+
+    verdict: Verdict
+    results: Annotated[list[MetricResult], Field(max_length=32)] = Field(default_factory=list)
+    report: Uri | None = None
+    """The HTML report."""
+
+
+class RolloutStatus(ApiModel):
+    """Where the version is on its way into production."""
+
+    endpoint: Name
+    phase: str
+    weight: Annotated[int, Field(ge=0, le=100)] | None = None
+    message: str | None = None
+
+
+class FineTuneJobStatus(ApiModel):
+    """What was observed."""
+
+    observed_generation: int | None = None
+    phase: Phase | None = None
+    message: Annotated[str, Field(max_length=32768)] | None = None
+    conditions: Annotated[
+        list[Condition],
+        Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+    ] = Field(default_factory=list)
+    """Ready, Reconciling, Stalled (kstatus); Suspended, Prepared, Trained, Evaluated, Promoted."""
+    start_time: Time | None = None
+    completion_time: Time | None = None
+    active_seconds: Annotated[int, Field(ge=0)] | None = None
+    """Seconds in which pods of the run were running, for activeDeadlineSeconds."""
+    attempt: Annotated[int, Field(ge=1)] | None = None
+    stages: Annotated[
+        list[StageStatus],
+        Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}),
+    ] = Field(default_factory=list)
+    plan: Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})] | None = None
+    """The run as resolved when it began: defaults, images, locations. An operator upgrade does not change it."""
+    trainer_status: TrainerStatus | None = None
+    checkpoint: CheckpointStatus | None = None
+    restarts: Restarts | None = None
+    gpu_seconds: Annotated[int, Field(ge=0)] | None = None
+    evaluation: EvaluationStatus | None = None
+    model_version: VersionReference | None = None
+    rollout: RolloutStatus | None = None
+
+    def stage(self, name: StageName) -> StageStatus | None:
+        """The recorded stage, or None where it has not begun."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    def condition(self, type_: str) -> Condition | None:
+        """The condition of a type, or None where it was never set."""
+        return next((condition for condition in self.conditions if condition.type == type_), None)
+
+
+class FineTuneJob(ApiModel):
+    """One fine-tuning run: prepare the data, train, and prove the result against what is in production now."""
+
+    api_version: Literal["finetune.dev/v1alpha1"] = API_VERSION  # type: ignore[assignment]
+    kind: Literal["FineTuneJob"] = "FineTuneJob"
+    metadata: ObjectMeta
+    spec: FineTuneJobSpec
+    status: FineTuneJobStatus = FineTuneJobStatus()
+
+    @classmethod
+    def from_object(cls, obj: dict[str, Any]) -> Self:
+        """Read an object as the apiserver returns it. Raises pydantic.ValidationError."""
+        return cls.model_validate(obj)
+
+
+__all__ = ["FineTuneJob", "FineTuneJobSpec", "FineTuneJobStatus", "Labels"]

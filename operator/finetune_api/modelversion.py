@@ -1,0 +1,123 @@
+"""ModelVersion: the immutable record of what a run produced, rejected runs included."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from finetune_api import API_VERSION
+from finetune_api.base import (
+    ApiModel,
+    Condition,
+    Digest,
+    Name,
+    ObjectMeta,
+    ObjectReference,
+    Rule,
+    Uri,
+    VersionReference,
+)
+from finetune_api.shared_fields import Artifact, MetricResult, ResolvedModel, Software, Task, Verdict
+
+_OPEN = {"x-kubernetes-preserve-unknown-fields": True}
+
+
+class RowCounts(ApiModel):
+    """Examples per split."""
+
+    train: Annotated[int, Field(ge=0)]
+    validation: Annotated[int, Field(ge=0)]
+    test: Annotated[int, Field(ge=0)]
+
+
+class DataSource(ApiModel):
+    """A source as it was read."""
+
+    name: str
+    uri: Uri
+    digest: Digest | None = None
+
+
+class DataRecord(ApiModel):
+    """The examples that the version was trained on."""
+
+    digest: Digest
+    """sha256 of the snapshot: equal for equal content."""
+    manifest: Uri | None = None
+    """Where the digests of all examples by split are, so that a later evaluation can prove it holds none of them out."""
+    rows: RowCounts
+    sources: Annotated[list[DataSource], Field(max_length=32)] = Field(default_factory=list)
+
+
+class BaselineRecord(ApiModel):
+    """What the version was compared with."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+    """The name of a ModelVersion, or `Base`."""
+    uid: str | None = None
+    digest: Digest
+
+
+class EvaluationRecord(ApiModel):
+    """The verdict and what it rests on."""
+
+    verdict: Verdict
+    report: Uri | None = None
+    results: Annotated[list[MetricResult], Field(max_length=32)] = Field(default_factory=list)
+
+
+class JobReference(ApiModel):
+    """The FineTuneJob that made it."""
+
+    name: Name
+    uid: str
+
+
+class Lineage(ApiModel):
+    """Where the version comes from."""
+
+    job: JobReference
+    parent: VersionReference | None = None
+    """The version that training continued from."""
+
+
+class ModelVersionSpec(ApiModel):
+    """Immutable."""
+
+    endpoint_ref: ObjectReference | None = None
+    artifact: Artifact
+    base: ResolvedModel
+    task: Task
+    method: Annotated[dict[str, Any], Field(json_schema_extra=_OPEN)]
+    """As trained, defaults resolved."""
+    training: Annotated[dict[str, Any], Field(json_schema_extra=_OPEN)]
+    labels: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=4096)] | None = None
+    """The classes of a classifier, in the order of its outputs."""
+    data: DataRecord
+    baseline: BaselineRecord
+    evaluation: EvaluationRecord
+    lineage: Lineage
+    software: Software | None = None
+
+    rules = (Rule(rule="self == oldSelf", message="a ModelVersion is immutable; a new run makes a new version"),)
+
+
+class ModelVersionStatus(ApiModel):
+    """What was observed."""
+
+    observed_generation: int | None = None
+    conditions: Annotated[
+        list[Condition],
+        Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+    ] = Field(default_factory=list)
+
+
+class ModelVersion(ApiModel):
+    """What a run produced: artifact, digests, data, metrics with intervals, verdict and lineage."""
+
+    api_version: Literal["finetune.dev/v1alpha1"] = API_VERSION  # type: ignore[assignment]
+    kind: Literal["ModelVersion"] = "ModelVersion"
+    metadata: ObjectMeta
+    spec: ModelVersionSpec
+    status: ModelVersionStatus = ModelVersionStatus()

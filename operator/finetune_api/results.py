@@ -1,0 +1,112 @@
+"""What a container says when it ends: the termination message (JSON, at most 4 KiB) and the exit code.
+
+The full reports are in the run's folder; the message holds what the operator must know to go on.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from finetune_api.base import ApiModel, Digest, Uri
+from finetune_api.modelversion import DataSource, RowCounts
+from finetune_api.shared_fields import Artifact, MetricResult, ResolvedModel, Verdict
+
+MAXIMUM_MESSAGE_BYTES = 4096
+
+
+class ExitCode(IntEnum):
+    """Exit codes of our containers (sysexits.h where one fits)."""
+
+    DONE = 0
+    BAD_DATA = 65
+    INPUT_NOT_FOUND = 66
+    INTERNAL_ERROR = 70
+    CANNOT_WRITE = 73
+    STOPPED_AFTER_CHECKPOINT = 75
+    BAD_CONFIGURATION = 78
+
+
+PERMANENT_EXIT_CODES: frozenset[int] = frozenset(
+    {ExitCode.BAD_DATA, ExitCode.INPUT_NOT_FOUND, ExitCode.BAD_CONFIGURATION}
+)
+"""Trying again cannot help."""
+
+
+class DataSummary(ApiModel):
+    """What prepare saw."""
+
+    rows_read: int
+    bad_rows: int
+    duplicate_rows: int
+    near_duplicate_groups: int
+    rows: RowCounts
+    token_length_p50: int
+    token_length_p95: int
+    token_length_max: int
+    truncated_fraction: float
+
+
+class PrepareResult(ApiModel):
+    """Data and base model are ready."""
+
+    stage: Literal["Prepare"] = "Prepare"
+    data_digest: Digest
+    manifest: Uri
+    summary: DataSummary
+    sources: list[DataSource] = Field(default_factory=list)
+    labels: list[str] | None = None
+    """Classes in the order of the classifier's outputs; left out (and in the manifest) when too long for the message."""
+    base: ResolvedModel
+    reused: bool = False
+    """An earlier attempt's output was complete for the same input and was taken."""
+
+
+class TrainResult(ApiModel):
+    """The model is saved, verified and loads."""
+
+    stage: Literal["Train"] = "Train"
+    artifact: Artifact
+    steps: int
+    stopped_early: bool = False
+    train_loss: float | None = None
+    validation_loss: float | None = None
+    tokens: int = 0
+    """Non-padding tokens seen."""
+    seconds: float = 0
+    resumed_from_step: int | None = None
+    trainable_parameters: int = 0
+    total_parameters: int = 0
+    packages: dict[str, str] = Field(default_factory=dict)
+    reused: bool = False
+
+
+class EvaluateResult(ApiModel):
+    """The comparison, and the verdict that its rows give."""
+
+    stage: Literal["Evaluate"] = "Evaluate"
+    verdict: Verdict
+    results: list[MetricResult]
+    report: Uri
+    examples: int
+    baseline_digest: Digest
+    leaked_examples: int = 0
+    """Held-out examples left out because the baseline was trained on them."""
+    reused: bool = False
+
+
+class Failure(ApiModel):
+    """The stage ended without a result."""
+
+    stage: Literal["Failure"] = "Failure"
+    reason: Annotated[str, Field(max_length=64)]
+    """CamelCase, for a condition: e.g. TooManyBadRows, InputNotFound, OutOfMemory, StoppedAfterCheckpoint, LossNotFinite."""
+    message: Annotated[str, Field(max_length=3000)]
+    checkpoint_step: int | None = None
+    """Where the next attempt goes on."""
+
+
+Result = Annotated[PrepareResult | TrainResult | EvaluateResult | Failure, Field(discriminator="stage")]
+result_adapter: TypeAdapter[PrepareResult | TrainResult | EvaluateResult | Failure] = TypeAdapter(Result)

@@ -1,0 +1,174 @@
+"""Run types: what the operator tells a training container to do.
+
+One immutable JSON file per attempt of a stage; its path is in `FINETUNE_RUN_FILE`. Every default is resolved, so the
+container decides nothing that the record does not show. Unknown fields are refused: a container that does not
+understand its orders must not guess.
+
+A run's folder (`locations.run`):
+
+    data/          train.jsonl validation.jsonl test.jsonl manifest.json (digests) quarantine.jsonl
+    checkpoints/   step-N/ ... COMPLETE (last)
+    model/         the saved model ... COMPLETE (last)
+    evaluation/    examples.jsonl (scores of each) report.json report.html
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from finetune_api.base import Digest, StrictModel, Uri
+from finetune_api.finetunejob import EvaluationMetric, Freeze, LoRA, MethodType, Source, Split
+from finetune_api.shared_fields import Artifact, ResolvedModel, Task
+
+RUN_FILE_VARIABLE = "FINETUNE_RUN_FILE"
+TERMINATION_LOG_VARIABLE = "FINETUNE_TERMINATION_LOG"
+DEFAULT_TERMINATION_LOG = "/dev/termination-log"
+
+
+class Identity(StrictModel):
+    """Whose run this is."""
+
+    namespace: str
+    job: str
+    uid: str
+    attempt: Annotated[int, Field(ge=1)]
+
+
+class Locations(StrictModel):
+    """Where things are, and what may be touched."""
+
+    run: Uri
+    """This run's folder."""
+    cache: Uri
+    """A folder shared by the runs of one artifact root, for what is keyed by digest (materialized base models)."""
+    allowed_roots: list[str]
+    """URI prefixes that may be read. Empty: everything but the container's own file system outside of mounts."""
+    mounts: dict[str, str] = Field(default_factory=dict)
+    """Claim name -> directory at which pvc://<claim>/ is mounted in this container."""
+
+
+class ModelOrder(StrictModel):
+    """The base model to use."""
+
+    uri: Uri
+    revision: str | None = None
+    task: Task
+    allowed_licences: list[str] | None = None
+    """None: any licence, an unknown one included."""
+    trust_remote_code: bool = False
+
+
+class SplitOrder(StrictModel):
+    """How to divide the examples."""
+
+    fractions: Split
+    salt: str
+    """The same for all runs that must agree on who is held out: the endpoint, or the namespace."""
+    seed: int = 0
+
+
+class PrepareRun(StrictModel):
+    """Read, check, group, split and store the data; resolve the base model."""
+
+    stage: Literal["Prepare"] = "Prepare"
+    identity: Identity
+    locations: Locations
+    model: ModelOrder
+    sources: list[Source]
+    max_bad_rows: int
+    max_truncated_fraction: float
+    max_length: int
+    split: SplitOrder
+    evaluation_dataset: Source | None = None
+    """A fixed evaluation set, which then is the test split; its near-duplicates leave the training split."""
+
+
+class Optimisation(StrictModel):
+    """Every knob of the optimiser, resolved. Units as in FineTuneJob.spec.training."""
+
+    epochs: float | None
+    max_steps: int | None
+    learning_rate: float
+    scheduler: Literal["Constant", "Linear", "Cosine"]
+    warmup_fraction: float
+    weight_decay: float
+    max_grad_norm: float
+    global_batch_size: int
+    micro_batch_size: int
+    max_length: int
+    packing: bool
+    precision: Literal["Auto", "FP32", "BF16"]
+    seed: int
+    early_stopping_patience: int | None
+
+
+class MethodOrder(StrictModel):
+    """How the weights are changed, resolved."""
+
+    type: MethodType
+    lora: LoRA | None = None
+    freeze: Freeze | None = None
+
+
+class CheckpointOrder(StrictModel):
+    """When to save."""
+
+    every_steps: int
+    keep: int
+    resume: Literal["Latest", "Never"]
+
+
+class TrainRun(StrictModel):
+    """Train one model on all processes of the gang."""
+
+    stage: Literal["Train"] = "Train"
+    identity: Identity
+    locations: Locations
+    model: ModelOrder
+    base: ResolvedModel
+    data_digest: Digest
+    method: MethodOrder
+    optimisation: Optimisation
+    checkpoint: CheckpointOrder
+    nodes: int
+    processes_per_node: int
+    strategy: Literal["DDP"]
+
+
+class BaselineOrder(StrictModel):
+    """What to compare with: a version's artifact, or the base model where `artifact` is None."""
+
+    name: str
+    uid: str | None = None
+    artifact: Artifact | None = None
+    base: ResolvedModel
+    """The base of the baseline's own artifact."""
+    data_manifest: Uri | None = None
+    """The manifest of the data that the baseline was trained on: none of it may be among the held-out examples."""
+    labels: list[str] | None = None
+
+
+class EvaluateRun(StrictModel):
+    """Score candidate and baseline on the same held-out examples and compare."""
+
+    stage: Literal["Evaluate"] = "Evaluate"
+    identity: Identity
+    locations: Locations
+    model: ModelOrder
+    base: ResolvedModel
+    candidate: Artifact
+    labels: list[str] | None = None
+    data_digest: Digest
+    baseline: BaselineOrder
+    metrics: list[EvaluationMetric]
+    max_length: int
+    max_new_tokens: int
+    batch_size: int
+    precision: Literal["Auto", "FP32", "BF16"]
+    seed: int
+
+
+Run = Annotated[PrepareRun | TrainRun | EvaluateRun, Field(discriminator="stage")]
+run_adapter: TypeAdapter[PrepareRun | TrainRun | EvaluateRun] = TypeAdapter(Run)
