@@ -70,12 +70,8 @@ RESOURCES: tuple[Resource, ...] = (
             Column(name="Progress", path=".status.trainerStatus.progressPercentage", type="integer"),
             Column(name="Version", path=".status.modelVersion.name"),
             Column(name="Endpoint", path=".spec.endpointRef.name"),
-            Column(
-                name="Step", path=".status.trainerStatus.metrics[?(@.name=='step')].value", priority=1
-            ),
-            Column(
-                name="Loss", path=".status.trainerStatus.metrics[?(@.name=='loss')].value", priority=1
-            ),
+            Column(name="Step", path=".status.trainerStatus.metrics[?(@.name=='step')].value", priority=1),
+            Column(name="Loss", path=".status.trainerStatus.metrics[?(@.name=='loss')].value", priority=1),
             Column(name="ETA", path=".status.trainerStatus.estimatedRemainingSeconds", type="integer", priority=1),
             Column(name="Message", path=".status.message", priority=1),
             AGE,

@@ -20,9 +20,9 @@ from finetune_api.base import (
     VersionReference,
 )
 from finetune_api.shared_fields import (
-    Labels,
     MetricName,
     MetricResult,
+    OpenObject,
     PodOverlay,
     Resources,
     Task,
@@ -174,7 +174,9 @@ class LoRA(ApiModel):
     """Scale of the update: alpha / rank. Default 2 x rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Default 0."""
-    target_modules: Annotated[list[Annotated[str, Field(min_length=1, max_length=253)]], Field(min_length=1, max_length=64)] | None = None
+    target_modules: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=253)]], Field(min_length=1, max_length=64)] | None
+    ) = None
     """Names of the layers that get an adapter; default [all-linear]."""
 
 
@@ -337,14 +339,17 @@ class Evaluation(ApiModel):
     Default Production."""
     dataset: EvaluationDataset | None = None
     """Default: the test split."""
-    metrics: Annotated[
-        list[EvaluationMetric],
-        Field(
-            min_length=1,
-            max_length=32,
-            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-        ),
-    ] | None = None
+    metrics: (
+        Annotated[
+            list[EvaluationMetric],
+            Field(
+                min_length=1,
+                max_length=32,
+                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+            ),
+        ]
+        | None
+    ) = None
     on_inconclusive: Literal["Hold", "Reject", "Proceed"] | None = None
     """What an undecided comparison means. Default Hold."""
     generation: Generation | None = None
@@ -374,7 +379,8 @@ def _immutable(*fields: str) -> tuple[Rule, ...]:
         return f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
 
     return tuple(
-        Rule(rule=unchanged(field), message=f"spec.{field} is immutable; create a new FineTuneJob instead") for field in fields
+        Rule(rule=unchanged(field), message=f"spec.{field} is immutable; create a new FineTuneJob instead")
+        for field in fields
     )
 
 
@@ -451,7 +457,7 @@ class StageStatus(ApiModel):
     """The batch/v1 Job of the newest attempt."""
     start_time: Time | None = None
     completion_time: Time | None = None
-    result: Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})] | None = None
+    result: OpenObject | None = None
     """What the stage reported (finetune_api.results), recorded before the next stage starts."""
 
 
@@ -527,7 +533,9 @@ class FineTuneJobStatus(ApiModel):
     message: Annotated[str, Field(max_length=32768)] | None = None
     conditions: Annotated[
         list[Condition],
-        Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+        Field(
+            max_length=32, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+        ),
     ] = Field(default_factory=list)
     """Ready, Reconciling, Stalled (kstatus); Suspended, Prepared, Trained, Evaluated, Promoted."""
     start_time: Time | None = None
@@ -537,9 +545,11 @@ class FineTuneJobStatus(ApiModel):
     attempt: Annotated[int, Field(ge=1)] | None = None
     stages: Annotated[
         list[StageStatus],
-        Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}),
+        Field(
+            max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+        ),
     ] = Field(default_factory=list)
-    plan: Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})] | None = None
+    plan: OpenObject | None = None
     """The run as resolved when it began: defaults, images, locations. An operator upgrade does not change it."""
     trainer_status: TrainerStatus | None = None
     checkpoint: CheckpointStatus | None = None
@@ -573,4 +583,4 @@ class FineTuneJob(ApiModel):
         return cls.model_validate(obj)
 
 
-__all__ = ["FineTuneJob", "FineTuneJobSpec", "FineTuneJobStatus", "Labels"]
+__all__ = ["FineTuneJob", "FineTuneJobSpec", "FineTuneJobStatus"]

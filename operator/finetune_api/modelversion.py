@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,9 +18,7 @@ from finetune_api.base import (
     Uri,
     VersionReference,
 )
-from finetune_api.shared_fields import Artifact, MetricResult, ResolvedModel, Software, Task, Verdict
-
-_OPEN = {"x-kubernetes-preserve-unknown-fields": True}
+from finetune_api.shared_fields import Artifact, MetricResult, OpenObject, ResolvedModel, Software, Task, Verdict
 
 
 class RowCounts(ApiModel):
@@ -89,9 +87,9 @@ class ModelVersionSpec(ApiModel):
     artifact: Artifact
     base: ResolvedModel
     task: Task
-    method: Annotated[dict[str, Any], Field(json_schema_extra=_OPEN)]
+    method: OpenObject
     """As trained, defaults resolved."""
-    training: Annotated[dict[str, Any], Field(json_schema_extra=_OPEN)]
+    training: OpenObject
     labels: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=4096)] | None = None
     """The classes of a classifier, in the order of its outputs."""
     data: DataRecord
@@ -109,7 +107,9 @@ class ModelVersionStatus(ApiModel):
     observed_generation: int | None = None
     conditions: Annotated[
         list[Condition],
-        Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+        Field(
+            max_length=32, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
+        ),
     ] = Field(default_factory=list)
 
 

@@ -58,7 +58,7 @@ class PrepareResult(ApiModel):
     summary: DataSummary
     sources: list[DataSource] = Field(default_factory=list)
     labels: list[str] | None = None
-    """Classes in the order of the classifier's outputs; left out (and in the manifest) when too long for the message."""
+    """Classes in the order of the classifier's outputs; where too long for the message, in the manifest only."""
     base: ResolvedModel
     reused: bool = False
     """An earlier attempt's output was complete for the same input and was taken."""
@@ -102,7 +102,7 @@ class Failure(ApiModel):
 
     stage: Literal["Failure"] = "Failure"
     reason: Annotated[str, Field(max_length=64)]
-    """CamelCase, for a condition: e.g. TooManyBadRows, InputNotFound, OutOfMemory, StoppedAfterCheckpoint, LossNotFinite."""
+    """CamelCase, for a condition: TooManyBadRows, InputNotFound, StoppedAfterCheckpoint, LossNotFinite, ..."""
     message: Annotated[str, Field(max_length=3000)]
     checkpoint_step: int | None = None
     """Where the next attempt goes on."""

@@ -13,6 +13,8 @@ Verdict = Literal["Pass", "Fail", "Inconclusive"]
 MetricName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z][a-z0-9_]*$")]
 
 Labels = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
+OpenObject = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+"""An object that the schema does not look into."""
 Quantities = Annotated[dict[str, Annotated[str | int, Field()]], Field(max_length=16)]
 
 
@@ -38,7 +40,7 @@ class PodOverlaySpec(ApiModel):
 
     node_selector: Labels | None = None
     tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = None
-    affinity: Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})] | None = None
+    affinity: OpenObject | None = None
     image_pull_secrets: Annotated[list[ObjectReference], Field(max_length=8)] | None = None
     runtime_class_name: Name | None = None
     priority_class_name: Name | None = None
