@@ -34,7 +34,7 @@ class ApiModel(BaseModel):
         protected_namespaces=(),
     )
 
-    rules: ClassVar[tuple[Rule, ...]] = ()
+    cel_rules: ClassVar[tuple[Rule, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary in wire names, unset optional fields left out."""

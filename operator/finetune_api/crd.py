@@ -213,8 +213,8 @@ def _structural(
         result["items"] = _structural(node["items"], definitions, models)
     if "description" in result:
         result["description"] = " ".join(str(result["description"]).split())
-    if model is not None and model.rules:
-        result["x-kubernetes-validations"] = [_validation(rule) for rule in model.rules]
+    if model is not None and model.cel_rules:
+        result["x-kubernetes-validations"] = [_validation(rule) for rule in model.cel_rules]
     return result
 
 

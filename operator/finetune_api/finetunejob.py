@@ -77,7 +77,7 @@ class Artifacts(ApiModel):
     policy: Literal["Retain", "Delete"] | None = None
     """What happens to the artifacts when their ModelVersion is pruned. Default Retain."""
 
-    rules = (not_supported("has(self.policy) && self.policy == 'Delete'", "artifacts.policy Delete"),)
+    cel_rules = (not_supported("has(self.policy) && self.policy == 'Delete'", "artifacts.policy Delete"),)
 
 
 class Licence(ApiModel):
@@ -99,7 +99,7 @@ class Model(ApiModel):
     """Refuse a base model whose licence is not listed, or is unknown."""
     secret_ref: SecretReference | None = None
 
-    rules = (
+    cel_rules = (
         Rule(
             rule="!has(self.revision) || self.uri.startsWith('hf://')",
             message="model.revision applies to hf:// models only; remove it or use an hf:// uri",
@@ -133,7 +133,7 @@ class Split(ApiModel):
     by: Annotated[str, Field(min_length=1, max_length=63)] | None = None
     """The field whose values keep their proportions, for Stratified. Default `label`."""
 
-    rules = (
+    cel_rules = (
         Rule(
             rule="self.train + self.validation + self.test > 0.999 && self.train + self.validation + self.test < 1.001",
             message="split.train, split.validation and split.test must add up to 1",
@@ -197,7 +197,7 @@ class Method(ApiModel):
     """For type LoRA."""
     freeze: Freeze | None = None
 
-    rules = (
+    cel_rules = (
         not_supported("self.type in ['QLoRA', 'DoRA', 'IA3']", "method.type QLoRA, DoRA or IA3"),
         Rule(
             rule="(self.type == 'LoRA') == has(self.lora)",
@@ -248,7 +248,7 @@ class Training(ApiModel):
     """Default 0."""
     early_stopping: EarlyStopping | None = None
 
-    rules = (
+    cel_rules = (
         Rule(
             rule="!(has(self.epochs) && has(self.maxSteps))",
             message="set training.epochs or training.maxSteps, not both",
@@ -273,7 +273,7 @@ class Compute(ApiModel):
     """Requests and limits of each training container, GPUs not included."""
     pod_template: PodOverlay | None = None
 
-    rules = (
+    cel_rules = (
         not_supported(
             "has(self.strategy) && !(self.strategy in ['Auto', 'DDP'])",
             "compute.strategy other than Auto and DDP",
@@ -306,7 +306,7 @@ class EvaluationMetric(ApiModel):
     report: bool | None = None
     """Show, do not judge."""
 
-    rules = (
+    cel_rules = (
         Rule(
             rule="(has(self.report) && self.report) != (has(self.maxRegression) || has(self.minImprovement) || has(self.thresholdRange))",
             message="a metric is judged (maxRegression, minImprovement or thresholdRange) or reported (report: true), exactly one of the two",
@@ -355,7 +355,7 @@ class Evaluation(ApiModel):
     generation: Generation | None = None
     """Default 64 new tokens."""
 
-    rules = (
+    cel_rules = (
         Rule(
             rule="!has(self.metrics) || self.metrics.exists(m, !(has(m.report) && m.report))",
             message="evaluation.metrics needs at least one metric that is judged",
@@ -405,7 +405,7 @@ class FineTuneJobSpec(ApiModel):
     endpoint_ref: ObjectReference | None = None
     """The ModelEndpoint that serves the proven version. Without it the run ends with its ModelVersion."""
 
-    rules = (
+    cel_rules = (
         *_immutable(
             "artifacts",
             "model",

@@ -98,7 +98,7 @@ class ModelVersionSpec(ApiModel):
     lineage: Lineage
     software: Software | None = None
 
-    rules = (Rule(rule="self == oldSelf", message="a ModelVersion is immutable; a new run makes a new version"),)
+    cel_rules = (Rule(rule="self == oldSelf", message="a ModelVersion is immutable; a new run makes a new version"),)
 
 
 class ModelVersionStatus(ApiModel):

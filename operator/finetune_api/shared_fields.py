@@ -68,7 +68,7 @@ class ThresholdRange(ApiModel):
     min: float | None = None
     max: float | None = None
 
-    rules = (
+    cel_rules = (
         Rule(
             rule="has(self.min) || has(self.max)",
             message="thresholdRange needs min, max or both",

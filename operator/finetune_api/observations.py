@@ -1,0 +1,90 @@
+"""Observations: what a gateway tells the operator, `POST /v1/observations` at the door.
+
+All counts are cumulative since the gateway's start (`boot_id`), so a lost report loses nothing and a repeated one
+counts once. They are kept per epoch: the operator subtracts nothing but what it has already taken of the same boot.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class ArmCounts(ApiModel):
+    """Client requests answered by one variant under one rule in one epoch. Users beyond their weight cap not counted."""
+
+    epoch: int
+    rule: str
+    variant: str
+    requests: Count = 0
+    errors: Count = 0
+    """Connect errors, 5xx, timeouts, broken streams; requests that are overdue now count here already."""
+    slow: Count = 0
+    """Over the latency limit; requests in flight past it count here already."""
+    bad: Count = 0
+    """Bad answers: empty, refused, repeated, broken JSON, negative feedback. Each request at most once."""
+    positive: Count = 0
+    negative: Count = 0
+    capped: Count = 0
+    """Served but not counted, because their user had been counted often enough."""
+    latency_sum_seconds: float = 0.0
+
+
+class PairCounts(ApiModel):
+    """The same prompt answered by candidate and stable: a two by two table of bad answers per metric."""
+
+    epoch: int
+    source: Literal["Shadow", "Probe"]
+    candidate: str
+    stable: str
+    metric: Literal["error_rate", "latency_seconds", "quality"]
+    pairs: Count = 0
+    candidate_only: Count = 0
+    """Bad with the candidate, good with stable."""
+    stable_only: Count = 0
+    both: Count = 0
+
+
+class ShadowCounts(ApiModel):
+    """How the shadow itself fares. Reported, not judged."""
+
+    epoch: int
+    sampled: Count = 0
+    completed: Count = 0
+    dropped: Count = 0
+    agreed: Count = 0
+    """Answers equal after normalisation."""
+    similarity_sum: float = 0.0
+    """Sum over pairs of the token-level F1 of the two answers."""
+
+
+class BreakerTrip(ApiModel):
+    """A gateway left a variant by itself."""
+
+    epoch: int
+    rule: str
+    variant: str
+    reason: Annotated[str, Field(max_length=512)]
+    at: float
+    """Unix seconds by the gateway's clock."""
+
+
+class Observations(ApiModel):
+    """The body of a report."""
+
+    endpoint: str
+    gateway: str
+    """The gateway pod's name."""
+    boot_id: str
+    acknowledged_epoch: int
+    draining: dict[str, int] = Field(default_factory=dict)
+    """Variant UID -> requests still in flight to it."""
+    arms: list[ArmCounts] = Field(default_factory=list)
+    pairs: list[PairCounts] = Field(default_factory=list)
+    shadow: list[ShadowCounts] = Field(default_factory=list)
+    breakers: list[BreakerTrip] = Field(default_factory=list)
