@@ -1,0 +1,134 @@
+"""The Cluster port on a real apiserver."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from finetune_operator.kube.api import APPLY_PATCH, Api
+from finetune_operator.kube.kinds import PLACES, place_of
+from finetune_operator.ports import FIELD_MANAGER, Kind, Manifest, NotFoundError
+
+log = logging.getLogger(__name__)
+
+_MAXIMUM_NOTE_CHARACTERS = 1024
+
+
+class KubernetesCluster:
+    """Live reads and guarded writes (ports.Cluster).
+
+    `namespaces` are those that the operator watches; empty: all. `reporter` names this process in Events.
+    """
+
+    def __init__(self, *, api: Api, namespaces: tuple[str, ...] = (), reporter: str = FIELD_MANAGER) -> None:
+        self._api = api
+        self._namespaces = namespaces
+        self._reporter = reporter
+
+    async def get(self, *, kind: Kind, namespace: str, name: str) -> Manifest | None:
+        """The object, or None where there is none."""
+        try:
+            return await self._api.request(method="GET", path=PLACES[kind].item(namespace=namespace, name=name))
+        except NotFoundError:
+            return None
+
+    async def list(
+        self, *, kind: Kind, namespace: str | None, labels: Mapping[str, str] | None = None
+    ) -> list[Manifest]:
+        """Objects with these labels, sorted by namespace and name."""
+        place = PLACES[kind]
+        selector = ",".join(f"{key}={value}" for key, value in (labels or {}).items())
+        query = [("labelSelector", selector)] if selector else []
+        scopes: tuple[str | None, ...] = (namespace,) if namespace else (self._namespaces or (None,))
+        found: list[Manifest] = []
+        for scope in scopes:
+            async for item in self._api.pages(path=place.collection(namespace=scope), query=query):
+                # Items of a list come without their type.
+                found.append({"apiVersion": place.api_version, "kind": kind, **item})
+        return sorted(found, key=lambda item: (item["metadata"]["namespace"], item["metadata"]["name"]))
+
+    async def create(self, *, manifest: Manifest) -> Manifest:
+        """Create-only."""
+        return await self._api.request(
+            method="POST",
+            path=place_of(manifest=manifest).collection(namespace=manifest["metadata"]["namespace"]),
+            query=[("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict")],
+            body=manifest,
+        )
+
+    async def apply(self, *, manifest: Manifest) -> Manifest:
+        """Server-side apply, forced: what we own, we own."""
+        metadata = manifest["metadata"]
+        return await self._api.request(
+            method="PATCH",
+            path=place_of(manifest=manifest).item(namespace=metadata["namespace"], name=metadata["name"]),
+            query=[("fieldManager", FIELD_MANAGER), ("force", "true"), ("fieldValidation", "Strict")],
+            body=manifest,
+            content_type=APPLY_PATCH,
+        )
+
+    async def delete(self, *, kind: Kind, namespace: str, name: str, uid: str) -> None:
+        """Delete this very object, its dependants in the background."""
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": {"uid": uid},
+            "propagationPolicy": "Background",
+        }
+        try:
+            await self._api.request(
+                method="DELETE", path=PLACES[kind].item(namespace=namespace, name=name), body=options
+            )
+        except NotFoundError:
+            return
+
+    async def replace_status(self, *, manifest: Manifest) -> Manifest:
+        """Write the status as a whole, unless the object has changed since it was read."""
+        metadata = manifest["metadata"]
+        return await self._api.request(
+            method="PUT",
+            path=place_of(manifest=manifest).item(namespace=metadata["namespace"], name=metadata["name"]) + "/status",
+            query=[("fieldManager", FIELD_MANAGER)],
+            body=manifest,
+        )
+
+    async def record_event(
+        self, *, regarding: Manifest, type: Literal["Normal", "Warning"], reason: str, message: str
+    ) -> None:
+        """Publish an Event. Losing one loses nothing but the Event."""
+        try:
+            await self._api.request(
+                method="POST",
+                path=PLACES["Event"].collection(namespace=regarding["metadata"]["namespace"]),
+                body=self._event(regarding=regarding, type=type, reason=reason, message=message),
+            )
+        except Exception as error:
+            log.warning("Event %s about %s was lost: %s", reason, regarding["metadata"]["name"], error)
+
+    def _event(self, *, regarding: Manifest, type: str, reason: str, message: str) -> Manifest:
+        metadata: dict[str, Any] = regarding["metadata"]
+        # Event names share the 253 characters with the object's name.
+        name = f"{metadata['name'][:200]}.{uuid.uuid4().hex[:16]}"
+        return {
+            "apiVersion": PLACES["Event"].api_version,
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": metadata["namespace"]},
+            "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "reportingController": f"finetune.dev/{FIELD_MANAGER}",
+            "reportingInstance": self._reporter[:128],
+            "action": "Reconcile",
+            "type": type,
+            "reason": reason[:128],
+            "note": message[:_MAXIMUM_NOTE_CHARACTERS],
+            "regarding": {
+                "apiVersion": regarding["apiVersion"],
+                "kind": regarding["kind"],
+                "namespace": metadata["namespace"],
+                "name": metadata["name"],
+                "uid": metadata.get("uid", ""),
+                "resourceVersion": metadata.get("resourceVersion", ""),
+            },
+        }
