@@ -77,6 +77,11 @@ def sum_by_group(*, counts: FloatArray, groups: IntArray) -> FloatArray:
     return np.add.reduceat(counts[order], starts, axis=0)
 
 
+def summed(*, values: FloatArray, groups: IntArray) -> FloatArray:
+    """Sum `values`, shape (examples,), over groups 0..G-1: shape (G,)."""
+    return np.asarray(np.bincount(groups, weights=values), dtype=np.float64)
+
+
 def resample(*, group_counts: FloatArray, seed: int, resamples: int = RESAMPLES) -> Resampling:
     """Draw groups with replacement, `resamples` times, and sum their counts, shape (groups, columns)."""
     rng = np.random.default_rng(seed)

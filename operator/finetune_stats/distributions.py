@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special  # type: ignore[import-untyped]
+from scipy import special
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -37,3 +37,8 @@ def t_cdf(x: float, *, degrees_of_freedom: float) -> float:
 def t_quantile(probability: float, *, degrees_of_freedom: float) -> float:
     """The x with P(T <= x) = probability of Student's t."""
     return float(special.stdtrit(degrees_of_freedom, probability))
+
+
+def chi_square_quantile(probability: float, *, degrees_of_freedom: float) -> float:
+    """The x with P(X <= x) = probability of a chi-square variable."""
+    return float(special.chdtri(degrees_of_freedom, 1 - probability))

@@ -2,7 +2,7 @@
 
 Sources: E. Miller, "Adding error bars to evals" (2024) for pairing and clustering; R. M. Bell and D. F. McCaffrey,
 "Bias reduction in standard errors for linear regression with multi-stage samples", Survey Methodology 28 (2002)
-169-181, for the variance (CR2) and its degrees of freedom, in closed form here because the only regressor is a constant.
+169-181, for the variance (CR2) and its degrees of freedom, in closed form here as a mean has one regressor, a constant.
 """
 
 from __future__ import annotations

@@ -1,0 +1,93 @@
+"""Corpus metrics from counts against sacrebleu and scikit-learn on the same examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import sacrebleu
+from sklearn import metrics
+
+from finetune_stats import corpus
+
+PAIRS = [
+    ("the cat sat on the mat", "the cat sat on the mat"),
+    ("a dog barked at the tall man", "the dog barked at a very tall man"),
+    ("nothing in common here", "completely different words appear instead"),
+    ("short", "short answer"),
+    ("it rains and it rains and it rains", "it rains and it snows and it rains again"),
+]
+
+
+def bleu_counts(hypothesis: str, reference: str) -> list[int]:
+    h, r = hypothesis.split(), reference.split()
+    matches, totals = [], []
+    for order in range(1, 5):
+        mine = Counter(tuple(h[i : i + order]) for i in range(len(h) - order + 1))
+        theirs = Counter(tuple(r[i : i + order]) for i in range(len(r) - order + 1))
+        matches.append(sum((mine & theirs).values()))
+        totals.append(sum(mine.values()))
+    return [*matches, *totals, len(h), len(r)]
+
+
+@pytest.mark.parametrize(
+    "chosen", [[0], [1], [2], [3], [0, 1], [1, 2, 3], [1, 4], [2, 3], [0, 1, 2, 3, 4], [1, 1, 4, 3]]
+)
+def test_bleu_equals_sacrebleu(chosen: list[int]) -> None:
+    pairs = [PAIRS[i] for i in chosen]
+    sums = np.array([bleu_counts(h, r) for h, r in pairs], dtype=np.float64).sum(axis=0)
+    reference = sacrebleu.corpus_bleu([h for h, _ in pairs], [[r for _, r in pairs]], tokenize="none")
+    assert float(corpus.bleu(sums)) == pytest.approx(reference.score, abs=1e-9)
+
+
+def test_bleu_of_a_stack_of_samples_is_the_stack_of_bleus() -> None:
+    counts = np.array([bleu_counts(h, r) for h, r in PAIRS], dtype=np.float64)
+    assert corpus.bleu(counts).tolist() == [float(corpus.bleu(row)) for row in counts]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (corpus.macro_f1, lambda g, p: metrics.f1_score(g, p, average="macro", zero_division=0)),
+        (corpus.macro_precision, lambda g, p: metrics.precision_score(g, p, average="macro", zero_division=0)),
+        (corpus.macro_recall, lambda g, p: metrics.recall_score(g, p, average="macro", zero_division=0)),
+        (corpus.micro_f1, lambda g, p: metrics.f1_score(g, p, average="micro", zero_division=0)),
+        (corpus.micro_precision, lambda g, p: metrics.precision_score(g, p, average="micro", zero_division=0)),
+        (corpus.micro_recall, lambda g, p: metrics.recall_score(g, p, average="micro", zero_division=0)),
+    ],
+)
+def test_label_metrics_equal_scikit_learn(seed: int, ours, theirs) -> None:  # noqa: ANN001
+    rng = np.random.default_rng(seed)
+    gold = rng.integers(0, 9, 25)  # small: some labels are absent
+    predicted = np.where(rng.random(25) < 0.6, gold, rng.integers(0, 12, 25))
+    counts = corpus.label_counts(gold=gold, predicted=predicted, labels=12)
+    assert float(ours(counts.sum(axis=0))) == pytest.approx(theirs(gold, predicted))
+
+
+def test_binary_metric_of_the_positive_label() -> None:
+    gold = np.array([0, 0, 0, -1, -1, -1])
+    predicted = np.array([0, -1, 0, 0, -1, -1])
+    sums = corpus.label_counts(gold=gold, predicted=predicted, labels=1).sum(axis=0)
+    expected = metrics.f1_score(gold == 0, predicted == 0)
+    assert float(corpus.micro_f1(sums)) == pytest.approx(expected)
+    assert float(corpus.macro_f1(sums)) == pytest.approx(expected)
+
+
+def test_an_answer_that_is_no_label_costs_recall_only() -> None:
+    sums = corpus.label_counts(gold=np.array([0, 1]), predicted=np.array([0, -1]), labels=2).sum(axis=0)
+    assert float(corpus.micro_precision(sums)) == 1
+    assert float(corpus.micro_recall(sums)) == 0.5
+
+
+def test_perplexity_weighs_by_tokens_and_survives_divergence() -> None:
+    sums = np.array([[2.0, 10], [30.0, 20]]).sum(axis=0)
+    assert float(corpus.perplexity(sums)) == pytest.approx(np.exp(32 / 30))
+    assert np.isfinite(corpus.perplexity(np.array([1e9, 3.0])))
+
+
+@pytest.mark.parametrize(("gold", "predicted"), [([0, 3], [0, 1]), ([0, 1], [0, -2])])
+def test_unknown_labels_are_refused(gold: list[int], predicted: list[int]) -> None:
+    with pytest.raises(ValueError, match="label numbers"):
+        corpus.label_counts(gold=np.array(gold), predicted=np.array(predicted), labels=3)
