@@ -1,0 +1,142 @@
+"""The door: the one HTTPS address at which our own pods talk to the operator.
+
+    POST /v1/progress/{namespace}/{job}     a training pod reports (Kubeflow Trainer's progress protocol, KEP-2779)
+
+Answers: 200 taken; 400 not a report; 401 no proof of which pod calls; 403 another job's pod; 404 no such path; 408 too
+slow; 413 over 64 KiB; 429 too often (Retry-After); 503 the apiserver cannot vouch for the caller now (Retry-After).
+The body is JSON: `{}` or `{"error": "..."}`. Whoever loses a report loses nothing: the next one holds it all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from finetune_api.progress import ProgressReport
+from finetune_operator.kube.gatekeeper import ForbiddenError, Gatekeeper, PodIdentity, UnauthenticatedError
+from finetune_operator.kube.progress import ProgressInbox
+from finetune_operator.kube.rate_limit import RateLimit
+from finetune_operator.ports import Key, UnavailableError
+
+log = logging.getLogger(__name__)
+
+MAXIMUM_BODY_BYTES = 64 * 1024
+READ_SECONDS = 10.0
+PROGRESS_ROUTE = "/v1/progress/{namespace}/{job}"
+_GATEKEEPER = web.AppKey("gatekeeper", Gatekeeper)
+_INBOX = web.AppKey("inbox", ProgressInbox)
+_REFUSAL_LIMIT = web.AppKey("refusal_limit", RateLimit)
+_POD_LIMIT = web.AppKey("pod_limit", RateLimit)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def progress_path(*, namespace: str, job: str) -> str:
+    """Where the pods of a job report."""
+    return PROGRESS_ROUTE.format(namespace=namespace, job=job)
+
+
+def door_application(*, gatekeeper: Gatekeeper, inbox: ProgressInbox) -> web.Application:
+    """The door's routes.
+
+    A pod may call ten times as often as the protocol's five-second interval needs. An address that keeps showing bad
+    tokens is refused without asking the apiserver about them.
+    """
+    application = web.Application(client_max_size=MAXIMUM_BODY_BYTES, middlewares=[_answer_in_json])
+    application[_GATEKEEPER] = gatekeeper
+    application[_INBOX] = inbox
+    application[_REFUSAL_LIMIT] = RateLimit(per_second=1.0, burst=20)
+    application[_POD_LIMIT] = RateLimit(per_second=2.0, burst=20)
+    application.router.add_post(PROGRESS_ROUTE, _progress)
+    return application
+
+
+@asynccontextmanager
+async def serving(
+    *, application: web.Application, host: str, port: int, tls: ssl.SSLContext | None
+) -> AsyncIterator[int]:
+    """Serve while the context is open; gives the port, which differs from `port` where that is 0."""
+    runner = web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=30, shutdown_timeout=2)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, ssl_context=tls, backlog=512)
+        await site.start()
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+async def _progress(request: web.Request) -> web.Response:
+    namespace, job = request.match_info["namespace"], request.match_info["job"]
+    pod = await _caller(request)
+    _check(wait_seconds=request.app[_POD_LIMIT].take(caller=pod.uid))
+    uid = await request.app[_GATEKEEPER].authorise(pod=pod, namespace=namespace, job=job)
+    async with asyncio.timeout(READ_SECONDS):
+        body = await request.read()
+    report = ProgressReport.model_validate_json(body)
+    key = Key(kind="FineTuneJob", namespace=namespace, name=job)
+    request.app[_INBOX].report(key=key, uid=uid, status=report.trainer_status)
+    return web.json_response({})
+
+
+async def _caller(request: web.Request) -> PodIdentity:
+    """The pod that calls. Raises UnauthenticatedError."""
+    address = request.remote or ""
+    refusals = request.app[_REFUSAL_LIMIT]
+    _check(wait_seconds=refusals.wait_seconds(caller=address))
+    try:
+        return await request.app[_GATEKEEPER].identify(token=_bearer_token(request))
+    except UnauthenticatedError:
+        refusals.take(caller=address)
+        raise
+
+
+def _bearer_token(request: web.Request) -> str:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise UnauthenticatedError("the Authorization header holds no bearer token")
+    return token
+
+
+def _check(*, wait_seconds: float) -> None:
+    if wait_seconds > 0:
+        message = "too many calls; one report every 5 s is enough"
+        raise web.HTTPTooManyRequests(text=message, headers=_retry_after(wait_seconds))
+
+
+@web.middleware
+async def _answer_in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every refusal as JSON with its status; nothing of what the caller sent is echoed or logged."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        headers = {name: error.headers[name] for name in ("Retry-After", "Allow") if name in error.headers}
+        return _refusal(status=error.status, message=error.text or error.reason, headers=headers)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        return _refusal(status=400, message=f"not a progress report: {where}: {first['msg']}")
+    except UnauthenticatedError as error:
+        return _refusal(status=401, message=str(error), headers={"WWW-Authenticate": "Bearer"})
+    except ForbiddenError as error:
+        return _refusal(status=403, message=str(error))
+    except TimeoutError:
+        return _refusal(status=408, message=f"the body did not arrive within {READ_SECONDS:.0f} s")
+    except UnavailableError as error:
+        log.warning("cannot check who reports: %s", error)
+        message = "the apiserver does not answer; send the next report"
+        return _refusal(status=503, message=message, headers=_retry_after(5))
+
+
+def _refusal(*, status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
+    return web.json_response({"error": message}, status=status, headers=headers)
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(math.ceil(seconds))}
