@@ -58,7 +58,7 @@ def test_bleu_of_a_stack_of_samples_is_the_stack_of_bleus() -> None:
         (corpus.micro_recall, lambda g, p: metrics.recall_score(g, p, average="micro", zero_division=0)),
     ],
 )
-def test_label_metrics_equal_scikit_learn(seed: int, ours, theirs) -> None:  # noqa: ANN001
+def test_label_metrics_equal_scikit_learn(seed: int, ours, theirs) -> None:
     rng = np.random.default_rng(seed)
     gold = rng.integers(0, 9, 25)  # small: some labels are absent
     predicted = np.where(rng.random(25) < 0.6, gold, rng.integers(0, 12, 25))

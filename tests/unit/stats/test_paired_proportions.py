@@ -45,7 +45,7 @@ def test_published_intervals(table: PairedCounts, alpha: float, published: tuple
 
 
 def inverted_by_brute_force(table: PairedCounts, alpha: float) -> tuple[float, float]:
-    """The score test from its definition: restricted likelihood maximised numerically, then inverted by root finding."""
+    """The score test from its definition: restricted likelihood maximised numerically, inverted by root finding."""
     z = stats.norm.ppf(1 - alpha)
 
     def statistic(delta: float) -> float:
