@@ -1,0 +1,1 @@
+"""What runs inside the training containers, one stage per process: prepare, train, evaluate."""

@@ -1,0 +1,147 @@
+"""The snapshot's examples, as train and evaluate read them.
+
+    data/train.jsonl, validation.jsonl, test.jsonl, one JSON object per line, keys sorted:
+    {"group": "sha256hex", "id": "sha256hex", "messages": [{"content": "...", "role": "user"}, ...], "source": "faq"}
+    {"group": ..., "id": ..., "source": ..., "text": "..."}
+    {"group": ..., "id": ..., "label": "billing", "source": ..., "text": "..."}
+
+A chat's last message is the assistant's answer. `id` is the digest of the content alone: equal for equal content.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from finetune_trainer.errors import bad_data
+from finetune_trainer.locations import join
+from finetune_trainer.storage import Storage
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+MANIFEST = "manifest.json"
+QUARANTINE = "quarantine.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+    def to_dict(self) -> dict[str, str]:
+        """As chat templates want it."""
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One example: a chat (`messages`), a text, or a text with its label."""
+
+    id: str
+    """sha256 (hex) of the content."""
+    group: str
+    """The near-duplicate group: examples of one group are not independent, and never in two splits."""
+    source: str
+    messages: tuple[Message, ...] | None = None
+    text: str | None = None
+    label: str | None = None
+
+    def to_json(self) -> str:
+        """The example's line in the snapshot, without the newline."""
+        document: dict[str, Any] = {"group": self.group, "id": self.id, "source": self.source}
+        if self.messages is not None:
+            document["messages"] = [message.to_dict() for message in self.messages]
+        if self.text is not None:
+            document["text"] = self.text
+        if self.label is not None:
+            document["label"] = self.label
+        return json.dumps(document, ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, line: str) -> Example:
+        """Read a line of the snapshot."""
+        document = json.loads(line)
+        messages = document.get("messages")
+        return cls(
+            id=document["id"],
+            group=document["group"],
+            source=document["source"],
+            messages=None if messages is None else tuple(Message(**message) for message in messages),
+            text=document.get("text"),
+            label=document.get("label"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """data/manifest.json: what the snapshot holds."""
+
+    digest: str
+    """Equal for equal content, whatever the files were called and however their keys were ordered."""
+    splits: dict[SplitName, tuple[str, ...]]
+    """The examples' ids (sha256 hex) by split, in the order of the file, repetitions by weight included."""
+    labels: tuple[str, ...] | None
+    """The classes, in the order of the classifier's outputs."""
+    statistics: dict[str, Any]
+
+    def to_json(self) -> str:
+        """The file's text."""
+        document = {
+            "digest": self.digest,
+            "splits": {name: list(ids) for name, ids in self.splits.items()},
+            "labels": None if self.labels is None else list(self.labels),
+            "statistics": self.statistics,
+        }
+        return json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read the file's text."""
+        document = json.loads(text)
+        return cls(
+            digest=document["digest"],
+            splits={name: tuple(document["splits"][name]) for name in SPLITS},
+            labels=None if document["labels"] is None else tuple(document["labels"]),
+            statistics=document["statistics"],
+        )
+
+
+def data_folder(run: str) -> str:
+    """The URI of a run's snapshot."""
+    return join(run, "data")
+
+
+def read_split(storage: Storage, *, data: str, split: SplitName) -> list[Example]:
+    """The examples of a split, in the order of training. `data` is the snapshot's folder (`data_folder(run)`).
+
+    Raises StageError: 66 where there is no such file, 65 where a line is no example.
+    """
+    uri = join(data, f"{split}.jsonl")
+    examples = []
+    with storage.open(uri) as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                examples.append(Example.from_json(line.decode()))
+            except (ValueError, KeyError, TypeError) as error:
+                raise bad_data(
+                    "BadSnapshot",
+                    f"{uri} line {number} is not an example of a snapshot: {error!r}; prepare the data again",
+                ) from error
+    return examples
+
+
+def read_manifest(storage: Storage, *, uri: str) -> Manifest:
+    """A snapshot's manifest: of `data_folder(run)`, or the one that another version's record names."""
+    try:
+        return Manifest.from_json(storage.read_text(uri))
+    except (ValueError, KeyError, TypeError) as error:
+        raise bad_data("BadSnapshot", f"{uri} is not a data manifest: {error!r}") from error
+
+
+def write_examples(examples: Iterable[Example]) -> str:
+    """The text of a split's file."""
+    return "".join(example.to_json() + "\n" for example in examples)

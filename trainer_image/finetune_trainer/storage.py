@@ -1,0 +1,468 @@
+"""Reading and writing by URI, confined to what the run may touch; finished folders are told from torn ones.
+
+One `Storage` per process, made from the run's locations. Local URIs (file://, pvc://) are handled as paths: atomic
+renames, fsync, real-path confinement. s3:// and gs:// go through fsspec, configured by the environment
+(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...; GOOGLE_APPLICATION_CREDENTIALS). `hf://datasets/...` is read only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+
+from finetune_api.results import ExitCode
+from finetune_api.run import Locations
+from finetune_trainer import complete
+from finetune_trainer.complete import Complete, FileDigest
+from finetune_trainer.errors import StageError, from_write_failure, not_found
+from finetune_trainer.locations import Confinement, Location, join
+
+log = logging.getLogger(__name__)
+
+_STAGING = ".staging-"
+# Staging folders in the shared cache belong to whoever makes them; after this long nobody does.
+_ABANDONED_SECONDS = 24 * 3600
+
+
+class _Torn(Exception):
+    """Why a folder does not count as finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """A file of a folder."""
+
+    path: str
+    """Relative to the folder, with `/`."""
+    size: int
+
+
+class Storage:
+    """All reads and writes of a stage go through here.
+
+    Every method raises StageError: exit 66 for what is not there, 73 for what cannot be written, 78 for a URI that
+    may not be touched, 70 for a store that does not answer (worth another attempt).
+    """
+
+    def __init__(self, *, locations: Locations) -> None:
+        self.locations = locations
+        self._confinement = Confinement(
+            run=locations.run,
+            cache=locations.cache,
+            allowed_roots=locations.allowed_roots,
+            mounts=locations.mounts,
+        )
+        self._filesystems: dict[str, Any] = {}
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def local_path(self, uri: str) -> Path | None:
+        """The path behind a file:// or pvc:// URI, which may not exist; None for remote stores."""
+        return self._confinement.readable(uri).path
+
+    def check_readable(self, uri: str) -> None:
+        """Raise StageError (78) unless the URI may be read, hf:// included. Nothing is read."""
+        self._confinement.readable(uri)
+
+    def exists(self, uri: str) -> bool:
+        """Whether there is a file or a folder."""
+        location = self._confinement.readable(uri)
+        if location.path is not None:
+            return location.path.exists()
+        with _reading(uri):
+            return bool(self._filesystem(location).exists(location.key))
+
+    def is_folder(self, uri: str) -> bool:
+        """Whether there is a folder (on an object store: something under the prefix)."""
+        location = self._confinement.readable(uri)
+        if location.path is not None:
+            return location.path.is_dir()
+        with _reading(uri):
+            return bool(self._filesystem(location).isdir(location.key))
+
+    @contextlib.contextmanager
+    def open(self, uri: str) -> Iterator[BinaryIO]:
+        """Open a file for reading bytes."""
+        location = self._confinement.readable(uri)
+        with _reading(uri):
+            if location.path is not None:
+                if location.path.exists() and not (location.path.is_file() or location.path.is_dir()):
+                    raise not_found(f"{uri} is neither a file nor a folder")
+                stream: BinaryIO = location.path.open("rb")
+            else:
+                stream = self._filesystem(location).open(location.key, "rb")
+        with stream, _reading(uri):
+            yield stream
+
+    def read_bytes(self, uri: str) -> bytes:
+        """The whole file."""
+        with self.open(uri) as stream:
+            return stream.read()
+
+    def read_text(self, uri: str) -> str:
+        """The whole file, as UTF-8."""
+        return self.read_bytes(uri).decode()
+
+    def list_files(self, uri: str) -> list[FileEntry]:
+        """All files below a folder, sorted by path; empty where there is no folder.
+
+        Links that lead out of what may be read are refused. Staging folders of writers at work are left out.
+        """
+        location = self._confinement.readable(uri)
+        if location.path is not None:
+            found = self._list_local(uri, location.path)
+        else:
+            with _reading(uri):
+                listed = self._filesystem(location).find(location.key, detail=True, refresh=True)
+            prefix = location.key + "/"
+            found = [
+                FileEntry(path=name.removeprefix(prefix), size=int(info["size"]))
+                for name, info in listed.items()
+                if name.startswith(prefix) and info.get("type") != "directory" and not name.endswith("/")
+            ]
+        return sorted(found, key=lambda entry: entry.path)
+
+    def list_folders(self, uri: str) -> list[str]:
+        """Names of the folders directly inside a folder, sorted; empty where there is none."""
+        names = {entry.path.split("/")[0] for entry in self.list_files(uri) if "/" in entry.path}
+        return sorted(names)
+
+    def download(self, uri: str, *, into: Path) -> Path:
+        """A local copy of a file or folder, `into` (which must not exist). Local URIs are copied as well."""
+        location = self._confinement.readable(uri)
+        with _reading(uri), _writing(str(into)):
+            if not self.is_folder(uri):
+                into.parent.mkdir(parents=True, exist_ok=True)
+                self._copy_out(uri, into)
+                return into
+            into.mkdir(parents=True)
+            for entry in self.list_files(location.uri):
+                target = into / entry.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._copy_out(join(location.uri, entry.path), target)
+        return into
+
+    @contextlib.contextmanager
+    def local_copy(self, uri: str) -> Iterator[Path]:
+        """A file or folder as a local path for reading: itself where it is local, else a temporary copy."""
+        location = self._confinement.readable(uri)
+        if location.path is not None:
+            if not location.path.exists():
+                raise not_found(f"{uri} does not exist")
+            yield location.path
+            return
+        if not self.exists(uri):
+            raise not_found(f"{uri} does not exist")
+        with tempfile.TemporaryDirectory(prefix="finetune-") as scratch:
+            yield self.download(uri, into=Path(scratch, location.key.rsplit("/", 1)[-1]))
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def write_atomic(self, uri: str, content: bytes | str) -> None:
+        """Write a file: a reader sees the old content or all of the new one, also after a power cut."""
+        location = self._confinement.writable(uri)
+        data = content.encode() if isinstance(content, str) else content
+        with _writing(uri):
+            if location.path is None:
+                self._filesystem(location).pipe_file(location.key, data)
+                return
+            location.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = location.path.with_name(f".{location.path.name}.{uuid.uuid4().hex[:8]}")
+            try:
+                with temporary.open("wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                temporary.replace(location.path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            _sync_folder(location.path.parent)
+
+    def upload(self, folder: Path, *, to: str) -> None:
+        """Copy a local folder's files into a folder of the store, replacing those of the same name."""
+        location = self._confinement.writable(to)
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = file.relative_to(folder).as_posix()
+            target = join(location.uri, name)
+            with _writing(target):
+                if location.path is None:
+                    self._filesystem(location).put_file(str(file), f"{location.key}/{name}")
+                    continue
+                destination = location.path / name
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, destination)
+                _sync_file(destination)
+
+    def remove(self, uri: str) -> None:
+        """Remove a file or a folder with all that is in it; nothing happens where there is none."""
+        location = self._confinement.writable(uri)
+        with _writing(uri):
+            if location.path is None:
+                filesystem = self._filesystem(location)
+                if filesystem.exists(location.key):
+                    filesystem.rm(location.key, recursive=True)
+            elif location.path.is_dir() and not location.path.is_symlink():
+                shutil.rmtree(location.path)
+            else:
+                location.path.unlink(missing_ok=True)
+
+    # -- finished folders ---------------------------------------------------------------------------------------------
+
+    def digest_files(self, uri: str) -> tuple[FileDigest, ...]:
+        """Size and sha256 of each file of a folder but its COMPLETE, sorted by path."""
+        digests = []
+        for entry in self.list_files(uri):
+            if entry.path == complete.FILE_NAME:
+                continue
+            with self.open(join(uri, entry.path)) as stream:
+                size, sha256 = complete.stream_digest(stream)
+            digests.append(FileDigest(path=entry.path, size=size, sha256=sha256))
+        return tuple(digests)
+
+    def digest_tree(self, uri: str) -> str:
+        """Digest of a folder's content (`Artifact.digest`) without its COMPLETE. Raises StageError (66) when empty."""
+        files = self.digest_files(uri)
+        if not files:
+            raise not_found(f"{uri} is empty or does not exist")
+        return complete.tree_digest(files)
+
+    def write_complete(self, uri: str, *, input_digest: str, extra: Mapping[str, Any]) -> Complete:
+        """Mark a folder whose files are all written: sync them, then write COMPLETE."""
+        location = self._confinement.writable(uri)
+        if location.path is not None:
+            with _writing(uri):
+                _sync_tree(location.path)
+        manifest = Complete(input_digest=input_digest, files=self.digest_files(uri), extra=extra)
+        self.write_atomic(join(uri, complete.FILE_NAME), manifest.to_json())
+        return manifest
+
+    def read_complete(self, uri: str, *, verify_content: bool = True) -> Complete | None:
+        """The manifest of a finished folder; None where there is no folder, or a torn one (named in the log).
+
+        File names and sizes are always compared, sha256 digests unless `verify_content` is off.
+        """
+        try:
+            return self._verified(uri, verify_content=verify_content)
+        except _Torn as torn:
+            log.warning("%s is not complete and is ignored: %s", uri, torn)
+            return None
+
+    @contextlib.contextmanager
+    def staging_folder(self, uri: str) -> Iterator[Path]:
+        """An empty local folder in which to make the content of `uri`; give it to `publish`. Removed at the end.
+
+        For a local `uri` it lies beside the target, so that publishing is a rename.
+        """
+        location = self._confinement.writable(uri)
+        with _writing(uri):
+            if location.path is None:
+                folder = Path(tempfile.mkdtemp(prefix="finetune-"))
+            else:
+                location.path.parent.mkdir(parents=True, exist_ok=True)
+                self._remove_abandoned(location.path)
+                folder = location.path.with_name(f"{_STAGING}{location.path.name}-{uuid.uuid4().hex[:8]}")
+                folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, folder: Path, *, to: str, input_digest: str, extra: Mapping[str, Any]) -> Complete:
+        """Make a staging folder's content the folder `to`, all at once, with its COMPLETE; what was there goes.
+
+        Local: COMPLETE is written inside the staging folder, which is then renamed. Remote: COMPLETE is uploaded last.
+        """
+        location = self._confinement.writable(to)
+        with _writing(to):
+            manifest = Complete(input_digest=input_digest, files=_digest_local(folder), extra=extra)
+            if location.path is None:
+                self.remove(to)
+                self.upload(folder, to=to)
+                self.write_atomic(join(to, complete.FILE_NAME), manifest.to_json())
+                return manifest
+            (folder / complete.FILE_NAME).write_text(manifest.to_json())
+            _sync_tree(folder)
+            # Another run may publish the same cache entry at this moment: equal content, so whoever is first wins.
+            for _ in range(3):
+                self.remove(to)
+                try:
+                    folder.rename(location.path)
+                    break
+                except OSError:
+                    if not location.path.exists():
+                        raise
+            else:
+                raise OSError(f"{to} is being written by another process")
+            _sync_folder(location.path.parent)
+        return manifest
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _verified(self, uri: str, *, verify_content: bool) -> Complete | None:
+        present = {entry.path: entry.size for entry in self.list_files(uri)}
+        if not present:
+            return None
+        if present.pop(complete.FILE_NAME, None) is None:
+            raise _Torn("it has no COMPLETE")
+        try:
+            manifest = Complete.from_json(self.read_text(join(uri, complete.FILE_NAME)))
+        except ValueError as error:
+            raise _Torn(f"its COMPLETE cannot be read: {error}") from error
+        expected = {file.path: file for file in manifest.files}
+        for name in sorted(expected.keys() | present.keys()):
+            if name not in present:
+                raise _Torn(f"{name} is missing")
+            if name not in expected:
+                raise _Torn(f"{name} is not in its COMPLETE")
+            if present[name] != expected[name].size:
+                raise _Torn(f"{name} has {present[name]} bytes instead of {expected[name].size}")
+        for file in self.digest_files(uri) if verify_content else ():
+            if file.sha256 != expected[file.path].sha256:
+                raise _Torn(f"{file.path} has another sha256 than in its COMPLETE")
+        return manifest
+
+    def _filesystem(self, location: Location) -> Any:
+        if location.scheme not in self._filesystems:
+            self._filesystems[location.scheme] = _FILESYSTEMS[location.scheme]()
+        return self._filesystems[location.scheme]
+
+    def _list_local(self, uri: str, folder: Path) -> list[FileEntry]:
+        found = []
+        for parent, folders, files in os.walk(folder):
+            folders[:] = [name for name in folders if not name.startswith(_STAGING)]
+            for name in folders + files:
+                path = Path(parent, name)
+                if path.is_symlink():
+                    self._confinement.readable(join(uri, path.relative_to(folder).as_posix()))
+            for name in files:
+                path = Path(parent, name)
+                if path.is_file():
+                    found.append(FileEntry(path=path.relative_to(folder).as_posix(), size=path.stat().st_size))
+        return found
+
+    def _copy_out(self, uri: str, target: Path) -> None:
+        with self.open(uri) as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+
+    def _remove_abandoned(self, target: Path) -> None:
+        """Remove staging folders that a killed writer left. In a run's folder only one attempt writes at a time."""
+        run = self._confinement.parse(self.locations.run).path
+        own = run is not None and target.is_relative_to(run)
+        for leftover in target.parent.glob(f"{_STAGING}{target.name}-*"):
+            with contextlib.suppress(OSError):
+                if own or time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
+                    log.info("removing %s, which an interrupted attempt left", leftover)
+                    shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _s3() -> Any:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return fsspec.filesystem("s3", endpoint_url=endpoint, use_listings_cache=False, skip_instance_cache=True)
+
+
+def _gs() -> Any:
+    return fsspec.filesystem("gs", use_listings_cache=False, skip_instance_cache=True)
+
+
+def _hf() -> Any:
+    return fsspec.filesystem("hf", skip_instance_cache=True)
+
+
+_FILESYSTEMS: dict[str, Callable[[], Any]] = {"s3": _s3, "gs": _gs, "hf": _hf}
+
+
+@contextlib.contextmanager
+def _reading(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise not_found(f"{uri} does not exist, or is not a file; correct the URI or put the file there") from error
+    except PermissionError as error:
+        raise not_found(
+            f"{uri} may not be read: {error}; check permissions, or the credentials in the secret that the job names",
+            reason="InputForbidden",
+        ) from error
+    except (StageError, UnicodeDecodeError, EOFError):
+        raise
+    except Exception as error:
+        if not _is_remote(uri):
+            raise
+        raise _unavailable(uri, error) from error
+
+
+@contextlib.contextmanager
+def _writing(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except StageError:
+        raise
+    except Exception as error:
+        failure = from_write_failure(uri, error)
+        if failure is not None:
+            raise failure from error
+        if isinstance(error, FileNotFoundError) and _is_remote(uri):
+            raise not_found(f"{uri}: the bucket does not exist; make it or correct artifacts.uri") from error
+        if not _is_remote(uri):
+            raise
+        raise _unavailable(uri, error) from error
+
+
+def _is_remote(uri: str) -> bool:
+    return uri.startswith(("s3://", "gs://", "hf://"))
+
+
+def _unavailable(uri: str, error: Exception) -> StageError:
+    if type(error).__name__ in ("NoCredentialsError", "DefaultCredentialsError", "RefreshError"):
+        return not_found(
+            f"{uri}: no credentials; name a secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a service"
+            " account with workload identity) in the job",
+            reason="InputForbidden",
+        )
+    return StageError(
+        reason="StorageUnavailable",
+        message=f"{uri}: {type(error).__name__}: {error}",
+        exit_code=ExitCode.INTERNAL_ERROR,
+    )
+
+
+def _digest_local(folder: Path) -> tuple[FileDigest, ...]:
+    digests = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as stream:
+            size, sha256 = complete.stream_digest(stream)
+        digests.append(FileDigest(path=path.relative_to(folder).as_posix(), size=size, sha256=sha256))
+    return tuple(digests)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync_file(path)
+        elif path.is_dir():
+            _sync_folder(path)
+    _sync_folder(folder)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
