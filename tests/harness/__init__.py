@@ -1,0 +1,1 @@
+"""Real Kubernetes environments for the tests: see README.md beside this file."""

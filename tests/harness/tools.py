@@ -1,0 +1,171 @@
+"""The Go programs that the tests run, built from source by the module files in `tests/tools`.
+
+Nothing is downloaded as a binary: `go build` fetches sources through the machine's module proxy and checks them against the committed `go.sum`.
+A build is kept in the cache under a hash of the module files, the flags and Go's version.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.harness.errors import HarnessError, MissingPrerequisite
+from tests.harness.store import ROOT, cache, digest, locked
+
+KUBERNETES_VERSION = "1.36.3"
+_BUILD_TIMEOUT_S = 3600
+_KUBERNETES_VERSION_FLAGS = " ".join(
+    f"-X k8s.io/component-base/version.{name}={value}"
+    for name, value in {
+        "gitVersion": f"v{KUBERNETES_VERSION}",
+        "gitMajor": KUBERNETES_VERSION.split(".")[0],
+        "gitMinor": KUBERNETES_VERSION.split(".")[1],
+        "gitTreeState": "clean",
+    }.items()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolModule:
+    """A folder under `tests/tools` with a go.mod, and the programs built from it."""
+
+    name: str
+    programs: dict[str, str]
+    """Program name to Go package."""
+    linker_flags: str = field(default="")
+
+    @property
+    def folder(self) -> Path:
+        return ROOT / "tests" / "tools" / self.name
+
+    @property
+    def flags(self) -> list[str]:
+        return ["-trimpath", "-buildvcs=false", "-ldflags", f"-s -w {self.linker_flags}".strip()]
+
+    def built(self, *, go_version: str | None) -> Path:
+        """The folder for its programs. Without Go, any earlier build of the same sources does."""
+        sources = [self.folder / name for name in ("go.mod", "go.sum")]
+        prefix = f"{self.name}-{digest(texts=self.flags, paths=sources)}"
+        programs = cache() / "bin"
+        if go_version is None:
+            earlier = sorted(programs.glob(f"{prefix}-*"))
+            if earlier:
+                return earlier[-1]
+        return programs / f"{prefix}-{go_version or 'none'}"
+
+
+_KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
+MODULES = (
+    ToolModule(
+        name="kubernetes",
+        programs={name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES},
+        linker_flags=_KUBERNETES_VERSION_FLAGS,
+    ),
+    ToolModule(name="etcd", programs={"etcd": "go.etcd.io/etcd/server/v3"}),
+    ToolModule(name="coredns", programs={"coredns": "github.com/coredns/coredns"}),
+    ToolModule(
+        name="helm",
+        programs={
+            "helm": "helm.sh/helm/v3/cmd/helm",
+            "kwok": "sigs.k8s.io/kwok/cmd/kwok",
+            "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform",
+        },
+    ),
+    ToolModule(name="versitygw", programs={"versitygw": "github.com/versity/versitygw/cmd/versitygw"}),
+    ToolModule(
+        name="kubeflow-trainer",
+        programs={
+            "kubeflow-trainer": "github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager",
+            "jobset": "sigs.k8s.io/jobset",
+        },
+    ),
+)
+API_PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
+"""What an apiserver-only environment needs."""
+CLUSTER_PROGRAMS = (*API_PROGRAMS, "kube-scheduler", "kubelet", "kube-proxy", "coredns")
+
+
+def program(name: str) -> Path:
+    """The program `name`, built first when the cache does not hold it (minutes for Kubernetes, printed as it goes).
+
+    Raises `MissingPrerequisite` without Go, `HarnessError` with the compiler's words when the build fails.
+    """
+    module = _module_of(name)
+    path = module.built(go_version=go_version()) / name
+    if path.exists():
+        return path
+    with locked(f"tools-{module.name}"):
+        if not path.exists():
+            _build(module, name, path)
+    return path
+
+
+def programs(names: Iterable[str]) -> dict[str, Path]:
+    """`program` of each."""
+    return {name: program(name) for name in names}
+
+
+def is_built(name: str) -> bool:
+    """Whether `program(name)` returns at once."""
+    return (_module_of(name).built(go_version=go_version()) / name).exists()
+
+
+def go_version() -> str | None:
+    """Such as `go1.26.8`; None when there is no Go."""
+    if shutil.which("go") is None:
+        return None
+    run = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True, timeout=60, check=False)
+    return run.stdout.strip() or None
+
+
+def _module_of(name: str) -> ToolModule:
+    for module in MODULES:
+        if name in module.programs:
+            return module
+    raise HarnessError(f"no tool module builds {name!r}; add it to tests/harness/tools.py")
+
+
+def _build(module: ToolModule, name: str, path: Path) -> None:
+    if go_version() is None:
+        raise MissingPrerequisite(f"Go is missing and {name} is not in the cache: install Go (golang.org/dl, or golang-go)")
+    print(f"building {name} from {module.programs[name]} (once; minutes for Kubernetes) ...", file=sys.stderr, flush=True)
+    began = time.monotonic()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{name}.{os.getpid()}")
+    run = subprocess.run(
+        ["go", "build", "-p", str(os.cpu_count() or 1), *module.flags, "-o", unfinished, module.programs[name]],
+        cwd=module.folder,
+        env={**os.environ, "CGO_ENABLED": "0", "GOWORK": "off"},
+        preexec_fn=_be_nice,
+        capture_output=True,
+        text=True,
+        timeout=_BUILD_TIMEOUT_S,
+        check=False,
+    )
+    if run.returncode != 0:
+        unfinished.unlink(missing_ok=True)
+        raise HarnessError(f"go build of {name} in {module.folder} failed:\n{_last_lines(run.stderr)}")
+    unfinished.replace(path)
+    print(f"built {name} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+
+def _be_nice() -> None:
+    os.nice(5)
+
+
+def _last_lines(text: str) -> str:
+    return "\n".join(re.sub(r"https?://\S+", "<address>", text).splitlines()[-20:])
+
+
+def stale() -> list[Path]:
+    """Builds in the cache that no module file asks for any more."""
+    wanted = {module.built(go_version=go_version()) for module in MODULES}
+    folder = cache() / "bin"
+    return sorted(set(folder.iterdir()) - wanted) if folder.exists() else []
