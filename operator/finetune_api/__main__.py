@@ -32,7 +32,9 @@ def _yaml(value: object, depth: int) -> str:
 
 
 def _key(key: str) -> str:
-    return key if key.replace("-", "").isalnum() else json.dumps(key)
+    # YAML 1.1, which kubectl reads, takes a bare `n` for false.
+    plain = key.replace("-", "").isalnum() and key.lower() not in {"y", "n", "yes", "no", "on", "off", "true", "false"}
+    return key if plain else json.dumps(key)
 
 
 if __name__ == "__main__":
