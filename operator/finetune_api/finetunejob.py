@@ -254,7 +254,7 @@ class Training(ApiModel):
             message="set training.epochs or training.maxSteps, not both",
         ),
         Rule(
-            rule="!has(self.microBatchSize) || !has(self.globalBatchSize) || self.globalBatchSize % self.microBatchSize == 0",
+            rule="!has(self.microBatchSize) || !has(self.globalBatchSize) || self.microBatchSize < 1 || self.globalBatchSize % self.microBatchSize == 0",
             message="training.globalBatchSize must be a multiple of training.microBatchSize",
         ),
     )
@@ -425,7 +425,7 @@ class FineTuneJobSpec(ApiModel):
         ),
         Rule(
             rule="!has(self.compute) || !has(self.compute.nodes) || !has(self.training) || !has(self.training.globalBatchSize)"
-            " || self.training.globalBatchSize % self.compute.nodes == 0",
+            " || self.compute.nodes < 1 || self.training.globalBatchSize % self.compute.nodes == 0",
             message="training.globalBatchSize must be a multiple of compute.nodes",
         ),
         Rule(
