@@ -1,8 +1,8 @@
 """Who may report about which job.
 
 A training pod shows a service-account token that kubelet projected into it: bound to the pod, with our audience,
-useless anywhere else. The apiserver says whether it is genuine (TokenReview) and which pod it belongs to; that pod, read live,
-must be one of the job's. Answers are remembered briefly, since a pod reports every few seconds.
+useless anywhere else. The apiserver says whether it is genuine (TokenReview) and which pod it belongs to; that pod,
+read live, must be one of the job's. Answers are remembered briefly, since a pod reports every few seconds.
 """
 
 from __future__ import annotations

@@ -1,0 +1,202 @@
+"""Turns changes in the cluster into keys (ports.WatchSource), with kopf as the source of events.
+
+Of kopf only the low-level event handlers are used: no finalizers, no annotations, no timers. A handler reads which of
+our objects is concerned and puts its key on the queue, nothing else.
+
+kopf runs in a thread with an event loop of its own. At its end it cancels every task of its loop that began after it,
+which in a shared loop would be our workers, servers and the election; and it takes over SIGTERM where it can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import kopf
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+from finetune_api import GROUP, VERSION
+from finetune_api.finetunejob import TERMINAL_PHASES
+from finetune_operator.kube.api import PAGE_SIZE, Api
+from finetune_operator.kube.kinds import PLACES
+from finetune_operator.ports import Enqueue, Key, Kind, Manifest, NotFoundError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+OWNED_LABEL = "finetune.dev/owned-by"
+"""On every child: only what carries it is watched."""
+JOB_LABEL = "finetune.dev/job"
+"""On every child of a FineTuneJob: its name."""
+CHILD_KINDS: tuple[Kind, ...] = ("Job", "Pod", "ConfigMap", "Service")
+RELIST_SECONDS = 600.0
+_RETRY_SECONDS = 2.0
+_STOP_SECONDS = 6.0
+
+
+class KopfWatchSource:
+    """Watches FineTuneJobs and their children.
+
+    `configure` loads the connection anew in kopf's own loop. `namespaces`: those watched; empty: all.
+    """
+
+    def __init__(
+        self,
+        *,
+        api: Api,
+        configure: Callable[[], Awaitable[Configuration]],
+        namespaces: tuple[str, ...] = (),
+        relist_seconds: float = RELIST_SECONDS,
+    ) -> None:
+        self._api = api
+        self._configure = configure
+        self._namespaces = namespaces
+        self._relist_seconds = relist_seconds
+
+    async def run(self, *, enqueue: Enqueue) -> None:
+        """Watch until cancelled. kopf is started again whenever it gives up."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch(enqueue=enqueue), name="watch")
+            group.create_task(self._relist(enqueue=enqueue), name="relist")
+
+    async def _watch(self, *, enqueue: Enqueue) -> None:
+        while True:
+            if await self._is_served():
+                try:
+                    await self._run_kopf(enqueue=enqueue)
+                except Exception as error:
+                    log.warning("watching ended and begins again: %s", error)
+            await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, guards nothing
+
+    async def _is_served(self) -> bool:
+        """Whether the apiserver knows our types: kopf looks for them only once, when it starts."""
+        try:
+            found = await self._api.request(method="GET", path=f"/apis/{GROUP}/{VERSION}")
+        except NotFoundError:
+            log.error("the CustomResourceDefinitions of %s are not installed; kubectl apply -k manifests/crd", GROUP)
+            return False
+        except UnavailableError as error:
+            log.warning("cannot watch: %s", error)
+            return False
+        plurals = {resource["name"] for resource in found.get("resources") or ()}
+        return PLACES["FineTuneJob"].plural in plurals
+
+    async def _run_kopf(self, *, enqueue: Enqueue) -> None:
+        loop = asyncio.get_running_loop()
+        stop = threading.Event()
+
+        def notify(key: Key) -> None:
+            if not stop.is_set():
+                loop.call_soon_threadsafe(enqueue, key)
+
+        thread = loop.run_in_executor(None, self._kopf_thread, notify, stop)
+        try:
+            await asyncio.shield(thread)
+        finally:
+            stop.set()
+            await asyncio.wait({thread}, timeout=_STOP_SECONDS)
+
+    def _kopf_thread(self, notify: Enqueue, stop: threading.Event) -> None:
+        kopf.run(
+            registry=self._registry(notify=notify),
+            settings=_settings(),
+            clusterwide=not self._namespaces,
+            namespaces=list(self._namespaces),
+            standalone=True,
+            stop_flag=stop,
+        )
+
+    def _registry(self, *, notify: Enqueue) -> kopf.OperatorRegistry:
+        registry = kopf.OperatorRegistry()
+
+        @kopf.on.login(registry=registry)
+        async def login(**_: Any) -> kopf.AiohttpSession:
+            return await _session(configuration=await self._configure())
+
+        async def changed(body: kopf.Body, **_: Any) -> None:
+            key = key_of(manifest=body)
+            if key is not None:
+                notify(key)
+
+        for kind in ("FineTuneJob", *CHILD_KINDS):
+            place = PLACES[kind]
+            group, _, version = place.api_version.rpartition("/")
+            kopf.on.event(group, version, place.plural, registry=registry)(changed)
+        return registry
+
+    async def _relist(self, *, enqueue: Enqueue) -> None:
+        """Now and then look at every job that has not ended, in case an event was missed."""
+        while True:
+            await asyncio.sleep(self._relist_seconds * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load
+            try:
+                for namespace in self._namespaces or (None,):
+                    path = PLACES["FineTuneJob"].collection(namespace=namespace)
+                    async for item in self._api.pages(path=path):
+                        if not _has_ended(item):
+                            enqueue(_own_key(item["metadata"]))
+            except (NotFoundError, UnavailableError) as error:
+                log.warning("relisting failed: %s", error)
+
+
+def key_of(*, manifest: Any) -> Key | None:
+    """The object of ours that a changed object concerns: itself, or the one its labels name. None: nobody's child."""
+    metadata = manifest["metadata"]
+    if manifest.get("kind") == "FineTuneJob":
+        return _own_key(metadata)
+    job = (metadata.get("labels") or {}).get(JOB_LABEL)
+    return Key(kind="FineTuneJob", namespace=metadata["namespace"], name=job) if job else None
+
+
+def _own_key(metadata: Any) -> Key:
+    return Key(kind="FineTuneJob", namespace=metadata["namespace"], name=metadata["name"])
+
+
+def _has_ended(job: Manifest) -> bool:
+    return (job.get("status") or {}).get("phase") in TERMINAL_PHASES
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False  # Events are ours to write
+    settings.scanning.disabled = True  # types are looked up once: no rights on CRDs or namespaces are needed
+    settings.watching.connect_timeout = 10
+    settings.watching.reconnect_backoff = 1.0
+    settings.watching.chunk_size = PAGE_SIZE
+    for kind in CHILD_KINDS:
+        place = PLACES[kind]
+        group, _, version = place.api_version.rpartition("/")
+        settings.watching.label_selectors[group, version, place.plural] = OWNED_LABEL
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 10
+    # Short: when the apiserver comes back, somebody is waiting. What they do not bridge ends kopf, and it starts again.
+    settings.networking.error_backoffs = (0.5, 1, 2)
+    settings.queueing.idle_timeout = 1.0  # a task per object lives this long after its last event
+    settings.process.ultimate_exiting_timeout = None  # its thread is ours to end
+    return settings
+
+
+async def _session(*, configuration: Configuration) -> kopf.AiohttpSession:
+    """A session of kopf's loop that sends the newest token with each request: bound tokens are replaced every hour."""
+
+    async def authenticate(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        authorization = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        if authorization:
+            request.headers["Authorization"] = authorization
+        return await handler(request)
+
+    context = ApiClient(configuration=configuration).rest_client.ssl_context
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=context),
+        middlewares=(authenticate,),
+        headers={"User-Agent": "finetune-operator (watch)"},
+        proxy=configuration.proxy,
+        trust_env=True,
+    )
+    return kopf.AiohttpSession(server=configuration.host, aiohttp_session=session)
