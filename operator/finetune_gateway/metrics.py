@@ -1,0 +1,56 @@
+"""Prometheus metrics of a gateway replica. Labels are bounded: variants by name, results as a closed set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+@dataclass(kw_only=True)
+class Metrics:
+    """What a scrape of /metrics shows."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    requests: Counter = field(init=False)
+    latency: Histogram = field(init=False)
+    in_flight: Gauge = field(init=False)
+    retries: Counter = field(init=False)
+    epoch: Gauge = field(init=False)
+    breakers: Counter = field(init=False)
+    shadow: Counter = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Register everything at zero."""
+        registry = self.registry
+        self.requests = Counter(
+            "finetune_gateway_requests",
+            "Client requests by variant and result.",
+            ["variant", "code"],
+            registry=registry,
+        )
+        self.latency = Histogram(
+            "finetune_gateway_request_duration_seconds",
+            "From the whole request to the last byte of the answer.",
+            ["variant"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.in_flight = Gauge("finetune_gateway_requests_in_flight", "Client requests under way.", registry=registry)
+        self.retries = Counter(
+            "finetune_gateway_retries",
+            "Requests answered by another variant or replica.",
+            ["reason"],
+            registry=registry,
+        )
+        self.epoch = Gauge("finetune_gateway_routes_epoch", "The epoch of the routes in force.", registry=registry)
+        self.breakers = Counter("finetune_gateway_breakers_opened", "Variants left by this replica.", registry=registry)
+        self.shadow = Counter(
+            "finetune_gateway_shadow_requests", "Copies to the candidate.", ["result"], registry=registry
+        )
+        for reason in ("connect", "server_error", "breaker"):
+            self.retries.labels(reason)
+        for result in ("completed", "dropped"):
+            self.shadow.labels(result)

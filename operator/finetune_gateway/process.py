@@ -1,0 +1,133 @@
+"""A gateway replica from start to graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from finetune_gateway.application import ApiKeys, Application
+from finetune_gateway.config import GatewayConfig
+from finetune_gateway.flights import Flights
+from finetune_gateway.live_routes import LiveRoutes
+from finetune_gateway.metrics import Metrics
+from finetune_gateway.proxy import Proxy
+from finetune_gateway.reporting import report
+from finetune_gateway.routes_source import follow_config_map, follow_file
+from finetune_gateway.shadow import Comparator
+from finetune_gateway.tally import Tally
+from finetune_gateway.votes import Votes
+
+logger = logging.getLogger(__name__)
+_UPSTREAM_CONNECTIONS = 1024
+
+
+async def serve(*, config: GatewayConfig) -> None:
+    """Serve until SIGTERM or SIGINT; then let requests under way finish, for at most `drain_seconds`."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AsyncExitStack() as stack:
+        connector = aiohttp.TCPConnector(limit=_UPSTREAM_CONNECTIONS, keepalive_timeout=30)
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector, auto_decompress=False))
+        app = _assemble(config=config, session=session)
+        background = [
+            _routes(config=config, live=app.live),
+            app.proxy.flights.sweep(),
+            app.proxy.comparator.probe(),
+            report(config=config, live=app.live, tally=app.live.tally, metrics=app.metrics),
+        ]
+        tasks = [asyncio.create_task(work) for work in background]
+        status = await _listen(stack=stack, app=_status_application(app), host=config.host, port=config.status_port)
+        await _listen(stack=stack, app=app.build(), host=config.host, port=config.port)
+        logger.info("serving %s on port %d, status on port %s", config.endpoint, config.port, status)
+        stopping = asyncio.create_task(stop.wait())
+        done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        await _drain(app)
+        await app.proxy.comparator.close()
+        for task in [stopping, *tasks]:
+            task.cancel()
+        await asyncio.gather(stopping, *tasks, return_exceptions=True)
+        for task in done - {stopping}:
+            task.result()
+
+
+def _assemble(*, config: GatewayConfig, session: aiohttp.ClientSession) -> Application:
+    tally = Tally(endpoint=config.endpoint, gateway=config.name)
+    live = LiveRoutes(tally=tally)
+    metrics = Metrics()
+    key = config.signing_key_file.read_bytes().strip() if config.signing_key_file else secrets.token_bytes(32)
+    votes = Votes(tally=tally, key=key)
+    proxy = Proxy(
+        config=config,
+        live=live,
+        flights=Flights(live=live, tally=tally),
+        comparator=Comparator(live=live, tally=tally, session=session),
+        votes=votes,
+        metrics=metrics,
+        session=session,
+        signing_key=key,
+    )
+    return Application(config=config, live=live, proxy=proxy, keys=ApiKeys(config=config), votes=votes, metrics=metrics)
+
+
+def _routes(*, config: GatewayConfig, live: LiveRoutes) -> Coroutine[None, None, None]:
+    if config.routes_file is not None:
+        return follow_file(path=config.routes_file, accept=live.accept)
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+    return follow_config_map(
+        server=f"https://{f'[{host}]' if ':' in host else host}:{port}",
+        namespace=config.namespace,
+        name=f"{config.endpoint}-routes",
+        accept=live.accept,
+    )
+
+
+def _status_application(app: Application) -> web.Application:
+    """Probes and metrics. Ready means: routes are in force and the replica is not about to stop."""
+
+    async def healthy(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def ready(_: web.Request) -> web.Response:
+        if app.draining or app.live.current is None:
+            return web.Response(status=503, text="draining\n" if app.draining else "no routes yet\n")
+        return web.Response(text="ok\n")
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(app.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    status = web.Application()
+    status.router.add_get("/healthz", healthy)
+    status.router.add_get("/readyz", ready)
+    status.router.add_get("/metrics", metrics)
+    return status
+
+
+async def _listen(*, stack: AsyncExitStack, app: web.Application, host: str, port: int) -> int:
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=75)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    site = web.TCPSite(runner, host, port, backlog=1024, reuse_address=True)
+    await site.start()
+    return port
+
+
+async def _drain(app: Application) -> None:
+    """Let clients finish: new requests on open connections are still answered, and told to close."""
+    app.draining = True
+    try:
+        async with asyncio.timeout(app.config.drain_seconds if app.in_flight else 0):
+            await app.idle.wait()
+    except TimeoutError:
+        if app.in_flight:
+            logger.warning("%d requests cut off after %g s", app.in_flight, app.config.drain_seconds)

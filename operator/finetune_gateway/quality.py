@@ -1,0 +1,78 @@
+"""PURE: what can be said of an answer without a reference: empty, refused, repeating itself, broken JSON.
+
+Heuristics for shares of many answers, not verdicts on one: both arms are judged by the same rules, so a bias of the
+rules cancels in the comparison.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Literal
+
+Fault = Literal["empty", "refusal", "repetition", "broken_json", "wrong_label"]
+
+_REFUSAL = re.compile(
+    r"^\W*(i'?m sorry|i am sorry|sorry,|i apologi[sz]e|i (can(no|')t|am unable to|'m unable to|am not able to|won't)\b"
+    r"|as an ai\b|unfortunately, i (can(no|')t|am unable))",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"\w+", re.UNICODE)
+_MINIMUM_REPEATED_WORDS = 24
+
+
+def fault_of(*, text: str, json_expected: bool = False) -> Fault | None:
+    """The first fault of a generated answer, or None."""
+    stripped = text.strip()
+    if not stripped:
+        return "empty"
+    if json_expected and not _is_json(stripped):
+        return "broken_json"
+    if _REFUSAL.match(stripped[:200]):
+        return "refusal"
+    if _repeats(stripped):
+        return "repetition"
+    return None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _repeats(text: str) -> bool:
+    """Most of the answer is one phrase of one to eight words over and over, or one character."""
+    words = _WORD.findall(text.lower())
+    if len(words) < _MINIMUM_REPEATED_WORDS:
+        longest_run = max((len(match.group()) for match in re.finditer(r"(\S)\1+", text)), default=0)
+        return longest_run >= 32
+    tail = words[-200:]
+    for length in range(1, 9):
+        period = tail[-length:]
+        matching = sum(1 for index, word in enumerate(reversed(tail)) if word == period[-1 - index % length])
+        run = 0
+        for index, word in enumerate(reversed(tail)):
+            if word != period[-1 - index % length]:
+                break
+            run += 1
+        if run >= max(_MINIMUM_REPEATED_WORDS, 4 * length) and matching >= 0.5 * len(tail):
+            return True
+    return False
+
+
+def normalised(text: str) -> str:
+    """An answer without case and spacing, for agreement."""
+    return " ".join(text.lower().split())
+
+
+def similarity(*, first: str, second: str) -> float:
+    """Token-level F1 of two answers in [0, 1]; 1 for two empty ones."""
+    one, two = Counter(_WORD.findall(first.lower())), Counter(_WORD.findall(second.lower()))
+    if not one and not two:
+        return 1.0
+    common = sum((one & two).values())
+    return 2.0 * common / (sum(one.values()) + sum(two.values()))
