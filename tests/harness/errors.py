@@ -8,7 +8,7 @@ class HarnessError(Exception):
 
 
 class MissingPrerequisite(HarnessError):
-    """This machine lacks something that cannot be installed from here; layers that need it are skipped with this message."""
+    """This machine lacks something that cannot be installed from here; layers that need it are skipped, saying so."""
 
 
 class Timeout(HarnessError):

@@ -64,15 +64,11 @@ class Authority:
 
     def client(self, *, user: str, groups: Sequence[str] = ()) -> KeyPair:
         """A user's certificate."""
-        return self._issue(
-            subject=_name(user, groups), usage=ExtendedKeyUsageOID.CLIENT_AUTH, alternatives=()
-        )
+        return self._issue(subject=_name(user, groups), usage=ExtendedKeyUsageOID.CLIENT_AUTH, alternatives=())
 
     def server(self, *, name: str, alternatives: Sequence[str]) -> tuple[Path, Path]:
         """Certificate and key files of a server reachable under these DNS names and IP addresses."""
-        pair = self._issue(
-            subject=_name(name, ()), usage=ExtendedKeyUsageOID.SERVER_AUTH, alternatives=alternatives
-        )
+        pair = self._issue(subject=_name(name, ()), usage=ExtendedKeyUsageOID.SERVER_AUTH, alternatives=alternatives)
         return self.write(name=name, pair=pair)
 
     def write(self, *, name: str, pair: KeyPair) -> tuple[Path, Path]:
@@ -92,7 +88,10 @@ class Authority:
             "clusters": [
                 {
                     "name": "finetune-test",
-                    "cluster": {"server": server, "certificate-authority-data": _encoded(self.certificate.read_bytes())},
+                    "cluster": {
+                        "server": server,
+                        "certificate-authority-data": _encoded(self.certificate.read_bytes()),
+                    },
                 }
             ],
             "users": [

@@ -34,7 +34,9 @@ _APT_TIMEOUT_S = 900
 def require_for_api() -> None:
     """Raise `MissingPrerequisite` when kube-apiserver and etcd can be neither built nor found in the cache."""
     if tools.go_version() is None and not all(tools.is_built(name) for name in tools.API_PROGRAMS):
-        raise MissingPrerequisite("Go is missing, and the cache holds no kube-apiserver: install Go (golang.org/dl, or golang-go)")
+        raise MissingPrerequisite(
+            "Go is missing, and the cache holds no kube-apiserver: install Go (golang.org/dl, or golang-go)"
+        )
 
 
 def require_for_cluster() -> None:
@@ -42,7 +44,9 @@ def require_for_cluster() -> None:
     if os.geteuid() != 0:
         raise MissingPrerequisite("a real cluster needs root (network namespaces, mounts, cgroups): run it as root")
     if tools.go_version() is None and not all(tools.is_built(name) for name in tools.CLUSTER_PROGRAMS):
-        raise MissingPrerequisite("Go is missing, and the cache holds no kubelet: install Go (golang.org/dl, or golang-go)")
+        raise MissingPrerequisite(
+            "Go is missing, and the cache holds no kubelet: install Go (golang.org/dl, or golang-go)"
+        )
     install_debian_packages()
 
 
@@ -76,4 +80,6 @@ def install_debian_packages() -> None:
                 check=False,
             )
         if missing_debian_packages():
-            raise MissingPrerequisite(f"apt-get could not install {', '.join(missing)}: {run.stderr.strip()[-500:]}; {advice}")
+            raise MissingPrerequisite(
+                f"apt-get could not install {', '.join(missing)}: {run.stderr.strip()[-500:]}; {advice}"
+            )

@@ -1,7 +1,7 @@
 """Long-running processes that are known by pid and start time, so that a recycled pid is never signalled.
 
-A `Daemon` leaves `<folder>/processes/<name>.json`; any other process (`make cluster-down`, the guard of a test run that was killed)
-finds it by that file.
+A `Daemon` leaves `<folder>/processes/<name>.json`; any other process (`make cluster-down`, the guard of a test run that
+was killed) finds it by that file.
 """
 
 from __future__ import annotations

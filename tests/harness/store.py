@@ -1,6 +1,7 @@
 """Where the harness keeps what it builds, and how it is published: keyed by content, atomic, once.
 
-The cache (`$FINETUNE_CACHE`, default `~/.cache/finetune-operator`) may be deleted at any time while no cluster runs; it is built anew.
+The cache (`$FINETUNE_CACHE`, default `~/.cache/finetune-operator`) may be deleted at any time while no cluster runs; it
+is built anew.
 
     bin/<module>-<hash>-<go version>/   Kubernetes, etcd, CoreDNS, Helm, ... built from tests/tools
     buildah/                            image layers: base, environments, our thin images
@@ -38,7 +39,7 @@ def locked(name: str) -> Iterator[None]:
 
 
 def digest(*, texts: Iterable[str] = (), paths: Iterable[Path] = ()) -> str:
-    """Twelve hex digits that change when a text, a file's name, content or executable bit, or a folder's tree changes."""
+    """Twelve hex digits that change with a text, a file's name, content or executable bit, or a folder's tree."""
     hasher = hashlib.sha256()
     for text in texts:
         hasher.update(f"text {len(text)}\n{text}".encode())

@@ -1,7 +1,7 @@
 """The Go programs that the tests run, built from source by the module files in `tests/tools`.
 
-Nothing is downloaded as a binary: `go build` fetches sources through the machine's module proxy and checks them against the committed `go.sum`.
-A build is kept in the cache under a hash of the module files, the flags and Go's version.
+Nothing is downloaded as a binary: `go build` fetches sources through the machine's module proxy and checks them against
+the committed `go.sum`. A build is kept in the cache under a hash of the module files, the flags and Go's version.
 """
 
 from __future__ import annotations
@@ -134,8 +134,12 @@ def _module_of(name: str) -> ToolModule:
 
 def _build(module: ToolModule, name: str, path: Path) -> None:
     if go_version() is None:
-        raise MissingPrerequisite(f"Go is missing and {name} is not in the cache: install Go (golang.org/dl, or golang-go)")
-    print(f"building {name} from {module.programs[name]} (once; minutes for Kubernetes) ...", file=sys.stderr, flush=True)
+        raise MissingPrerequisite(
+            f"Go is missing and {name} is not in the cache: install Go (golang.org/dl, or golang-go)"
+        )
+    print(
+        f"building {name} from {module.programs[name]} (once; minutes for Kubernetes) ...", file=sys.stderr, flush=True
+    )
     began = time.monotonic()
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{name}.{os.getpid()}")

@@ -1,0 +1,35 @@
+"""Fixtures of the API layer: a real kube-apiserver with its etcd. Skipped as a whole where they cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.harness import ApiServer, MissingPrerequisite
+from tests.harness.prerequisites import require_for_api
+
+
+@pytest.fixture(scope="session")
+def apiserver() -> Iterator[ApiServer]:
+    """An API server for the whole session; a test works in its own `namespace`."""
+    try:
+        require_for_api()
+    except MissingPrerequisite as missing:
+        pytest.skip(str(missing))
+    with ApiServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def controllers(apiserver: ApiServer) -> Iterator[ApiServer]:
+    """The same API server with kube-controller-manager: garbage collection, Jobs, namespaces; pods stay unscheduled."""
+    apiserver.start_controllers()
+    yield apiserver
+    apiserver.stop_controllers()
+
+
+@pytest.fixture
+def namespace(apiserver: ApiServer) -> Iterator[str]:
+    """A fresh namespace."""
+    with apiserver.namespace_named() as name:
+        yield name
