@@ -293,6 +293,7 @@ class Storage:
                 self.write_atomic(join(to, complete.FILE_NAME), manifest.to_json())
                 return manifest
             (folder / complete.FILE_NAME).write_text(manifest.to_json())
+            _make_readable(folder)
             _sync_tree(folder)
             # Another run may publish the same cache entry at this moment: equal content, so whoever is first wins.
             for _ in range(3):
@@ -444,6 +445,12 @@ def _digest_local(folder: Path) -> tuple[FileDigest, ...]:
             size, sha256 = complete.stream_digest(stream)
         digests.append(FileDigest(path=path.relative_to(folder).as_posix(), size=size, sha256=sha256))
     return tuple(digests)
+
+
+def _make_readable(folder: Path) -> None:
+    """Later stages and servers may run as other users; some libraries write files that only the owner can read."""
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o644))
 
 
 def _sync_tree(folder: Path) -> None:

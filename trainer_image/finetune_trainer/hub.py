@@ -1,0 +1,100 @@
+"""The model hub: a revision is pinned to its commit, and only files that can be loaded safely are fetched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.results import ExitCode
+from finetune_trainer.errors import StageError, bad_configuration, not_found
+
+# Weights as safetensors; configuration, tokenizer, licence as text. Never pickle (.bin, .pt) and never code (.py).
+LOADABLE = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.spm", "README.md", "LICENSE*", "LICENCE*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubModel:
+    """A repository of the hub at one commit."""
+
+    repository: str
+    commit: str
+
+
+def resolve(*, uri: str, revision: str | None) -> HubModel:
+    """The commit that a revision (default: the main branch) names now.
+
+    Raises StageError: 66 where the hub does not know it or keeps it closed, 70 where the hub does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    repository = uri.removeprefix("hf://").strip("/")
+    if repository.count("/") != 1:
+        raise bad_configuration("BadUri", f"{uri}: a model of the hub is written hf://ORGANISATION/NAME")
+    with _hub_errors(uri, revision):
+        info = HfApi(endpoint=_endpoint()).model_info(repository, revision=revision)
+    if info.sha is None:
+        raise not_found(f"{uri}: the hub names no commit for revision {revision or 'main'}")
+    return HubModel(repository=repository, commit=info.sha)
+
+
+def download(model: HubModel, *, into: Path) -> None:
+    """Fetch the loadable files of the repository's top folder into an empty folder. Raises StageError as `resolve`."""
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(f"hf://{model.repository}", model.commit):
+        snapshot_download(
+            model.repository,
+            revision=model.commit,
+            local_dir=into,
+            allow_patterns=list(LOADABLE),
+            ignore_patterns=["*/*"],
+            endpoint=_endpoint(),
+        )
+    shutil.rmtree(into / ".cache", ignore_errors=True)
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT")
+
+
+@contextmanager
+def _hub_errors(uri: str, revision: str | None) -> Iterator[None]:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except GatedRepoError as error:
+        raise not_found(
+            f"{uri} is gated: accept its terms on the hub, and name a secret with HF_TOKEN in model.secretRef",
+            reason="InputForbidden",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise not_found(
+            f"{uri}: the hub has no such model, or it is private; correct model.uri, or name a secret with HF_TOKEN in"
+            " model.secretRef"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise not_found(f"{uri} has no revision {revision}; correct model.revision") from error
+    except HFValidationError as error:
+        raise bad_configuration("BadUri", f"{uri}: {error}") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise
+        raise StageError(
+            reason="HubUnavailable",
+            message=f"{uri}: the model hub does not answer ({type(error).__name__}: {error}); set HF_ENDPOINT to a"
+            " mirror that can be reached, or use a folder (file://, pvc://, s3://) as model.uri",
+            exit_code=ExitCode.INTERNAL_ERROR,
+        ) from error
