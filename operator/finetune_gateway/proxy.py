@@ -38,7 +38,11 @@ class _RetryError(Exception):
 
 
 class _BrokenError(Exception):
-    """The answer broke off after the client had seen a part of it."""
+    """The answer broke off after the client had seen a part of it. `response` ends with an error event."""
+
+    def __init__(self, *, what: str, response: web.StreamResponse) -> None:
+        super().__init__(what)
+        self.response = response
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +123,7 @@ class Proxy:
             raise _RetryError(reason="connect", what=what) from error
         except _BrokenError as error:
             failed, what, code = True, str(error), 599
-            raise
+            return error.response
         except (ConnectionResetError, asyncio.CancelledError):
             judged, code = False, 499
             raise
@@ -183,7 +187,8 @@ class Proxy:
                 await response.write(chunk)
         except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError) as error:
             await response.write(b'data: {"error": {"message": "the answer broke off", "type": "server_error"}}\n\n')
-            raise _BrokenError(f"the answer broke off: {error}") from error
+            response.force_close()
+            raise _BrokenError(what=f"the answer broke off: {error}", response=response) from error
         await response.write_eof()
         self._after(
             incoming,

@@ -1,0 +1,210 @@
+"""A real gateway process on loopback, in front of upstream servers whose behaviour a test sets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(kw_only=True)
+class Upstream:
+    """A version's server: answers with its own name, as it is told to."""
+
+    name: str
+    port: int = field(default_factory=free_port)
+    status: int = 200
+    delay: float = 0.0
+    text: str | None = None
+    break_after_chunks: int | None = None
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    _runner: web.AppRunner | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=64 * 1024 * 1024)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/finetune/probes", self._probes)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        document = await request.json()
+        self.seen.append(document)
+        await asyncio.sleep(self.delay)
+        if self.status != 200:
+            return web.json_response({"error": {"message": "broken"}}, status=self.status)
+        text = self.text if self.text is not None else f"{self.name} says hello"
+        if not document.get("stream"):
+            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            return web.json_response(
+                {"id": "x", "object": "chat.completion", "created": 0, "model": "router", "choices": [choice]}
+            )
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for number, word in enumerate(text.split(" ")):
+            if number == self.break_after_chunks:
+                assert request.transport is not None
+                request.transport.abort()
+                return response
+            delta = {"choices": [{"index": 0, "delta": {"content": word + " "}}], "object": "chat.completion.chunk"}
+            delta |= {"id": "x", "created": 0, "model": "router"}
+            await response.write(f"data: {json.dumps(delta)}\n\n".encode())
+            await asyncio.sleep(0.01)
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def _probes(self, _: web.Request) -> web.Response:
+        request = {"model": "router", "messages": [{"role": "user", "content": "held out"}]}
+        probes = [{"path": "/v1/chat/completions", "request": request | {"seed": n}} for n in range(5)]
+        return web.json_response({"probes": probes})
+
+
+@dataclass(kw_only=True)
+class GatewayProcess:
+    """The gateway as its own process, its routes and observations as files."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    status_port: int = field(default_factory=free_port)
+    epoch: int = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, **settings: str) -> None:
+        signing_key = self.folder / "signing-key"
+        signing_key.write_text("a signing key for tests")
+        variables = {
+            "ENDPOINT": "router",
+            "NAME": "gateway-0",
+            "HOST": "127.0.0.1",
+            "PORT": str(self.port),
+            "STATUS_PORT": str(self.status_port),
+            "ROUTES_FILE": str(self.folder / "routes.json"),
+            "OBSERVATIONS_FILE": str(self.folder / "observations.json"),
+            "SIGNING_KEY_FILE": str(signing_key),
+            "DRAIN_SECONDS": "5",
+        } | settings
+        environment = {f"FINETUNE_GATEWAY_{name}": value for name, value in variables.items()}
+        environment |= {"PYTHONPATH": str(ROOT / "operator"), "PATH": os.environ["PATH"]}
+        log = (self.folder / "gateway.log").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "finetune_gateway"], env=environment, stdout=log, stderr=log, cwd=self.folder
+        )
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(timeout=10)
+
+    def route(self, *upstreams: Upstream, **changes: Any) -> int:
+        """Write routes of the next epoch: all traffic to the first upstream unless `rules` says otherwise."""
+        self.epoch += 1
+        document: dict[str, Any] = {
+            "epoch": self.epoch,
+            "endpoint": "router",
+            "model": "router",
+            "task": "Chat",
+            "variants": {u.name: {"name": u.name, "url": u.url, "ready": True} for u in upstreams},
+            "rules": [{"name": "all", "weights": {upstreams[0].name: 100}}],
+        } | changes
+        temporary = self.folder / "routes.tmp"
+        temporary.write_text(json.dumps(document))
+        temporary.replace(self.folder / "routes.json")
+        return self.epoch
+
+    def observations(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((self.folder / "observations.json").read_text())
+        return loaded
+
+    async def acknowledged(self, epoch: int) -> None:
+        await eventually(lambda: self.observations()["acknowledgedEpoch"] >= epoch)
+
+    async def ready(self) -> None:
+        async with aiohttp.ClientSession() as session:
+            deadline = time.monotonic() + 15
+            while time.monotonic() < deadline:
+                assert self.process is not None
+                assert self.process.poll() is None, (self.folder / "gateway.log").read_text()
+                try:
+                    async with session.get(f"http://127.0.0.1:{self.status_port}/readyz") as answer:
+                        if answer.status == 200:
+                            return
+                except aiohttp.ClientError:
+                    pass
+                await asyncio.sleep(0.05)
+        raise AssertionError((self.folder / "gateway.log").read_text())
+
+
+async def eventually(condition: Any, *, seconds: float = 5.0) -> None:
+    """Wait until `condition()` is true; a missing file counts as not yet."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except (FileNotFoundError, IndexError, KeyError):
+            pass
+        assert time.monotonic() < deadline, "it did not come true in time"
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def stable() -> AsyncIterator[Upstream]:
+    upstream = Upstream(name="old")
+    await upstream.start()
+    yield upstream
+    await upstream.stop()
+
+
+@pytest.fixture
+async def candidate() -> AsyncIterator[Upstream]:
+    upstream = Upstream(name="new")
+    await upstream.start()
+    yield upstream
+    await upstream.stop()
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[GatewayProcess]:
+    process = GatewayProcess(folder=tmp_path)
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session

@@ -1,0 +1,331 @@
+"""A real gateway process, real clients, and upstreams that fail in every way they can."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+from tests.unit.gateway.conftest import GatewayProcess, Upstream, eventually
+
+HELLO = {"model": "router", "messages": [{"role": "user", "content": "hello"}]}
+CANARY = {"name": "half", "weights": {"new": 50, "old": 50}, "fallback": "old"}
+
+
+def canary(**breaker: Any) -> list[dict[str, Any]]:
+    settings = {"failures": 3, "failureRatio": 0.5, "windowSeconds": 5, "overdueSeconds": 0.5} | breaker
+    return [{"name": "all", "weights": {"new": 100, "old": 0}, "fallback": "old", "breaker": settings}]
+
+
+def arm(gateway: GatewayProcess, variant: str) -> dict[str, Any]:
+    arms = [arm for arm in gateway.observations()["arms"] if arm["variant"] == variant]
+    total: dict[str, Any] = {}
+    for counts in arms:
+        for name, value in counts.items():
+            if isinstance(value, (int, float)):
+                total[name] = total.get(name, 0) + value
+    return total
+
+
+async def post(
+    client: aiohttp.ClientSession, gateway: GatewayProcess, body: Any = None, **headers: str
+) -> tuple[int, Any]:
+    data = body if isinstance(body, bytes) else json.dumps(body if body is not None else HELLO).encode()
+    async with client.post(gateway.url + "/v1/chat/completions", data=data, headers=headers) as answer:
+        return answer.status, await answer.json()
+
+
+async def test_the_openai_client_works_unchanged(gateway: GatewayProcess, stable: Upstream) -> None:
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    async with openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key="none", max_retries=0) as client:
+        assert [model.id async for model in await client.models.list()] == ["router"]
+        whole = await client.chat.completions.create(model="router", messages=[{"role": "user", "content": "hi"}])
+        assert whole.choices[0].message.content == "old says hello"
+        stream = await client.chat.completions.create(
+            model="router", messages=[{"role": "user", "content": "hi"}], stream=True
+        )
+        text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+        assert text.strip() == "old says hello"
+        with pytest.raises(openai.BadRequestError, match="serves the model 'router' only"):
+            await client.chat.completions.create(model="gpt-4", messages=[])
+
+
+async def test_users_stick_and_shares_hold(
+    gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable, candidate, rules=[CANARY])
+    gateway.start(ACCESS_LOG="false")
+    await gateway.ready()
+
+    async def ask(user: int) -> str:
+        _, answer = await post(client, gateway, {**HELLO, "user": f"user-{user}"})
+        return str(answer["choices"][0]["message"]["content"]).split()[0]
+
+    first = [await ask(user) for user in range(120)]
+    second = [await ask(user) for user in range(120)]
+    assert first == second
+    assert 40 <= first.count("new") <= 80
+
+
+async def test_a_candidate_that_answers_500_is_left_and_no_client_sees_it(
+    gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable, candidate, rules=canary())
+    gateway.start()
+    await gateway.ready()
+    candidate.status = 500
+    answers = [await post(client, gateway) for _ in range(20)]
+    assert {status for status, _ in answers} == {200}
+    assert {answer["choices"][0]["message"]["content"] for _, answer in answers} == {"old says hello"}
+    assert len(candidate.seen) == 3, "the breaker opened at the third failure"
+    await eventually(lambda: gateway.observations()["breakers"])
+    assert "status 500" in gateway.observations()["breakers"][0]["reason"]
+    assert arm(gateway, "new")["errors"] == 3
+
+
+async def test_a_candidate_that_hangs_is_left_and_its_clients_are_answered_by_stable(
+    gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable, candidate, rules=canary(), judging={"latencyLimitSeconds": 0.3, "userWeightCap": 50})
+    gateway.start()
+    await gateway.ready()
+    candidate.delay = 60
+    began = time.monotonic()
+    answers = await asyncio.gather(*[post(client, gateway) for _ in range(5)])
+    assert time.monotonic() - began < 3
+    assert {status for status, _ in answers} == {200}
+    await eventually(lambda: arm(gateway, "new")["errors"] == 5)
+    assert arm(gateway, "new")["requests"] == 5
+    assert "no answer within 0.5 s" in gateway.observations()["breakers"][0]["reason"]
+
+
+async def test_a_candidate_that_is_gone_costs_no_request(
+    gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable, candidate, rules=canary())
+    gateway.start()
+    await gateway.ready()
+    assert (await post(client, gateway))[1]["choices"][0]["message"]["content"] == "new says hello"
+    await candidate.stop()
+    assert {(await post(client, gateway))[0] for _ in range(10)} == {200}
+
+
+async def test_a_switch_under_load_fails_nothing_and_settles_within_a_second(
+    gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable, candidate)
+    gateway.start(ACCESS_LOG="false")
+    await gateway.ready()
+    stop = asyncio.Event()
+    statuses: list[int] = []
+
+    async def load() -> None:
+        while not stop.is_set():
+            statuses.append((await post(client, gateway))[0])
+
+    workers = [asyncio.create_task(load()) for _ in range(4)]
+    for number in range(6):
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        epoch = gateway.route(*([candidate, stable] if number % 2 == 0 else [stable, candidate]))
+        await gateway.acknowledged(epoch)
+        assert time.monotonic() - began < 1
+    stop.set()
+    await asyncio.gather(*workers)
+    assert len(statuses) > 100
+    assert set(statuses) == {200}
+
+
+async def test_routes_that_cannot_be_read_change_nothing(
+    gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    gateway.route(candidate, schemaVersion=99)
+    (gateway.folder / "routes.json").write_text("{ not json")
+    await asyncio.sleep(0.5)
+    (gateway.folder / "routes.json").unlink()
+    await asyncio.sleep(0.3)
+    status, answer = await post(client, gateway)
+    assert (status, answer["choices"][0]["message"]["content"]) == (200, "old says hello")
+    assert gateway.observations()["acknowledgedEpoch"] == 1
+
+
+async def test_an_older_epoch_is_refused(
+    gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.epoch = 9
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    gateway.route(candidate, epoch=3)
+    await asyncio.sleep(0.5)
+    assert (await post(client, gateway))[1]["choices"][0]["message"]["content"] == "old says hello"
+
+
+async def test_an_answer_that_breaks_off_is_counted_and_the_client_is_told(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    stable.break_after_chunks = 2
+    body = json.dumps({**HELLO, "stream": True})
+    async with client.post(gateway.url + "/v1/chat/completions", data=body) as answer:
+        text = (await answer.read()).decode()
+    assert "old" in text
+    assert "the answer broke off" in text
+    assert "[DONE]" not in text
+    await eventually(lambda: arm(gateway, "old")["errors"] == 1)
+
+
+async def test_a_client_that_hangs_up_is_no_error_of_the_variant(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    stable.text = "word " * 500
+    body = json.dumps({**HELLO, "stream": True})
+    answer = await client.post(gateway.url + "/v1/chat/completions", data=body)
+    await answer.content.readany()
+    answer.close()
+    await eventually(lambda: not gateway.observations()["draining"] and arm(gateway, "old"), seconds=8)
+    assert arm(gateway, "old")["errors"] == 0
+    stable.text = None
+    assert (await post(client, gateway))[0] == 200
+
+
+async def test_bad_requests_are_refused_with_reasons(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable)
+    gateway.start(BODY_BYTES="100000", BODY_TIMEOUT_SECONDS="0.5")
+    await gateway.ready()
+    for body, status, words in [
+        (b"{", 400, "not valid JSON"),
+        (b"x" * 10_000_000, 413, "larger than 100000 bytes"),
+        ({"model": "other"}, 400, "'router' only"),
+    ]:
+        seen, answer = await post(client, gateway, body)
+        assert (seen, words in answer["error"]["message"]) == (status, True), answer
+    async with client.post(gateway.url + "/v1/classify", data=b"{}") as answer:
+        assert (answer.status, "task is Chat" in await answer.text()) == (404, True)
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+    head = await asyncio.wait_for(reader.readline(), timeout=5)
+    assert b" 408 " in head
+    writer.close()
+    assert stable.seen == []
+
+
+async def test_keys_are_checked_and_can_change(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    keys = gateway.folder / "keys"
+    keys.mkdir()
+    (keys / "team-a").write_text("secret-a\n")
+    gateway.route(stable)
+    gateway.start(KEYS_FOLDER=str(keys))
+    await gateway.ready()
+    assert (await post(client, gateway))[0] == 401
+    assert (await post(client, gateway, Authorization="Bearer wrong"))[0] == 401
+    assert (await post(client, gateway, Authorization="Bearer secret-a"))[0] == 200
+
+
+async def test_votes_count_once_and_cannot_be_forged(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    async with client.post(gateway.url + "/v1/chat/completions", json=HELLO) as answer:
+        request_id = answer.headers["X-Request-Id"]
+    statuses = []
+    for vote in [request_id, request_id, "forged.id"]:
+        async with client.post(gateway.url + "/v1/feedback", json={"request_id": vote, "rating": "down"}) as answer:
+            statuses.append(answer.status)
+    assert statuses == [200, 409, 404]
+    await eventually(lambda: arm(gateway, "old").get("negative") == 1)
+    assert arm(gateway, "old")["bad"] == 1
+
+
+async def test_shadow_compares_off_the_path_and_sheds(
+    gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
+) -> None:
+    shadow = {"candidate": "new", "stable": "old", "percent": 100, "timeoutSeconds": 2, "maxInFlight": 2}
+    gateway.route(stable, candidate, shadow=shadow)
+    gateway.start()
+    await gateway.ready()
+    candidate.text = "  "
+    assert (await post(client, gateway))[1]["choices"][0]["message"]["content"] == "old says hello"
+    await eventually(lambda: gateway.observations()["shadow"][0]["completed"] == 1)
+    tables = {pair["metric"]: pair for pair in gateway.observations()["pairs"]}
+    assert (tables["quality"]["candidateOnly"], tables["error_rate"]["candidateOnly"]) == (1, 0)
+    candidate.delay = 1.0
+    began = time.monotonic()
+    assert {(await post(client, gateway))[0] for _ in range(10)} == {200}
+    assert time.monotonic() - began < 0.9, "clients do not wait for the shadow"
+    await eventually(lambda: gateway.observations()["shadow"][0]["dropped"] == 8)
+
+
+async def test_probes_count_each_prompt_once(gateway: GatewayProcess, stable: Upstream, candidate: Upstream) -> None:
+    shadow = {"candidate": "new", "stable": "old", "percent": 0, "timeoutSeconds": 2, "probe": {"ratePerSecond": 50}}
+    gateway.route(stable, candidate, shadow=shadow)
+    gateway.start()
+    await gateway.ready()
+    candidate.status = 500
+
+    def pairs() -> int:
+        tables = gateway.observations()["pairs"]
+        return sum(p["pairs"] for p in tables if (p["metric"], p["source"]) == ("error_rate", "Probe"))
+
+    await eventually(lambda: pairs() == 5)
+    await asyncio.sleep(1.5)
+    assert pairs() == 5
+    assert len(stable.seen) == 5
+
+
+async def test_one_user_cannot_decide(gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession) -> None:
+    gateway.route(stable, judging={"userWeightCap": 3})
+    gateway.start()
+    await gateway.ready()
+    for _ in range(10):
+        await post(client, gateway, {**HELLO, "user": "loud"})
+    await eventually(lambda: arm(gateway, "old")["capped"] == 7)
+    assert arm(gateway, "old")["requests"] == 3
+
+
+async def test_sigterm_lets_requests_finish(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    stable.delay = 1.0
+    under_way = asyncio.create_task(post(client, gateway))
+    await eventually(lambda: stable.seen)
+    assert gateway.process is not None
+    gateway.process.send_signal(signal.SIGTERM)
+    assert (await under_way)[0] == 200
+    assert gateway.process.wait(timeout=5) == 0
+
+
+async def test_metrics_are_exported(gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession) -> None:
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    await post(client, gateway)
+    async with client.get(f"http://127.0.0.1:{gateway.status_port}/metrics") as answer:
+        text = await answer.text()
+    assert 'finetune_gateway_requests_total{code="200",variant="old"} 1.0' in text
+    assert "finetune_gateway_routes_epoch 1.0" in text
+    assert 'finetune_gateway_request_duration_seconds_count{variant="old"} 1.0' in text
