@@ -43,6 +43,12 @@ def perplexity(counts: FloatArray) -> FloatArray:
         return np.asarray(np.exp(np.minimum(counts[..., 0] / counts[..., 1], 100.0)), dtype=np.float64)
 
 
+def token_loss(counts: FloatArray) -> FloatArray:
+    """Summed negative log likelihood / tokens; columns (nll in nats, tokens). The loss that training reports."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(counts[..., 0] / counts[..., 1], dtype=np.float64)
+
+
 def label_counts(*, gold: IntArray, predicted: IntArray, labels: int) -> FloatArray:
     """Per-example counts for precision, recall and F1: shape (examples, 3 * labels), for each label hit/predicted/gold.
 

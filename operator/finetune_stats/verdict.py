@@ -36,12 +36,16 @@ class MetricRow:
     threshold: Range | None = None
     gating: bool = True
     """False: shown, not judged."""
+    compared: bool = True
+    """False: only `threshold` is demanded; any difference from the baseline will do."""
 
     def __post_init__(self) -> None:
         if self.threshold is not None and self.result.p_outside is None and self.result.inconclusive is None:
             raise ValueError(
                 f"metric {self.result.metric}: compare_metric was not told of the threshold {self.threshold}"
             )
+        if self.gating and not self.compared and self.threshold is None:
+            raise ValueError(f"metric {self.result.metric}: neither the difference nor a threshold is to be judged")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +109,7 @@ def _claims(row: MetricRow) -> list[tuple[str, float]]:
     """The faults that this row could prove, each with its p-value."""
     if row.result.inconclusive is not None:
         return []
-    claims = [("loss", row.result.p_loss)]
+    claims = [("loss", row.result.p_loss)] if row.compared else []
     if row.result.p_outside is not None:
         claims.append(("outside", row.result.p_outside))
     return claims
@@ -122,15 +126,23 @@ def _metric_verdict(row: MetricRow, *, fault: str | None) -> MetricVerdict:
     else:
         doubts = _doubts(row)
         verdict = Verdict.INCONCLUSIVE if doubts else Verdict.PASS
-        reason = "; ".join(doubts) or f"the difference {_interval(result)} is proven above {result.floor:+.4g}"
+        reason = "; ".join(doubts) or _proof(row)
     return MetricVerdict(metric=result.metric, verdict=verdict, reason=reason, gating=row.gating)
+
+
+def _proof(row: MetricRow) -> str:
+    """What a pass rests on."""
+    result = row.result
+    if row.compared:
+        return f"the difference {_interval(result)} is proven above {result.floor:+.4g}"
+    return f"{result.candidate:.4g} is proven inside {_range(row.threshold)}"
 
 
 def _doubts(row: MetricRow) -> list[str]:
     """What is missing for a pass."""
     result, threshold = row.result, row.threshold
     doubts = []
-    if result.low is None or result.low <= result.floor:
+    if row.compared and (result.low is None or result.low <= result.floor):
         needed = "" if result.needed_n is None else f"; about {result.needed_n} examples would do (now {result.n})"
         doubts.append(f"the difference {_interval(result)} may be below {result.floor:+.4g}{needed}")
     if threshold is not None:

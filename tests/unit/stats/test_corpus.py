@@ -84,6 +84,7 @@ def test_an_answer_that_is_no_label_costs_recall_only() -> None:
 def test_perplexity_weighs_by_tokens_and_survives_divergence() -> None:
     sums = np.array([[2.0, 10], [30.0, 20]]).sum(axis=0)
     assert float(corpus.perplexity(sums)) == pytest.approx(np.exp(32 / 30))
+    assert float(corpus.token_loss(sums)) == pytest.approx(32 / 30)
     assert np.isfinite(corpus.perplexity(np.array([1e9, 3.0])))
 
 

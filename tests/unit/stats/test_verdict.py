@@ -141,3 +141,24 @@ def test_holm(p_values: list[float], rejected: tuple[bool, ...]) -> None:
 )
 def test_required_margin(max_regression: float | None, min_improvement: float | None, margin: float) -> None:
     assert required_margin(max_regression=max_regression, min_improvement=min_improvement) == pytest.approx(margin)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "p_outside", "verdict"),
+    [
+        ((0.78, 0.82), 1.0, Verdict.PASS),
+        ((0.60, 0.72), 0.3, Verdict.INCONCLUSIVE),
+        ((0.50, 0.60), 0.001, Verdict.FAIL),
+    ],
+)
+def test_a_threshold_alone_does_not_judge_the_difference(
+    candidate: tuple[float, float], p_outside: float, verdict: Verdict
+) -> None:
+    worse = result(low=-0.09, p_loss=1e-9, candidate=candidate, p_outside=p_outside)
+    row = MetricRow(result=worse, threshold=Range(minimum=0.7), compared=False)
+    assert judge([row]).verdict is verdict
+
+
+def test_a_row_without_any_demand_is_refused() -> None:
+    with pytest.raises(ValueError, match="neither"):
+        MetricRow(result=result(), compared=False)
