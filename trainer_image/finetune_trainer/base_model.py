@@ -328,5 +328,5 @@ def _check_nothing_missing(model: Any, report: dict[str, Any], task: Task) -> No
     if missing:
         raise bad_configuration(
             "IncompleteModel",
-            f"the base model's folder lacks {len(missing)} tensors that the model needs, {missing[0]} first; complete it",
+            f"the base model's folder lacks {len(missing)} tensors that it needs, {missing[0]} first; complete it",
         )
