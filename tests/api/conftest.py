@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from tests.harness import ApiServer, MissingPrerequisite
 from tests.harness.prerequisites import require_for_api
+from tests.harness.store import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +19,14 @@ def apiserver() -> Iterator[ApiServer]:
         pytest.skip(str(missing))
     with ApiServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def crds(apiserver: ApiServer) -> ApiServer:
+    """The same API server with our types."""
+    apiserver.kubectl.apply(ROOT / "manifests" / "crd")
+    apiserver.kubectl.run("wait", "--for=condition=Established", "customresourcedefinitions", "--all", "--timeout=20s")
+    return apiserver
 
 
 @pytest.fixture(scope="module")

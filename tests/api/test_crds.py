@@ -1,0 +1,86 @@
+"""The CustomResourceDefinitions on a real apiserver."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.harness import ApiServer
+from tests.wrong_manifests import valid
+
+from finetune_api.crd import RESOURCES
+
+NAMES = [f"{resource.plural}.finetune.dev" for resource in RESOURCES]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_accepted_and_structural(crds: ApiServer, name: str) -> None:
+    definition = crds.kubectl.get("customresourcedefinition", name)
+    conditions = {condition["type"]: condition["status"] for condition in definition["status"]["conditions"]}
+    assert conditions["Established"] == "True"
+    assert conditions["NamesAccepted"] == "True"
+    assert "NonStructuralSchema" not in conditions
+
+
+@pytest.mark.parametrize("kind", ["job", "version"])
+def test_a_right_manifest_is_taken_unchanged(crds: ApiServer, namespace: str, kind: str) -> None:
+    manifest = valid(kind) | {"metadata": {"name": "router", "namespace": namespace}}
+    crds.kubectl.create(manifest)
+    stored = crds.kubectl.get(manifest["kind"].lower(), "router", namespace=namespace)
+    assert stored["spec"] == manifest["spec"]
+    assert "status" not in stored
+
+
+@pytest.mark.parametrize("sample", sorted(Path("manifests/samples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_samples_are_right(crds: ApiServer, namespace: str, sample: Path) -> None:
+    crds.kubectl.run("create", f"--namespace={namespace}", "--dry-run=server", "--validate=strict", "-f", str(sample))
+
+
+def test_the_fields_that_may_change_do(crds: ApiServer, namespace: str) -> None:
+    crds.kubectl.create(valid("job") | {"metadata": {"name": "router", "namespace": namespace}})
+    change = {"suspend": True, "activeDeadlineSeconds": 60, "ttlSecondsAfterFinished": 10}
+    crds.kubectl.patch("finetunejob", "router", {"spec": change}, namespace=namespace)
+    stored = crds.kubectl.get("finetunejob", "router", namespace=namespace)
+    assert {key: stored["spec"][key] for key in change} == change
+
+
+def test_short_names_columns_and_categories(crds: ApiServer, namespace: str) -> None:
+    crds.kubectl.create(valid("job") | {"metadata": {"name": "router", "namespace": namespace}})
+    crds.kubectl.create(valid("version") | {"metadata": {"name": "router-1", "namespace": namespace}})
+    status = {
+        "phase": "Training",
+        "trainerStatus": {"progressPercentage": 35, "metrics": [{"name": "loss", "value": "1.83"}]},
+    }
+    crds.kubectl.patch("finetunejob", "router", {"status": status}, namespace=namespace, subresource="status")
+    jobs = crds.kubectl.run("get", "ftj", "-n", namespace, "-o", "wide").splitlines()
+    assert jobs[0].split() == [
+        "NAME",
+        "PHASE",
+        "PROGRESS",
+        "VERSION",
+        "ENDPOINT",
+        "STEP",
+        "LOSS",
+        "ETA",
+        "MESSAGE",
+        "AGE",
+    ]
+    assert jobs[1].split()[:4] == ["router", "Training", "35", "1.83"]
+    versions = crds.kubectl.run("get", "mv", "-n", namespace).splitlines()
+    assert versions[0].split() == ["NAME", "ENDPOINT", "VERDICT", "METHOD", "METRIC", "CANDIDATE", "BASELINE", "AGE"]
+    assert versions[1].split()[:6] == ["router-1", "Pass", "LoRA", "exact_match", "0.8", "0"]
+    both = crds.kubectl.run("get", "finetune", "-n", namespace, "-o", "name").split()
+    assert both == ["finetunejob.finetune.dev/router", "modelversion.finetune.dev/router-1"]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("ftj.spec.training.learningRate", "Default 2e-4 for LoRA"),
+        ("ftj.spec.method.lora.rank", "Size of the update"),
+        ("ftj.spec.failurePolicy.hangSeconds", "counts as hung"),
+        ("mv.spec.artifact.digest", "sha256"),
+    ],
+)
+def test_kubectl_explains(crds: ApiServer, path: str, words: str) -> None:
+    assert words in crds.kubectl.run("explain", path)
