@@ -31,8 +31,9 @@ BINS = 65
 is concave that can only lower the wealth, so the rounding costs a little power and no validity."""
 
 _EDGES: FloatArray = np.linspace(-1.0, 1.0, BINS)
-_FRACTIONS: FloatArray = np.geomspace(0.01, 0.9, 12)
-_BISECTIONS = 40
+_FRACTIONS: FloatArray = np.geomspace(0.01, 0.98, 10)
+_STEPS = 1_000_000
+"""Bounds are multiples of one millionth, so that looking again at the same data gives the same bound."""
 
 
 def log_wealth(*, values: FloatArray, sizes: FloatArray, exponents: FloatArray, mean: float) -> float:
@@ -48,19 +49,22 @@ def log_wealth(*, values: FloatArray, sizes: FloatArray, exponents: FloatArray, 
     return top + math.log(float(np.mean(np.exp(per_gambler - top))))
 
 
-def lower_bound(*, values: FloatArray, sizes: FloatArray, exponents: FloatArray, alpha: float) -> float:
-    """The largest mean against which the wealth has reached 1/alpha; -1 where there is none."""
-    target = -math.log(alpha)
-    low, high = -1.0 + 1e-9, 1.0
-    if log_wealth(values=values, sizes=sizes, exponents=exponents, mean=low) < target:
-        return -1.0
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if log_wealth(values=values, sizes=sizes, exponents=exponents, mean=middle) >= target:
-            low = middle
-        else:
-            high = middle
-    return low
+def lower_bound(
+    *, values: FloatArray, sizes: FloatArray, exponents: FloatArray, alpha: float, known: float = -1.0
+) -> float:
+    """The largest mean against which the wealth has reached 1/alpha; `known`, an earlier bound, if that is larger."""
+
+    def excluded(step: int) -> bool:
+        wealth = log_wealth(values=values, sizes=sizes, exponents=exponents, mean=step / _STEPS)
+        return wealth >= -math.log(alpha)
+
+    low, high = round(known * _STEPS), _STEPS
+    if not excluded(low + 1):
+        return known
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if excluded(middle) else (low, middle)
+    return low / _STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,12 +151,13 @@ def with_total(state: BoundedMeanState, *, histogram: tuple[float, ...]) -> Boun
     """The state when the histogram of all observations so far is the given one. Handing it in again changes nothing."""
     counts = np.asarray(histogram)
     used = counts > 0
-    low, high = -1.0, 1.0
+    low, high = state.low, state.high
     if used.any():
-        sizes = np.ones(int(used.sum()))
-        low = lower_bound(values=_EDGES[used], sizes=sizes, exponents=counts[used], alpha=state.alpha)
-        high = -lower_bound(values=-_EDGES[used], sizes=sizes, exponents=counts[used], alpha=state.alpha)
-    return BoundedMeanState(alpha=state.alpha, histogram=histogram, low=max(low, state.low), high=min(high, state.high))
+        values, weights = _EDGES[used], counts[used]
+        sizes = np.ones_like(values)
+        low = lower_bound(values=values, sizes=sizes, exponents=weights, alpha=state.alpha, known=low)
+        high = -lower_bound(values=-values, sizes=sizes, exponents=weights, alpha=state.alpha, known=-high)
+    return BoundedMeanState(alpha=state.alpha, histogram=histogram, low=low, high=high)
 
 
 def fixed_sample_bounds(*, group_sums: FloatArray, group_sizes: FloatArray, alpha: float) -> tuple[float, float]:
