@@ -15,6 +15,7 @@ TOKEN_VARIABLE = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - the name of a v
 CA_VARIABLE = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 TOKEN_AUDIENCE = "finetune.dev"  # noqa: S105 - an audience
 MINIMUM_INTERVAL_SECONDS = 5.0
+PROGRESS_ROUTE = "/v1/progress/{namespace}/{job}"
 
 # Metric names that our own trainer adds and that the operator understands beyond showing them.
 CHECKPOINT_STEP = "checkpoint_step"
@@ -30,3 +31,8 @@ class ProgressReport(ApiModel):
     """The body of a report. Reports are cumulative: a lost one loses nothing."""
 
     trainer_status: TrainerStatus
+
+
+def progress_path(*, namespace: str, job: str) -> str:
+    """Where the pods of a job report, below the door's address."""
+    return PROGRESS_ROUTE.format(namespace=namespace, job=job)

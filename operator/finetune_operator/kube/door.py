@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from pydantic import ValidationError
 
-from finetune_api.progress import ProgressReport
+from finetune_api.progress import PROGRESS_ROUTE, ProgressReport
 from finetune_operator.kube.gatekeeper import ForbiddenError, Gatekeeper, PodIdentity, UnauthenticatedError
 from finetune_operator.kube.progress import ProgressInbox
 from finetune_operator.kube.rate_limit import RateLimit
@@ -29,17 +29,11 @@ log = logging.getLogger(__name__)
 
 MAXIMUM_BODY_BYTES = 64 * 1024
 READ_SECONDS = 10.0
-PROGRESS_ROUTE = "/v1/progress/{namespace}/{job}"
 _GATEKEEPER = web.AppKey("gatekeeper", Gatekeeper)
 _INBOX = web.AppKey("inbox", ProgressInbox)
 _REFUSAL_LIMIT = web.AppKey("refusal_limit", RateLimit)
 _POD_LIMIT = web.AppKey("pod_limit", RateLimit)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def progress_path(*, namespace: str, job: str) -> str:
-    """Where the pods of a job report."""
-    return PROGRESS_ROUTE.format(namespace=namespace, job=job)
 
 
 def door_application(*, gatekeeper: Gatekeeper, inbox: ProgressInbox) -> web.Application:
