@@ -1,0 +1,152 @@
+"""The container's entry point: `python -m finetune_trainer` does the one stage that $FINETUNE_RUN_FILE orders.
+
+It ends with an exit code of `finetune_api.results.ExitCode` and a termination message of at most 4 KiB, whatever
+happens short of SIGKILL.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from pydantic import ValidationError
+
+from finetune_api.results import EvaluateResult, ExitCode, Failure, PrepareResult, TrainResult
+from finetune_api.run import (
+    DEFAULT_TERMINATION_LOG,
+    RUN_FILE_VARIABLE,
+    TERMINATION_LOG_VARIABLE,
+    EvaluateRun,
+    PrepareRun,
+    TrainRun,
+    run_adapter,
+)
+from finetune_trainer import termination
+from finetune_trainer.errors import StageError, bad_configuration, from_write_failure
+
+log = logging.getLogger("finetune_trainer")
+
+_REASON_LENGTH = 64
+_MESSAGE_LENGTH = 3000
+
+
+class _Stopped(BaseException):
+    """SIGTERM. Not an Exception, so that no library's error handling takes it for one of its own."""
+
+
+def main() -> int:
+    """Do the stage; the process's exit code."""
+    _set_up_logging()
+    try:
+        run = _read_run()
+        log.info(
+            "%s, attempt %d of job %s/%s", run.stage, run.identity.attempt, run.identity.namespace, run.identity.job
+        )
+        result = _do(run)
+        if result is not None:
+            _write_message(termination.message(result))
+    except (Exception, _Stopped) as error:
+        failure, code = _failure(error)
+        log.error("%s (exit %d): %s", failure.reason, code, failure.message)
+        _write_message(termination.message(failure))
+        return int(code)
+    return int(ExitCode.DONE)
+
+
+def _read_run() -> PrepareRun | TrainRun | EvaluateRun:
+    name = os.environ.get(RUN_FILE_VARIABLE)
+    if not name:
+        raise bad_configuration(
+            "BadRunFile", f"${RUN_FILE_VARIABLE} is not set; it names the file with the run's orders"
+        )
+    try:
+        return run_adapter.validate_json(Path(name).read_bytes())
+    except OSError as error:
+        raise bad_configuration("BadRunFile", f"{name} cannot be read: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in error.errors()[:5]
+        )
+        raise bad_configuration(
+            "BadRunFile",
+            f"{name} is not an order that this image understands ({problems}); use an image of the operator's version",
+        ) from error
+
+
+def _do(run: PrepareRun | TrainRun | EvaluateRun) -> PrepareResult | TrainResult | EvaluateResult | None:
+    """Dispatch. The stages are imported when needed: each brings libraries that take seconds to load."""
+    match run:
+        case TrainRun():
+            # Train handles SIGTERM itself: all its processes agree on a step and save.
+            from finetune_trainer import train
+
+            return train.train(run)
+        case PrepareRun():
+            _stop_on_sigterm()
+            from finetune_trainer import prepare
+
+            return prepare.prepare(run)
+        case EvaluateRun():
+            _stop_on_sigterm()
+            from finetune_trainer import evaluate
+
+            return evaluate.evaluate(run)
+
+
+def _stop_on_sigterm() -> None:
+    # As process 1 of a container we would not even die of it: the kernel gives process 1 no default handlers.
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Stopped
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _failure(error: BaseException) -> tuple[Failure, ExitCode]:
+    if isinstance(error, StageError):
+        return _describe(error.reason, error.message, error.checkpoint_step), error.exit_code
+    if isinstance(error, _Stopped):
+        return _describe("Stopped", "stopped by SIGTERM; the next attempt starts this stage again"), (
+            ExitCode.STOPPED_AFTER_CHECKPOINT
+        )
+    written = from_write_failure("the stage's output", error)
+    if written is not None:
+        return _describe(written.reason, written.message), written.exit_code
+    log.error("the stage failed", exc_info=error)
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    reason = "OutOfMemory" if out_of_memory else "InternalError"
+    return _describe(reason, f"{type(error).__name__}: {error}"), ExitCode.INTERNAL_ERROR
+
+
+def _describe(reason: str, message: str, checkpoint_step: int | None = None) -> Failure:
+    return Failure(reason=reason[:_REASON_LENGTH], message=message[:_MESSAGE_LENGTH], checkpoint_step=checkpoint_step)
+
+
+def _write_message(message: bytes) -> None:
+    path = Path(os.environ.get(TERMINATION_LOG_VARIABLE) or DEFAULT_TERMINATION_LOG)
+    try:
+        path.write_bytes(message)
+    except OSError as error:
+        # The exit code still says what kind of end it was.
+        log.error("the termination message could not be written to %s: %s", path, error)
+
+
+def _set_up_logging() -> None:
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stdout,
+        format="%(asctime)sZ %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
