@@ -17,7 +17,7 @@ def apiserver() -> Iterator[ApiServer]:
         require_for_api()
     except MissingPrerequisite as missing:
         pytest.skip(str(missing))
-    with ApiServer() as server:
+    with ApiServer.running() as server:
         yield server
 
 

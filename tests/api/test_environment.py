@@ -92,8 +92,8 @@ def test_a_killed_owner_leaves_nothing_behind() -> None:
     program = (
         "from tests.harness import ApiServer\n"
         "import time\n"
-        "with ApiServer() as server:\n"
-        "    pids = [d.process().pid for d in (server.control_plane.etcd, server.control_plane.apiserver)]\n"
+        "with ApiServer.running() as server:\n"
+        "    pids = [d.process().pid for d in (server.etcd, server.apiserver)]\n"
         "    print(server.folder, *pids, flush=True)\n"
         "    time.sleep(600)\n"
     )

@@ -24,7 +24,7 @@ _START_TIMEOUT_S = 60
 
 @dataclass(frozen=True, kw_only=True)
 class ControlPlane:
-    """The control plane whose state lies in `folder`. `make` starts nothing; any process may hold one."""
+    """The control plane whose state lies in `folder`: a description that any process may hold, all state is on disk."""
 
     folder: Path
     programs: Mapping[str, Path]
@@ -155,8 +155,12 @@ class ControlPlane:
         self.apiserver.resume()
 
     def start_controllers(self) -> None:
-        """Start kube-controller-manager and wait until it works: a namespace has its service account."""
+        """Start kube-controller-manager and wait until it works."""
         self.controllers.start()
+        self.wait_controllers()
+
+    def wait_controllers(self) -> None:
+        """Wait until kube-controller-manager has made the default service account, without which no pod is admitted."""
 
         def probe() -> object:
             self.controllers.require_alive()
@@ -187,7 +191,7 @@ class ControlPlane:
         )
 
     def user(self, name: str, *, groups: Sequence[str] = ()) -> Kubectl:
-        """kubectl as a new user: a client certificate with this name and these groups; its rights come from RBAC alone."""
+        """kubectl as a new user: a client certificate with this name and groups; its rights come from RBAC alone."""
         path = self.folder / "users" / f"{name.replace(':', '-')}-{uuid4().hex[:6]}.kubeconfig"
         return self._kubectl(self.authority.kubeconfig(path, server=self.server, user=name, groups=groups))
 
