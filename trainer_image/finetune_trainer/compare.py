@@ -81,7 +81,7 @@ class Row:
             better=self.metric.better,
             report=self.verdict is None,
             verdict=None if self.verdict is None else self.verdict.value,
-            reason=None if self.verdict in (None, Verdict.PASS) else explain(self)[:_LONGEST_REASON],
+            reason=None if self.verdict in (None, Verdict.PASS) else reason(self)[:_LONGEST_REASON],
             method=self.result.method.value,
             power=_rounded(self.result.power) if self.compared else None,
             needed_n=self.result.needed_n if self.compared else None,
@@ -169,23 +169,28 @@ def headline(comparison: Comparison, *, baseline: str) -> str:
 
 
 def explain(row: Row) -> str:
-    """What the row's verdict rests on, in plain words."""
+    """The row's numbers and what they mean, in one sentence."""
     result = row.result
     found = f"{result.candidate:.4g} against {result.baseline:.4g}"
     if row.interval is not None:
         low, high = row.interval
         found += f" (difference {row.difference:+.3g}, 95 % interval {low:+.3g} to {high:+.3g})"
+    return f"{found}; {reason(row)}"
+
+
+def reason(row: Row) -> str:
+    """What the row's verdict rests on, in plain words."""
     if row.verdict is None:
-        return f"{found}; shown, not judged"
-    if result.inconclusive is not None:
-        return f"{found}; nothing can be proven: {result.reason}; {_size(row)}"
+        return "shown, not judged"
+    if row.result.inconclusive is not None:
+        return f"nothing can be proven: {row.result.reason}; {_size(row)}"
     match row.verdict:
         case Verdict.PASS:
-            return f"{found}; {' and '.join(_proofs(row))}; {_size(row)}"
+            return f"{' and '.join(_proofs(row))}; {_size(row)}"
         case Verdict.FAIL:
-            return f"{found}; {_fault(row)}; {_size(row)}"
+            return f"{_fault(row)}; {_size(row)}"
         case Verdict.INCONCLUSIVE:
-            return f"{found}; {'; '.join(_doubts(row))}; {_size(row)}"
+            return f"{'; '.join(_doubts(row))}; {_size(row)}"
 
 
 def _compare_one(

@@ -1,0 +1,94 @@
+"""How likely a model finds what is right: the tokens of an answer, or the class of a text."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from finetune_trainer.batching import pad, run_in_batches
+
+_LOGIT_BYTES = 1 << 30
+"""Logits computed at once may take this much memory: 4 bytes x tokens x vocabulary, 4 GB for 8192 tokens of Llama 3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """An example as token ids; `targets` says which of them the model has to predict. The first never is one."""
+
+    ids: Sequence[int]
+    targets: Sequence[bool]
+
+    @property
+    def first_target(self) -> int:
+        """Position of the first target; the length where there is none."""
+        return next((index for index, is_target in enumerate(self.targets) if is_target and index), len(self.ids))
+
+
+def token_likelihoods(
+    model: Any, examples: Sequence[Tokens], *, batch_size: int, what: str = "loss"
+) -> list[tuple[float, int]]:
+    """For each example the summed negative log likelihood of its targets in nats, and their number.
+
+    Padded on the right, where a causal model cannot see it. Logits are computed only where targets are.
+    """
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    chosen_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+    vocabulary = base.config.get_text_config().vocab_size
+
+    def run(batch: Sequence[Tokens]) -> list[tuple[float, int]]:
+        start, end = _span(batch)
+        rows = max(1, _LOGIT_BYTES // (4 * vocabulary * max(1, end - start)))
+        found: list[tuple[float, int]] = []
+        for first in range(0, len(batch), rows):
+            found += _likelihoods_of(model, batch[first : first + rows], chosen_logits=chosen_logits)
+        return found
+
+    return run_in_batches(examples, length=lambda example: len(example.ids), batch_size=batch_size, run=run, what=what)
+
+
+def class_log_probabilities(
+    model: Any, texts: Sequence[Sequence[int]], *, pad_id: int, batch_size: int, what: str = "classification"
+) -> list[list[float]]:
+    """For each text (token ids, none empty) the log probability of each class, in the order of the outputs."""
+
+    def run(batch: Sequence[Sequence[int]]) -> list[list[float]]:
+        tokens = pad(batch, value=pad_id).to(model.device)
+        mask = pad([[1] * len(text) for text in batch], value=0).to(model.device)
+        with torch.inference_mode():
+            logits = model(input_ids=tokens, attention_mask=mask).logits
+        rows: list[list[float]] = logits.float().log_softmax(dim=-1).tolist()
+        return rows
+
+    return run_in_batches(texts, length=len, batch_size=batch_size, run=run, what=what)
+
+
+def _span(batch: Sequence[Tokens]) -> tuple[int, int]:
+    """First and last (not included) position whose logits are needed: the one before a target predicts it."""
+    return min(example.first_target for example in batch) - 1, max(len(example.ids) for example in batch) - 1
+
+
+def _likelihoods_of(model: Any, batch: Sequence[Tokens], *, chosen_logits: bool) -> list[tuple[float, int]]:
+    start, end = _span(batch)
+    if start >= end:
+        return [(0.0, 0) for _ in batch]
+    tokens = pad([example.ids for example in batch], value=0).to(model.device)
+    mask = pad([[1] * len(example.ids) for example in batch], value=0).to(model.device)
+    is_target = pad([[int(target) for target in example.targets] for example in batch], value=0).to(model.device)
+    positions = torch.arange(start, end, device=model.device)
+    with torch.inference_mode():
+        if chosen_logits:
+            logits = model(input_ids=tokens, attention_mask=mask, use_cache=False, logits_to_keep=positions).logits
+        else:
+            logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, positions]
+        expected = tokens[:, start + 1 :]
+        # (rows, positions): loss of each token, zero where it is no target.
+        losses = cross_entropy(logits.float().flatten(0, 1), expected.flatten(), reduction="none").view_as(expected)
+        wanted = is_target[:, start + 1 :]
+        # where, not a product: an infinite loss beside a target must not become nan.
+        sums = torch.where(wanted.bool(), losses, 0.0).double().sum(dim=1)
+    return [(float(nll), int(count)) for nll, count in zip(sums.tolist(), wanted.sum(dim=1).tolist(), strict=True)]
