@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal, Protocol
+
+from finetune_api.finetunejob import TrainerStatus
 
 Manifest = dict[str, Any]
 Kind = Literal[
@@ -27,7 +30,9 @@ Kind = Literal[
     "NetworkPolicy",
     "ServiceAccount",
     "Event",
+    "Workload",
 ]
+"""`Workload` is Kueue's: read to say why a run waits, absent where Kueue is not installed."""
 FIELD_MANAGER = "finetune-operator"
 
 
@@ -67,8 +72,13 @@ class Cluster(Protocol):
         """The object, or None where there is none."""
         ...
 
-    async def list(self, *, kind: Kind, namespace: str | None, labels: Mapping[str, str] | None = None) -> list[Manifest]:
-        """Objects of a namespace (None: all that the operator watches) that carry all these labels, sorted by namespace and name."""
+    async def list(
+        self, *, kind: Kind, namespace: str | None, labels: Mapping[str, str] | None = None
+    ) -> list[Manifest]:
+        """Objects that carry all these labels, of one namespace or (None) of all that the operator watches.
+
+        Sorted by namespace and name.
+        """
         ...
 
     async def create(self, *, manifest: Manifest) -> Manifest:
@@ -80,11 +90,17 @@ class Cluster(Protocol):
         ...
 
     async def delete(self, *, kind: Kind, namespace: str, name: str, uid: str) -> None:
-        """Delete with a UID precondition, dependants in the background. Gone already: no error. Raises ConflictError for another UID."""
+        """Delete with a UID precondition, dependants in the background.
+
+        Gone already: no error. Raises ConflictError for another UID.
+        """
         ...
 
     async def replace_status(self, *, manifest: Manifest) -> Manifest:
-        """Write `status` as a whole, guarded by metadata.resourceVersion. Raises ConflictError, NotFoundError, InvalidError."""
+        """Write `status` as a whole, guarded by metadata.resourceVersion.
+
+        Raises ConflictError, NotFoundError, InvalidError.
+        """
         ...
 
     async def record_event(
@@ -102,4 +118,43 @@ class WatchSource(Protocol):
 
     async def run(self, *, enqueue: Enqueue) -> None:
         """Watch until cancelled, with a periodic relist."""
+        ...
+
+
+Clock = Callable[[], datetime]
+"""The time now, in UTC and aware of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Door:
+    """Where training pods report, as they must know it."""
+
+    url: str
+    """Scheme and authority, without a path: `https://finetune-door.finetune-system.svc`."""
+    ca_bundle: str | None = None
+    """PEM certificates that the pods must trust; None: plain HTTP on loopback, which needs no token either."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The newest report of a job's training pods, and when it came in by our own clock."""
+
+    status: TrainerStatus
+    received: datetime
+
+
+class ProgressSource(Protocol):
+    """What training pods reported to this process. It may forget at any time: reports are cumulative."""
+
+    @property
+    def listening_since(self) -> datetime:
+        """Since when this process can be reported to. Silence before that says nothing about a run."""
+        ...
+
+    def latest(self, *, uid: str) -> Progress | None:
+        """The newest report about the FineTuneJob with this UID, or None."""
+        ...
+
+    def forget(self, *, uid: str) -> None:
+        """Drop what was reported so far: it came from an attempt that is over."""
         ...
