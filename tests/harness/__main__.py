@@ -109,7 +109,7 @@ def _up(options: argparse.Namespace) -> None:
 
 def _load(options: argparse.Namespace) -> None:
     images = build_images()
-    Cluster.open(options.name).load_images(images)
+    Cluster.open(options.name).with_images(images)
     for reference in images.all():
         print(reference)
 

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from uuid import uuid4
@@ -195,11 +195,14 @@ class Cluster(ControlPlane):
         """Wait until the control plane has noticed that the node is gone, about 12 s after its end."""
         self._wait_node(name, lambda status: status in ("False", "Unknown"), what="not Ready")
 
-    def load_images(self, images: Images) -> None:
-        """Put freshly built images on all nodes that are on."""
+    def with_images(self, images: Images) -> Cluster:
+        """Put freshly built images on all nodes that are on; what is returned names them as its `images`."""
         for node in self.nodes.values():
             if node.machine.is_on():
                 node.load(images.all())
+        changed = replace(self, images=images)
+        changed._save()
+        return changed
 
     def service_address(self, name: str, *, namespace: str) -> str:
         """The ClusterIP of a Service."""
@@ -261,6 +264,9 @@ class Cluster(ControlPlane):
             ]
             for waiting in [pool.submit(task) for task in tasks]:
                 waiting.result()
+        self._save()
+
+    def _save(self) -> None:
         state = {"nodes": self.node_count, "images": asdict(self.images)}
         (self.folder / "cluster.json").write_text(json.dumps(state, indent=1))
 

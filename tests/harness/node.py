@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.harness.controlplane import SERVICE_RANGE
 from tests.harness.errors import HarnessError
 from tests.harness.linking import Containerd
 from tests.harness.machine import Machine, make_cgroups, remove_cgroups
@@ -181,6 +182,8 @@ class Node:
             self.machine,
             f"address add {self.address}/24 dev {device}",
             f"link set {device} up",
+            # Where these packets go is decided by kube-proxy; without a route they would not get that far.
+            f"route add {SERVICE_RANGE} dev {device}",
             *(f"route add {POD_NETWORK}.{other}.0/24 via {NODE_NETWORK}.{other}" for other in others),
         )
 

@@ -1,0 +1,43 @@
+"""Fixtures of the cluster layer: a real Kubernetes with two nodes. Skipped as a whole where it cannot be had."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from tests.harness import Cluster, MissingPrerequisite
+from tests.harness.images import build_images
+from tests.harness.prerequisites import require_for_cluster
+
+_RUNNING_CLUSTER = "FINETUNE_TEST_CLUSTER"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A cluster for the whole session with images of this checkout, or the running one that the variable names."""
+    try:
+        require_for_cluster()
+    except MissingPrerequisite as missing:
+        pytest.skip(str(missing))
+    images = build_images()
+    running = os.environ.get(_RUNNING_CLUSTER)
+    if running:
+        yield Cluster.open(running).with_images(images)
+    else:
+        with Cluster.running(images=images) as fresh:
+            yield fresh
+
+
+@pytest.fixture(autouse=True)
+def inside(cluster: Cluster) -> Iterator[None]:
+    """Each test runs in the network of `node1`."""
+    with cluster.inside():
+        yield
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """A fresh namespace that admits restricted pods only."""
+    with cluster.namespace_named(labels={"pod-security.kubernetes.io/enforce": "restricted"}) as name:
+        yield name
