@@ -38,16 +38,19 @@ class KubernetesCluster:
     async def list(
         self, *, kind: Kind, namespace: str | None, labels: Mapping[str, str] | None = None
     ) -> list[Manifest]:
-        """Objects with these labels, sorted by namespace and name."""
+        """Objects with these labels, sorted by namespace and name. A type that is not installed has none."""
         place = PLACES[kind]
         selector = ",".join(f"{key}={value}" for key, value in (labels or {}).items())
         query = [("labelSelector", selector)] if selector else []
         scopes: tuple[str | None, ...] = (namespace,) if namespace else (self._namespaces or (None,))
         found: list[Manifest] = []
-        for scope in scopes:
-            async for item in self._api.pages(path=place.collection(namespace=scope), query=query):
-                # Items of a list come without their type.
-                found.append({"apiVersion": place.api_version, "kind": kind, **item})
+        try:
+            for scope in scopes:
+                async for item in self._api.pages(path=place.collection(namespace=scope), query=query):
+                    # Items of a list come without their type.
+                    found.append({"apiVersion": place.api_version, "kind": kind, **item})
+        except NotFoundError:
+            return []
         return sorted(found, key=lambda item: (item["metadata"]["namespace"], item["metadata"]["name"]))
 
     async def create(self, *, manifest: Manifest) -> Manifest:

@@ -53,7 +53,7 @@ def door_application(*, gatekeeper: Gatekeeper, inbox: ProgressInbox) -> web.App
 
 @asynccontextmanager
 async def serving(
-    *, application: web.Application, host: str, port: int, tls: ssl.SSLContext | None
+    *, application: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[int]:
     """Serve while the context is open; gives the port, which differs from `port` where that is 0."""
     runner = web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=30, shutdown_timeout=2)

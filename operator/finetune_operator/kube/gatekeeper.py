@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from finetune_api import API_VERSION
-from finetune_api.progress import TOKEN_AUDIENCE
+from finetune_operator.job.names import JOB_LABEL
 from finetune_operator.kube.api import Api
 from finetune_operator.ports import Cluster, Manifest
 
-JOB_LABEL = "finetune.dev/job"
 REMEMBERED_SECONDS = 60.0
 _REMEMBERED = 4096
 _POD_NAME = "authentication.kubernetes.io/pod-name"
@@ -49,9 +48,12 @@ class PodIdentity:
 class Gatekeeper:
     """Tells pods from tokens, and jobs from pods. Every call may raise UnavailableError."""
 
-    def __init__(self, *, api: Api, cluster: Cluster, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, api: Api, cluster: Cluster, audience: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._api = api
         self._cluster = cluster
+        self._audience = audience
         self._clock = clock
         self._pods: _Remembered[PodIdentity | None] = _Remembered(clock=clock)
         self._jobs: _Remembered[str] = _Remembered(clock=clock)
@@ -61,11 +63,11 @@ class Gatekeeper:
         digest = hashlib.sha256(token.encode()).hexdigest()
         known, pod = self._pods.recall(digest)
         if not known:
-            pod = _pod_of(review=await self._review(token=token))
+            pod = _pod_of(review=await self._review(token=token), audience=self._audience)
             self._pods.keep(digest, pod)  # a refusal too: a flood of bad tokens must not become a flood of reviews
         if pod is None:
             raise UnauthenticatedError(
-                f"the bearer token is not a token of a running pod with audience {TOKEN_AUDIENCE}; "
+                f"the bearer token is not a token of a running pod with audience {self._audience}; "
                 "project one into the pod (serviceAccountToken volume)"
             )
         return pod
@@ -96,7 +98,7 @@ class Gatekeeper:
         review = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
-            "spec": {"token": token, "audiences": [TOKEN_AUDIENCE]},
+            "spec": {"token": token, "audiences": [self._audience]},
         }
         return await self._api.request(
             method="POST", path="/apis/authentication.k8s.io/v1/tokenreviews", body=review, timeout_seconds=5
@@ -125,10 +127,10 @@ class _Remembered(Generic[T]):
             self._answers.popitem(last=False)
 
 
-def _pod_of(*, review: Manifest) -> PodIdentity | None:
+def _pod_of(*, review: Manifest, audience: str) -> PodIdentity | None:
     """The pod that a TokenReview vouches for, or None where it does not."""
     status: dict[str, Any] = review.get("status") or {}
-    if not status.get("authenticated") or TOKEN_AUDIENCE not in (status.get("audiences") or ()):
+    if not status.get("authenticated") or audience not in (status.get("audiences") or ()):
         return None
     user: dict[str, Any] = status.get("user") or {}
     extra: dict[str, list[str]] = user.get("extra") or {}

@@ -1,4 +1,4 @@
-"""What training pods reported last: a cache that may be lost at any time, since reports are cumulative."""
+"""What training pods reported last (ports.ProgressSource): a cache that may be lost at any time."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 
 from finetune_api.finetunejob import TrainerStatus
 from finetune_api.progress import MINIMUM_INTERVAL_SECONDS
-from finetune_operator.ports import Enqueue, Key
+from finetune_operator.ports import Clock, Enqueue, Key, Progress
 
-_JOBS = 20_000
+_JOBS = 10_000
+"""Jobs whose reports are kept; beyond that, the one that reported longest ago is forgotten."""
 
 
 @dataclass(kw_only=True)
-class _Entry:
-    status: TrainerStatus
-    enqueued_at: float = float("-inf")
-    timer: asyncio.TimerHandle | None = field(default=None)
+class _Pace:
+    """When a job was looked at last because of a report, and the look that is due."""
+
+    looked_at: float = float("-inf")
+    due: asyncio.TimerHandle | None = field(default=None)
 
 
 class ProgressInbox:
@@ -27,38 +29,37 @@ class ProgressInbox:
     replace each other, and the last one is looked at when the interval is over.
     """
 
-    def __init__(self, *, enqueue: Enqueue) -> None:
+    def __init__(self, *, enqueue: Enqueue, clock: Clock) -> None:
         self._enqueue = enqueue
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._clock = clock
+        self.listening_since = clock()
+        self._latest: OrderedDict[str, Progress] = OrderedDict()
+        self._paces: dict[str, _Pace] = {}
 
     def report(self, *, key: Key, uid: str, status: TrainerStatus) -> None:
         """Take a report in. Call from the event loop."""
-        entry = self._entries.setdefault(uid, _Entry(status=status))
-        entry.status = status
-        self._entries.move_to_end(uid)
-        if len(self._entries) > _JOBS:
-            self._discard(next(iter(self._entries)))
-        if entry.timer is None:
+        self._latest[uid] = Progress(status=status, received=self._clock())
+        self._latest.move_to_end(uid)
+        pace = self._paces.setdefault(uid, _Pace())
+        if pace.due is None:
             loop = asyncio.get_running_loop()
-            wait = max(0.0, entry.enqueued_at + MINIMUM_INTERVAL_SECONDS - loop.time())
-            entry.timer = loop.call_later(wait, self._look, key, entry)
+            wait = max(0.0, pace.looked_at + MINIMUM_INTERVAL_SECONDS - loop.time())
+            pace.due = loop.call_later(wait, self._look, key, pace)
+        if len(self._latest) > _JOBS:
+            self.forget(uid=next(iter(self._latest)))
 
-    def latest(self, *, uid: str) -> TrainerStatus | None:
-        """The newest report of a job, or None where none has come to this process."""
-        entry = self._entries.get(uid)
-        return entry.status if entry else None
+    def latest(self, *, uid: str) -> Progress | None:
+        """The newest report about a job, or None."""
+        return self._latest.get(uid)
 
     def forget(self, *, uid: str) -> None:
-        """The job has ended: its reports are no longer of interest."""
-        if uid in self._entries:
-            self._discard(uid)
+        """Drop what was reported about a job so far."""
+        self._latest.pop(uid, None)
+        pace = self._paces.pop(uid, None)
+        if pace is not None and pace.due is not None:
+            pace.due.cancel()
 
-    def _look(self, key: Key, entry: _Entry) -> None:
-        entry.timer = None
-        entry.enqueued_at = asyncio.get_running_loop().time()
+    def _look(self, key: Key, pace: _Pace) -> None:
+        pace.due = None
+        pace.looked_at = asyncio.get_running_loop().time()
         self._enqueue(key)
-
-    def _discard(self, uid: str) -> None:
-        entry = self._entries.pop(uid)
-        if entry.timer is not None:
-            entry.timer.cancel()

@@ -23,17 +23,16 @@ from kubernetes.aio.client.configuration import Configuration
 
 from finetune_api import GROUP, VERSION
 from finetune_api.finetunejob import TERMINAL_PHASES
+from finetune_operator.job.names import JOB_LABEL, OWNED_LABEL
 from finetune_operator.kube.api import PAGE_SIZE, Api
 from finetune_operator.kube.kinds import PLACES
 from finetune_operator.ports import Enqueue, Key, Kind, Manifest, NotFoundError, UnavailableError
 
 log = logging.getLogger(__name__)
 
-OWNED_LABEL = "finetune.dev/owned-by"
-"""On every child: only what carries it is watched."""
-JOB_LABEL = "finetune.dev/job"
-"""On every child of a FineTuneJob: its name."""
-CHILD_KINDS: tuple[Kind, ...] = ("Job", "Pod", "ConfigMap", "Service")
+CHILD_KINDS: tuple[Kind, ...] = ("Job", "Pod")
+"""What tells of a run's progress. ConfigMaps and Services do not, and watching them would need the right to read all
+ConfigMaps of the cluster; one that somebody deleted is missed at the next look."""
 RELIST_SECONDS = 600.0
 _RETRY_SECONDS = 2.0
 _STOP_SECONDS = 6.0

@@ -1,0 +1,172 @@
+"""The operator as a process: what runs always, and what runs while it leads.
+
+Always: probes and metrics, and the election. While leading: the door, the watch and the workers. SIGTERM ends the work,
+gives the Lease back and exits with 0; a lost Lease ends the work only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from kubernetes.aio.client.configuration import Configuration
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from finetune_operator.config import OperatorConfig
+from finetune_operator.kube.api import Api, load_configuration
+from finetune_operator.kube.cluster import KubernetesCluster
+from finetune_operator.kube.door import door_application, serving
+from finetune_operator.kube.doorway import DoorSettings, Doorway
+from finetune_operator.kube.gatekeeper import Gatekeeper
+from finetune_operator.kube.leader import Elector, LeaseSettings
+from finetune_operator.kube.probes import probes_application
+from finetune_operator.kube.progress import ProgressInbox
+from finetune_operator.kube.request_metrics import RequestMetrics
+from finetune_operator.kube.watch import KopfWatchSource
+from finetune_operator.metrics import Metrics
+from finetune_operator.ports import Key, UnavailableError
+from finetune_operator.reconcile import Reconciler
+from finetune_operator.workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+LEASE = "finetune-operator"
+_RETRY_SECONDS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessSettings:
+    """How this process runs. Ports of 0 are chosen by the system."""
+
+    namespace: str
+    """The operator's own: of its Lease, its authority and its door."""
+    pod_name: str
+    pod_address: str = ""
+    """The pod's IP, for the door's Service; empty: nothing is published."""
+    kubeconfig: str | None = None
+    context: str | None = None
+    listen: str = "0.0.0.0"  # noqa: S104 - kubelet and training pods call from elsewhere
+    probe_port: int = 8080
+    door_port: int = 8443
+    lease_seconds: int = 15
+    """How long a dead leader leads."""
+
+
+class OperatorProcess:
+    """Everything that one replica is made of."""
+
+    def __init__(self, *, config: OperatorConfig, settings: ProcessSettings, configuration: Configuration) -> None:
+        registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        self._config = config
+        self._settings = settings
+        self._metrics = Metrics(registry=registry)
+        self._api = Api(configuration=configuration, observer=RequestMetrics(registry=registry))
+        self._cluster = KubernetesCluster(api=self._api, namespaces=config.namespaces, reporter=settings.pod_name)
+        self._elector = Elector(api=self._api, settings=self._lease_settings(), on_change=self._show_leadership)
+        self._doorway = Doorway(
+            api=self._api,
+            settings=DoorSettings(
+                namespace=settings.namespace,
+                address=settings.pod_address,
+                host=settings.listen,
+                port=settings.door_port,
+            ),
+        )
+        self._reached = False
+
+    async def run(self) -> None:
+        """Run until cancelled. What ends unexpectedly is raised: the process should end and be started again."""
+        settings = self._settings
+        application = probes_application(registry=self._metrics.registry, not_ready=self._not_ready)
+        try:
+            async with serving(application=application, host=settings.listen, port=settings.probe_port) as port:
+                log.info("probes and metrics on port %d", port)
+                await self._reach()
+                await self._elector.run(lead=self._lead)
+        finally:
+            await self._api.close()
+
+    async def _lead(self) -> None:
+        """Do the operator's work until cancelled."""
+        inbox = ProgressInbox(enqueue=lambda key: queue.add(key), clock=_now)
+        reconciler = Reconciler(
+            cluster=self._cluster,
+            config=self._config,
+            progress=inbox,
+            clock=_now,
+            metrics=self._metrics,
+            door=lambda: self._doorway.door,
+        )
+        queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile, observer=self._metrics)
+        gatekeeper = Gatekeeper(api=self._api, cluster=self._cluster, audience=self._config.token_audience)
+        watch = KopfWatchSource(
+            api=self._api,
+            configure=self._configure,
+            namespaces=self._config.namespaces,
+            relist_seconds=self._config.resync_seconds,
+        )
+        application = door_application(gatekeeper=gatekeeper, inbox=inbox)
+        async with self._doorway.open(application=application) as port, asyncio.TaskGroup() as group:
+            log.info("the door is open on port %d", port)
+            group.create_task(self._doorway.keep(), name="door upkeep")
+            group.create_task(queue.run(workers=self._config.workers), name="workers")
+            group.create_task(watch.run(enqueue=queue.add), name="watch")
+
+    async def _reach(self) -> None:
+        """Wait until the apiserver has answered once: from then on this replica is ready to take over."""
+        while not self._reached:
+            try:
+                await self._api.request(method="GET", path="/version")
+                self._reached = True
+            except UnavailableError as error:
+                log.warning("the apiserver does not answer yet: %s", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    def _not_ready(self) -> str | None:
+        return None if self._reached else "the apiserver has not answered yet"
+
+    def _show_leadership(self, leading: bool) -> None:
+        self._metrics.leader.set(leading)
+
+    async def _configure(self) -> Configuration:
+        return await load_configuration(kubeconfig=self._settings.kubeconfig, context=self._settings.context)
+
+    def _lease_settings(self) -> LeaseSettings:
+        seconds = self._settings.lease_seconds
+        return LeaseSettings(
+            namespace=self._settings.namespace,
+            name=LEASE,
+            identity=f"{self._settings.pod_name}_{uuid.uuid4().hex[:8]}",
+            duration_seconds=seconds,
+            renew_deadline_seconds=seconds * 2 / 3,
+            retry_seconds=seconds * 2 / 15,
+        )
+
+
+async def run_process(*, config: OperatorConfig, settings: ProcessSettings) -> None:
+    """Run a replica until SIGTERM or SIGINT."""
+    configuration = await load_configuration(kubeconfig=settings.kubeconfig, context=settings.context)
+    process = OperatorProcess(config=config, settings=settings, configuration=configuration)
+    task = asyncio.create_task(process.run(), name="operator")
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, task, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        log.info("stopped")
+
+
+def _stop(task: asyncio.Task[None], number: signal.Signals) -> None:
+    log.info("%s: stopping", number.name)
+    task.cancel()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
