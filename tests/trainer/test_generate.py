@@ -11,8 +11,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from finetune_trainer.batching import run_in_batches
+from finetune_trainer.encoding import Encoded
 from finetune_trainer.generate import generate_answers
-from finetune_trainer.likelihood import Tokens, class_log_probabilities, token_likelihoods
+from finetune_trainer.likelihood import class_log_probabilities, token_likelihoods
 
 VOCABULARY, PAD = 97, 0
 
@@ -82,23 +83,21 @@ def test_the_models_own_settings_do_not_change_decoding(model: Any, prompts: lis
         model.generation_config.temperature = None
 
 
-def nll_by_hand(model: Any, example: Tokens) -> float:
+def nll_by_hand(model: Any, example: Encoded) -> float:
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([list(example.ids)])).logits[0].double().log_softmax(-1)
     return -sum(
-        float(logits[index - 1, example.ids[index]])
-        for index, is_target in enumerate(example.targets)
-        if is_target and index
+        float(logits[index - 1, example.ids[index]]) for index, is_target in enumerate(example.targets) if is_target
     )
 
 
-def examples(prompts: list[list[int]]) -> list[Tokens]:
+def examples(prompts: list[list[int]]) -> list[Encoded]:
     """The second half of each is to be predicted; every third wholly, one not at all."""
     made = []
     for number, ids in enumerate(prompts):
-        start = 0 if number % 3 == 0 else len(ids) // 2
-        made.append(Tokens(ids=ids, targets=[index >= start for index in range(len(ids))]))
-    return [*made, Tokens(ids=[5, 6, 7], targets=[False, False, False]), Tokens(ids=[9], targets=[True])]
+        start = 1 if number % 3 == 0 else 1 + len(ids) // 2
+        made.append(Encoded(ids=tuple(ids), targets=tuple(index >= start for index in range(len(ids)))))
+    return [*made, Encoded(ids=(5, 6, 7), targets=(False, False, False)), Encoded(ids=(9,), targets=(False,))]
 
 
 @pytest.mark.parametrize("batch_size", [1, 6])
@@ -106,7 +105,7 @@ def test_likelihoods_are_those_of_each_example_alone(model: Any, prompts: list[l
     given = examples(prompts)
     found = token_likelihoods(model, given, batch_size=batch_size)
     for example, (nll, count) in zip(given, found, strict=True):
-        assert count == sum(example.targets[1:])
+        assert count == sum(example.targets)
         assert nll == pytest.approx(nll_by_hand(model, example), rel=1e-4, abs=1e-5)
 
 
@@ -127,7 +126,7 @@ def test_an_untrained_model_finds_every_token_equally_unlikely() -> None:
     )  # fmt: skip
     flat = LlamaForCausalLM(config).eval()
     flat.lm_head.weight.data.zero_()
-    [(nll, count)] = token_likelihoods(flat, [Tokens(ids=[1, 2, 3], targets=[False, True, True])], batch_size=1)
+    [(nll, count)] = token_likelihoods(flat, [Encoded(ids=(1, 2, 3), targets=(False, True, True))], batch_size=1)
     assert nll / count == pytest.approx(math.log(VOCABULARY), rel=1e-5)
 
 

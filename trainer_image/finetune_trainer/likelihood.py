@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from finetune_trainer.batching import pad, run_in_batches
+from finetune_trainer.encoding import Encoded
 
 _LOGIT_BYTES = 1 << 30
 """Logits computed at once may take this much memory: 4 bytes x tokens x vocabulary, 4 GB for 8192 tokens of Llama 3."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tokens:
-    """An example as token ids; `targets` says which of them the model has to predict. The first never is one."""
-
-    ids: Sequence[int]
-    targets: Sequence[bool]
-
-    @property
-    def first_target(self) -> int:
-        """Position of the first target; the length where there is none."""
-        return next((index for index, is_target in enumerate(self.targets) if is_target and index), len(self.ids))
-
-
 def token_likelihoods(
-    model: Any, examples: Sequence[Tokens], *, batch_size: int, what: str = "loss"
+    model: Any, examples: Sequence[Encoded], *, batch_size: int, what: str = "loss"
 ) -> list[tuple[float, int]]:
     """For each example the summed negative log likelihood of its targets in nats, and their number.
 
@@ -40,7 +27,7 @@ def token_likelihoods(
     chosen_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
     vocabulary = base.config.get_text_config().vocab_size
 
-    def run(batch: Sequence[Tokens]) -> list[tuple[float, int]]:
+    def run(batch: Sequence[Encoded]) -> list[tuple[float, int]]:
         start, end = _span(batch)
         rows = max(1, _LOGIT_BYTES // (4 * vocabulary * max(1, end - start)))
         found: list[tuple[float, int]] = []
@@ -67,14 +54,15 @@ def class_log_probabilities(
     return run_in_batches(texts, length=len, batch_size=batch_size, run=run, what=what)
 
 
-def _span(batch: Sequence[Tokens]) -> tuple[int, int]:
+def _span(batch: Sequence[Encoded]) -> tuple[int, int]:
     """First and last (not included) position whose logits are needed: the one before a target predicts it."""
-    return min(example.first_target for example in batch) - 1, max(len(example.ids) for example in batch) - 1
+    first = min((example.targets.index(True) for example in batch if any(example.targets)), default=0)
+    return first - 1, max(len(example.ids) for example in batch) - 1
 
 
-def _likelihoods_of(model: Any, batch: Sequence[Tokens], *, chosen_logits: bool) -> list[tuple[float, int]]:
+def _likelihoods_of(model: Any, batch: Sequence[Encoded], *, chosen_logits: bool) -> list[tuple[float, int]]:
     start, end = _span(batch)
-    if start >= end:
+    if start < 0:
         return [(0.0, 0) for _ in batch]
     tokens = pad([example.ids for example in batch], value=0).to(model.device)
     mask = pad([[1] * len(example.ids) for example in batch], value=0).to(model.device)
