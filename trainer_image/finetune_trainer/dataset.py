@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from finetune_trainer.errors import bad_data
@@ -42,9 +43,10 @@ class Example:
     """One example: a chat (`messages`), a text, or a text with its label."""
 
     id: str
-    """sha256 (hex) of the content."""
+    """sha256 (hex) of the content, white space and Unicode form normalised."""
     group: str
-    """The near-duplicate group: examples of one group are not independent, and never in two splits."""
+    """The near-duplicate group: examples of one group are not independent, and never in two splits. sha256 (hex) of one
+    of its questions, so that the same group has the same name in other snapshots."""
     source: str
     messages: tuple[Message, ...] | None = None
     text: str | None = None
@@ -52,14 +54,21 @@ class Example:
 
     def to_json(self) -> str:
         """The example's line in the snapshot, without the newline."""
-        document: dict[str, Any] = {"group": self.group, "id": self.id, "source": self.source}
+        return _canonical({"group": self.group, "id": self.id, "source": self.source} | self._content())
+
+    def content_json(self) -> str:
+        """What it says, without where it is from."""
+        return _canonical(self._content())
+
+    def _content(self) -> dict[str, Any]:
+        document: dict[str, Any] = {}
         if self.messages is not None:
             document["messages"] = [message.to_dict() for message in self.messages]
         if self.text is not None:
             document["text"] = self.text
         if self.label is not None:
             document["label"] = self.label
-        return json.dumps(document, ensure_ascii=False, sort_keys=True)
+        return document
 
     @classmethod
     def from_json(cls, line: str) -> Example:
@@ -84,15 +93,33 @@ class Manifest:
     """Equal for equal content, whatever the files were called and however their keys were ordered."""
     splits: dict[SplitName, tuple[str, ...]]
     """The examples' ids (sha256 hex) by split, in the order of the file, repetitions by weight included."""
+    groups: dict[SplitName, tuple[str, ...]]
+    """The near-duplicate groups that each split has examples of."""
     labels: tuple[str, ...] | None
     """The classes, in the order of the classifier's outputs."""
     statistics: dict[str, Any]
+
+    def learned_from(self, example: Example) -> bool:
+        """Whether a model made from this snapshot has seen the example, or a near-duplicate, in training or validation.
+
+        Such an example proves nothing about that model.
+        """
+        return example.id in self._learned_ids or example.group in self._learned_groups
+
+    @cached_property
+    def _learned_ids(self) -> frozenset[str]:
+        return frozenset((*self.splits["train"], *self.splits["validation"]))
+
+    @cached_property
+    def _learned_groups(self) -> frozenset[str]:
+        return frozenset((*self.groups["train"], *self.groups["validation"]))
 
     def to_json(self) -> str:
         """The file's text."""
         document = {
             "digest": self.digest,
             "splits": {name: list(ids) for name, ids in self.splits.items()},
+            "groups": {name: list(groups) for name, groups in self.groups.items()},
             "labels": None if self.labels is None else list(self.labels),
             "statistics": self.statistics,
         }
@@ -105,9 +132,14 @@ class Manifest:
         return cls(
             digest=document["digest"],
             splits={name: tuple(document["splits"][name]) for name in SPLITS},
+            groups={name: tuple(document["groups"][name]) for name in SPLITS},
             labels=None if document["labels"] is None else tuple(document["labels"]),
             statistics=document["statistics"],
         )
+
+
+def _canonical(document: dict[str, Any]) -> str:
+    return json.dumps(document, ensure_ascii=False, sort_keys=True)
 
 
 def data_folder(run: str) -> str:

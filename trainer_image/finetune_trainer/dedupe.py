@@ -1,0 +1,209 @@
+"""Examples that are the same, or nearly: repeats are dropped; relatives form a group, which no split parts.
+
+Two examples are relatives when they ask the same thing (equal but for Unicode form and white space), or when their
+texts share at least 80 % of their 5-character shingles (Jaccard). Pairs to compare come from MinHash and banding
+(Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3); each is verified on the shingles themselves.
+
+System messages do not count, nor do the words that (nearly) all examples of a source begin or end with: an instruction
+template that all rows share would make relatives of them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from datasketch import MinHash
+
+from finetune_trainer.rows import Content
+
+SIMILARITY = 0.8
+"""Share of common shingles from which two texts are relatives."""
+SHINGLE = 5
+_BANDS, _BAND_ROWS = 16, 4
+# A bucket's members are compared with this many of its earlier ones, which bounds the work; other bands offer others.
+_COMPARED_PER_BUCKET = 8
+_TEMPLATE_SHARE = 0.9
+_TEMPLATE_MINIMUM_ROWS = 50
+_BATCH = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What an example is about, for finding its relatives."""
+
+    source: str
+    question: str
+    """What is asked, normalised: the text to classify, or the chat up to its last answer. Not the answer: an example
+    whose answer is corrected stays in its split."""
+    text: str
+    """All that is compared: the question, and the answer where it is free text."""
+
+    @property
+    def question_id(self) -> str:
+        """sha256 (hex) of the question."""
+        return hashlib.sha256(self.question.encode()).hexdigest()
+
+
+def normalise(text: str) -> str:
+    """Unicode form NFC, white space as single spaces, none around."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def content_id(content: Content) -> str:
+    """sha256 (hex) of the normalised content: equal for examples that repeat each other."""
+    document: dict[str, Any] = {}
+    if content.messages is not None:
+        document["messages"] = [[message.role, normalise(message.content)] for message in content.messages]
+    if content.text is not None:
+        document["text"] = normalise(content.text)
+    if content.label is not None:
+        document["label"] = content.label
+    return hashlib.sha256(json.dumps(document, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+
+def subject_of(content: Content, *, source: str) -> Subject:
+    """What the content is about."""
+    if content.messages is None:
+        text = normalise(content.text or "")
+        return Subject(source=source, question=text, text=text)
+    turns = [message for message in content.messages if message.role != "system"]
+    return Subject(
+        source=source,
+        question=normalise("\n".join(message.content for message in turns[:-1])),
+        text=normalise("\n".join(message.content for message in turns)),
+    )
+
+
+def groups(subjects: Sequence[Subject]) -> list[str]:
+    """The group of each example: the smallest question id (sha256 hex) among its relatives.
+
+    Relatives of relatives are relatives. Time and memory grow linearly with the number of examples.
+    """
+    ids = [subject.question_id for subject in subjects]
+    sets = _DisjointSets(len(subjects))
+    _join_equal(sets, ids)
+    texts = [text.casefold() for text in _without_templates(subjects)]
+    _join_equal(sets, texts)
+    _join_similar(sets, texts)
+    smallest: dict[int, str] = {}
+    for index, id_ in enumerate(ids):
+        root = sets.find(index)
+        smallest[root] = min(smallest.get(root, id_), id_)
+    return [smallest[sets.find(index)] for index in range(len(subjects))]
+
+
+def conflicting_labels(contents: Iterable[Content]) -> dict[str, set[str]]:
+    """Texts (normalised) that carry more than one label, with the labels."""
+    labels: defaultdict[str, set[str]] = defaultdict(set)
+    for content in contents:
+        if content.text is not None and content.label is not None:
+            labels[normalise(content.text)].add(content.label)
+    return {text: found for text, found in labels.items() if len(found) > 1}
+
+
+class _DisjointSets:
+    """Union-find with path halving."""
+
+    def __init__(self, size: int) -> None:
+        self._parents = list(range(size))
+
+    def find(self, index: int) -> int:
+        parents = self._parents
+        while parents[index] != index:
+            parents[index] = parents[parents[index]]
+            index = parents[index]
+        return index
+
+    def union(self, first: int, second: int) -> None:
+        self._parents[self.find(first)] = self.find(second)
+
+
+def _join_equal(sets: _DisjointSets, keys: Sequence[str]) -> None:
+    first: dict[str, int] = {}
+    for index, key in enumerate(keys):
+        sets.union(index, first.setdefault(key, index))
+
+
+def _join_similar(sets: _DisjointSets, texts: Sequence[str]) -> None:
+    """Join texts whose shingles overlap by at least `SIMILARITY`."""
+
+    @lru_cache(maxsize=8192)
+    def shingles(index: int) -> np.ndarray[Any, Any]:
+        return _shingles(texts[index])
+
+    distinct = list({text: index for index, text in reversed(list(enumerate(texts)))}.values())
+    # One sketch is filled again and again: making its permutations costs more than using them.
+    sketch = MinHash(num_perm=_BANDS * _BAND_ROWS, seed=1, hashfunc=int)
+    buckets: list[dict[bytes, list[int]]] = [{} for _ in range(_BANDS)]
+    for index in distinct:
+        own = shingles(index)
+        sketch.clear()
+        for start in range(0, len(own), _BATCH):
+            sketch.update_batch(own[start : start + _BATCH].tolist())
+        signature = sketch.hashvalues.tobytes()
+        width = len(signature) // _BANDS
+        for band, bucket in enumerate(buckets):
+            members = bucket.setdefault(signature[band * width : (band + 1) * width], [])
+            for other in members:
+                if sets.find(other) != sets.find(index) and _jaccard(own, shingles(other)) >= SIMILARITY:
+                    sets.union(index, other)
+            if len(members) < _COMPARED_PER_BUCKET:
+                members.append(index)
+
+
+def _shingles(text: str) -> np.ndarray[Any, Any]:
+    """The text's distinct shingles of `SHINGLE` characters as sorted 32-bit hashes; of a shorter text, itself."""
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    width = min(SHINGLE, len(codes))
+    hashes = np.zeros(len(codes) - width + 1, dtype=np.uint64)
+    for offset in range(width):
+        # Horner's rule modulo 2^64, with an odd multiplier.
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + codes[offset : len(codes) - width + 1 + offset]
+    return np.unique((hashes ^ (hashes >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(32))
+
+
+def _jaccard(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float:
+    common = len(np.intersect1d(first, second, assume_unique=True))
+    return common / max(1, len(first) + len(second) - common)
+
+
+def _without_templates(subjects: Sequence[Subject]) -> list[str]:
+    """The texts without the words that (nearly) all texts of their source begin or end with."""
+    words = [subject.text.split() for subject in subjects]
+    sources: defaultdict[str, list[int]] = defaultdict(list)
+    for index, subject in enumerate(subjects):
+        sources[subject.source].append(index)
+    for members in sources.values():
+        if len(members) >= _TEMPLATE_MINIMUM_ROWS:
+            _cut_shared_start(words, members)
+            for index in members:
+                words[index].reverse()
+            _cut_shared_start(words, members)
+            for index in members:
+                words[index].reverse()
+    # A text that is all template is compared as it is.
+    return [" ".join(left) or subject.text for left, subject in zip(words, subjects, strict=True)]
+
+
+def _cut_shared_start(words: list[list[str]], members: Sequence[int]) -> None:
+    """Remove the longest start that at least `_TEMPLATE_SHARE` of the members have in common."""
+    matching = list(members)
+    length = 0
+    while True:
+        following = Counter(words[index][length] for index in matching if len(words[index]) > length)
+        word, count = following.most_common(1)[0] if following else ("", 0)
+        if count < _TEMPLATE_SHARE * len(members):
+            break
+        matching = [index for index in matching if len(words[index]) > length and words[index][length] == word]
+        length += 1
+    if length:
+        for index in matching:
+            del words[index][:length]

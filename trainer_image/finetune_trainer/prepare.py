@@ -1,0 +1,255 @@
+"""Prepare: from users' files to a snapshot that training and evaluation can trust, and a base model that loads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.modelversion import DataSource, RowCounts
+from finetune_api.results import DataSummary, PrepareResult
+from finetune_api.run import PrepareRun
+from finetune_api.shared_fields import ResolvedModel
+from finetune_trainer import base_model, snapshot, sources, token_lengths
+from finetune_trainer.dataset import (
+    MANIFEST,
+    QUARANTINE,
+    SPLITS,
+    Example,
+    Manifest,
+    SplitName,
+    data_folder,
+    write_examples,
+)
+from finetune_trainer.errors import bad_data
+from finetune_trainer.locations import join
+from finetune_trainer.rows import Quarantine
+from finetune_trainer.snapshot import Pool
+from finetune_trainer.sources import OpenedSource, SourceRows
+from finetune_trainer.storage import Storage
+from finetune_trainer.token_lengths import TokenLengths
+
+log = logging.getLogger(__name__)
+
+# Part of the input digest: raise it when the same input would give another snapshot.
+_VERSION = 1
+
+
+def prepare(run: PrepareRun) -> PrepareResult:
+    """Do the stage. Raises StageError."""
+    storage = Storage(locations=run.locations)
+    base = base_model.resolve(run.model, storage=storage)
+    folder = data_folder(run.locations.run)
+    with ExitStack() as stack:
+        opened = _opened(run, storage=storage, stack=stack)
+        digest = _input_digest(run, base=base, opened=opened)
+        finished = storage.read_complete(folder)
+        if finished is not None and finished.input_digest == digest:
+            log.info("an earlier attempt finished the snapshot of this very input; nothing to do")
+            earlier = PrepareResult.model_validate(finished.extra["result"])
+            return earlier.model_copy(update={"base": base, "reused": True})
+        read = _read(run, opened, storage=storage)
+    with base_model.local_folder(base, storage=storage, verify=False) as model_folder:
+        tokenizer = base_model.load_tokenizer(model_folder)
+    made = _make(run, read, tokenizer=tokenizer)
+    result = PrepareResult(
+        data_digest=made.manifest.digest,
+        manifest=join(folder, MANIFEST),
+        summary=made.summary,
+        sources=[DataSource(name=item.source.name, uri=item.source.uri, digest=item.digest) for item in opened.all],
+        labels=None if made.manifest.labels is None else list(made.manifest.labels),
+        base=base,
+    )
+    with storage.staging_folder(folder) as staging:
+        _write(made, read.quarantine, into=staging)
+        storage.publish(staging, to=folder, input_digest=digest, extra={"result": result.to_dict()})
+    for line in _account(made):
+        log.info(line)
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """The sources, with their files at hand."""
+
+    training: tuple[OpenedSource, ...]
+    evaluation: OpenedSource | None
+
+    @property
+    def all(self) -> tuple[OpenedSource, ...]:
+        return self.training if self.evaluation is None else (*self.training, self.evaluation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """What the sources hold."""
+
+    training: tuple[SourceRows, ...]
+    evaluation: SourceRows | None
+    quarantine: Quarantine
+
+    @property
+    def rows_read(self) -> int:
+        """Bad ones included."""
+        read = sum(item.rows_read for item in self.training)
+        return read if self.evaluation is None else read + self.evaluation.rows_read
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """The snapshot."""
+
+    splits: dict[SplitName, list[Example]]
+    manifest: Manifest
+    summary: DataSummary
+    pool: Pool
+
+
+def _opened(run: PrepareRun, *, storage: Storage, stack: ExitStack) -> _Opened:
+    fixed = run.evaluation_dataset
+    return _Opened(
+        training=tuple(sources.opened(source, storage=storage, stack=stack) for source in run.sources),
+        evaluation=None if fixed is None else sources.opened(fixed, storage=storage, stack=stack),
+    )
+
+
+def _input_digest(run: PrepareRun, *, base: ResolvedModel, opened: _Opened) -> str:
+    orders: dict[str, Any] = {
+        "version": _VERSION,
+        "task": run.model.task,
+        "base": base.digest,
+        "max_bad_rows": run.max_bad_rows,
+        "max_truncated_fraction": run.max_truncated_fraction,
+        "max_length": run.max_length,
+        "split": run.split.to_dict(),
+        "fixed_evaluation": opened.evaluation is not None,
+    }
+    return sources.input_digest(orders, opened.all)
+
+
+def _stratify_by(run: PrepareRun) -> str | None:
+    fractions = run.split.fractions
+    return (fractions.by or "label") if fractions.strategy == "Stratified" else None
+
+
+def _read(run: PrepareRun, opened: _Opened, *, storage: Storage) -> _Read:
+    quarantine = Quarantine(limit=run.max_bad_rows)
+
+    def rows_of(item: OpenedSource, stratum_field: str | None) -> SourceRows:
+        return sources.read(item, task=run.model.task, stratum_field=stratum_field, quarantine=quarantine)
+
+    read = _Read(
+        training=tuple(rows_of(item, _stratify_by(run)) for item in opened.training),
+        evaluation=None if opened.evaluation is None else rows_of(opened.evaluation, None),
+        quarantine=quarantine,
+    )
+    for bad in quarantine.rows[:20]:
+        log.warning("in quarantine: %s", bad)
+    if quarantine.exceeded:
+        storage.write_atomic(join(data_folder(run.locations.run), QUARANTINE), quarantine.to_text())
+        raise quarantine.error(rows_read=read.rows_read)
+    return read
+
+
+def _make(run: PrepareRun, read: _Read, *, tokenizer: Any) -> _Made:
+    pool = snapshot.pool(read.training, evaluation=read.evaluation)
+    for text, found in list(pool.conflicting_labels.items())[:5]:
+        log.warning("the same text has the labels %s: %.200s", ", ".join(sorted(found)), text)
+    splits = snapshot.divide(
+        pool,
+        fractions=run.split.fractions,
+        fixed_evaluation=read.evaluation is not None,
+        salt=run.split.salt,
+        seed=run.split.seed,
+        stratify_by=_stratify_by(run),
+    )
+    labels = snapshot.labels_of(splits)
+    lengths = TokenLengths.of(token_lengths.measure(splits["train"], tokenizer=tokenizer), limit=run.max_length)
+    _check_truncation(lengths, run)
+    weights = {source.name: source.weight or 1.0 for source in run.sources}
+    splits["train"] = snapshot.weighed(splits["train"], weights=weights, salt=run.split.salt)
+    summary = DataSummary(
+        rows_read=read.rows_read,
+        bad_rows=read.quarantine.count,
+        duplicate_rows=pool.duplicates,
+        near_duplicate_groups=sum(size > 1 for size in pool.group_sizes.values()),
+        rows=RowCounts(train=len(splits["train"]), validation=len(splits["validation"]), test=len(splits["test"])),
+        token_length_p50=lengths.p50,
+        token_length_p95=lengths.p95,
+        token_length_max=lengths.max,
+        truncated_fraction=lengths.truncated_fraction,
+    )
+    statistics = _statistics(summary, read, pool, splits)
+    return _Made(
+        splits=splits,
+        manifest=snapshot.manifest(splits, labels=labels, statistics=statistics),
+        summary=summary,
+        pool=pool,
+    )
+
+
+def _check_truncation(lengths: TokenLengths, run: PrepareRun) -> None:
+    if lengths.truncated_fraction > run.max_truncated_fraction:
+        raise bad_data(
+            "TooManyTruncated",
+            f"{lengths.truncated_fraction:.1%} of the training examples have more than training.maxLength"
+            f" {run.max_length} tokens and would be cut (median {lengths.p50}, 95 % up to {lengths.p95}, longest"
+            f" {lengths.max}); data.maxTruncatedFraction allows {run.max_truncated_fraction:.1%}. Raise"
+            " training.maxLength, shorten the rows, or allow more",
+        )
+
+
+def _statistics(
+    summary: DataSummary, read: _Read, pool: Pool, splits: dict[SplitName, list[Example]]
+) -> dict[str, Any]:
+    """What the manifest tells beyond the result."""
+    return summary.to_dict() | {
+        "groups": len(pool.group_sizes),
+        "largestGroup": max(pool.group_sizes.values()),
+        "conflictingLabels": len(pool.conflicting_labels),
+        "leftForEvaluation": {
+            "duplicates": pool.left_as_duplicates,
+            "nearDuplicates": pool.left_as_near_duplicates,
+        },
+        "labels": {name: dict(sorted(snapshot.label_counts(splits[name]).items())) for name in SPLITS},
+        "sources": {
+            item.source.name: {
+                "rowsRead": item.rows_read,
+                "train": sum(example.source == item.source.name for example in splits["train"]),
+            }
+            for item in read.training
+        },
+    }
+
+
+def _write(made: _Made, quarantine: Quarantine, *, into: Path) -> None:
+    for name in SPLITS:
+        (into / f"{name}.jsonl").write_text(write_examples(made.splits[name]), encoding="utf-8")
+    (into / MANIFEST).write_text(made.manifest.to_json(), encoding="utf-8")
+    (into / QUARANTINE).write_text(quarantine.to_text(), encoding="utf-8")
+
+
+def _account(made: _Made) -> Sequence[str]:
+    """What it saw, for a person who reads the log."""
+    summary, pool, labels = made.summary, made.pool, made.manifest.labels
+    lines = [
+        f"rows read   {summary.rows_read}, of them bad {summary.bad_rows}, repeated {summary.duplicate_rows}",
+        f"groups      {len(pool.group_sizes)}, of them {summary.near_duplicate_groups} with near-duplicates,"
+        f" the largest of {max(pool.group_sizes.values())}",
+        f"split       train {summary.rows.train}, validation {summary.rows.validation}, test {summary.rows.test}",
+        f"tokens      median {summary.token_length_p50}, 95 % up to {summary.token_length_p95}, longest"
+        f" {summary.token_length_max}; cut {summary.truncated_fraction:.2%}",
+    ]
+    if pool.held_out:
+        lines.append(
+            f"held out    {pool.left_as_duplicates} repeats and {pool.left_as_near_duplicates} near-duplicates of the"
+            " evaluation set left the training data"
+        )
+    if labels is not None:
+        lines.append(f"labels      {len(labels)}: {', '.join(labels[:20])}{' ...' if len(labels) > 20 else ''}")
+    if pool.conflicting_labels:
+        lines.append(f"conflicts   {len(pool.conflicting_labels)} texts have more than one label")
+    return [*lines, f"digest      {made.manifest.digest}"]
