@@ -109,6 +109,8 @@ class ControlPlane:
             f"--service-account-private-key-file={self.authority.service_account_key}",
             f"--root-ca-file={self.authority.certificate}",
             "--use-service-account-credentials",
+            "--kube-api-qps=500",  # the default delays the start by seconds
+            "--kube-api-burst=1000",
             "--leader-elect=false",
             "--secure-port=0",
             *self.controller_options,

@@ -54,7 +54,7 @@ class Machine:
         """Start its init; the loopback link is up, forwarding is on, nothing else."""
         self._init.start()
         self.run("ip", "link", "set", "lo", "up")
-        self.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        self.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
 
     def cut_power(self) -> None:
         """Kill it with all its processes."""

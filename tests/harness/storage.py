@@ -52,7 +52,8 @@ class Storage:
 
     def buildah(self) -> list[str]:
         """The command with the options that make it use this storage."""
-        root, run = self.folder / "storage", self.folder / "run"
+        run = Path("/run/finetune-operator") / hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
+        root = self.folder / "storage"
         return ["buildah", f"--root={root}", f"--runroot={run}", "--storage-driver=overlay"]
 
     def __contains__(self, reference: str) -> bool:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache as cache_result
 from pathlib import Path
 
 from tests.harness.errors import HarnessError, MissingPrerequisite
@@ -117,6 +118,7 @@ def is_built(name: str) -> bool:
     return (_module_of(name).built(go_version=go_version()) / name).exists()
 
 
+@cache_result
 def go_version() -> str | None:
     """Such as `go1.26.8`; None when there is no Go."""
     if shutil.which("go") is None:
