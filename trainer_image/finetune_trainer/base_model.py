@@ -169,6 +169,8 @@ def _from_gguf(file_uri: str, order_uri: str, storage: Storage) -> ResolvedModel
         with storage.local_copy(file_uri) as file, storage.staging_folder(uri) as folder:
             found = gguf_conversion.declared_licence(file) or _licence_beside(file_uri, storage)
             gguf_conversion.convert(file, into=folder)
+            if found is not None:
+                (folder / "README.md").write_text(f"---\nlicense: {found}\n---\n")
             storage.publish(folder, to=uri, input_digest=identity, extra={"digest": digest, "licence": found})
         cached = _Cached(uri=uri, digest=digest, licence=found)
     return ResolvedModel(uri=order_uri, digest=cached.digest, licence=cached.licence, materialized_uri=cached.uri)

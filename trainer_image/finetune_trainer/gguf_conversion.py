@@ -13,7 +13,7 @@ from finetune_trainer import licence
 from finetune_trainer.errors import bad_configuration
 
 # Part of a conversion's identity: a change of what is written makes old copies stale.
-CONVERSION = "gguf-to-safetensors-1"
+CONVERSION = "gguf-to-safetensors-2"
 
 
 def declared_licence(file: Path) -> str | None:
