@@ -15,7 +15,7 @@ from tests.harness.errors import HarnessError, MissingPrerequisite
 from tests.harness.images import build_images, current_references
 from tests.harness.prerequisites import require_for_api, require_for_cluster
 from tests.harness.storage import Storage
-from tests.harness.store import cache
+from tests.harness.store import cache, locked
 
 _TEST_PROGRAMS = (*tools.CLUSTER_PROGRAMS, "helm", "kubeconform", "kwok", "versitygw")
 
@@ -156,7 +156,8 @@ def _prune(options: argparse.Namespace) -> None:
     stale = [reference for reference in storage.references() if reference not in current_references()]
     for reference in stale:
         print(f"removing {reference}")
-    storage.remove(stale)
+    with locked("images"):
+        storage.remove(stale)
     print(f"cache {cache()}: {_size(str(cache()))}")
 
 

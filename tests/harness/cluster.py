@@ -162,9 +162,10 @@ class Cluster(ControlPlane):
         return run.stdout
 
     def environment(self) -> dict[str, str]:
-        """Variables for a command in the cluster: its kubeconfig, and kubectl on the PATH."""
-        path = f"{self.programs['kubectl'].parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": path}
+        """Variables for a command in the cluster: its kubeconfig, and kubectl and helm (once built) on the PATH."""
+        names = ["kubectl", *(["helm"] if tools.is_built("helm") else [])]
+        folders = [*(str(tools.program(name).parent) for name in names), os.environ.get("PATH", os.defpath)]
+        return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": os.pathsep.join(folders)}
 
     def stop_node(self, name: str) -> None:
         """Cut the power of a node: its kubelet, containers and network are gone at once."""
