@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from types import FrameType
 
@@ -28,6 +27,7 @@ from finetune_api.run import (
 )
 from finetune_trainer import termination
 from finetune_trainer.errors import StageError, bad_configuration, from_write_failure
+from finetune_trainer.logs import set_up_logging
 
 log = logging.getLogger("finetune_trainer")
 
@@ -41,7 +41,7 @@ class _Stopped(BaseException):
 
 def main() -> int:
     """Do the stage; the process's exit code."""
-    _set_up_logging()
+    set_up_logging()
     try:
         run = _read_run()
         log.info(
@@ -83,9 +83,9 @@ def _do(run: PrepareRun | TrainRun | EvaluateRun) -> PrepareResult | TrainResult
     match run:
         case TrainRun():
             # Train handles SIGTERM itself: all its processes agree on a step and save.
-            from finetune_trainer import train
+            from finetune_trainer import launch
 
-            return train.train(run)
+            return launch.train(run)
         case PrepareRun():
             _stop_on_sigterm()
             from finetune_trainer import prepare
@@ -133,19 +133,6 @@ def _write_message(message: bytes) -> None:
     except OSError as error:
         # The exit code still says what kind of end it was.
         log.error("the termination message could not be written to %s: %s", path, error)
-
-
-def _set_up_logging() -> None:
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stdout,
-        format="%(asctime)sZ %(levelname)s %(name)s: %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,210 @@
+"""Examples as token ids, and which of them the model has to learn.
+
+A chat is rendered by the tokenizer's own template; only the assistant's answers (with the token that ends each) are
+targets. The answers' place in the rendered text is found by rendering the chat up to each answer, so no template needs
+marks of its own, and no token is ever cut in two: the text is tokenised once, as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from finetune_trainer.dataset import Example, Message
+from finetune_trainer.errors import bad_configuration
+
+IGNORED = -100
+"""The label of a position that is no target (torch.nn.functional.cross_entropy's ignore_index)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One example. `targets[i]` says that token i is to be predicted (from those before it); the first never is."""
+
+    ids: tuple[int, ...]
+    targets: tuple[bool, ...]
+    label: int | None = None
+    """The class, for a classifier."""
+    truncated: bool = False
+
+    @property
+    def target_count(self) -> int:
+        """How many losses this example contributes."""
+        return 1 if self.label is not None else sum(self.targets)
+
+
+def encode(example: Example, *, tokenizer: Any, max_length: int, labels: Sequence[str] | None = None) -> Encoded:
+    """An example as the model sees it in training, cut to `max_length` tokens."""
+    if example.label is not None:
+        return encode_labelled(example, tokenizer=tokenizer, max_length=max_length, labels=labels or ())
+    if example.messages is not None:
+        return encode_chat(example.messages, tokenizer=tokenizer, max_length=max_length)
+    return encode_text(example.text or "", tokenizer=tokenizer, max_length=max_length)
+
+
+def encode_labelled(example: Example, *, tokenizer: Any, max_length: int, labels: Sequence[str]) -> Encoded:
+    """A text to be classified. Raises ValueError for a label that is not among `labels`."""
+    ids = tokenizer(example.text or "")["input_ids"]
+    truncated = len(ids) > max_length
+    if truncated:
+        ids = tokenizer(example.text or "", truncation=True, max_length=max_length)["input_ids"]
+    label = list(labels).index(example.label or "")
+    return Encoded(ids=tuple(ids), targets=(False,) * len(ids), label=label, truncated=truncated)
+
+
+def encode_text(text: str, *, tokenizer: Any, max_length: int) -> Encoded:
+    """A plain text: every token but the first is a target, and the end of the text as well."""
+    ids = list(tokenizer(text)["input_ids"])
+    if tokenizer.eos_token_id is not None and (not ids or ids[-1] != tokenizer.eos_token_id):
+        ids.append(tokenizer.eos_token_id)
+    return _cut(ids, [index > 0 for index in range(len(ids))], max_length)
+
+
+def encode_chat(messages: Sequence[Message], *, tokenizer: Any, max_length: int) -> Encoded:
+    """A chat: the assistant's answers are the targets."""
+    turns = [message.to_dict() for message in messages]
+    text, spans = _rendered(turns, tokenizer)
+    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = list(tokens["input_ids"])
+    targets = [
+        index > 0 and any(start < last and end > first for first, last in spans) and end > start
+        for index, (start, end) in enumerate(tokens["offset_mapping"])
+    ]
+    if tokenizer.eos_token_id is not None and targets and targets[-1] and ids[-1] not in end_ids(tokenizer):
+        # A template that ends an answer with nothing: without this the model would never learn to stop.
+        ids.append(tokenizer.eos_token_id)
+        targets.append(True)
+    return _cut(ids, targets, max_length)
+
+
+def prompt_ids(messages: Sequence[Message], *, tokenizer: Any) -> list[int]:
+    """The chat up to its last answer, ready for the model to answer."""
+    turns = [message.to_dict() for message in messages[:-1]]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def end_ids(tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer: the tokenizer's end of sequence, and the end of a turn of the usual templates."""
+    known = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eot|>")
+    vocabulary = tokenizer.get_vocab()
+    found = {vocabulary[token] for token in known if token in vocabulary}
+    return frozenset(found | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()))
+
+
+def _rendered(turns: Sequence[dict[str, str]], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
+    """The whole chat as text, and where (first and last character) each answer with its end is in it."""
+
+    def render(count: int, *, ask: bool = False) -> str:
+        return str(tokenizer.apply_chat_template(list(turns[:count]), tokenize=False, add_generation_prompt=ask))
+
+    if not tokenizer.chat_template:
+        raise bad_configuration(
+            "NoChatTemplate",
+            "the base model's tokenizer has no chat template; use an instruction-tuned model, or task CausalLM with "
+            "format Text",
+        )
+    text = render(len(turns))
+    spans = []
+    for index, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            continue
+        before, after = render(index, ask=True), render(index + 1)
+        if not text.startswith(before) or not text.startswith(after.rstrip()):
+            raise bad_configuration(
+                "UnsupportedChatTemplate",
+                "the base model's chat template renders the beginning of a chat differently once it goes on, so the "
+                "answers cannot be told from the rest; split conversations of several turns into one example each",
+            )
+        spans.append((len(before), len(after.rstrip())))
+    return text, spans
+
+
+def _cut(ids: list[int], targets: list[bool], max_length: int) -> Encoded:
+    return Encoded(ids=tuple(ids[:max_length]), targets=tuple(targets[:max_length]), truncated=len(ids) > max_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Tensors of one forward pass; B rows of T tokens."""
+
+    input_ids: torch.Tensor  # (B, T)
+    attention_mask: torch.Tensor | None  # (B, T); None for packed rows
+    position_ids: torch.Tensor | None  # (B, T), restarting with each packed example; None for padded rows
+    labels: torch.Tensor  # (B, T) next-token labels with IGNORED elsewhere, or (B,) classes
+    real_tokens: int
+    """Tokens that are not padding."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+
+        def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
+        return Batch(
+            input_ids=self.input_ids.to(device),
+            attention_mask=moved(self.attention_mask),
+            position_ids=moved(self.position_ids),
+            labels=self.labels.to(device),
+            real_tokens=self.real_tokens,
+        )
+
+
+def padded_batch(examples: Sequence[Encoded], *, pad_id: int) -> Batch:
+    """Rows padded on the right to the longest."""
+    longest = max(len(example.ids) for example in examples)
+    ids = torch.full((len(examples), longest), pad_id)
+    mask = torch.zeros((len(examples), longest), dtype=torch.long)
+    labels = torch.full((len(examples), longest), IGNORED)
+    for row, example in enumerate(examples):
+        length = len(example.ids)
+        ids[row, :length] = torch.tensor(example.ids)
+        mask[row, :length] = 1
+        labels[row, :length] = torch.tensor(_next_labels(example))
+    if examples[0].label is not None:
+        labels = torch.tensor([IGNORED if example.label is None else example.label for example in examples])
+    real = sum(len(example.ids) for example in examples)
+    return Batch(input_ids=ids, attention_mask=mask, position_ids=None, labels=labels, real_tokens=real)
+
+
+def packed_batch(examples: Sequence[Encoded]) -> Batch:
+    """One row of several examples that do not see each other.
+
+    transformers isolates them by position ids that restart, and only where there is no attention mask and no cache.
+    """
+    ids = [token for example in examples for token in example.ids]
+    positions = [position for example in examples for position in range(len(example.ids))]
+    labels = [label for example in examples for label in _next_labels(example)]
+    return Batch(
+        input_ids=torch.tensor([ids]),
+        attention_mask=None,
+        position_ids=torch.tensor([positions]),
+        labels=torch.tensor([labels]),
+        real_tokens=len(ids),
+    )
+
+
+def pack(examples: Sequence[Encoded], *, max_length: int) -> list[list[Encoded]]:
+    """Distribute examples over rows of at most `max_length` tokens, longest first into the first row with room."""
+    rows: list[list[Encoded]] = []
+    room: list[int] = []
+    for example in sorted(examples, key=lambda example: len(example.ids), reverse=True):
+        index = next((index for index, left in enumerate(room) if left >= len(example.ids)), None)
+        if index is None:
+            rows.append([])
+            room.append(max_length)
+            index = len(rows) - 1
+        rows[index].append(example)
+        room[index] -= len(example.ids)
+    return rows
+
+
+def _next_labels(example: Encoded) -> list[int]:
+    """For each position the token that follows, where that is a target."""
+    following = [
+        token if target else IGNORED for token, target in zip(example.ids[1:], example.targets[1:], strict=True)
+    ]
+    return [*following, IGNORED]
