@@ -1,11 +1,12 @@
 """Examples that are the same, or nearly: repeats are dropped; relatives form a group, which no split parts.
 
-Two examples are relatives when they ask the same thing (equal but for Unicode form and white space), or when their
-texts share at least 80 % of their 5-character shingles (Jaccard). Pairs to compare come from MinHash and banding
-(Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3); each is verified on the shingles themselves.
+Two examples are relatives when their questions, or their whole texts, share at least 80 % of their 5-character
+shingles (Jaccard). Pairs to compare come from MinHash and banding (Broder 1997; Leskovec et al., Mining of Massive
+Datasets, ch. 3); each is verified on the shingles themselves.
 
-System messages do not count, nor do the words that (nearly) all examples of a source begin or end with: an instruction
-template that all rows share would make relatives of them all.
+What many examples have in common does not make relatives of them: system messages do not count, nor do the words that
+(nearly) all examples of a source begin or end with, nor a question with very many different answers, which is an
+instruction ("Write a poem.").
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ _BANDS, _BAND_ROWS = 16, 4
 _COMPARED_PER_BUCKET = 8
 _TEMPLATE_SHARE = 0.9
 _TEMPLATE_MINIMUM_ROWS = 50
+# A question asked more often than this, with different answers each time, is an instruction.
+_MOST_ANSWERS = 20
 _BATCH = 4096
 
 
@@ -44,12 +47,7 @@ class Subject:
     """What is asked, normalised: the text to classify, or the chat up to its last answer. Not the answer: an example
     whose answer is corrected stays in its split."""
     text: str
-    """All that is compared: the question, and the answer where it is free text."""
-
-    @property
-    def question_id(self) -> str:
-        """sha256 (hex) of the question."""
-        return hashlib.sha256(self.question.encode()).hexdigest()
+    """The question, and the answer where it is free text."""
 
 
 def normalise(text: str) -> str:
@@ -83,20 +81,23 @@ def subject_of(content: Content, *, source: str) -> Subject:
 
 
 def groups(subjects: Sequence[Subject]) -> list[str]:
-    """The group of each example: the smallest question id (sha256 hex) among its relatives.
+    """The group of each example, named by the smallest sha256 (hex) of a question (of a text, where the question is an
+    instruction) among its members.
 
     Relatives of relatives are relatives. Time and memory grow linearly with the number of examples.
     """
-    ids = [subject.question_id for subject in subjects]
+    asked = Counter(subject.question for subject in subjects)
+    keys = [subject.question if asked[subject.question] <= _MOST_ANSWERS else subject.text for subject in subjects]
+    sources = [subject.source for subject in subjects]
     sets = _DisjointSets(len(subjects))
-    _join_equal(sets, ids)
-    texts = [text.casefold() for text in _without_templates(subjects)]
-    _join_equal(sets, texts)
-    _join_similar(sets, texts)
+    _join_relatives(sets, keys, sources=sources)
+    texts = [subject.text for subject in subjects]
+    if texts != keys:
+        _join_relatives(sets, texts, sources=sources)
     smallest: dict[int, str] = {}
-    for index, id_ in enumerate(ids):
-        root = sets.find(index)
-        smallest[root] = min(smallest.get(root, id_), id_)
+    for index, key in enumerate(keys):
+        root, name = sets.find(index), hashlib.sha256(key.encode()).hexdigest()
+        smallest[root] = min(smallest.get(root, name), name)
     return [smallest[sets.find(index)] for index in range(len(subjects))]
 
 
@@ -124,6 +125,13 @@ class _DisjointSets:
 
     def union(self, first: int, second: int) -> None:
         self._parents[self.find(first)] = self.find(second)
+
+
+def _join_relatives(sets: _DisjointSets, texts: Sequence[str], *, sources: Sequence[str]) -> None:
+    _join_equal(sets, texts)
+    compared = [text.casefold() for text in _without_templates(texts, sources=sources)]
+    _join_equal(sets, compared)
+    _join_similar(sets, compared)
 
 
 def _join_equal(sets: _DisjointSets, keys: Sequence[str]) -> None:
@@ -175,13 +183,13 @@ def _jaccard(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float
     return common / max(1, len(first) + len(second) - common)
 
 
-def _without_templates(subjects: Sequence[Subject]) -> list[str]:
+def _without_templates(texts: Sequence[str], *, sources: Sequence[str]) -> list[str]:
     """The texts without the words that (nearly) all texts of their source begin or end with."""
-    words = [subject.text.split() for subject in subjects]
-    sources: defaultdict[str, list[int]] = defaultdict(list)
-    for index, subject in enumerate(subjects):
-        sources[subject.source].append(index)
-    for members in sources.values():
+    words = [text.split() for text in texts]
+    members_of: defaultdict[str, list[int]] = defaultdict(list)
+    for index, source in enumerate(sources):
+        members_of[source].append(index)
+    for members in members_of.values():
         if len(members) >= _TEMPLATE_MINIMUM_ROWS:
             _cut_shared_start(words, members)
             for index in members:
@@ -190,7 +198,7 @@ def _without_templates(subjects: Sequence[Subject]) -> list[str]:
             for index in members:
                 words[index].reverse()
     # A text that is all template is compared as it is.
-    return [" ".join(left) or subject.text for left, subject in zip(words, subjects, strict=True)]
+    return [" ".join(left) or text for left, text in zip(words, texts, strict=True)]
 
 
 def _cut_shared_start(words: list[list[str]], members: Sequence[int]) -> None:

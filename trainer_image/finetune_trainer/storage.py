@@ -102,7 +102,7 @@ class Storage:
                 stream: BinaryIO = location.path.open("rb")
             else:
                 stream = self._filesystem(location).open(location.key, "rb")
-        with stream, _reading(uri):
+        with stream:
             yield stream
 
     def read_bytes(self, uri: str) -> bytes:
@@ -124,7 +124,9 @@ class Storage:
             found = self._list_local(uri, location.path)
         else:
             with _reading(uri):
-                listed = self._filesystem(location).find(location.key, detail=True, refresh=True)
+                filesystem = self._filesystem(location)
+                filesystem.invalidate_cache()
+                listed = filesystem.find(location.key, detail=True)
             prefix = location.key + "/"
             found = [
                 FileEntry(path=name.removeprefix(prefix), size=int(info["size"]))
