@@ -92,6 +92,9 @@ def _result(
     elif inconclusive is None and question.threshold is not None and level.bounds is None:
         inconclusive = Inconclusive.NO_VARIANCE
         reason = "the candidate's own value does not vary when examples are drawn again; its threshold cannot be judged"
+    needed = difference.power.needed
+    if needed is not None:
+        needed = max(needed, math.ceil(question.groups.size * FEWEST_GROUPS / question.group_count))
     low, high = difference.bounds or (None, None)
     candidate_low, candidate_high = level.bounds or (None, None)
     return PairedResult(
@@ -115,7 +118,7 @@ def _result(
         inconclusive=inconclusive,
         reason=reason,
         power=difference.power.power,
-        needed_n=difference.power.needed,
+        needed_n=needed,
     )
 
 

@@ -41,7 +41,7 @@ def compare_corpus(*, candidate: FloatArray, baseline: FloatArray, question: Que
     estimate = question.sign * (values[0] - values[1])
     differing = differing_groups(question=question, differs=(candidate != baseline).any(axis=1))
     if differing < FEWEST_DIFFERING_GROUPS:
-        difference = few_differences(difference=estimate, differing=differing)
+        difference = few_differences(difference=estimate, differing=differing, question=question)
     else:
         without_one = better_by(resampling.without_one)
         difference = wider(
@@ -49,6 +49,7 @@ def compare_corpus(*, candidate: FloatArray, baseline: FloatArray, question: Que
             t=_jackknife(estimate=estimate, without_one=without_one),
             bca=bca_distribution(resampling=resampling, statistic=better_by),
             influence=without_one,
+            differing=differing,
             question=question,
         )
     own = bca_distribution(resampling=resampling, statistic=own_value)

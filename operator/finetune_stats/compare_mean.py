@@ -40,11 +40,11 @@ def compare_mean(
     better_by = question.sign * (candidate - baseline)
     differing = differing_groups(question=question, differs=better_by != 0)
     if differing >= FEWEST_DIFFERING_GROUPS:
-        difference = _by_t_and_bca(better_by=better_by, question=question)
+        difference = _by_t_and_bca(better_by=better_by, differing=differing, question=question)
     elif score_range is not None:
         difference = _by_betting(better_by=better_by, question=question, width=score_range[1] - score_range[0])
     else:
-        difference = few_differences(difference=float(better_by.mean()), differing=differing)
+        difference = few_differences(difference=float(better_by.mean()), differing=differing, question=question)
     return Finding(
         candidate=float(candidate.mean()),
         baseline=float(baseline.mean()),
@@ -53,7 +53,7 @@ def compare_mean(
     )
 
 
-def _by_t_and_bca(*, better_by: FloatArray, question: Question) -> DifferenceFound:
+def _by_t_and_bca(*, better_by: FloatArray, differing: int, question: Question) -> DifferenceFound:
     mean = float(better_by.mean())
     per_group = sum_by_group(counts=np.stack([better_by, np.ones_like(better_by)], axis=1), groups=question.groups)
     return wider(
@@ -64,6 +64,7 @@ def _by_t_and_bca(*, better_by: FloatArray, question: Question) -> DifferenceFou
             statistic=lambda sums: sums[..., 0] / sums[..., 1],
         ),
         influence=per_group[:, 0] - mean * per_group[:, 1],
+        differing=differing,
         question=question,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -88,13 +89,14 @@ def wider(
     t: ClusteredMean | None,
     bca: BcaDistribution | None,
     influence: FloatArray,
+    differing: int,
     question: Question,
 ) -> DifferenceFound:
     """Complete `unjudged` with the wider of the two intervals at each end, and the larger p-value.
 
     t is exact for normal data and too short on the side of a long tail; BCa sees the skew but is short for few groups.
     Neither fails where the other does, so the wider of both holds its level over far more distributions, and costs a
-    few per cent of width. `influence`: see `interval_power`.
+    few per cent of width. `influence`: see `interval_power`; `differing`: groups on which the models differ.
     """
     if t is None or bca is None:
         return replace(
@@ -104,29 +106,46 @@ def wider(
         )
     t_low, t_high = t.bounds(alpha=question.alpha)
     low = min(t_low, bca.bound(probability=question.alpha))
+    power = interval_power(
+        n=question.groups.size,
+        difference=unjudged.difference,
+        low=low,
+        standard_error=t.standard_error,
+        influence=influence,
+        margin=question.margin,
+    )
+    if power.needed is not None:
+        needed = max(power.needed, _needed_for(differing=differing, question=question))
+        power = replace(power, needed=needed)
     return replace(
         unjudged,
         bounds=(low, max(t_high, bca.bound(probability=1 - question.alpha))),
         p_loss=max(t.p_value_below(value=-question.margin), bca.p_value_below(value=-question.margin)),
-        power=interval_power(
-            n=question.groups.size,
-            difference=unjudged.difference,
-            low=low,
-            standard_error=t.standard_error,
-            influence=influence,
-            margin=question.margin,
-        ),
+        power=power,
     )
 
 
-def few_differences(*, difference: float, differing: int) -> DifferenceFound:
+def few_differences(*, difference: float, differing: int, question: Question) -> DifferenceFound:
     """The finding where too few groups differ between the models for any interval that can be trusted."""
     if differing == 0:
-        inconclusive, what = Inconclusive.NO_VARIANCE, "both models scored the same on every example"
-    else:
-        inconclusive = Inconclusive.TOO_FEW_DIFFERENCES
-        what = f"the models differ on {differing} groups of examples; at least {FEWEST_DIFFERING_GROUPS} are needed"
-    return DifferenceFound(method=Method.NONE, difference=difference, inconclusive=inconclusive, reason=what)
+        return DifferenceFound(
+            method=Method.NONE,
+            difference=difference,
+            inconclusive=Inconclusive.NO_VARIANCE,
+            reason="both models scored the same on every example",
+        )
+    return DifferenceFound(
+        method=Method.NONE,
+        difference=difference,
+        power=Power(power=None, needed=_needed_for(differing=differing, question=question)),
+        inconclusive=Inconclusive.TOO_FEW_DIFFERENCES,
+        reason=f"the models differ on {differing} groups of examples; at least {FEWEST_DIFFERING_GROUPS} are needed",
+    )
+
+
+def _needed_for(*, differing: int, question: Question) -> int:
+    """Examples with which enough groups differ, with a chance of about 97 % (30 expected where 20 are needed)."""
+    return math.ceil(question.groups.size * 1.5 * FEWEST_DIFFERING_GROUPS / differing)
 
 
 def p_value_outside(

@@ -11,6 +11,7 @@ matched-pairs design", Biometrics 53 (1997) 1422-1430, which is the power of Tan
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +92,27 @@ def interval_power(
     if distance <= 0:
         return Power(power=power, needed=None)
     return Power(power=power, needed=math.ceil(n * ((half + normal_quantile(TARGET) * error) / distance) ** 2))
+
+
+def needed_together(*, needed: Sequence[int], alpha: float) -> int:
+    """Examples with which several metrics pass together with `TARGET`, from what each needs alone.
+
+    Each metric's power at another n follows from what it needs, since its distance from the floor, in standard errors,
+    grows with sqrt(n). The metrics are taken as independent; they are alike in practice, which helps.
+    """
+    edge = normal_quantile(1 - alpha)
+    reach = edge + normal_quantile(TARGET)
+
+    def power_of_all(n: int) -> float:
+        return math.prod(normal_cdf(reach * math.sqrt(n / alone) - edge) for alone in needed)
+
+    low, high = max(needed) - 1, max(needed)
+    while power_of_all(high) < TARGET:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if power_of_all(middle) < TARGET else (low, middle)
+    return high
 
 
 def _standard_deviations(*, discordance: float, difference: float, margin: float) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from finetune_stats.comparison import Range
+from finetune_stats.power import needed_together
 from finetune_stats.result import PairedResult
 
 
@@ -65,6 +66,9 @@ class OverallVerdict:
     verdict: Verdict
     reason: str
     metrics: tuple[MetricVerdict, ...]
+    needed_n: int | None
+    """Examples with which an equally good candidate passes all judged metrics with a chance of 80 %; more than any of
+    the metrics needs alone. None where one of them cannot say."""
 
 
 def required_margin(*, max_regression: float | None, min_improvement: float | None) -> float:
@@ -102,7 +106,9 @@ def judge(rows: Sequence[MetricRow], *, alpha: float = 0.025) -> OverallVerdict:
         id(row): kind for (row, kind, _), is_proven in reversed(list(zip(claims, proven, strict=True))) if is_proven
     }
     metrics = tuple(_metric_verdict(row, fault=faults.get(id(row))) for row in rows)
-    return OverallVerdict(verdict=_overall(metrics), reason=_overall_reason(metrics), metrics=metrics)
+    return OverallVerdict(
+        verdict=_overall(metrics), reason=_overall_reason(metrics), metrics=metrics, needed_n=_needed(gating)
+    )
 
 
 def _claims(row: MetricRow) -> list[tuple[str, float]]:
@@ -152,6 +158,12 @@ def _doubts(row: MetricRow) -> list[str]:
         if below or above:
             doubts.append(f"{result.candidate:.4g} may be outside {_range(threshold)}")
     return doubts
+
+
+def _needed(gating: Sequence[MetricRow]) -> int | None:
+    alone = [row.result.needed_n for row in gating]
+    known = [needed for needed in alone if needed is not None]
+    return needed_together(needed=known, alpha=gating[0].result.alpha) if len(known) == len(alone) else None
 
 
 def _overall(metrics: Sequence[MetricVerdict]) -> Verdict:

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_stats.compare import compare_metric
 from finetune_stats.paired_proportions import PairedCounts, p_value_of_loss
-from finetune_stats.power import proportion_needed, proportion_power, proportion_power_at
+from finetune_stats.power import needed_together, proportion_needed, proportion_power, proportion_power_at
 from finetune_stats.result import MetricKind
 
 
@@ -80,3 +80,10 @@ def test_needed_examples_of_a_mean_reach_eighty_per_cent() -> None:
     assert needed is not None
     passes = sum((result := compare(needed)).low is not None and result.low > -0.04 for _ in range(120))
     assert passes / 120 >= 0.75
+
+
+def test_several_metrics_together_need_more_than_each_alone() -> None:
+    assert needed_together(needed=[900], alpha=0.025) == 900
+    assert 900 < needed_together(needed=[900, 300], alpha=0.025) < needed_together(needed=[900, 900], alpha=0.025)
+    # Two independent metrics of power sqrt(0.8) each: (1.96 + 1.2505)^2 / (1.96 + 0.8416)^2 = 1.313.
+    assert needed_together(needed=[1000, 1000], alpha=0.025) == pytest.approx(1313, abs=3)

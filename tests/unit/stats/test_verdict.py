@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from finetune_stats.comparison import Range
@@ -162,3 +164,11 @@ def test_a_threshold_alone_does_not_judge_the_difference(
 def test_a_row_without_any_demand_is_refused() -> None:
     with pytest.raises(ValueError, match="neither"):
         MetricRow(result=result(), compared=False)
+
+
+def test_what_all_metrics_need_together() -> None:
+    alone, together = judge([GOOD]).needed_n, judge([GOOD, OPEN]).needed_n
+    assert alone == 1700
+    assert together is not None and together > alone
+    unknown = MetricRow(result=dataclasses.replace(result("x"), needed_n=None))
+    assert judge([GOOD, unknown]).needed_n is None
