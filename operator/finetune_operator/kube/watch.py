@@ -10,10 +10,11 @@ which in a shared loop would be our workers, servers and the election; and it ta
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import aiohttp
@@ -33,9 +34,11 @@ log = logging.getLogger(__name__)
 CHILD_KINDS: tuple[Kind, ...] = ("Job", "Pod")
 """What tells of a run's progress. ConfigMaps and Services do not, and watching them would need the right to read all
 ConfigMaps of the cluster; one that somebody deleted is missed at the next look."""
+_KINDS: tuple[Kind, ...] = ("FineTuneJob", *CHILD_KINDS)
 RELIST_SECONDS = 600.0
 _RETRY_SECONDS = 2.0
 _STOP_SECONDS = 6.0
+_GUARD_SECONDS = 1.0
 
 
 class KopfWatchSource:
@@ -101,14 +104,27 @@ class KopfWatchSource:
             await asyncio.wait({thread}, timeout=_STOP_SECONDS)
 
     def _kopf_thread(self, notify: Enqueue, stop: threading.Event) -> None:
-        kopf.run(
-            registry=self._registry(notify=notify),
-            settings=_settings(),
-            clusterwide=not self._namespaces,
-            namespaces=list(self._namespaces),
-            standalone=True,
-            stop_flag=stop,
+        asyncio.run(self._host_kopf(notify=notify, stop=stop))
+
+    async def _host_kopf(self, *, notify: Enqueue, stop: threading.Event) -> None:
+        """Run kopf until told to stop, or until one of its watches has died: it would go on without it, deaf."""
+        guard = asyncio.create_task(_a_watch_dies(expected=len(_KINDS) * max(1, len(self._namespaces))))
+        operator = asyncio.create_task(
+            kopf.operator(
+                registry=self._registry(notify=notify),
+                settings=_settings(),
+                clusterwide=not self._namespaces,
+                namespaces=list(self._namespaces),
+                standalone=True,
+                stop_flag=stop,
+            )
         )
+        await asyncio.wait({guard, operator}, return_when=asyncio.FIRST_COMPLETED)
+        stop.set()
+        await operator
+        if guard.done():
+            raise RuntimeError("one of the watches has died")
+        guard.cancel()
 
     def _registry(self, *, notify: Enqueue) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
@@ -122,7 +138,7 @@ class KopfWatchSource:
             if key is not None:
                 notify(key)
 
-        for kind in ("FineTuneJob", *CHILD_KINDS):
+        for kind in _KINDS:
             place = PLACES[kind]
             group, _, version = place.api_version.rpartition("/")
             kopf.on.event(group, version, place.plural, registry=registry)(changed)
@@ -140,6 +156,28 @@ class KopfWatchSource:
                             enqueue(_own_key(item["metadata"]))
             except (NotFoundError, UnavailableError) as error:
                 log.warning("relisting failed: %s", error)
+
+
+class _Forever:
+    """Pauses between attempts, without an end: the last failed attempt would kill a watch.
+
+    Short ones: when the apiserver comes back, somebody is waiting.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((0.5, 1.0), itertools.repeat(2.0))
+
+
+async def _a_watch_dies(*, expected: int) -> None:
+    """Return when fewer than `expected` watches are alive, once all of them were."""
+
+    complete = False
+    while True:
+        alive = sum(task.get_name().startswith("watcher for ") for task in asyncio.all_tasks())
+        if complete and alive < expected:
+            return
+        complete = complete or alive >= expected
+        await asyncio.sleep(_GUARD_SECONDS)
 
 
 def key_of(*, manifest: Any) -> Key | None:
@@ -172,8 +210,7 @@ def _settings() -> kopf.OperatorSettings:
         settings.watching.label_selectors[group, version, place.plural] = OWNED_LABEL
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
-    # Short: when the apiserver comes back, somebody is waiting. What they do not bridge ends kopf, and it starts again.
-    settings.networking.error_backoffs = (0.5, 1, 2)
+    settings.networking.error_backoffs = _Forever()
     settings.queueing.idle_timeout = 1.0  # a task per object lives this long after its last event
     settings.process.ultimate_exiting_timeout = None  # its thread is ours to end
     return settings
