@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.harness import ApiServer, MissingPrerequisite
+from tests.harness.preparation import prepare_collected, prepare_for_api
 from tests.harness.prerequisites import require_for_api
 from tests.harness.store import ROOT
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build before the first test."""
+    prepare_collected(session, folder=Path(__file__).parent, prepare=prepare_for_api)
 
 
 @pytest.fixture(scope="session")

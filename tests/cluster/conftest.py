@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.harness import Cluster, MissingPrerequisite
 from tests.harness.images import build_images
+from tests.harness.preparation import prepare_collected, prepare_for_cluster
 from tests.harness.prerequisites import require_for_cluster
 
 _RUNNING_CLUSTER = "FINETUNE_TEST_CLUSTER"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build before the first test."""
+    prepare_collected(session, folder=Path(__file__).parent, prepare=prepare_for_cluster)
 
 
 @pytest.fixture(scope="session")

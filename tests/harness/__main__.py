@@ -13,11 +13,10 @@ from tests.harness import tools
 from tests.harness.cluster import Cluster
 from tests.harness.errors import HarnessError, MissingPrerequisite
 from tests.harness.images import build_images, current_references
-from tests.harness.prerequisites import require_for_api, require_for_cluster
+from tests.harness.preparation import TEST_PROGRAMS, prepare_for_api, prepare_for_cluster
+from tests.harness.prerequisites import require_for_cluster
 from tests.harness.storage import Storage
 from tests.harness.store import cache, locked
-
-_TEST_PROGRAMS = (*tools.CLUSTER_PROGRAMS, "helm", "kubeconform", "kwok", "versitygw")
 
 
 def main(arguments: list[str]) -> int:
@@ -40,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepare.set_defaults(run=_prepare)
     build = commands.add_parser("build-tools", help="build Go programs (default: all that the tests need)")
-    build.add_argument("names", nargs="*", metavar="NAME", default=_TEST_PROGRAMS)
+    build.add_argument("names", nargs="*", metavar="NAME", default=TEST_PROGRAMS)
     build.set_defaults(run=_build_tools)
     images = commands.add_parser("images", help="build the images and print their references")
     images.set_defaults(run=_images)
@@ -67,22 +66,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    for require, build in ((require_for_api, _build_api_tools), (require_for_cluster, _build_for_cluster)):
+    for prepare in (prepare_for_api, prepare_for_cluster):
         try:
-            require()
+            prepare()
         except MissingPrerequisite as missing:
             print(f"not prepared: {missing}", file=sys.stderr)
-        else:
-            build()
-
-
-def _build_api_tools() -> None:
-    tools.programs(tools.API_PROGRAMS)
-
-
-def _build_for_cluster() -> None:
-    tools.programs(_TEST_PROGRAMS)
-    build_images()
 
 
 def _build_tools(options: argparse.Namespace) -> None:

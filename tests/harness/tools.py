@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache as cache_result
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class ToolModule:
     name: str
     programs: dict[str, str]
     """Program name to Go package."""
-    linker_flags: str = field(default="")
+    linker_flags: str = ""
 
     @property
     def folder(self) -> Path:
