@@ -217,6 +217,8 @@ def _busybox(name: str, command: Sequence[str]) -> str:
         for applet in _run([str(_BUSYBOX), "--list"]).split():
             if applet != "busybox":
                 (programs / applet).symlink_to("busybox")
+        for path in (programs.parent, programs):
+            path.chmod(0o755)
         (folder / "root" / "tmp").mkdir()
         (folder / "root" / "tmp").chmod(0o1777)
         words = ", ".join(f'"{word}"' for word in ["/bin/busybox", *command])
@@ -229,23 +231,14 @@ def _build(reference: str, folder: Path, options: Callable[[], Sequence[str]]) -
     """Build the context in `folder` as `reference` unless the storage has it."""
     if reference in Storage.default():
         return
+    arguments = options()  # outside of the lock, since they may build the base image
     with locked("images"):
         if reference in Storage.default():
             return
         began = time.monotonic()
         _say(f"building {reference} ...")
-        isolation = ["--isolation=chroot", "--network=host"]
-        _run(
-            [
-                *Storage.default().buildah(),
-                "build",
-                "--layers",
-                *isolation,
-                *options(),
-                f"--tag={reference}",
-                str(folder),
-            ]
-        )
+        build = [*Storage.default().buildah(), "build", "--layers", "--isolation=chroot", "--network=host"]
+        _run([*build, *arguments, f"--tag={reference}", str(folder)])
         _say(f"built {reference} in {time.monotonic() - began:.1f} s")
 
 
