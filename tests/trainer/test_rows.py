@@ -1,0 +1,364 @@
+"""Users' files: every kind that is read, and everything hostile that may be in them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from finetune_api.results import ExitCode
+from finetune_trainer import source_files
+from finetune_trainer.errors import StageError
+from finetune_trainer.rows import BadRow, Quarantine, Row, RowFormat, formats_of
+
+CHAT: tuple[RowFormat, ...] = ("Chat", "PromptCompletion")
+LABELLED: tuple[RowFormat, ...] = ("Labelled",)
+TEXT: tuple[RowFormat, ...] = ("Text",)
+
+
+def read(
+    file: Path, possible: Sequence[RowFormat] = LABELLED, *, stratum_field: str | None = None
+) -> tuple[list[Row], list[BadRow]]:
+    found = list(source_files.read(file, name=file.name, source="a", possible=possible, stratum_field=stratum_field))
+    return [row for row in found if isinstance(row, Row)], [row for row in found if isinstance(row, BadRow)]
+
+
+def read_line(tmp_path: Path, line: bytes | dict[str, Any], possible: Sequence[RowFormat]) -> Row | BadRow:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(line if isinstance(line, bytes) else json.dumps(line).encode())
+    good, bad = read(file, possible)
+    [row] = [*good, *bad]
+    return row
+
+
+def chat(*turns: tuple[str, object]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+# -- kinds of files ---------------------------------------------------------------------------------------------------
+
+PAIRS = [('Grüße, "quoted"\nand broken', "1"), ("plain", "0")]
+
+
+def _jsonl(path: Path) -> None:
+    path.write_text("\n".join(json.dumps({"text": text, "label": int(label)}) for text, label in PAIRS))
+
+
+def _json_list(path: Path) -> None:
+    path.write_text(json.dumps([{"text": text, "label": label} for text, label in PAIRS], indent=2))
+
+
+def _csv(path: Path) -> None:
+    path.write_text('text,label\r\n"Grüße, ""quoted""\nand broken",1\r\nplain,0\r\n', newline="")
+
+
+def _csv_with_bom(path: Path) -> None:
+    path.write_text('text,label\n"Grüße, ""quoted""\nand broken",1\nplain,0\n', encoding="utf-8-sig")
+
+
+def _parquet(path: Path) -> None:
+    table = pyarrow.table({"text": [text for text, _ in PAIRS], "label": [float(label) for _, label in PAIRS]})
+    pyarrow.parquet.write_table(table, path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("rows.jsonl", _jsonl),
+        ("rows.ndjson", _jsonl),
+        ("rows.json", _jsonl),
+        ("rows.json", _json_list),
+        ("ROWS.CSV", _csv),
+        ("rows.csv", _csv_with_bom),
+        ("rows.parquet", _parquet),
+    ],
+)
+def test_each_kind_of_file_gives_the_same_rows(
+    tmp_path: Path, name: str, write: Callable[[Path], None], packed: bool
+) -> None:
+    file = tmp_path / name
+    write(file)
+    if packed:
+        packed_file = tmp_path / f"{name}.gz"
+        packed_file.write_bytes(gzip.compress(file.read_bytes()))
+        file = packed_file
+    good, bad = read(file)
+    assert bad == []
+    assert [(row.content.text, row.content.label) for row in good] == PAIRS
+
+
+def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.csv", "sub/c.parquet", "notes.txt", ".hidden.jsonl", ".git/x.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    found = source_files.find(tmp_path, uri="file:///data")
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.csv", "b.jsonl", "sub/c.parquet"]
+
+
+def test_a_folder_without_data_and_a_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(StageError) as empty:
+        source_files.find(tmp_path, uri="file:///data")
+    assert empty.value.exit_code == ExitCode.INPUT_NOT_FOUND
+    with pytest.raises(StageError) as unknown:
+        source_files.find(tmp_path / "notes.txt", uri="file:///data/notes.txt")
+    assert (unknown.value.reason, unknown.value.exit_code) == ("UnknownFileType", ExitCode.BAD_DATA)
+
+
+# -- formats ----------------------------------------------------------------------------------------------------------
+
+
+def test_prompt_and_completion_become_a_chat(tmp_path: Path) -> None:
+    row = read_line(tmp_path, {"prompt": "2+2?", "completion": "4", "id": 7}, CHAT)
+    assert isinstance(row, Row)
+    assert [(turn.role, turn.content) for turn in row.content.messages or ()] == [("user", "2+2?"), ("assistant", "4")]
+
+
+def test_the_first_usable_row_decides_the_format(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows: list[object] = [{"other": 1}, chat(("user", "a"), ("assistant", "b")), {"prompt": "c", "completion": "d"}]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    good, bad = read(file, CHAT)
+    assert [row.line for row in good] == [2]
+    assert [str(row) for row in bad] == [
+        'rows.jsonl line 1: has none of the fields "messages", or "prompt" and "completion"',
+        'rows.jsonl line 3: "messages" is missing; expected a list of {role, content}',
+    ]
+
+
+def test_csv_holds_chats_as_json(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    messages = json.dumps(chat(("user", "a"), ("assistant", "b"))["messages"]).replace('"', '""')
+    file.write_text(f'messages\n"{messages}"\n"[{{]"\n')
+    good, bad = read(file, CHAT)
+    assert len(good) == 1
+    assert "is a string that is not JSON" in bad[0].reason
+
+
+@pytest.mark.parametrize(
+    ("task", "declared", "expected"),
+    [
+        ("Chat", "Auto", ("Chat", "PromptCompletion")),
+        ("Chat", "PromptCompletion", ("PromptCompletion",)),
+        ("CausalLM", None, ("Text",)),
+        ("SequenceClassification", "Labelled", ("Labelled",)),
+    ],
+)
+def test_formats_by_task(task: Any, declared: str | None, expected: tuple[str, ...]) -> None:
+    assert formats_of(task=task, declared=declared) == expected
+
+
+def test_a_format_that_the_task_cannot_learn_from() -> None:
+    with pytest.raises(StageError, match="Chat learns from Chat or PromptCompletion, not from format Text"):
+        formats_of(task="Chat", declared="Text")
+
+
+@pytest.mark.parametrize(("label", "expected"), [("  spam ", "spam"), (3, "3"), (True, "true"), (2.0, "2")])
+def test_labels_are_strings(tmp_path: Path, label: object, expected: str) -> None:
+    row = read_line(tmp_path, {"text": "x", "label": label}, LABELLED)
+    assert isinstance(row, Row)
+    assert row.content.label == expected
+
+
+def test_the_field_to_stratify_by(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a", "team": 4}\n{"text": "b"}\n')
+    good, bad = read(file, TEXT, stratum_field="team")
+    assert [row.stratum for row in good] == ["4"]
+    assert str(bad[0]) == 'rows.jsonl line 2: "team" is missing'
+
+
+# -- bad rows ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "possible", "field", "reason"),
+    [
+        (b"{not json}", TEXT, "", "is not JSON"),
+        (b'"a string"', TEXT, "", "is not an object"),
+        (b'{"text": NaN}', TEXT, "", "NaN is not a number"),
+        (b'{"text": "a", "text": "b"}', TEXT, "text", "is there twice"),
+        (b'{"text": "\xff\xfe"}', TEXT, "", "is not UTF-8"),
+        (b'{"text": "\\ud800"}', TEXT, "text", "is not valid Unicode"),
+        (b'{"text": "a\\u0000b"}', TEXT, "text", "contains a NUL"),
+        (b'{"text": ' + b"[" * 100_000, TEXT, "", "is nested too deeply"),
+        (b'{"text": 1' + b"0" * 5000 + b"}", TEXT, "", "is not JSON"),
+        ({"text": None}, TEXT, "text", "is missing"),
+        ({"text": 5}, TEXT, "text", "is a number; expected a string"),
+        ({"text": " \n"}, TEXT, "text", "is empty"),
+        ({"text": "a"}, LABELLED, "label", "is missing"),
+        ({"text": "a", "label": 1.5}, LABELLED, "label", "is a number"),
+        ({"text": "a", "label": ["x"]}, LABELLED, "label", "is a list"),
+        ({"text": "a", "label": " "}, LABELLED, "label", "is empty"),
+        ({"text": "a", "label": "x" * 1025}, LABELLED, "label", "has 1025 characters"),
+        ({"messages": []}, CHAT, "messages", "has no message"),
+        ({"messages": {"role": "user"}}, CHAT, "messages", "is an object; expected a list"),
+        ({"messages": [None]}, CHAT, "messages[0]", "is missing; expected {role, content}"),
+        (chat(("user", "a")), CHAT, "messages", "ends with role user"),
+        (chat(("assistant", "a")), CHAT, "messages", "begins with the assistant"),
+        (chat(("user", "a"), ("assistant", "  ")), CHAT, "messages[1].content", "is empty"),
+        (chat(("user", "a"), ("assistant", None)), CHAT, "messages[1].content", "is missing; expected a string"),
+        (chat(("user", [{"type": "text"}]), ("assistant", "b")), CHAT, "messages[0].content", "is a list"),
+        (chat(("tool", "a"), ("assistant", "b")), CHAT, "messages[0].role", "is 'tool'; expected one of"),
+        (chat(("user", "a"), ("system", "s"), ("assistant", "b")), CHAT, "messages[1].role", "only the first"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [1]}]},
+            CHAT,
+            "messages[1].tool_calls",
+            "is not supported",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]},
+            CHAT,
+            "messages[1].weight",
+            "is not supported",
+        ),
+        ({"prompt": "a", "completion": ""}, CHAT, "completion", "is empty"),
+    ],
+)
+def test_a_bad_row_is_named_with_field_and_reason(
+    tmp_path: Path, row: bytes | dict[str, Any], possible: Sequence[RowFormat], field: str, reason: str
+) -> None:
+    found = read_line(tmp_path, row, possible)
+    assert isinstance(found, BadRow)
+    assert (found.file, found.line, found.field) == ("rows.jsonl", 1, field)
+    assert reason in found.reason
+    json.loads(found.to_json())
+
+
+def test_none_padding_of_other_tools_is_ignored(tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": "a", "tool_calls": None, "name": None},
+        {"role": "assistant", "content": "b", "tool_calls": None, "weight": 1},
+    ]
+    assert isinstance(read_line(tmp_path, {"messages": messages}, CHAT), Row)
+
+
+def test_a_bad_row_does_not_hide_its_neighbours(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(
+        b'\xef\xbb\xbf{"text": "first"}\r\n\r\n{"text": "\xff"}\n   \n{"text": "third"}\n\x00\n{"text": "last"}'
+    )
+    good, bad = read(file, TEXT)
+    assert [(row.line, row.content.text) for row in good] == [(1, "first"), (5, "third"), (7, "last")]
+    assert [row.line for row in bad] == [3, 6]
+
+
+def test_a_line_of_many_megabytes_is_one_bad_row(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    with file.open("wb") as stream:
+        stream.write(b'{"text": "first"}\n{"text": "')
+        for _ in range(40):
+            stream.write(b"x" * (1 << 20))
+        stream.write(b'"}\n{"text": "last"}\n')
+    good, bad = read(file, TEXT)
+    assert [(row.line, row.content.text) for row in good] == [(1, "first"), (3, "last")]
+    assert (bad[0].line, bad[0].reason) == (2, "is longer than 16 MiB")
+    assert len(bad[0].raw) < 3000
+
+
+@pytest.mark.parametrize(
+    ("content", "lines", "reason"),
+    [
+        ("text,label\na,b,c\n", [2], "has 3 columns; the header has 2"),
+        ("text,text\na,b\n", [2], "names a column twice"),
+        ("text,label\na,\n", [2], "is missing"),
+        ('text,label\n"a"b,c\n', [2], "is not CSV"),
+        ("text,label\n\udcff,c\n", [2], "is not valid Unicode"),
+    ],
+)
+def test_bad_rows_of_csv(tmp_path: Path, content: str, lines: list[int], reason: str) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes(content.encode(errors="surrogateescape"))
+    good, bad = read(file)
+    assert good == []
+    assert [row.line for row in bad] == lines
+    assert reason in bad[0].reason
+
+
+def test_bad_elements_of_a_json_list(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_bytes(b'[{"text": "a"}, {"text": "b", "text": "c"}, {"text": NaN}, 5, {"text": "\xff"}, {"text": "z"}]')
+    good, bad = read(file, TEXT)
+    assert [row.line for row in good] == [1, 6]
+    assert [(row.line, row.field) for row in bad] == [(2, "text"), (3, ""), (4, ""), (5, "")]
+
+
+def _damaged_gzip(path: Path) -> None:
+    path.write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000)[:-20])
+
+
+def _no_gzip(path: Path) -> None:
+    path.write_bytes(b'{"text": "a"}\n')
+
+
+def _cut_list(path: Path) -> None:
+    path.write_bytes(b'[{"text": "a"}, {"text": ')
+
+
+def _no_comma(path: Path) -> None:
+    path.write_bytes(b'[{"text": "a"} {"text": "b"}]')
+
+
+def _no_parquet(path: Path) -> None:
+    path.write_bytes(b"PAR1 and then nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("rows.jsonl.gz", _damaged_gzip),
+        ("rows.jsonl.gz", _no_gzip),
+        ("rows.json", _cut_list),
+        ("rows.json", _no_comma),
+        ("rows.parquet", _no_parquet),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
+    file = tmp_path / name
+    write(file)
+    with pytest.raises(StageError, match=name) as damaged:
+        read(file, TEXT)
+    assert (damaged.value.reason, damaged.value.exit_code) == ("UnreadableFile", ExitCode.BAD_DATA)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"])
+def test_an_empty_file_has_no_rows(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert read(tmp_path / name, TEXT) == ([], [])
+
+
+# -- quarantine -------------------------------------------------------------------------------------------------------
+
+
+def bad_row(line: int) -> BadRow:
+    return BadRow(source="a", file="rows.jsonl", line=line, field="text", reason="is empty", raw="{}")
+
+
+def test_the_quarantine_counts_all_and_names_the_first() -> None:
+    quarantine = Quarantine(limit=2)
+    for line in range(1, 6):
+        quarantine.add(bad_row(line))
+        assert quarantine.exceeded == (line > 2)
+    error = quarantine.error(rows_read=100)
+    assert (error.reason, error.exit_code) == ("TooManyBadRows", ExitCode.BAD_DATA)
+    assert error.message.startswith(
+        '5 of 100 rows cannot be used, and data.maxBadRows is 2: rows.jsonl line 1: "text" is'
+    )
+    assert "and 2 more" in error.message
+    assert len(quarantine.to_text().splitlines()) == 5
+
+
+def test_the_quarantine_keeps_what_the_limit_allows() -> None:
+    quarantine = Quarantine(limit=1500)
+    for line in range(3000):
+        quarantine.add(bad_row(line))
+    assert (quarantine.count, len(quarantine.rows)) == (3000, 1500)
