@@ -457,6 +457,8 @@ class StageStatus(ApiModel):
     """The batch/v1 Job of the newest attempt."""
     start_time: Time | None = None
     completion_time: Time | None = None
+    active_seconds: Annotated[int, Field(ge=0)] | None = None
+    """Seconds in which pods of this stage's attempts were running, of those attempts that have ended."""
     result: OpenObject | None = None
     """What the stage reported (finetune_api.results), recorded before the next stage starts."""
 
@@ -530,6 +532,8 @@ class FineTuneJobStatus(ApiModel):
 
     observed_generation: int | None = None
     phase: Phase | None = None
+    phase_start_time: Time | None = None
+    """Since when the run is in this phase."""
     message: Annotated[str, Field(max_length=32768)] | None = None
     conditions: Annotated[
         list[Condition],

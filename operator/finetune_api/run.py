@@ -25,6 +25,11 @@ from finetune_api.shared_fields import Artifact, ResolvedModel, Task
 RUN_FILE_VARIABLE = "FINETUNE_RUN_FILE"
 TERMINATION_LOG_VARIABLE = "FINETUNE_TERMINATION_LOG"
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
+MASTER_ADDRESS_VARIABLE = "FINETUNE_MASTER_ADDR"
+"""Host of the pod with rank 0; its port is in FINETUNE_MASTER_PORT."""
+MASTER_PORT_VARIABLE = "FINETUNE_MASTER_PORT"
+NODE_RANK_VARIABLE = "JOB_COMPLETION_INDEX"
+"""Set by Kubernetes in each pod of an Indexed Job."""
 
 
 class Identity(StrictModel):
@@ -88,8 +93,8 @@ class PrepareRun(StrictModel):
 class Optimisation(StrictModel):
     """Every knob of the optimiser, resolved. Units as in FineTuneJob.spec.training."""
 
-    epochs: float | None
-    max_steps: int | None
+    epochs: float | None = None
+    max_steps: int | None = None
     learning_rate: float
     scheduler: Literal["Constant", "Linear", "Cosine"]
     warmup_fraction: float
@@ -101,7 +106,7 @@ class Optimisation(StrictModel):
     packing: bool
     precision: Literal["Auto", "FP32", "BF16"]
     seed: int
-    early_stopping_patience: int | None
+    early_stopping_patience: int | None = None
 
 
 class MethodOrder(StrictModel):

@@ -12,14 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from finetune_api.finetunejob import EvaluationStatus, Phase, TrainerStatus
+from finetune_api.finetunejob import TERMINAL_PHASES, EvaluationStatus, Phase, TrainerStatus
 from finetune_api.progress import LEARNING_RATE, LOSS, MFU, STEP, TOKENS_PER_SECOND
+from finetune_operator.job.restarts import Cause
 from finetune_operator.ports import Key
 
 PHASES: tuple[str, ...] = Phase.__args__  # type: ignore[attr-defined]
 ERRORS = ("Unavailable", "Conflict", "Refused", "Internal")
 VERDICTS = ("Pass", "Fail", "Inconclusive")
-RESTART_BUDGETS = ("preemption", "failure")
 EVALUATIONS_SHOWN = 500
 """Jobs whose evaluation is shown as gauges: the newest. ModelVersions keep all of them."""
 
@@ -116,15 +116,12 @@ class Metrics:
         )
         for phase in PHASES:
             self.jobs.labels(phase)
+        for phase in sorted(TERMINAL_PHASES):
+            self.finished.labels(phase)
         for verdict in VERDICTS:
             self.verdicts.labels(verdict)
-
-    def start_counters(self, *, reasons: tuple[str, ...], ends: tuple[str, ...]) -> None:
-        """Let the counters by cause and by end begin at zero."""
-        for reason in reasons:
-            self.restarts.labels(reason)
-        for phase in ends:
-            self.finished.labels(phase)
+        for cause in Cause:
+            self.restarts.labels(cause)
 
     # -- what is now ------------------------------------------------------------------------------------------------
 

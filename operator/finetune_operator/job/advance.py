@@ -1,0 +1,138 @@
+"""While the run goes: the next step of its current stage.
+
+What an attempt has brought is recorded first; what follows from it (the next stage, another attempt, the end of old
+pods) is done at the next look, which comes at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from finetune_api.finetunejob import FineTuneJobStatus, StageStatus
+from finetune_operator.job.accounting import active_seconds
+from finetune_operator.job.attempt import (
+    Absent,
+    Broken,
+    Running,
+    Stopping,
+    Succeeded,
+    Waiting,
+    first_start,
+    judge,
+)
+from finetune_operator.job.cleanup import removals
+from finetune_operator.job.decision import Draft
+from finetune_operator.job.observed import Observed
+from finetune_operator.job.outcome import fail, record, restart_or_fail, suspend
+from finetune_operator.job.plan import ResolvedPlan
+from finetune_operator.job.reports import last_sign, with_progress
+from finetune_operator.job.restarts import Cause
+from finetune_operator.job.stages import PHASE_OF_STAGE, size_of
+from finetune_operator.job.start import start
+from finetune_operator.job.step import Step, with_stage
+from finetune_operator.job.times import after
+
+_LOOK_SECONDS = 30.0
+"""How often to look at what no watched object tells: why a Job gets no pods, why Kueue holds it."""
+
+
+def advance(*, observed: Observed, plan: ResolvedPlan, stage: StageStatus) -> Draft:
+    """The next step of a stage that is not complete; children of attempts that are over go."""
+    step = Step(observed=observed, plan=plan, stage=stage)
+    return replace(_next(step), delete=removals(observed))
+
+
+def _next(step: Step) -> Draft:
+    observed, stage = step.observed, step.stage
+    size = size_of(stage=stage.name, plan=step.plan).pods
+    verdict = judge(attempt=step.attempt, stage=stage.name, size=size, now=observed.now, config=observed.config)
+    if isinstance(verdict, Succeeded):
+        return record(step, verdict)
+    if isinstance(verdict, Broken):
+        return restart_or_fail(step, verdict)
+    if isinstance(verdict, Absent):
+        return start(step) if stage.state == "Pending" else restart_or_fail(step, _job_deleted(stage))
+    if observed.job.spec.suspend and not isinstance(verdict, Stopping):
+        return suspend(step)
+    return _go_on(step, verdict)
+
+
+def _job_deleted(stage: StageStatus) -> Broken:
+    return Broken(cause=Cause.JOB_DELETED, reason=Cause.JOB_DELETED, message=f"Job {stage.child} was deleted")
+
+
+def _go_on(step: Step, verdict: Waiting | Running | Stopping) -> Draft:
+    """Show how the attempt is doing, and end it where it is over time or hangs."""
+    status, now = _with_state(step), step.observed.now
+    overdue = _deadline(step, status=status)
+    if overdue is not None and now >= overdue:
+        limit = step.observed.job.spec.active_deadline_seconds
+        message = f"its pods have been running for {limit} s, which is all that spec.activeDeadlineSeconds allows"
+        return fail(step, reason="DeadlineExceeded", message=message)
+    if isinstance(verdict, Stopping):
+        return step.draft(
+            status=status,
+            phase=step.phase,
+            reason="Stopping",
+            message=verdict.message,
+            look_again=(overdue, verdict.look_again),
+        )
+    if isinstance(verdict, Waiting):
+        return _wait(step, verdict, status=status, overdue=overdue)
+    return _run(step, verdict, status=status, overdue=overdue)
+
+
+def _wait(step: Step, waiting: Waiting, *, status: FineTuneJobStatus, overdue: datetime | None) -> Draft:
+    if not waiting.queued:
+        reason = waiting.reason if waiting.message else PHASE_OF_STAGE[step.stage.name]
+        return step.draft(
+            status=status,
+            phase=PHASE_OF_STAGE[step.stage.name],
+            reason=reason,
+            message=waiting.message or step.activity,
+            look_again=(overdue, waiting.look_again),
+        )
+    message, again = waiting.message, None
+    if waiting.reason == "PodsNotCreated":
+        why = step.observed.refused_pods or "a quota or a policy may refuse them; kubectl describe job says more"
+        message, again = f"{message}: {why}", after(step.observed.now, _LOOK_SECONDS)
+    elif waiting.reason == "Queued":
+        message, again = step.observed.queue_message or "waiting for Kueue", after(step.observed.now, _LOOK_SECONDS)
+    return step.draft(
+        status=status, phase="Queued", reason=waiting.reason, message=message, look_again=(overdue, again)
+    )
+
+
+def _run(step: Step, running: Running, *, status: FineTuneJobStatus, overdue: datetime | None) -> Draft:
+    phase, hung = PHASE_OF_STAGE[step.stage.name], None
+    if step.training:
+        hung = _hang_deadline(step, running)
+        if hung is not None and step.observed.now >= hung:
+            message = f"training has not reported for {step.plan.hang_seconds} s (failurePolicy.hangSeconds)"
+            return restart_or_fail(step, Broken(cause=Cause.HUNG, reason=Cause.HUNG, message=message))
+        status = with_progress(status=status, observed=step.observed, plan=step.plan)
+    return step.draft(status=status, phase=phase, reason=phase, message=step.activity, look_again=(overdue, hung))
+
+
+def _with_state(step: Step) -> FineTuneJobStatus:
+    """The status with the stage's state and start, as far as its pods have got."""
+    started = first_start(step.attempt.pods)
+    update: dict[str, object] = {"state": "Queued" if started is None else "Running", "start_time": started}
+    if step.attempt.job is not None:
+        update["child"] = step.attempt.job.ref.name
+    return with_stage(step.status, step.stage.model_copy(update=update))
+
+
+def _deadline(step: Step, *, status: FineTuneJobStatus) -> datetime | None:
+    """When spec.activeDeadlineSeconds will be used up, if the pods go on running; None where they do not run."""
+    limit = step.observed.job.spec.active_deadline_seconds
+    if limit is None or not any(pod.running for pod in step.attempt.pods):
+        return None
+    return after(step.observed.now, limit - active_seconds(status=status, observed=step.observed))
+
+
+def _hang_deadline(step: Step, running: Running) -> datetime | None:
+    if step.observed.door is None:
+        return None  # nobody can report
+    return after(last_sign(observed=step.observed, running_since=running.since), step.plan.hang_seconds)

@@ -1,0 +1,392 @@
+"""How an attempt is doing: one verdict on its Job and its pods together.
+
+A gang lives and dies as a whole. When one pod ends badly the others follow, and what they say is often only an echo
+(a lost connection, a SIGTERM). So the cause is judged when no pod of the attempt may still be running, and the most
+specific evidence wins. That costs no time: the next attempt must not begin before then anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from finetune_api.results import (
+    PERMANENT_EXIT_CODES,
+    EvaluateResult,
+    ExitCode,
+    Failure,
+    PrepareResult,
+    TrainResult,
+    result_adapter,
+)
+from finetune_operator.config import OperatorConfig
+from finetune_operator.job.observed import Attempt, ChildJob
+from finetune_operator.job.pods import Ended, PodState
+from finetune_operator.job.restarts import Cause
+from finetune_operator.job.times import after
+
+Result = PrepareResult | TrainResult | EvaluateResult
+_NO_PODS_SECONDS = 10.0
+_STATUS_UNKNOWN = "ContainerStatusUnknown"
+"""Kubelet's word for a container that was gone when it came back: its node was away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Absent:
+    """There is no Job, and no pod that may still run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """Not all pods run yet. `queued`: it waits for room or admission, not for its own start."""
+
+    reason: str
+    message: str
+    queued: bool = False
+    look_again: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """All pods run since `since`; the first since `first_started`."""
+
+    since: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """Something ended it; its last pods have not ended yet."""
+
+    message: str
+    look_again: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Succeeded:
+    """All pods are done, and the result could be read."""
+
+    result: Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """It ended without a result. `reason` and `message` are for conditions."""
+
+    cause: Cause
+    reason: str
+    message: str
+    checkpoint_step: int | None = None
+    """The checkpoint that it said it left."""
+    saved_all: bool = False
+    """It stopped after a checkpoint of its very last step."""
+    disrupted: bool = False
+    """The cluster says that it interrupted the pod."""
+
+
+Verdict = Absent | Waiting | Running | Stopping | Succeeded | Broken
+
+
+def judge(*, attempt: Attempt, stage: str, size: int, now: datetime, config: OperatorConfig) -> Verdict:
+    """The state of an attempt of `size` pods. Whether it hangs is not for its pods to say."""
+    job, pods = attempt.job, attempt.pods
+    if _all_done(job=job, pods=pods, size=size):
+        return _success(pods=pods, stage=stage)
+    if job is None:
+        return _without_job(pods=pods, now=now, config=config)
+    if job.suspended and not job.failed:
+        return Waiting(reason="Queued", message="", queued=True)
+    since = _trouble_since(job=job, pods=pods)
+    if since is not None:
+        return _ending(job=job, pods=pods, size=size, since=since, now=now, config=config)
+    return _starting_or_running(job=job, pods=pods, size=size, now=now, config=config)
+
+
+def may_run(*, pod: PodState, now: datetime, config: OperatorConfig) -> bool:
+    """Whether a pod's container could still be running, and with it write to the run's folder."""
+    if pod.finished:
+        return False
+    gone_by = pod.gone_by(lost_pod_seconds=config.lost_pod_seconds)
+    return gone_by is None or now < gone_by
+
+
+def first_start(pods: Iterable[PodState]) -> datetime | None:
+    """When the first container began to run."""
+    return min((pod.started for pod in pods if pod.started is not None), default=None)
+
+
+def last_end(*, attempt: Attempt) -> datetime | None:
+    """When the attempt ended, as far as its children know. None: a container runs, or nobody knows."""
+    if any(pod.running for pod in attempt.pods):
+        return None
+    ends = [pod.ended.finished for pod in attempt.pods if pod.ended is not None and pod.ended.finished is not None]
+    return max(ends, default=attempt.job.failed_since if attempt.job else None)
+
+
+# -- the good end -----------------------------------------------------------------------------------------------------
+
+
+def _all_done(*, job: ChildJob | None, pods: Sequence[PodState], size: int) -> bool:
+    # The pods know up to a second before their Job does.
+    done = {pod.index for pod in pods if pod.phase == "Succeeded"}
+    return len(done) >= size or (job is not None and job.complete)
+
+
+def _success(*, pods: Sequence[PodState], stage: str) -> Verdict:
+    ended = next((pod.ended for pod in pods if pod.index == 0 and pod.phase == "Succeeded"), None)
+    if ended is None:
+        return Broken(
+            cause=Cause.RESULT_LOST,
+            reason=Cause.RESULT_LOST,
+            message="the pod with the result was removed before it was read; the output that is complete is used again",
+        )
+    result = parsed_message(ended.message)
+    if result is None or result.stage != stage or isinstance(result, Failure):
+        return Broken(
+            cause=Cause.CONTAINER_FAILED,
+            reason="InvalidResult",
+            message=f"the container ended well but its termination message is not a {stage} result: "
+            f"{_short(ended.message) or 'it is empty'}; use the trainer image of the operator's version",
+        )
+    return Succeeded(result=result)
+
+
+# -- the bad ends -----------------------------------------------------------------------------------------------------
+
+
+def _without_job(*, pods: Sequence[PodState], now: datetime, config: OperatorConfig) -> Verdict:
+    if any(may_run(pod=pod, now=now, config=config) for pod in pods):
+        return Stopping(message="the Job is gone, its pods are ending", look_again=_next_gone(pods, config=config))
+    return Absent()
+
+
+def _trouble_since(*, job: ChildJob, pods: Sequence[PodState]) -> datetime | None:
+    """When the first sign came that this attempt will not end well. None: there is none."""
+    signs = [job.failed_since or job.created] if job.failed else []
+    for pod in pods:
+        if pod.phase == "Failed":
+            signs.append((pod.ended.finished if pod.ended else None) or pod.created)
+        elif pod.deletion_requested is not None and not pod.finished:
+            signs.append(pod.deletion_requested)
+    return min(signs, default=None)
+
+
+def _ending(
+    *, job: ChildJob, pods: Sequence[PodState], size: int, since: datetime, now: datetime, config: OperatorConfig
+) -> Verdict:
+    deadline = after(since, config.evidence_seconds)
+    pending = [pod for pod in pods if may_run(pod=pod, now=now, config=config)]
+    # Pods that nobody has told to end do not hold up the judgement for ever.
+    undecided = [pod for pod in pending if pod.deletion_requested is not None or now < deadline]
+    if not undecided:
+        return _broken(job=job, pods=pods, size=size)
+    times = [_gone_by(pod, config=config) or deadline for pod in undecided]
+    return Stopping(message=f"{_count(len(pending))} still ending", look_again=min(times))
+
+
+def _broken(*, job: ChildJob, pods: Sequence[PodState], size: int) -> Broken:
+    """The cause with the most specific evidence; of equal evidence, what came first: the rest followed from it."""
+    found = [(when, verdict) for pod in pods if (verdict := _broken_pod(pod)) for when in [_trouble_time(pod)]]
+    if not found:
+        return _broken_job(job)
+    _, first = min(found, key=lambda each: (_rank(each[1]), each[0], each[1].cause is not Cause.CONTAINER_FAILED))
+    if first.reason in _ECHOES and len(pods) < size:
+        text = f"{_count(size - len(pods))} of {size} gone; {first.message}"
+        return Broken(cause=Cause.POD_DELETED, reason=Cause.POD_DELETED, message=text)
+    return first
+
+
+_CERTAIN = (Cause.NODE_LOST, Cause.OUT_OF_MEMORY, Cause.NOT_FINITE, Cause.PERMANENT, Cause.PREEMPTED)
+_ECHOES = ("PeerLost", "ProcessKilled")
+"""What the processes say that lived on when another one ended."""
+
+
+def _rank(verdict: Broken) -> int:
+    """Certain causes by precedence, then what may have followed from something else, then what surely has."""
+    if verdict.reason in _ECHOES:
+        return len(_CERTAIN) + 1
+    echo_of_a_signal = verdict.cause is Cause.PREEMPTED and not verdict.disrupted
+    certain = verdict.cause in _CERTAIN and not echo_of_a_signal
+    return _CERTAIN.index(verdict.cause) if certain else len(_CERTAIN)
+
+
+def _trouble_time(pod: PodState) -> datetime:
+    ended = pod.ended.finished if pod.ended else None
+    return min((time for time in (pod.deletion_requested, ended) if time is not None), default=pod.created)
+
+
+def _broken_pod(pod: PodState) -> Broken | None:
+    """What one pod has to say about the end; None: it ended well, or knows nothing."""
+    ended = pod.ended
+    failure = parsed_message(ended.message) if ended else None
+    said = failure if isinstance(failure, Failure) else None
+    step = said.checkpoint_step if said else None
+    stopped = ended is not None and ended.exit_code == ExitCode.STOPPED_AFTER_CHECKPOINT
+    saved = stopped and (said is None or step is not None)
+    if pod.disruption or (ended is not None and ended.reason == _STATUS_UNKNOWN):
+        cause = Cause.PREEMPTED if pod.disruption and not pod.node_lost else Cause.NODE_LOST
+        why = pod.disruption or _STATUS_UNKNOWN
+        text = f"pod {pod.name} was interrupted ({why}): {pod.disruption_message}".rstrip(": ")
+        return Broken(cause=cause, reason=cause, message=text, checkpoint_step=step, saved_all=saved, disrupted=True)
+    if ended is None:
+        if pod.deletion_requested is None:
+            return None
+        return Broken(cause=Cause.POD_DELETED, reason=Cause.POD_DELETED, message=f"pod {pod.name} was deleted")
+    if pod.phase == "Succeeded" or ended.exit_code == ExitCode.DONE:
+        return None
+    if stopped:
+        text = said.message if said else "stopped by a signal after a checkpoint"
+        message = f"pod {pod.name} {'was deleted' if pod.deletion_requested else 'was interrupted'}: {text}"
+        return Broken(
+            cause=Cause.PREEMPTED, reason=Cause.PREEMPTED, message=message, checkpoint_step=step, saved_all=saved
+        )
+    return _failed_container(pod=pod, ended=ended, said=said)
+
+
+def _failed_container(*, pod: PodState, ended: Ended, said: Failure | None) -> Broken:
+    step = said.checkpoint_step if said else None
+    if ended.reason == "OOMKilled" or (said is not None and said.reason == Cause.OUT_OF_MEMORY):
+        detail = f": {said.message}" if said and ended.reason != "OOMKilled" else ""
+        message = (
+            f"pod {pod.name} ran out of memory (exit code {ended.exit_code}){detail}; raise compute.resources, or "
+            "lower training.microBatchSize or training.maxLength"
+        )
+        return Broken(cause=Cause.OUT_OF_MEMORY, reason=Cause.OUT_OF_MEMORY, message=message, checkpoint_step=step)
+    if said is not None and said.reason == Cause.NOT_FINITE:
+        return Broken(cause=Cause.NOT_FINITE, reason=said.reason, message=said.message, checkpoint_step=step)
+    if ended.exit_code in PERMANENT_EXIT_CODES:
+        return Broken(
+            cause=Cause.PERMANENT,
+            reason=said.reason if said else _exit_name(ended.exit_code),
+            message=said.message if said else f"pod {pod.name} ended with exit code {ended.exit_code}",
+            checkpoint_step=step,
+        )
+    if pod.deletion_requested is not None and said is None:
+        # Killed at the end of its grace period, or by whoever deleted it.
+        message = f"pod {pod.name} was deleted (exit code {ended.exit_code})"
+        return Broken(cause=Cause.POD_DELETED, reason=Cause.POD_DELETED, message=message)
+    return Broken(
+        cause=Cause.CONTAINER_FAILED,
+        reason=said.reason if said else _exit_name(ended.exit_code),
+        message=said.message if said else f"pod {pod.name} ended with exit code {ended.exit_code}{_signal(ended)}",
+        checkpoint_step=step,
+    )
+
+
+def _broken_job(job: ChildJob) -> Broken:
+    """The pods are gone. Their Job remembers which rule of its failure policy applied (stage_job.FAILURE_RULES)."""
+    message = f"{job.failure_message} (the pod is gone)" if job.failure_message else "its pods are gone"
+    if job.failure_reason == "PodFailurePolicy":
+        if "rule at index 0" in job.failure_message:
+            return Broken(cause=Cause.PREEMPTED, reason=Cause.PREEMPTED, message=message, saved_all=True)
+        if "rule at index 1" in job.failure_message:
+            return Broken(cause=Cause.PERMANENT, reason=Cause.PERMANENT, message=message)
+        return Broken(cause=Cause.PREEMPTED, reason=Cause.PREEMPTED, message=message)
+    return Broken(cause=Cause.POD_DELETED, reason=Cause.POD_DELETED, message=message)
+
+
+# -- on the way -------------------------------------------------------------------------------------------------------
+
+
+def _starting_or_running(
+    *, job: ChildJob, pods: Sequence[PodState], size: int, now: datetime, config: OperatorConfig
+) -> Verdict:
+    waiting = next((pod for pod in pods if pod.image_problem or pod.container_problem), None)
+    if waiting is not None:
+        return _held_container(pod=waiting, now=now, config=config)
+    homeless = [pod for pod in pods if pod.unschedulable is not None]
+    if homeless:
+        text = f"{_count(len(homeless))} of {size} waiting for a node: {homeless[0].unschedulable}"
+        return Waiting(reason="Unschedulable", message=text, queued=True)
+    if len(pods) < size:
+        return _without_pods(job=job, count=len(pods), size=size, now=now)
+    started = [pod.started for pod in pods if pod.started is not None]
+    if len(started) < size:
+        return _slow_start(pods=pods, now=now, config=config)
+    return Running(since=max(started))
+
+
+def _held_container(*, pod: PodState, now: datetime, config: OperatorConfig) -> Verdict:
+    since = pod.scheduled or pod.created
+    deadline = after(since, config.image_pull_deadline_seconds)
+    cause = Cause.IMAGE if pod.image_problem else Cause.CONTAINER_CONFIG
+    text = f"pod {pod.name}: {pod.waiting_reason}: {pod.waiting_message}".rstrip(": ")
+    if pod.waiting_reason == "InvalidImageName" or now >= deadline:
+        return Broken(cause=cause, reason=cause, message=text)
+    # Kubelet's two words for one problem take turns; said once, the status stays as it is.
+    reason = "ImagePullFailing" if pod.image_problem else "ContainerConfigInvalid"
+    return Waiting(reason=reason, message=_stable(pod), look_again=deadline)
+
+
+def _stable(pod: PodState) -> str:
+    if not pod.image_problem:
+        return f"pod {pod.name} cannot start: {pod.waiting_message or pod.waiting_reason}"
+    return f"the image cannot be pulled: {_image_of(pod.waiting_message)}; kubelet tries again"
+
+
+def _image_of(message: str) -> str:
+    """The image's name out of kubelet's message, which changes from try to try; the whole message where it has none."""
+    quoted = message.split('"')
+    return quoted[1] if len(quoted) > 2 else message
+
+
+def _without_pods(*, job: ChildJob, count: int, size: int, now: datetime) -> Verdict:
+    due = after(job.created, _NO_PODS_SECONDS)
+    if now < due:
+        return Waiting(reason="Starting", message="", look_again=due)
+    return Waiting(reason="PodsNotCreated", message=f"{count} of {size} pods were created", queued=True)
+
+
+def _slow_start(*, pods: Sequence[PodState], now: datetime, config: OperatorConfig) -> Verdict:
+    late = min((pod.scheduled or pod.created for pod in pods if pod.started is None), default=now)
+    deadline = after(late, config.start_deadline_seconds)
+    if now < deadline:
+        return Waiting(reason="Starting", message="", look_again=deadline)
+    names = ", ".join(pod.name for pod in pods if pod.started is None)
+    return Broken(
+        cause=Cause.NOT_STARTED,
+        reason=Cause.NOT_STARTED,
+        message=f"{names}: no container was running {config.start_deadline_seconds} s after a node was found; "
+        "kubectl describe pod says why",
+    )
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def parsed_message(message: str) -> Result | Failure | None:
+    """What a termination message says, None where it says nothing that can be read."""
+    try:
+        return result_adapter.validate_json(message)
+    except ValidationError:
+        return None
+
+
+def _exit_name(exit_code: int) -> str:
+    try:
+        return {ExitCode.INTERNAL_ERROR: "InternalError", ExitCode.CANNOT_WRITE: "CannotWrite"}[ExitCode(exit_code)]
+    except (KeyError, ValueError):
+        return f"ExitCode{exit_code}"
+
+
+def _signal(ended: Ended) -> str:
+    return f" (signal {ended.exit_code - 128})" if 128 < ended.exit_code < 160 else ""
+
+
+def _count(number: int) -> str:
+    return "1 pod" if number == 1 else f"{number} pods"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+def _gone_by(pod: PodState, *, config: OperatorConfig) -> datetime | None:
+    return pod.gone_by(lost_pod_seconds=config.lost_pod_seconds)
+
+
+def _next_gone(pods: Sequence[PodState], *, config: OperatorConfig) -> datetime | None:
+    """When to look again at pods of which kubelet may never confirm the end."""
+    return min((due for pod in pods if not pod.finished and (due := _gone_by(pod, config=config))), default=None)

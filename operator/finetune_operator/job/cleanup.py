@@ -1,0 +1,36 @@
+"""Which children go: those of attempts that are over, those that still run when the run has ended, and, after
+`ttlSecondsAfterFinished`, all. The job itself and its ModelVersion never go: that is the user's to decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJob
+from finetune_operator.job.observed import Attempt, AttemptKey, ChildRef, Observed
+from finetune_operator.job.times import after
+
+
+def removable(*, job: FineTuneJob, attempts: Mapping[AttemptKey, Attempt], now: datetime) -> list[AttemptKey]:
+    """Attempts of which no child is needed any more."""
+    recorded: list[AttemptKey] = [(stage.name, stage.attempt) for stage in job.status.stages]
+    if job.status.phase in TERMINAL_PHASES:
+        due = expiry(job)
+        return sorted({*recorded, *attempts}) if due is not None and now >= due else []
+    return [key for key, attempt in attempts.items() if key not in recorded and attempt.job is not None]
+
+
+def removals(observed: Observed) -> tuple[ChildRef, ...]:
+    """What to delete now. Attachments first: they are found by their Job."""
+    over = removable(job=observed.job, attempts=observed.attempts, now=observed.now)
+    jobs = [attempt.job for key in over if (attempt := observed.attempts.get(key)) and attempt.job is not None]
+    if observed.job.status.phase in TERMINAL_PHASES:
+        jobs += [attempt.job for attempt in observed.attempts.values() if attempt.job and not attempt.job.finished]
+    refs = [job.ref for job in jobs if not job.deleting]
+    return (*observed.attachments, *dict.fromkeys(refs))
+
+
+def expiry(job: FineTuneJob) -> datetime | None:
+    """When the children of a run that has ended are removed; None: not before the job is."""
+    ttl, end = job.spec.ttl_seconds_after_finished, job.status.completion_time
+    return None if ttl is None or end is None else after(end, ttl)

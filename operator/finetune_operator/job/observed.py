@@ -1,0 +1,146 @@
+"""All that a decision about one job rests on, gathered once. Nothing here is fetched, everything is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from finetune_api.finetunejob import FineTuneJob, StageName
+from finetune_api.modelversion import ModelVersion
+from finetune_operator.config import OperatorConfig
+from finetune_operator.job.pods import PodState, attempt_of, read_pod
+from finetune_operator.job.times import BEGINNING, parse_time
+from finetune_operator.ports import Door, Kind, Manifest, Progress
+
+AttemptKey = tuple[StageName, int]
+"""Stage and number of an attempt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildRef:
+    """A child as it must be named to delete just it."""
+
+    kind: Kind
+    namespace: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildJob:
+    """The batch/v1 Job of an attempt."""
+
+    ref: ChildRef
+    created: datetime
+    suspended: bool = False
+    """Kueue has not admitted it (or took it back)."""
+    deleting: bool = False
+    complete: bool = False
+    failed: bool = False
+    """It has failed, or is about to: the Job controller ends its other pods."""
+    failed_since: datetime | None = None
+    failure_reason: str = ""
+    failure_message: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Its pods are done or being ended."""
+        return self.complete or self.failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What exists of one attempt of a stage: its Job, its pods, both or neither."""
+
+    job: ChildJob | None = None
+    pods: tuple[PodState, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservedClaim:
+    """A PersistentVolumeClaim that the job names."""
+
+    name: str
+    exists: bool
+    access_modes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """One job, its children and the world around them at one moment."""
+
+    job: FineTuneJob
+    now: datetime
+    config: OperatorConfig
+    door: Door | None = None
+    attempts: Mapping[AttemptKey, Attempt] = field(default_factory=dict)
+    attachments: tuple[ChildRef, ...] = ()
+    """ConfigMaps and Services of attempts that are to be removed."""
+    claims: tuple[ObservedClaim, ...] = ()
+    """Looked at until the run is planned."""
+    baseline: ModelVersion | None = None
+    """The ModelVersion that evaluation.baseline names, looked at until the run is planned."""
+    versions: tuple[ModelVersion, ...] = ()
+    """ModelVersions under the names that this job's could have, looked at once it is evaluated."""
+    progress: Progress | None = None
+    listening_since: datetime
+    refused_pods: str | None = None
+    """Why the Job controller could not create pods, as far as it said so."""
+    queue_message: str | None = None
+    """Why Kueue holds the run, as far as it said so."""
+
+    def attempt(self, stage: StageName, number: int) -> Attempt:
+        """An attempt's children; an empty attempt where there are none."""
+        return self.attempts.get((stage, number), Attempt())
+
+
+def bucket(*, jobs: list[Manifest], pods: list[Manifest], owner_uid: str) -> dict[AttemptKey, Attempt]:
+    """Children by attempt. Jobs that another object owns are left out; a Job may be gone before its pods are."""
+    by_attempt: dict[AttemptKey, ChildJob] = {}
+    for job in jobs:
+        if (key := attempt_of(job)) is not None and _owned(job, owner_uid):
+            by_attempt[key] = read_job(job)
+    pods_by_attempt: dict[AttemptKey, list[PodState]] = {}
+    for pod in pods:
+        if (key := attempt_of(pod)) is not None:
+            pods_by_attempt.setdefault(key, []).append(read_pod(pod))
+    return {
+        key: Attempt(
+            job=by_attempt.get(key),
+            pods=tuple(sorted(pods_by_attempt.get(key, ()), key=lambda pod: (pod.index, pod.name))),
+        )
+        for key in sorted({*by_attempt, *pods_by_attempt})
+    }
+
+
+def read_job(manifest: Manifest) -> ChildJob:
+    """The facts of a batch/v1 Job."""
+    metadata, status = manifest["metadata"], manifest.get("status") or {}
+    true = {each["type"]: each for each in status.get("conditions") or () if each.get("status") == "True"}
+    failure: dict[str, Any] = true.get("Failed") or true.get("FailureTarget") or {}
+    return ChildJob(
+        ref=ref_of(manifest),
+        created=parse_time(metadata.get("creationTimestamp")) or BEGINNING,
+        suspended=bool(manifest["spec"].get("suspend")),
+        deleting=metadata.get("deletionTimestamp") is not None,
+        complete="Complete" in true or "SuccessCriteriaMet" in true,
+        failed=bool(failure),
+        failed_since=parse_time(failure.get("lastTransitionTime")),
+        failure_reason=failure.get("reason", ""),
+        failure_message=failure.get("message", ""),
+    )
+
+
+def ref_of(manifest: Manifest) -> ChildRef:
+    """How to name a child."""
+    metadata = manifest["metadata"]
+    return ChildRef(
+        kind=manifest["kind"], namespace=metadata["namespace"], name=metadata["name"], uid=metadata.get("uid", "")
+    )
+
+
+def _owned(manifest: Manifest, owner_uid: str) -> bool:
+    owners = manifest["metadata"].get("ownerReferences") or ()
+    return any(owner.get("uid") == owner_uid for owner in owners)

@@ -1,0 +1,87 @@
+"""The run as it was resolved when it began, kept in status.plan: an operator upgrade never changes what a job means."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from finetune_api.base import ApiModel, Uri
+from finetune_api.finetunejob import EvaluationMetric, Source
+from finetune_api.run import BaselineOrder, CheckpointOrder, MethodOrder, ModelOrder, Optimisation, SplitOrder
+from finetune_api.shared_fields import PodOverlay, Resources
+
+PLAN_VERSION: Literal[1] = 1
+
+
+class Claim(ApiModel):
+    """A PersistentVolumeClaim that the run mounts."""
+
+    name: str
+    writable: bool
+
+
+class ResolvedPlan(ApiModel):
+    """Everything that a run needs, every default resolved. Durations in seconds.
+
+    What changes here in a way that older or newer operators would misread gets a new `plan_version`.
+    """
+
+    plan_version: Literal[1] = PLAN_VERSION
+    trainer_image: str
+    run: Uri
+    """The run's folder."""
+    cache: Uri
+    model: ModelOrder
+    sources: list[Source]
+    max_bad_rows: int
+    max_truncated_fraction: float
+    split: SplitOrder
+    evaluation_dataset: Source | None = None
+    method: MethodOrder
+    optimisation: Optimisation
+    checkpoint: CheckpointOrder
+    nodes: int
+    gpus_per_node: int
+    strategy: Literal["DDP"]
+    prepare_resources: Resources
+    compute_resources: Resources
+    """Of training and evaluation containers, GPUs not included."""
+    pod_template: PodOverlay | None = None
+    secrets: list[str]
+    claims: list[Claim]
+    baseline: BaselineOrder | None = None
+    """None: the base model as it was, known in full only after Prepare."""
+    metrics: list[EvaluationMetric]
+    on_inconclusive: Literal["Hold", "Reject", "Proceed"]
+    max_new_tokens: int
+    evaluation_batch_size: int
+    max_failures: int
+    max_preemptions: int
+    hang_seconds: int
+
+    @property
+    def processes_per_node(self) -> int:
+        """One for each GPU, one on a CPU."""
+        return max(1, self.gpus_per_node)
+
+    @property
+    def machines(self) -> str:
+        """The compute in words, for messages."""
+        nodes = "1 node" if self.nodes == 1 else f"{self.nodes} nodes"
+        if self.gpus_per_node == 0:
+            return f"{nodes} (CPU)"
+        return f"{nodes} x {self.gpus_per_node} GPU{'' if self.gpus_per_node == 1 else 's'}"
+
+
+def read_plan(stored: dict[str, Any]) -> ResolvedPlan | str:
+    """A stored plan, or why this operator cannot follow it."""
+    version = stored.get("planVersion")
+    if version != PLAN_VERSION:
+        return f"the plan has version {version}, this operator reads version {PLAN_VERSION}"
+    try:
+        return ResolvedPlan.model_validate(stored)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"the plan's {where} cannot be read by this operator: {first['msg']}"

@@ -1,0 +1,175 @@
+"""What a pod's manifest says about its container, read once into plain facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from finetune_api.finetunejob import STAGES, StageName
+from finetune_operator.job.names import ATTEMPT_LABEL, STAGE_LABEL
+from finetune_operator.job.times import BEGINNING, after, parse_time
+from finetune_operator.ports import Manifest
+
+CONTAINER = "trainer"
+INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+PodPhase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
+_LOST_NODE_REASONS = frozenset({"DeletionByTaintManager", "DeletionByPodGC", "NodeLost"})
+_IMAGE_REASONS = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ErrImageNeverPull",
+        "InvalidImageName",
+        "ImageInspectError",
+        "RegistryUnavailable",
+    }
+)
+_CONTAINER_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a container ended."""
+
+    exit_code: int
+    reason: str = ""
+    """Kubelet's word: Completed, Error, OOMKilled, ..."""
+    message: str = ""
+    """The termination message."""
+    finished: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PodState:
+    """One pod of an attempt. Times are the cluster's."""
+
+    name: str
+    index: int
+    """Completion index: the node rank."""
+    phase: PodPhase = "Pending"
+    created: datetime
+    scheduled: datetime | None = None
+    """When it got a node."""
+    unschedulable: str | None = None
+    """Why it has no node."""
+    started: datetime | None = None
+    """When its container began to run."""
+    ended: Ended | None = None
+    waiting_reason: str = ""
+    waiting_message: str = ""
+    disruption: str = ""
+    """The reason of a DisruptionTarget condition, or of the pod's own status where a node ended it; "": none."""
+    disruption_message: str = ""
+    deletion_requested: datetime | None = None
+    deletion_due: datetime | None = None
+    """When the grace period is over."""
+
+    @property
+    def finished(self) -> bool:
+        """Its container has ended for good."""
+        return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def running(self) -> bool:
+        """Its container runs, as far as kubelet has said."""
+        return self.started is not None and self.ended is None and not self.finished
+
+    @property
+    def node_lost(self) -> bool:
+        """Its node does not answer, so nobody can confirm its end."""
+        return self.disruption in _LOST_NODE_REASONS
+
+    @property
+    def image_problem(self) -> bool:
+        """The image cannot be had, for now."""
+        return self.waiting_reason in _IMAGE_REASONS
+
+    @property
+    def container_problem(self) -> bool:
+        """The container cannot be made, for now: a Secret is missing, a command is wrong."""
+        return self.waiting_reason in _CONTAINER_REASONS
+
+    def gone_by(self, *, lost_pod_seconds: float) -> datetime | None:
+        """From when on the pod counts as dead although nobody has confirmed it. None: only kubelet's word counts."""
+        if self.deletion_requested is None or self.deletion_due is None:
+            return None
+        return after(self.deletion_requested if self.node_lost else self.deletion_due, lost_pod_seconds)
+
+
+def read_pod(manifest: Manifest) -> PodState:
+    """The facts of a pod made by one of our Jobs."""
+    metadata, status = manifest["metadata"], manifest.get("status") or {}
+    conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
+    container = _container_status(status)
+    state = container.get("state") or {}
+    waiting = state.get("waiting") or {}
+    started, ended = _run_of(state)
+    disruption, disruption_message = _disruption(status=status, conditions=conditions)
+    due = parse_time(metadata.get("deletionTimestamp"))
+    return PodState(
+        name=metadata["name"],
+        index=int((metadata.get("annotations") or {}).get(INDEX_ANNOTATION, 0)),
+        phase=status.get("phase") or "Pending",
+        created=parse_time(metadata.get("creationTimestamp")) or BEGINNING,
+        scheduled=_scheduled(conditions),
+        unschedulable=_unschedulable(conditions),
+        started=started,
+        ended=ended,
+        waiting_reason=waiting.get("reason", ""),
+        waiting_message=waiting.get("message", ""),
+        disruption=disruption,
+        disruption_message=disruption_message,
+        deletion_requested=due - timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0) if due else None,
+        deletion_due=due,
+    )
+
+
+def attempt_of(manifest: Manifest) -> tuple[StageName, int] | None:
+    """Stage and attempt of a child, by its labels; None where they are not ours."""
+    labels = manifest["metadata"].get("labels") or {}
+    stage = next((stage for stage in STAGES if stage == labels.get(STAGE_LABEL)), None)
+    number = labels.get(ATTEMPT_LABEL, "")
+    return (stage, int(number)) if stage is not None and number.isdigit() else None
+
+
+def _container_status(status: Mapping[str, Any]) -> dict[str, Any]:
+    statuses = status.get("containerStatuses") or ()
+    return next((each for each in statuses if each.get("name") == CONTAINER), {})
+
+
+def _run_of(state: Mapping[str, Any]) -> tuple[datetime | None, Ended | None]:
+    terminated = state.get("terminated")
+    if terminated is None:
+        return parse_time((state.get("running") or {}).get("startedAt")), None
+    ended = Ended(
+        exit_code=int(terminated.get("exitCode", 0)),
+        reason=terminated.get("reason", ""),
+        message=terminated.get("message", ""),
+        finished=parse_time(terminated.get("finishedAt")),
+    )
+    return parse_time(terminated.get("startedAt")), ended
+
+
+def _scheduled(conditions: Mapping[str, Mapping[str, Any]]) -> datetime | None:
+    condition = conditions.get("PodScheduled") or {}
+    return parse_time(condition.get("lastTransitionTime")) if condition.get("status") == "True" else None
+
+
+def _unschedulable(conditions: Mapping[str, Mapping[str, Any]]) -> str | None:
+    condition = conditions.get("PodScheduled") or {}
+    if condition.get("status") != "False":
+        return None
+    return condition.get("message") or condition.get("reason") or "no node was found"
+
+
+def _disruption(*, status: Mapping[str, Any], conditions: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    condition = conditions.get("DisruptionTarget") or {}
+    if condition.get("status") == "True":
+        return condition.get("reason") or "Disrupted", condition.get("message", "")
+    # A pod that a node or its kubelet ended, or never took in, has a reason of its own: Evicted, NodeLost, Terminated
+    # (node shutdown), OutOfcpu, UnexpectedAdmissionError, ...
+    if status.get("phase") == "Failed" and status.get("reason"):
+        return status["reason"], status.get("message", "")
+    return "", ""

@@ -1,0 +1,50 @@
+"""What else must be looked at for a decision, given what was seen so far. It keeps reads to what a decision needs."""
+
+from __future__ import annotations
+
+from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJob
+from finetune_operator.job.attempt import Waiting, judge
+from finetune_operator.job.names import version_name
+from finetune_operator.job.observed import ChildJob, Observed
+from finetune_operator.job.plan import ResolvedPlan, read_plan
+from finetune_operator.job.stages import size_of
+from finetune_operator.job.uris import claims_of
+
+
+def is_new(job: FineTuneJob) -> bool:
+    """It has no plan yet, so it has no children, and what it names must be looked at."""
+    return job.status.plan is None and job.status.phase not in TERMINAL_PHASES
+
+
+def claim_names(job: FineTuneJob) -> list[str]:
+    """PersistentVolumeClaims that the job names."""
+    return [claim.name for claim in claims_of(job.spec)]
+
+
+def baseline_name(job: FineTuneJob) -> str | None:
+    """The ModelVersion that the job wants to beat; None: the base model."""
+    wanted = job.spec.evaluation.baseline if job.spec.evaluation else None
+    return None if wanted in (None, "Production", "Base") else wanted
+
+
+def version_names(job: FineTuneJob) -> list[str]:
+    """The names that the job's ModelVersion could have, once all its stages are complete."""
+    status = job.status
+    if status.phase in TERMINAL_PHASES or status.evaluation is None:
+        return []
+    return [version_name(job=job, taken=False), version_name(job=job, taken=True)]
+
+
+def waiting_job(observed: Observed) -> tuple[ChildJob, str] | None:
+    """The Job that waits for something that only others know, with the reason of the wait: Queued, PodsNotCreated."""
+    status = observed.job.status
+    stage = next((stage for stage in status.stages if stage.state != "Complete"), None)
+    plan = read_plan(status.plan) if status.plan is not None else None
+    if stage is None or not isinstance(plan, ResolvedPlan) or status.phase in TERMINAL_PHASES:
+        return None
+    attempt = observed.attempt(stage.name, stage.attempt)
+    size = size_of(stage=stage.name, plan=plan).pods
+    verdict = judge(attempt=attempt, stage=stage.name, size=size, now=observed.now, config=observed.config)
+    if isinstance(verdict, Waiting) and verdict.queued and attempt.job is not None:
+        return attempt.job, verdict.reason
+    return None

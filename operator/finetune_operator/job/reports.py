@@ -1,0 +1,57 @@
+"""Progress reports of the training pods: what the status shows of them, and whether their silence means a hang."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from finetune_api.finetunejob import CheckpointStatus, FineTuneJobStatus, TrainerStatus
+from finetune_api.progress import CHECKPOINT_STEP, STEP
+from finetune_operator.job.observed import Observed
+from finetune_operator.job.plan import ResolvedPlan
+from finetune_operator.job.times import whole_second
+
+
+def with_progress(*, status: FineTuneJobStatus, observed: Observed, plan: ResolvedPlan) -> FineTuneJobStatus:
+    """The status with the newest report. Times are the operator's own: nodes' clocks differ."""
+    progress = observed.progress
+    if progress is None:
+        return status
+    reported = progress.status.model_copy(update={"last_updated_time": whole_second(progress.received)})
+    status = status.model_copy(update={"trainer_status": reported})
+    step = whole_number(reported.metric(CHECKPOINT_STEP))
+    return with_checkpoint(status=status, step=step, plan=plan, now=progress.received)
+
+
+def with_checkpoint(
+    *, status: FineTuneJobStatus, step: int | None, plan: ResolvedPlan, now: datetime
+) -> FineTuneJobStatus:
+    """The status with the newest checkpoint, where this one is newer."""
+    before = status.checkpoint
+    if step is None or (before is not None and before.step >= step):
+        return status
+    checkpoint = CheckpointStatus(uri=f"{plan.run}/checkpoints/step-{step}", step=step, time=whole_second(now))
+    return status.model_copy(update={"checkpoint": checkpoint})
+
+
+def last_step(status: FineTuneJobStatus) -> int | None:
+    """The last optimiser step that was reported by the attempt that is shown."""
+    return whole_number(status.trainer_status.metric(STEP)) if status.trainer_status else None
+
+
+def last_sign(*, observed: Observed, running_since: datetime) -> datetime:
+    """Since when training has been silent. Silence counts only while we listen and all pods run."""
+    signs = [running_since, observed.listening_since]
+    if observed.progress is not None:
+        signs.append(observed.progress.received)
+    shown: TrainerStatus | None = observed.job.status.trainer_status
+    if shown is not None and shown.last_updated_time is not None:
+        signs.append(shown.last_updated_time)
+    return max(signs)
+
+
+def whole_number(text: str | None) -> int | None:
+    """A metric's text as a number, None where it is none."""
+    try:
+        return None if text is None else int(float(text))
+    except (ValueError, OverflowError):
+        return None

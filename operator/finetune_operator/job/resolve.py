@@ -1,0 +1,229 @@
+"""From a job's spec to its plan: every default is resolved here, once, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from finetune_api.finetunejob import EvaluationMetric, FineTuneJob, FineTuneJobSpec, LoRA, Source, Split, Training
+from finetune_api.metrics import metric_problems
+from finetune_api.run import BaselineOrder, CheckpointOrder, MethodOrder, ModelOrder, Optimisation, SplitOrder
+from finetune_api.shared_fields import Task
+from finetune_operator.config import OperatorConfig
+from finetune_operator.job.plan import ResolvedPlan
+from finetune_operator.job.uris import claims_of, refusal_of, uris_of
+
+DEFAULT_SPLIT = Split(train=0.8, validation=0.1, test=0.1, strategy="GroupHash")
+_DEFAULT_BATCH = 16
+_LARGEST_MICRO_BATCH = 8
+_EVALUATION_BATCH = 16
+T = TypeVar("T")
+_DEFAULT_METRICS: dict[Task, tuple[EvaluationMetric, ...]] = {
+    "Chat": (EvaluationMetric(name="loss", min_improvement=0.0),),
+    "CausalLM": (EvaluationMetric(name="loss", min_improvement=0.0),),
+    "SequenceClassification": (
+        EvaluationMetric(name="accuracy", max_regression=0.01),
+        EvaluationMetric(name="f1", report=True),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why a job can never run, whatever is tried. `message` names the field, the reason and the way out."""
+
+    reason: str
+    message: str
+
+
+def unsupported(spec: FineTuneJobSpec) -> str | None:
+    """What a newer API allows and this operator cannot do, in words; None where it can do all.
+
+    The CRD of this version refuses the same; with a newer CRD installed first, the job waits for the newer operator.
+    """
+    strategy = spec.compute.strategy if spec.compute else None
+    wishes = {
+        "spec.endpointRef": spec.endpoint_ref is not None,
+        f"spec.method.type {spec.method.type}": spec.method.type not in ("LoRA", "Full"),
+        f"spec.model.task {spec.model.task}": spec.model.task not in _DEFAULT_METRICS,
+        "spec.model.uri version://": spec.model.uri.startswith("version://"),
+        "spec.artifacts.policy Delete": spec.artifacts.policy == "Delete",
+        f"spec.compute.strategy {strategy}": strategy not in (None, "Auto", "DDP"),
+    }
+    return next((wish for wish, wished in wishes.items() if wished), None)
+
+
+def refusal(*, job: FineTuneJob, config: OperatorConfig) -> Refusal | None:
+    """The first reason that makes the job impossible, or None."""
+    spec = job.spec
+    for field, uri in uris_of(spec).items():
+        problem = refusal_of(uri=uri, allowed_roots=config.allowed_roots)
+        if problem:
+            return Refusal(reason="UriNotAllowed", message=f"{field}: {problem}")
+    problem = _batch_problem(spec)
+    if problem:
+        return Refusal(reason="InvalidSpec", message=problem)
+    problems = metric_problems(_metrics(spec), task=spec.model.task)
+    return Refusal(reason="InvalidSpec", message=f"spec.{problems[0]}") if problems else None
+
+
+def resolve(*, job: FineTuneJob, config: OperatorConfig, baseline: BaselineOrder | None) -> ResolvedPlan:
+    """The plan of a job that `refusal` lets through. `baseline`: the ModelVersion to beat; None: the base model."""
+    spec = job.spec
+    root = spec.artifacts.uri.rstrip("/")
+    compute, evaluation, policy = spec.compute, spec.evaluation, spec.failure_policy
+    dataset = evaluation.dataset if evaluation else None
+    return ResolvedPlan(
+        trainer_image=config.trainer_image,
+        run=f"{root}/{job.metadata.namespace}/{job.metadata.name}-{job.metadata.uid[:8]}",
+        cache=f"{root}/cache",
+        model=_model(spec=spec, config=config),
+        sources=[_source(source) for source in spec.data.sources],
+        max_bad_rows=spec.data.max_bad_rows or 0,
+        max_truncated_fraction=_or(spec.data.max_truncated_fraction, 0.01),
+        split=SplitOrder(fractions=_split(spec.data.split), salt=_salt(job)),
+        evaluation_dataset=Source(name="evaluation", uri=dataset.uri, format=dataset.format or "Auto", weight=1.0)
+        if dataset
+        else None,
+        method=MethodOrder(type=spec.method.type, lora=_lora(spec.method.lora), freeze=spec.method.freeze),
+        optimisation=_optimisation(spec),
+        checkpoint=_checkpoint(spec),
+        nodes=_nodes(spec),
+        gpus_per_node=_gpus(spec),
+        strategy="DDP",
+        prepare_resources=config.prepare_resources,
+        compute_resources=(compute.resources if compute else None) or config.compute_resources,
+        pod_template=compute.pod_template if compute else None,
+        secrets=_secrets(spec),
+        claims=claims_of(spec),
+        baseline=baseline,
+        metrics=_metrics(spec),
+        on_inconclusive=(evaluation.on_inconclusive if evaluation else None) or "Hold",
+        max_new_tokens=evaluation.generation.max_new_tokens if evaluation and evaluation.generation else 64,
+        evaluation_batch_size=_EVALUATION_BATCH,
+        max_failures=_or(policy.max_failures if policy else None, 3),
+        max_preemptions=_or(policy.max_preemptions if policy else None, 100),
+        hang_seconds=_or(policy.hang_seconds if policy else None, 900),
+    )
+
+
+def _or(value: T | None, default: T) -> T:
+    """The value where one is set, 0 included."""
+    return default if value is None else value
+
+
+def _model(*, spec: FineTuneJobSpec, config: OperatorConfig) -> ModelOrder:
+    return ModelOrder(
+        uri=spec.model.uri,
+        revision=spec.model.revision,
+        task=spec.model.task,
+        allowed_licences=list(spec.model.licence.allow) if spec.model.licence else None,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def _source(source: Source) -> Source:
+    return Source(name=source.name, uri=source.uri, format=source.format or "Auto", weight=_or(source.weight, 1.0))
+
+
+def _split(split: Split | None) -> Split:
+    if split is None:
+        return DEFAULT_SPLIT
+    strategy = split.strategy or "GroupHash"
+    by = (split.by or "label") if strategy == "Stratified" else None
+    return Split(train=split.train, validation=split.validation, test=split.test, strategy=strategy, by=by)
+
+
+def _salt(job: FineTuneJob) -> str:
+    """All runs of an endpoint must agree on who is held out; without an endpoint, all runs of the namespace do."""
+    endpoint = job.spec.endpoint_ref.name if job.spec.endpoint_ref else ""
+    return f"{job.metadata.namespace}/{endpoint}"
+
+
+def _lora(lora: LoRA | None) -> LoRA | None:
+    if lora is None:
+        return None
+    return LoRA(
+        rank=lora.rank,
+        alpha=_or(lora.alpha, 2.0 * lora.rank),
+        dropout=_or(lora.dropout, 0.0),
+        target_modules=lora.target_modules or ["all-linear"],
+    )
+
+
+def _checkpoint(spec: FineTuneJobSpec) -> CheckpointOrder:
+    wanted = spec.checkpoint
+    return CheckpointOrder(
+        every_steps=(wanted.every_steps if wanted else None) or 100,
+        keep=(wanted.keep if wanted else None) or 2,
+        resume=(wanted.resume if wanted else None) or "Latest",
+    )
+
+
+def _optimisation(spec: FineTuneJobSpec) -> Optimisation:
+    training = spec.training or Training()
+    batch = _global_batch(spec)
+    share = batch // _processes(spec)
+    return Optimisation(
+        epochs=training.epochs if training.max_steps or training.epochs else 3.0,
+        max_steps=training.max_steps,
+        learning_rate=_or(training.learning_rate, 2e-4 if spec.method.type == "LoRA" else 2e-5),
+        scheduler=training.scheduler or "Cosine",
+        warmup_fraction=_or(training.warmup_fraction, 0.03),
+        weight_decay=_or(training.weight_decay, 0.0),
+        max_grad_norm=_or(training.max_grad_norm, 1.0),
+        global_batch_size=batch,
+        micro_batch_size=training.micro_batch_size
+        or max(size for size in range(1, _LARGEST_MICRO_BATCH + 1) if share % size == 0),
+        max_length=_or(training.max_length, 1024),
+        packing=bool(training.packing),
+        precision=training.precision or "Auto",
+        seed=training.seed or 0,
+        early_stopping_patience=training.early_stopping.patience if training.early_stopping else None,
+    )
+
+
+def _global_batch(spec: FineTuneJobSpec) -> int:
+    """As asked for; else the smallest number from 16 up that all processes can share evenly."""
+    wanted = spec.training.global_batch_size if spec.training else None
+    processes = _processes(spec)
+    return wanted or -(-_DEFAULT_BATCH // processes) * processes
+
+
+def _batch_problem(spec: FineTuneJobSpec) -> str | None:
+    batch, processes = _global_batch(spec), _processes(spec)
+    if batch % processes:
+        return (
+            f"spec.training.globalBatchSize: {batch} examples cannot be shared evenly by {processes} processes "
+            f"(compute.nodes x gpusPerNode); use a multiple of {processes}"
+        )
+    micro, share = (spec.training.micro_batch_size if spec.training else None), batch // processes
+    if micro and share % micro:
+        return (
+            f"spec.training.microBatchSize: {micro} does not divide the {share} examples that each of {processes} "
+            f"processes has of a global batch; use a divisor of {share}"
+        )
+    return None
+
+
+def _processes(spec: FineTuneJobSpec) -> int:
+    return _nodes(spec) * max(1, _gpus(spec))
+
+
+def _nodes(spec: FineTuneJobSpec) -> int:
+    return (spec.compute.nodes if spec.compute else None) or 1
+
+
+def _gpus(spec: FineTuneJobSpec) -> int:
+    return (spec.compute.gpus_per_node if spec.compute else None) or 0
+
+
+def _metrics(spec: FineTuneJobSpec) -> list[EvaluationMetric]:
+    wanted = spec.evaluation.metrics if spec.evaluation else None
+    return list(wanted or _DEFAULT_METRICS[spec.model.task])
+
+
+def _secrets(spec: FineTuneJobSpec) -> list[str]:
+    """The job's own Secrets whose keys become environment variables, in an order that does not depend on the spec's."""
+    references = (spec.artifacts.secret_ref, spec.model.secret_ref, spec.data.secret_ref)
+    return sorted({reference.name for reference in references if reference is not None})

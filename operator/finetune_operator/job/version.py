@@ -1,0 +1,90 @@
+"""The ModelVersion that a run leaves behind: an immutable record, owned by nobody, rejected runs included."""
+
+from __future__ import annotations
+
+from finetune_api import API_VERSION
+from finetune_api.finetunejob import EvaluationStatus, FineTuneJob
+from finetune_api.modelversion import (
+    BaselineRecord,
+    DataRecord,
+    EvaluationRecord,
+    JobReference,
+    Lineage,
+    ModelVersion,
+    ModelVersionSpec,
+)
+from finetune_api.run import BaselineOrder
+from finetune_api.shared_fields import Software
+from finetune_operator.job.names import ENDPOINT_LABEL, JOB_LABEL, version_name
+from finetune_operator.job.plan import ResolvedPlan
+from finetune_operator.job.stages import Results
+from finetune_operator.ports import Manifest
+
+
+def made_by(*, version: ModelVersion, job: FineTuneJob) -> bool:
+    """Whether a version is the record of this very job."""
+    return version.spec.lineage.job.uid == job.metadata.uid
+
+
+def version_manifest(
+    *, job: FineTuneJob, plan: ResolvedPlan, results: Results, evaluation: EvaluationStatus, taken: bool
+) -> Manifest:
+    """The record of a run whose three stages are complete. `taken`: another run's version has the job's name.
+
+    Raises ValueError where a result is missing.
+    """
+    endpoint = job.spec.endpoint_ref
+    labels = {JOB_LABEL: job.metadata.name} | ({ENDPOINT_LABEL: endpoint.name} if endpoint else {})
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "ModelVersion",
+        "metadata": {
+            "name": version_name(job=job, taken=taken),
+            "namespace": job.metadata.namespace,
+            "labels": labels,
+        },
+        "spec": _spec(job=job, plan=plan, results=results, evaluation=evaluation).to_dict(),
+    }
+
+
+def _spec(*, job: FineTuneJob, plan: ResolvedPlan, results: Results, evaluation: EvaluationStatus) -> ModelVersionSpec:
+    prepare, train, evaluate = results.prepare, results.train, results.evaluate
+    if prepare is None or train is None or evaluate is None:
+        raise ValueError("a ModelVersion needs the results of Prepare, Train and Evaluate")
+    baseline = plan.baseline
+    return ModelVersionSpec(
+        endpoint_ref=job.spec.endpoint_ref,
+        artifact=train.artifact,
+        base=prepare.base,
+        task=plan.model.task,
+        method=plan.method.to_dict(),
+        training=plan.optimisation.to_dict(),
+        labels=prepare.labels,
+        data=DataRecord(
+            digest=prepare.data_digest,
+            manifest=prepare.manifest,
+            rows=prepare.summary.rows,
+            sources=prepare.sources,
+        ),
+        baseline=BaselineRecord(
+            name=baseline.name if baseline else "Base",
+            uid=baseline.uid if baseline else None,
+            digest=evaluate.baseline_digest,
+        ),
+        evaluation=EvaluationRecord(verdict=evaluation.verdict, report=evaluation.report, results=evaluation.results),
+        lineage=Lineage(job=JobReference(name=job.metadata.name, uid=job.metadata.uid)),
+        software=Software(trainer_image=plan.trainer_image, packages=train.packages or None),
+    )
+
+
+def baseline_order(version: ModelVersion) -> BaselineOrder:
+    """How to compare with a ModelVersion."""
+    spec = version.spec
+    return BaselineOrder(
+        name=version.metadata.name,
+        uid=version.metadata.uid,
+        artifact=spec.artifact,
+        base=spec.base,
+        data_manifest=spec.data.manifest,
+        labels=spec.labels,
+    )

@@ -1,0 +1,163 @@
+"""Gathers what `job.decide` needs to know about one job, with as few reads as that takes.
+
+A job that runs costs two lists, side by side; the rest is read only when the decision hangs on it (job.questions).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.modelversion import ModelVersion
+from finetune_operator.config import OperatorConfig
+from finetune_operator.job import questions
+from finetune_operator.job.cleanup import removable
+from finetune_operator.job.names import JOB_UID_LABEL, child_name
+from finetune_operator.job.observed import (
+    Attempt,
+    AttemptKey,
+    ChildJob,
+    ChildRef,
+    Observed,
+    ObservedClaim,
+    bucket,
+    ref_of,
+)
+from finetune_operator.ports import Cluster, Door, Kind, Manifest, NotFoundError, ProgressSource, UnavailableError
+
+_KUEUE_JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
+
+
+async def observe_job(
+    *,
+    cluster: Cluster,
+    job: FineTuneJob,
+    now: datetime,
+    config: OperatorConfig,
+    progress: ProgressSource,
+    door: Door | None,
+) -> Observed:
+    """One job and the world around it. Raises UnavailableError; pydantic.ValidationError for a broken ModelVersion."""
+    observed = Observed(
+        job=job,
+        now=now,
+        config=config,
+        door=door,
+        progress=progress.latest(uid=job.metadata.uid),
+        listening_since=progress.listening_since,
+    )
+    if questions.is_new(job):
+        return await _with_references(cluster=cluster, observed=observed)
+    observed = await _with_children(cluster=cluster, observed=observed)
+    names = questions.version_names(job)
+    if names:
+        versions = await asyncio.gather(*(_version(cluster=cluster, job=job, name=name) for name in names))
+        observed = replace(observed, versions=tuple(version for version in versions if version is not None))
+    waiting = questions.waiting_job(observed)
+    if waiting is not None:
+        observed = await _with_reason(cluster=cluster, observed=observed, job=waiting[0], reason=waiting[1])
+    return observed
+
+
+async def _with_references(*, cluster: Cluster, observed: Observed) -> Observed:
+    """What the job names and others made."""
+    job = observed.job
+    names = questions.claim_names(job)
+    found = await asyncio.gather(*(_claim(cluster=cluster, job=job, name=name) for name in names))
+    baseline = questions.baseline_name(job)
+    version = await _version(cluster=cluster, job=job, name=baseline) if baseline else None
+    return replace(observed, claims=tuple(found), baseline=version)
+
+
+async def _with_children(*, cluster: Cluster, observed: Observed) -> Observed:
+    job = observed.job
+    namespace, labels = job.metadata.namespace, {JOB_UID_LABEL: job.metadata.uid}
+    jobs, pods = await asyncio.gather(
+        cluster.list(kind="Job", namespace=namespace, labels=labels),
+        cluster.list(kind="Pod", namespace=namespace, labels=labels),
+    )
+    attempts = bucket(jobs=jobs, pods=pods, owner_uid=job.metadata.uid)
+    attachments = await _attachments(cluster=cluster, observed=observed, attempts=attempts)
+    return replace(observed, attempts=attempts, attachments=attachments)
+
+
+async def _attachments(
+    *, cluster: Cluster, observed: Observed, attempts: Mapping[AttemptKey, Attempt]
+) -> tuple[ChildRef, ...]:
+    """ConfigMaps and Services of the attempts that are to be removed. They are not listed: the operator has no right to
+    list them."""
+    job = observed.job
+    wanted: list[tuple[Kind, str]] = [
+        (kind, child_name(job=job.metadata.name, stage=stage, attempt=number))
+        for stage, number in removable(job=job, attempts=attempts, now=observed.now)
+        for kind in ("ConfigMap", "Service")
+    ]
+    found = await asyncio.gather(
+        *(cluster.get(kind=kind, namespace=job.metadata.namespace, name=name) for kind, name in wanted)
+    )
+    return tuple(ref_of(each) for each in found if each is not None and is_owned(each, uid=job.metadata.uid))
+
+
+def is_owned(manifest: Manifest, *, uid: str) -> bool:
+    """Whether the object with this UID controls it."""
+    owners = manifest["metadata"].get("ownerReferences") or ()
+    return any(owner.get("uid") == uid and owner.get("controller") for owner in owners)
+
+
+async def _claim(*, cluster: Cluster, job: FineTuneJob, name: str) -> ObservedClaim:
+    found = await cluster.get(kind="PersistentVolumeClaim", namespace=job.metadata.namespace, name=name)
+    modes = tuple((found or {}).get("spec", {}).get("accessModes") or ())
+    return ObservedClaim(name=name, exists=found is not None, access_modes=modes)
+
+
+async def _version(*, cluster: Cluster, job: FineTuneJob, name: str) -> ModelVersion | None:
+    found = await cluster.get(kind="ModelVersion", namespace=job.metadata.namespace, name=name)
+    return ModelVersion.model_validate(found) if found is not None else None
+
+
+# -- why a Job waits --------------------------------------------------------------------------------------------------
+
+
+async def _with_reason(*, cluster: Cluster, observed: Observed, job: ChildJob, reason: str) -> Observed:
+    """Others' words on why a Job does not run. Nothing hangs on them but a message: not to get them is no error."""
+    try:
+        if reason == "Queued":
+            return replace(observed, queue_message=await _queue_message(cluster=cluster, job=job))
+        if reason == "PodsNotCreated":
+            return replace(observed, refused_pods=await _creation_failure(cluster=cluster, job=job))
+    except (NotFoundError, UnavailableError):
+        return observed
+    return observed
+
+
+async def _queue_message(*, cluster: Cluster, job: ChildJob) -> str | None:
+    """What Kueue says about the Job's Workload."""
+    labels = {_KUEUE_JOB_UID_LABEL: job.ref.uid}
+    for workload in await cluster.list(kind="Workload", namespace=job.ref.namespace, labels=labels):
+        for condition in (workload.get("status") or {}).get("conditions") or ():
+            if condition.get("type") == "QuotaReserved" and condition.get("status") == "False":
+                return f"Kueue: {condition.get('message') or condition.get('reason')}"
+    return None
+
+
+async def _creation_failure(*, cluster: Cluster, job: ChildJob) -> str | None:
+    """The newest Event in which the Job controller says why it could not create a pod."""
+    events = await cluster.list(kind="Event", namespace=job.ref.namespace)
+    failures = [
+        event
+        for event in events
+        if (event.get("regarding") or {}).get("uid") == job.ref.uid and event.get("reason") == "FailedCreate"
+    ]
+    newest = max(failures, key=_time_of_event, default=None)
+    return newest.get("note") if newest is not None else None
+
+
+def _time_of_event(event: Mapping[str, Any]) -> str:
+    """RFC 3339 texts of one zone sort like their times."""
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("eventTime"), event.get("deprecatedLastTimestamp"))
+    return max((time for time in times if time), default="")
