@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune_stats.distributions import FloatArray
+from finetune_stats.documents import Document, check_version, number, section
 
 STATE_VERSION = 1
 BINS = 65
@@ -109,21 +110,15 @@ class BoundedMeanState:
         return {"version": STATE_VERSION, "alpha": self.alpha, "low": self.low, "high": self.high, "histogram": filled}
 
 
-def bounded_mean_from_dict(document: dict[str, object]) -> BoundedMeanState:
+def bounded_mean_from_dict(document: Document) -> BoundedMeanState:
     """Read back `BoundedMeanState.to_dict`. Raises ValueError for another version or a malformed document."""
-    if document.get("version") != STATE_VERSION:
-        raise ValueError(f"bounded-mean state has version {document.get('version')!r}; expected {STATE_VERSION}")
-    filled = document["histogram"]
-    if not isinstance(filled, dict):
-        raise ValueError("bounded-mean state: histogram must be an object of bin number to count")
-    histogram = [0.0] * BINS
-    for index, count in filled.items():
-        histogram[int(index)] = float(count)
+    check_version(document, of="bounded-mean state", expected=STATE_VERSION)
+    filled = section(document, "histogram")
     return BoundedMeanState(
-        alpha=float(str(document["alpha"])),
-        histogram=tuple(histogram),
-        low=float(str(document["low"])),
-        high=float(str(document["high"])),
+        alpha=number(document, "alpha"),
+        histogram=tuple(number(filled, str(index)) if str(index) in filled else 0.0 for index in range(BINS)),
+        low=number(document, "low"),
+        high=number(document, "high"),
     )
 
 

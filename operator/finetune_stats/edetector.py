@@ -34,7 +34,16 @@ import numpy as np
 
 from finetune_stats.betting import BINS
 from finetune_stats.distributions import FloatArray
-from finetune_stats.two_rates import NO_BLOCK, NO_OUTCOMES, SMALLEST_RATE, ArmCounts, Block, log_e_values
+from finetune_stats.documents import Document, check_version, number, numbers, section
+from finetune_stats.two_rates import (
+    NO_BLOCK,
+    NO_OUTCOMES,
+    SMALLEST_RATE,
+    ArmCounts,
+    Block,
+    block_from_dict,
+    log_e_values,
+)
 
 STATE_VERSION = 1
 
@@ -95,7 +104,6 @@ class DetectorState:
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values."""
-        waiting = self.pending
         return {
             "version": STATE_VERSION,
             "evidence": self.evidence,
@@ -105,34 +113,29 @@ class DetectorState:
             "clock": self.clock,
             "observations": self.observations,
             "alarmClock": self.alarm_clock,
-            "stable": [self.stable.bad, self.stable.total],
-            "pending": [waiting.candidate.bad, waiting.candidate.total, waiting.stable.bad, waiting.stable.total],
+            "seen": Block(stable=self.stable).to_dict(),
+            "pending": self.pending.to_dict(),
             "pendingClock": self.pending_clock,
         }
 
 
-def detector_from_dict(document: dict[str, object]) -> DetectorState:
+def detector_from_dict(document: Document) -> DetectorState:
     """Read back `DetectorState.to_dict`. Raises ValueError for another version or a malformed document."""
-    if document.get("version") != STATE_VERSION:
-        raise ValueError(f"detector state has version {document.get('version')!r}; expected {STATE_VERSION}")
-    evidence = document["evidence"]
+    check_version(document, of="detector state", expected=STATE_VERSION)
+    evidence = document.get("evidence")
     if evidence not in ("Rate", "TwoRates", "Paired"):
         raise ValueError(f"detector state: evidence is {evidence!r}; expected Rate, TwoRates or Paired")
-    stable, pending = _numbers(document, "stable"), _numbers(document, "pending")
-    alarm = document["alarmClock"]
     return DetectorState(
         evidence=evidence,
-        limit=_number(document["limit"]),
-        run_length=_number(document["runLength"]),
-        log_sums=_numbers(document, "logSums"),
-        clock=_number(document["clock"]),
-        observations=_number(document["observations"]),
-        alarm_clock=None if alarm is None else _number(alarm),
-        stable=ArmCounts(bad=stable[0], total=stable[1]),
-        pending=Block(
-            candidate=ArmCounts(bad=pending[0], total=pending[1]), stable=ArmCounts(bad=pending[2], total=pending[3])
-        ),
-        pending_clock=_number(document["pendingClock"]),
+        limit=number(document, "limit"),
+        run_length=number(document, "runLength"),
+        log_sums=numbers(document, "logSums"),
+        clock=number(document, "clock"),
+        observations=number(document, "observations"),
+        alarm_clock=None if document.get("alarmClock") is None else number(document, "alarmClock"),
+        stable=block_from_dict(section(document, "seen")).stable,
+        pending=block_from_dict(section(document, "pending")),
+        pending_clock=number(document, "pendingClock"),
     )
 
 
@@ -211,16 +214,3 @@ def _check(state: DetectorState, *, evidence: Evidence, clock: float) -> None:
         raise ValueError(f"this detector watches {state.evidence}; it was given {evidence}")
     if not (math.isfinite(clock) and clock > 0):
         raise ValueError(f"the clock must advance by more than 0; got {clock}")
-
-
-def _numbers(document: dict[str, object], key: str) -> tuple[float, ...]:
-    value = document[key]
-    if not isinstance(value, list):
-        raise ValueError(f"detector state: {key} must be a list of numbers; got {value!r}")
-    return tuple(_number(item) for item in value)
-
-
-def _number(value: object) -> float:
-    if not isinstance(value, int | float):
-        raise ValueError(f"detector state: expected a number; got {value!r}")
-    return float(value)

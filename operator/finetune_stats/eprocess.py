@@ -18,7 +18,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from finetune_stats.distributions import FloatArray
-from finetune_stats.two_rates import NO_BLOCK, NO_OUTCOMES, SMALLEST_RATE, ArmCounts, Block, log_e_values
+from finetune_stats.documents import Document, check_version, number, numbers, section
+from finetune_stats.two_rates import (
+    NO_BLOCK,
+    NO_OUTCOMES,
+    SMALLEST_RATE,
+    ArmCounts,
+    Block,
+    block_from_dict,
+    log_e_values,
+)
 
 STATE_VERSION = 1
 
@@ -81,36 +90,33 @@ class TwoRateState:
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values."""
-        arms = {"candidate": self.candidate, "stable": self.stable}
-        waiting = {"candidate": self.pending.candidate, "stable": self.pending.stable}
         return {
             "version": STATE_VERSION,
             "alpha": self.alpha,
             "margin": self.margin,
             "low": self.low,
             "high": self.high,
-            "arms": {name: [arm.bad, arm.total] for name, arm in arms.items()},
-            "pending": {name: [arm.bad, arm.total] for name, arm in waiting.items()},
+            "arms": Block(candidate=self.candidate, stable=self.stable).to_dict(),
+            "pending": self.pending.to_dict(),
             "greater": list(self.greater),
             "smaller": list(self.smaller),
         }
 
 
-def two_rate_from_dict(document: dict[str, object]) -> TwoRateState:
+def two_rate_from_dict(document: Document) -> TwoRateState:
     """Read back `TwoRateState.to_dict`. Raises ValueError for another version or a malformed document."""
-    if document.get("version") != STATE_VERSION:
-        raise ValueError(f"two-rate state has version {document.get('version')!r}; expected {STATE_VERSION}")
-    arms, pending = _arms(document, "arms"), _arms(document, "pending")
+    check_version(document, of="two-rate state", expected=STATE_VERSION)
+    arms = block_from_dict(section(document, "arms"))
     return TwoRateState(
-        alpha=_number(document["alpha"]),
-        margin=_number(document["margin"]),
-        low=_number(document["low"]),
-        high=_number(document["high"]),
+        alpha=number(document, "alpha"),
+        margin=number(document, "margin"),
+        low=number(document, "low"),
+        high=number(document, "high"),
         candidate=arms.candidate,
         stable=arms.stable,
-        pending=pending,
-        greater=_numbers(document["greater"]),
-        smaller=_numbers(document["smaller"]),
+        pending=block_from_dict(section(document, "pending")),
+        greater=numbers(document, "greater"),
+        smaller=numbers(document, "smaller"),
     )
 
 
@@ -166,25 +172,3 @@ def _stored(wealth: FloatArray) -> tuple[float, ...]:
 
 def _log_mean(wealth: FloatArray) -> FloatArray:
     return np.asarray(np.logaddexp.reduce(wealth + _LOG_STAKES, axis=1), dtype=np.float64)
-
-
-def _arms(document: dict[str, object], key: str) -> Block:
-    pairs = document[key]
-    if not isinstance(pairs, dict):
-        raise ValueError(f"two-rate state: {key} must be an object of two arms")
-    candidate, stable = _numbers(pairs["candidate"]), _numbers(pairs["stable"])
-    return Block(
-        candidate=ArmCounts(bad=candidate[0], total=candidate[1]), stable=ArmCounts(bad=stable[0], total=stable[1])
-    )
-
-
-def _numbers(value: object) -> tuple[float, ...]:
-    if not isinstance(value, list):
-        raise ValueError(f"two-rate state: expected a list of numbers; got {value!r}")
-    return tuple(_number(item) for item in value)
-
-
-def _number(value: object) -> float:
-    if not isinstance(value, int | float):
-        raise ValueError(f"two-rate state: expected a number; got {value!r}")
-    return float(value)

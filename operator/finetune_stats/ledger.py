@@ -12,6 +12,8 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from finetune_stats.documents import Document, check_version, number, numbers, section
+
 STATE_VERSION = 1
 
 Counters = tuple[float, ...]
@@ -38,18 +40,12 @@ class Ledger:
         }
 
 
-def ledger_from_dict(document: dict[str, object]) -> Ledger:
+def ledger_from_dict(document: Document) -> Ledger:
     """Read back `Ledger.to_dict`. Raises ValueError for another version or a malformed document."""
-    if document.get("version") != STATE_VERSION:
-        raise ValueError(f"ledger has version {document.get('version')!r}; expected {STATE_VERSION}")
-    sources, width = document["sources"], document["width"]
-    if not isinstance(sources, dict) or not isinstance(width, int):
-        raise ValueError("ledger: sources must be an object of lists, width a whole number")
+    check_version(document, of="ledger", expected=STATE_VERSION)
+    sources = section(document, "sources")
     return Ledger(
-        width=width,
-        sources=tuple(
-            sorted((str(name), tuple(float(value) for value in counters)) for name, counters in sources.items())
-        ),
+        width=int(number(document, "width")), sources=tuple((name, numbers(sources, name)) for name in sorted(sources))
     )
 
 

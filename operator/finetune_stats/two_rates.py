@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune_stats.distributions import FloatArray
+from finetune_stats.documents import Document, numbers
 
 SMALLEST_RATE = 1e-4
 """Alternatives keep this distance from 0 and 1, so that no single outcome is impossible under one."""
@@ -69,8 +70,20 @@ class Block:
         """A block with one arm only says nothing about a difference."""
         return self.candidate.total > 0 and self.stable.total > 0
 
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON values: bad outcomes and all outcomes of each arm."""
+        return {
+            "candidate": [self.candidate.bad, self.candidate.total],
+            "stable": [self.stable.bad, self.stable.total],
+        }
+
 
 NO_BLOCK = Block()
+
+
+def block_from_dict(document: Document) -> Block:
+    """Read back `Block.to_dict`. Raises ValueError for a malformed document."""
+    return Block(candidate=_arm(document, "candidate"), stable=_arm(document, "stable"))
 
 
 def log_e_values(
@@ -123,6 +136,13 @@ def nearest_stable_rates(
         bend = s / rate**2 + ((1 - share) - s) / (1 - rate) ** 2 + c / other**2 + (share - c) / (1 - other) ** 2
         rate = np.clip(rate + slope / bend, low + edge, high - edge)
     return np.asarray(rate, dtype=np.float64)
+
+
+def _arm(document: Document, key: str) -> ArmCounts:
+    counts = numbers(document, key)
+    if len(counts) != 2:
+        raise ValueError(f"stored state: {key} must be [bad, total]; got {list(counts)}")
+    return ArmCounts(bad=counts[0], total=counts[1])
 
 
 def _log_ratio(*, arm: ArmCounts, rate: FloatArray, null: FloatArray) -> FloatArray:

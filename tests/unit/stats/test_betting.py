@@ -40,7 +40,7 @@ def watched(differences: np.ndarray, *, batch: int) -> list[BoundedMeanState]:
 def test_looking_all_the_time_does_not_inflate_the_error(mean: float) -> None:
     """Each bound is wrong at any of 40 looks in at most alpha of the runs; a t interval's would be in about a fifth."""
     rng = np.random.default_rng(1)
-    runs = 80
+    runs = 60
     too_high = too_low = 0
     for _ in range(runs):
         final = watched(stream(rng, mean=mean, n=600), batch=15)[-1]  # bounds are the tightest of all looks
@@ -160,7 +160,7 @@ def test_values_out_of_range_are_refused(differences: list[float], weights: list
     "document", [{"version": 2}, {"version": 1, "alpha": 0.1, "low": -1, "high": 1, "histogram": []}]
 )
 def test_unreadable_states_are_refused(document: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="bounded-mean state"):
+    with pytest.raises(ValueError, match=r"bounded-mean state has version|histogram must be an object"):
         bounded_mean_from_dict(document)
 
 

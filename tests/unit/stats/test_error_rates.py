@@ -17,8 +17,8 @@ from finetune_stats.compare import compare_metric
 from finetune_stats.result import MetricKind, Orientation, PairedResult
 
 ALPHA = 0.025
-AT_THE_MARGIN = 200
-ELSEWHERE = 50
+AT_THE_MARGIN = 150
+ELSEWHERE = 40
 LIMIT = ALPHA + 3 * (ALPHA * (1 - ALPHA) / AT_THE_MARGIN) ** 0.5
 
 Generator = np.random.Generator

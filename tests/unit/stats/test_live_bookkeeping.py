@@ -17,7 +17,7 @@ from finetune_stats.weights import first_occurrences, user_weights, weight_of_ne
 WEIGHTS = st.dictionaries(st.sampled_from("abcdef"), st.floats(0.01, 100), min_size=1)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(alpha=st.floats(0.001, 0.5), steps=WEIGHTS, metrics=WEIGHTS)
 def test_the_budget_is_never_exceeded_and_nearly_used_up(
     alpha: float, steps: dict[str, float], metrics: dict[str, float]
@@ -76,7 +76,7 @@ def test_a_repeated_probe_prompt_counts_once() -> None:
 POSTS = st.lists(st.tuples(st.sampled_from(["boot-1", "boot-2"]), st.integers(0, 12)), max_size=40)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(posts=POSTS)
 def test_lost_repeated_and_overtaken_posts_count_once(posts: list[tuple[str, int]]) -> None:
     """Post k of a source says (k, 2k). Whatever arrives in whatever order, increments add up to the highest posts."""
