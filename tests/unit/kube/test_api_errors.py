@@ -18,7 +18,7 @@ from finetune_operator.ports import (
 RBAC = 'jobs.batch is forbidden: User "system:serviceaccount:a:b" cannot create resource "jobs" in API group "batch"'
 QUOTA = 'jobs.batch "x" is forbidden: exceeded quota: small, requested: count/jobs.batch=1, used: 1, limited: 1'
 ENDING = 'jobs.batch "x" is forbidden: unable to create new content in namespace a because it is being terminated'
-POLICY = 'jobs.batch "x" is forbidden: ValidatingAdmissionPolicy \'p\' with binding \'b\' denied request: no'
+POLICY = "jobs.batch \"x\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no"
 WEBHOOK = 'admission webhook "w.example.org" denied the request: no'
 SECURITY = 'pods "x" is forbidden: violates PodSecurity "restricted:latest": privileged'
 
