@@ -33,8 +33,8 @@ def read_line(tmp_path: Path, line: bytes | dict[str, Any], possible: Sequence[R
     file = tmp_path / "rows.jsonl"
     file.write_bytes(line if isinstance(line, bytes) else json.dumps(line).encode())
     good, bad = read(file, possible)
-    [row] = [*good, *bad]
-    return row
+    assert len(good) + len(bad) == 1
+    return good[0] if good else bad[0]
 
 
 def chat(*turns: tuple[str, object]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -36,6 +37,8 @@ _TEMPLATE_MINIMUM_ROWS = 50
 # A question asked more often than this, with different answers each time, is an instruction.
 _MOST_ANSWERS = 20
 _BATCH = 4096
+# Not the signs of arithmetic and code, which change what is asked.
+_PUNCTUATION = re.compile(r"""[.,;:!?"'()\[\]\u2018-\u201e\u2026\xab\xbb\xa1\xbf]+""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +132,15 @@ class _DisjointSets:
 
 def _join_relatives(sets: _DisjointSets, texts: Sequence[str], *, sources: Sequence[str]) -> None:
     _join_equal(sets, texts)
-    compared = [text.casefold() for text in _without_templates(texts, sources=sources)]
+    compared = _without_templates([_folded(text) for text in texts], sources=sources)
     _join_equal(sets, compared)
     _join_similar(sets, compared)
+
+
+def _folded(text: str) -> str:
+    """Without what a careless copy changes: case and the punctuation of sentences."""
+    folded = text.casefold()
+    return " ".join(_PUNCTUATION.sub(" ", folded).split()) or folded
 
 
 def _join_equal(sets: _DisjointSets, keys: Sequence[str]) -> None:
