@@ -1,0 +1,209 @@
+"""Baseline and candidate, asked the same examples one after the other, so that only one has to fit into memory."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from finetune_api.metrics import metrics_of
+from finetune_api.run import EvaluateRun
+from finetune_trainer import base_model, saved_model
+from finetune_trainer.base_model import DType
+from finetune_trainer.dataset import Example, Manifest, read_manifest
+from finetune_trainer.errors import bad_configuration
+from finetune_trainer.outcomes import Decoding, ModelRun, cached_run, keep_run, run_model
+from finetune_trainer.storage import Storage
+
+# Part of the cache's key: raise it when the same model would be asked otherwise.
+_VERSION = 1
+# Those that a model's outcomes depend on.
+_PACKAGES = ("torch", "transformers", "peft", "tokenizers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Both models' runs over the same examples."""
+
+    candidate: ModelRun
+    baseline: ModelRun
+    unknown_classes: Sequence[str]
+    """Classes of the examples that a baseline classifier does not know."""
+    timing: Mapping[str, str | float]
+    """For the report: how long each took, and on what."""
+
+
+def run_both(run: EvaluateRun, examples: Sequence[Example], *, manifest: Manifest, storage: Storage) -> Contest:
+    """Ask both models. The baseline's run is taken from the cache where it is there; base weights that both models
+    share are loaded once.
+    """
+    contestants = _Contestants(run, examples, manifest=manifest, storage=storage)
+    began = time.monotonic()
+    key = contestants.baseline_key()
+    baseline = cached_run(storage, key=key)
+    is_new = baseline is None
+    if baseline is None and not contestants.share_base:
+        baseline = contestants.ask_baseline()
+        _free_memory()
+    if baseline is None:
+        baseline, candidate, baseline_seconds = contestants.ask_both_on_one_base()
+    else:
+        baseline_seconds = time.monotonic() - began
+        candidate = contestants.ask_candidate()
+    if is_new:
+        keep_run(baseline, storage, key=key)
+    return Contest(
+        candidate=candidate,
+        baseline=baseline,
+        unknown_classes=contestants.unknown_classes(),
+        timing={
+            "baseline seconds": round(baseline_seconds, 1) if is_new else "scored before",
+            "candidate seconds": round(time.monotonic() - began - baseline_seconds, 1),
+            "device": device_name(),
+        },
+    )
+
+
+def baseline_digest(run: EvaluateRun) -> str:
+    """Of the baseline's artifact, or of the base model where that is the baseline."""
+    return run.baseline.base.digest if run.baseline.artifact is None else run.baseline.artifact.digest
+
+
+def device_name() -> str:
+    """What the models run on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+class _Contestants:
+    """Loads and asks the models of one run. Each method's model is gone when it returns."""
+
+    def __init__(self, run: EvaluateRun, examples: Sequence[Example], *, manifest: Manifest, storage: Storage) -> None:
+        self._run = run
+        self._examples = examples
+        self._storage = storage
+        self._dtype = _dtype(run)
+        metrics = metrics_of(run.model.task)
+        self._decoding = Decoding(
+            task=run.model.task,
+            max_length=run.max_length,
+            max_new_tokens=run.max_new_tokens,
+            batch_size=run.batch_size,
+            generate=any(metrics[metric.name].from_answers for metric in run.metrics),
+        )
+        self._labels = run.labels or manifest.labels or ()
+        self._baseline_labels = self._find_baseline_labels()
+
+    @property
+    def share_base(self) -> bool:
+        """Whether the baseline is the candidate without its adapter. Not of classifiers: the head is part of it."""
+        run = self._run
+        return (
+            run.baseline.artifact is None
+            and run.candidate.format == "Adapter"
+            and run.base.digest == run.baseline.base.digest
+            and run.model.task != "SequenceClassification"
+        )
+
+    def ask_candidate(self) -> ModelRun:
+        """The candidate's run."""
+        return self._ask(*self._load_candidate(), labels=self._labels, who="candidate")
+
+    def ask_baseline(self) -> ModelRun:
+        """The baseline's run."""
+        return self._ask(*self._load_baseline(), labels=self._baseline_labels, who="baseline")
+
+    def ask_both_on_one_base(self) -> tuple[ModelRun, ModelRun, float]:
+        """The runs of the base model and of the candidate, which is the same with its adapter; seconds of the first."""
+        began = time.monotonic()
+        model, tokenizer = self._load_candidate()
+        with model.disable_adapter():
+            baseline = self._ask(model, tokenizer, labels=self._baseline_labels, who="baseline")
+        seconds = time.monotonic() - began
+        return baseline, self._ask(model, tokenizer, labels=self._labels, who="candidate"), seconds
+
+    def unknown_classes(self) -> list[str]:
+        """Classes of the examples that the baseline does not know."""
+        return sorted({example.label for example in self._examples if example.label} - set(self._baseline_labels))
+
+    def baseline_key(self) -> dict[str, Any]:
+        """All that the baseline's run depends on."""
+        run = self._run
+        ids = "\n".join(example.id for example in self._examples)
+        return {
+            "version": _VERSION,
+            "baseline": baseline_digest(run),
+            "base": run.baseline.base.digest,
+            "head": run.seed if run.baseline.artifact is None else None,
+            "labels": list(self._baseline_labels),
+            "data": run.data_digest,
+            "examples": hashlib.sha256(ids.encode()).hexdigest(),
+            "decoding": asdict(self._decoding),
+            "dtype": self._dtype,
+            "device": device_name(),
+            "packages": {name: version(name) for name in _PACKAGES},
+        }
+
+    def _ask(self, model: Any, tokenizer: Any, *, labels: Sequence[str], who: str) -> ModelRun:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return run_model(
+            model.to(device).eval(), tokenizer, self._examples, decoding=self._decoding, labels=labels, who=who
+        )
+
+    def _load_candidate(self) -> tuple[Any, Any]:
+        run = self._run
+        return saved_model.load_artifact(
+            run.candidate,
+            base=run.base,
+            task=run.model.task,
+            labels=self._labels,
+            storage=self._storage,
+            dtype=self._dtype,
+        )
+
+    def _load_baseline(self) -> tuple[Any, Any]:
+        order, task = self._run.baseline, self._run.model.task
+        if order.artifact is not None:
+            return saved_model.load_artifact(
+                order.artifact,
+                base=order.base,
+                task=task,
+                labels=self._baseline_labels,
+                storage=self._storage,
+                dtype=self._dtype,
+            )
+        with base_model.local_folder(order.base, storage=self._storage) as folder:
+            torch.manual_seed(self._run.seed)  # for a classifier's head, which a base model does not have
+            model = base_model.load_model(folder, task=task, dtype=self._dtype, labels=self._baseline_labels)
+            return model, base_model.load_tokenizer(folder)
+
+    def _find_baseline_labels(self) -> Sequence[str]:
+        """The baseline's classes in the order of its outputs; a base model gets the candidate's with its new head."""
+        baseline = self._run.baseline
+        if baseline.artifact is None or self._run.model.task != "SequenceClassification":
+            return self._labels
+        labels: Sequence[str] | None = baseline.labels
+        if labels is None and baseline.data_manifest is not None:
+            labels = read_manifest(self._storage, uri=baseline.data_manifest).labels
+        if labels is None:
+            raise bad_configuration(
+                "LabelsUnknown", f"the classes of the baseline {baseline.name} are not recorded; use baseline: Base"
+            )
+        return labels
+
+
+def _dtype(run: EvaluateRun) -> DType:
+    if run.precision == "Auto":
+        return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if run.precision == "BF16" else "float32"
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
