@@ -237,8 +237,8 @@ def _build(reference: str, folder: Path, options: Callable[[], Sequence[str]]) -
             return
         began = time.monotonic()
         _say(f"building {reference} ...")
-        build = [*Storage.default().buildah(), "build", "--layers", "--isolation=chroot", "--network=host"]
-        _run([*build, *arguments, f"--tag={reference}", str(folder)])
+        build = [*Storage.default().buildah(), "build", "--layers", "--force-rm"]
+        _run([*build, "--isolation=chroot", "--network=host", *arguments, f"--tag={reference}", str(folder)])
         _say(f"built {reference} in {time.monotonic() - began:.1f} s")
 
 

@@ -64,10 +64,10 @@ class Storage:
         return sorted(name for image in self._records("images") for name in image.get("names", ()))
 
     def remove(self, references: list[str]) -> None:
-        """Remove images, and with them the layers that no other image has."""
-        for command in (["rmi", *references] if references else [], ["rmi", "--prune"]):
-            if command:
-                subprocess.run([*self.buildah(), *command], capture_output=True, timeout=300, check=False)
+        """Remove images, with them the layers that no other image has, and what builds that were killed have left."""
+        commands = [["rm", "--all"], *([["rmi", *references]] if references else []), ["rmi", "--prune"]]
+        for command in commands:
+            subprocess.run([*self.buildah(), *command], capture_output=True, timeout=300, check=False)
 
     def image(self, reference: str) -> StoredImage:
         """Look an image up; `HarnessError` when it is not there."""
