@@ -1,0 +1,147 @@
+"""Replicas of the operator as processes: who leads, what happens when it ends, and while the apiserver is away."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.api.replica import LEASE_SECONDS, NAMESPACE, Replica, replicas, seconds_until, write_kubeconfig
+from tests.harness import ApiServer
+
+RETRY_SECONDS = LEASE_SECONDS * 2 / 15
+
+
+@pytest.fixture(scope="module")
+def installed(apiserver: ApiServer) -> Iterator[ApiServer]:
+    """The committed types and rights; the processes are ours."""
+    apiserver.kubectl.apply(Path("manifests/crd"))
+    apiserver.kubectl.apply(Path("manifests/rbac"))
+    yield apiserver
+
+
+def holder(apiserver: ApiServer) -> str:
+    return str(apiserver.kubectl.get("lease", "finetune-operator", namespace=NAMESPACE)["spec"]["holderIdentity"])
+
+
+def test_one_leads_and_both_are_ready(installed: ApiServer, tmp_path: Path) -> None:
+    with replicas(installed, tmp_path, "one", "two") as (leader, standby):
+        assert leader.leads
+        assert not standby.leads
+        assert holder(installed).startswith("one_")
+        for replica in (leader, standby):
+            assert replica.get("/healthz") == (200, "ok\n")
+            assert replica.get("/readyz") == (200, "ok\n")
+        assert not standby.said("the door is open")
+        assert leader.metric('finetune_kubernetes_requests_total{method="PUT",status="200"}') > 0
+
+
+def test_the_door_is_where_the_leader_is(installed: ApiServer, tmp_path: Path) -> None:
+    with replicas(installed, tmp_path, "one") as (leader,):
+        endpoints = installed.kubectl.get("endpointslice", "finetune-door", namespace=NAMESPACE)["endpoints"]
+        assert endpoints[0]["addresses"] == ["10.244.9.1"]
+        bundle = installed.kubectl.get("configmap", "finetune-door-ca", namespace=NAMESPACE)["data"]["ca.crt"]
+        context = ssl.create_default_context(cadata=bundle)
+        certificate = _certificate_of(port=leader.door_port, context=context, name=f"finetune-door.{NAMESPACE}.svc")
+        assert ("DNS", f"finetune-door.{NAMESPACE}.svc") in certificate
+
+
+def _certificate_of(*, port: int, context: ssl.SSLContext, name: str) -> list[tuple[str, str]]:
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname=name) as secure,
+    ):
+        certificate = secure.getpeercert() or {}
+    return list(certificate["subjectAltName"])  # type: ignore[arg-type]
+
+
+def test_sigterm_hands_over_at_once(installed: ApiServer, tmp_path: Path) -> None:
+    with replicas(installed, tmp_path, "one", "two") as (leader, standby):
+        leader.signal(signal.SIGTERM)
+        took = seconds_until(lambda: standby.leads, timeout_s=LEASE_SECONDS, what="the standby's leadership")
+        assert leader.wait_for_end() == 0
+        assert took < LEASE_SECONDS / 2
+        standby.wait_until_says("the door is open")
+        endpoints = installed.kubectl.get("endpointslice", "finetune-door", namespace=NAMESPACE)["endpoints"]
+        assert endpoints[0]["addresses"] == ["10.244.9.2"]
+        standby.signal(signal.SIGTERM)
+        assert standby.wait_for_end() == 0
+        assert holder(installed) == ""
+
+
+def test_kill_9_hands_over_when_the_lease_ends(installed: ApiServer, tmp_path: Path) -> None:
+    with replicas(installed, tmp_path, "one", "two") as (leader, standby):
+        leader.signal(signal.SIGKILL)
+        took = seconds_until(lambda: standby.leads, timeout_s=3 * LEASE_SECONDS, what="the standby's leadership")
+        assert LEASE_SECONDS / 2 < took < LEASE_SECONDS + 4 * RETRY_SECONDS
+        assert holder(installed).startswith("two_")
+
+
+def test_a_frozen_leader_does_nothing_when_it_wakes_up(installed: ApiServer, tmp_path: Path) -> None:
+    with replicas(installed, tmp_path, "one", "two") as (leader, standby):
+        leader.signal(signal.SIGSTOP)
+        seconds_until(lambda: standby.leads, timeout_s=3 * LEASE_SECONDS, what="the standby's leadership")
+        leader.signal(signal.SIGCONT)
+        seconds_until(lambda: not leader.leads, timeout_s=LEASE_SECONDS, what="the end of the old leadership")
+        assert standby.leads
+        assert leader.process.poll() is None
+
+
+@pytest.mark.parametrize("kind", ["away", "hanging"])
+def test_an_outage_of_the_apiserver_causes_no_restart(installed: ApiServer, tmp_path: Path, kind: str) -> None:
+    with replicas(installed, tmp_path, "one", "two") as both:
+        (installed.stop_apiserver if kind == "away" else installed.pause_apiserver)()
+        try:
+            seconds_until(
+                lambda: not any(replica.leads for replica in both),
+                timeout_s=2 * LEASE_SECONDS,
+                what="the end of the leadership",
+            )
+            time.sleep(LEASE_SECONDS)
+            for replica in both:
+                assert replica.process.poll() is None
+                assert replica.get("/healthz") == (200, "ok\n")
+        finally:
+            (installed.start_apiserver if kind == "away" else installed.resume_apiserver)()
+        seconds_until(
+            lambda: sum(replica.leads for replica in both) == 1, timeout_s=3 * LEASE_SECONDS, what="a new leader"
+        )
+        leader = next(replica for replica in both if replica.leads)
+        seconds_until(
+            lambda: sum("the door is open" in entry["message"] for entry in leader.log()) >= 1,
+            timeout_s=20,
+            what="the new leader's door",
+        )
+        assert all(replica.process.poll() is None for replica in both)
+
+
+def test_it_starts_before_the_apiserver_does(installed: ApiServer, tmp_path: Path) -> None:
+    kubeconfig = write_kubeconfig(installed, tmp_path)
+    environment = {"FINETUNE_TRAINER_IMAGE": "localhost/x", "POD_NAMESPACE": NAMESPACE, "POD_NAME": "early"}
+    installed.stop_apiserver()
+    replica = Replica(name="early", kubeconfig=kubeconfig, folder=tmp_path, environment=environment)
+    try:
+        replica.wait_until_says("the apiserver does not answer yet")
+        assert replica.get("/healthz") == (200, "ok\n")
+        assert replica.get("/readyz") == (503, "the apiserver has not answered yet\n")
+    finally:
+        installed.start_apiserver()
+        try:
+            replica.wait_until_says("the door is open", timeout_s=30)
+            assert replica.get("/readyz") == (200, "ok\n")
+        finally:
+            replica.kill()
+            installed.kubectl.delete("lease", "finetune-operator", namespace=NAMESPACE)
+
+
+def test_wrong_settings_are_said_and_end_it(tmp_path: Path) -> None:
+    (tmp_path / "kubeconfig").write_text("{}")
+    replica = Replica(
+        name="wrong", kubeconfig=tmp_path / "kubeconfig", folder=tmp_path, environment={"FINETUNE_TRAINER_IMAGE": ""}
+    )
+    assert replica.wait_for_end() == 2
+    assert "FINETUNE_TRAINER_IMAGE is not set" in (tmp_path / "wrong.log").read_text()
