@@ -45,6 +45,9 @@ CONNECT_SECONDS = 5.0
 # administrator can change at any time (RBAC, quota, a namespace going away). Only the message tells them apart.
 _REFUSED_BY_POLICY = re.compile(r"ValidatingAdmissionPolicy|admission webhook|denied the request|violates PodSecurity")
 
+# Server-side apply of a field that the type does not have is an internal error (500) to the apiserver.
+_NOT_IN_SCHEMA = "failed to create typed patch object"
+
 
 async def load_configuration(*, kubeconfig: str | None, context: str | None) -> Configuration:
     """Where the cluster is and who we are: the pod's service account, or else a kubeconfig (None: kubectl's default).
@@ -166,7 +169,10 @@ def error_of(*, status: int, answer: Manifest, request: str) -> Exception:
         return NotFoundError(message)
     if status == 409:
         return AlreadyExistsError(message) if reason == "AlreadyExists" else ConflictError(message)
-    if status in (400, 413, 415, 422) or (status == 403 and _REFUSED_BY_POLICY.search(message)):
+    refused = status in (400, 413, 415, 422)
+    by_policy = status == 403 and _REFUSED_BY_POLICY.search(message)
+    by_schema = status == 500 and _NOT_IN_SCHEMA in message
+    if refused or by_policy or by_schema:
         return InvalidError(message)
     return UnavailableError(message)
 

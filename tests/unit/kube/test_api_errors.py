@@ -38,6 +38,7 @@ SECURITY = 'pods "x" is forbidden: violates PodSecurity "restricted:latest": pri
         (403, "Forbidden", RBAC, UnavailableError),
         (403, "Forbidden", QUOTA, UnavailableError),
         (403, "Forbidden", ENDING, UnavailableError),
+        (500, "", "failed to create typed patch object (a/b): .x: field not declared in schema", InvalidError),
         (401, "Unauthorized", "Unauthorized", UnavailableError),
         (429, "TooManyRequests", "too many requests", UnavailableError),
         (500, "InternalError", "etcdserver: request timed out", UnavailableError),

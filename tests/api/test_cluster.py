@@ -1,0 +1,131 @@
+"""The Kubernetes Cluster on a real apiserver: the contract of all clusters, and what only this one must do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.api.client import open_api
+from tests.conformance.cluster_conformance import ClusterConformance, config_map
+from tests.harness import ApiServer
+from tests.wrong_manifests import valid
+
+from finetune_operator.kube.cluster import KubernetesCluster
+from finetune_operator.ports import FIELD_MANAGER, Cluster, InvalidError, UnavailableError
+
+
+@pytest.fixture(scope="module")
+def _with_types(crds: ApiServer, controllers: ApiServer) -> ApiServer:
+    """Garbage collection starts to look at new types only after a while: types first, then controllers."""
+    return controllers
+
+
+@pytest.fixture
+async def cluster(_with_types: ApiServer) -> AsyncIterator[Cluster]:
+    async with open_api(_with_types) as api:
+        yield KubernetesCluster(api=api, reporter="test-pod")
+
+
+class TestKubernetesCluster(ClusterConformance):
+    """tests/conformance says what."""
+
+
+async def test_what_others_own_stays_theirs(cluster: Cluster, apiserver: ApiServer, namespace: str) -> None:
+    await cluster.apply(manifest=config_map(namespace=namespace, data={"ours": "1"}))
+    apiserver.kubectl.patch("configmap", "settings", {"data": {"theirs": "2"}}, namespace=namespace)
+    applied = await cluster.apply(manifest=config_map(namespace=namespace, data={"ours": "3"}))
+    assert applied["data"] == {"ours": "3", "theirs": "2"}
+    managers = {entry["manager"]: entry["operation"] for entry in applied["metadata"]["managedFields"]}
+    assert managers[FIELD_MANAGER] == "Apply"
+
+
+async def test_what_others_changed_of_ours_is_ours_again(
+    cluster: Cluster, apiserver: ApiServer, namespace: str
+) -> None:
+    await cluster.apply(manifest=config_map(namespace=namespace, data={"ours": "1"}))
+    apiserver.kubectl.patch("configmap", "settings", {"data": {"ours": "9"}}, namespace=namespace)
+    assert (await cluster.apply(manifest=config_map(namespace=namespace, data={"ours": "1"})))["data"] == {"ours": "1"}
+
+
+async def test_a_field_that_kubernetes_does_not_know_is_refused(cluster: Cluster, namespace: str) -> None:
+    for write in (cluster.create, cluster.apply):
+        with pytest.raises(InvalidError, match=r"bogus"):
+            await write(manifest=config_map(namespace=namespace) | {"bogus": 1})
+
+
+async def test_an_event_is_shown_with_its_object(cluster: Cluster, apiserver: ApiServer, namespace: str) -> None:
+    job = await cluster.create(manifest=valid("job") | {"metadata": {"name": "router", "namespace": namespace}})
+    await cluster.record_event(regarding=job, type="Warning", reason="Retrying", message="attempt 2: node lost")
+    (event,) = apiserver.kubectl.list("events", namespace=namespace)
+    assert (event["type"], event["reason"], event["message"]) == ("Warning", "Retrying", "attempt 2: node lost")
+    assert event["involvedObject"]["uid"] == job["metadata"]["uid"]
+    described = apiserver.kubectl.run("describe", "finetunejob", "router", "-n", namespace)
+    assert "attempt 2: node lost" in described
+
+
+async def test_a_namespace_that_ends_is_no_refusal(cluster: Cluster, apiserver: ApiServer) -> None:
+    """It must not fail a run: the run is going away with it."""
+    with apiserver.namespace_named() as ending:
+        stuck = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "stuck", "finalizers": ["test.dev/hold"]},
+        }
+        apiserver.kubectl.create(stuck, namespace=ending)
+        apiserver.kubectl.delete("namespace", ending, wait=False)
+        with pytest.raises(UnavailableError, match="being terminated"):
+            await cluster.create(manifest=config_map(namespace=ending))
+        apiserver.kubectl.patch("configmap", "stuck", {"metadata": {"finalizers": None}}, namespace=ending)
+
+
+async def test_a_quota_is_no_refusal(cluster: Cluster, apiserver: ApiServer, namespace: str) -> None:
+    """It is waited for: an administrator can raise it, or another run can end."""
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "small"},
+        "spec": {"hard": {"count/configmaps": "0"}},
+    }
+    apiserver.kubectl.create(quota, namespace=namespace)
+    apiserver.kubectl.wait_for(
+        "resourcequota", "small", lambda found: found.get("status", {}).get("used"), namespace=namespace
+    )
+    with pytest.raises(UnavailableError, match="exceeded quota"):
+        await cluster.create(manifest=config_map(namespace=namespace))
+
+
+async def test_an_admission_policy_is_a_refusal(cluster: Cluster, apiserver: ApiServer, namespace: str) -> None:
+    policy = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": namespace},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {
+                "resourceRules": [
+                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"]}
+                ]
+            },
+            "validations": [{"expression": "object.metadata.name != 'settings'", "reason": "Forbidden"}],
+        },
+    }
+    binding = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": namespace},
+        "spec": {
+            "policyName": namespace,
+            "validationActions": ["Deny"],
+            "matchResources": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}},
+        },
+    }
+    apiserver.kubectl.create([policy, binding])
+    try:
+        with pytest.raises(InvalidError, match="denied request"):
+            for _ in range(100):  # the policy takes effect after a moment
+                made = await cluster.create(manifest=config_map(namespace=namespace))
+                uid = made["metadata"]["uid"]
+                await cluster.delete(kind="ConfigMap", namespace=namespace, name="settings", uid=uid)
+    finally:
+        apiserver.kubectl.delete("validatingadmissionpolicybinding", namespace)
+        apiserver.kubectl.delete("validatingadmissionpolicy", namespace)
