@@ -1,0 +1,90 @@
+"""The folder that local mode lives in, and the lock that keeps a second process out of it.
+
+objects/KIND/NAMESPACE/NAME.json     the objects, as an apiserver would return them
+pods/NAMESPACE/POD/                  of each pod: its orders, process, volumes, last words
+logs/NAMESPACE/JOB/POD.log           what its container said; kept when the pod is gone
+services/NAMESPACE/NAME.json         where a Service's ports are on this machine
+pvc/CLAIM/                           what pvc://CLAIM means
+secrets/NAME.env                     what secretRef NAME means: lines of KEY=VALUE
+lock                                 who works here
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_HOME = ".finetune"
+
+
+class HomeLockedError(Exception):
+    """Another process works in this folder. `str()` says which, and the way out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalHome:
+    """Paths below the home folder. Nothing is made before it is needed."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, path: str | Path) -> LocalHome:
+        """The home at a path, which may be relative and need not exist."""
+        return cls(root=Path(path).expanduser().absolute())
+
+    @property
+    def objects(self) -> Path:
+        """The objects' folder."""
+        return self.root / "objects"
+
+    @property
+    def claims(self) -> Path:
+        """The folder of claims: pvc://NAME is the folder NAME in it."""
+        return self.root / "pvc"
+
+    def pod(self, *, namespace: str, name: str) -> Path:
+        """The folder of a pod."""
+        return self.root / "pods" / namespace / name
+
+    def logs(self, *, namespace: str, job: str) -> Path:
+        """The folder with the logs of a job's pods."""
+        return self.root / "logs" / namespace / job
+
+    def service(self, *, namespace: str, name: str) -> Path:
+        """The file that says where a Service is."""
+        return self.root / "services" / namespace / f"{name}.json"
+
+    def secret(self, *, name: str) -> Path:
+        """The file of a Secret."""
+        return self.root / "secrets" / f"{name}.env"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Work here alone. The kernel opens the lock when this process ends, in any way. Raises HomeLockedError."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / ".gitignore").write_text("*\n")
+        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise HomeLockedError(self._who(os.pread(descriptor, 4096, 0))) from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "command": sys.argv[1:]}).encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _who(self, content: bytes) -> str:
+        try:
+            owner = json.loads(content)
+            who = f"process {owner['pid']} (finetune {' '.join(owner['command'])})"
+        except (ValueError, KeyError, TypeError):
+            who = "another process"
+        return f"{self.root} is in use by {who}; wait for it, or choose another folder with --home"
