@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.cluster.jobs import Workspace, prepare
+from tests.cluster.operator_install import InstalledOperator, install
 from tests.harness import Cluster, MissingPrerequisite
 from tests.harness.images import build_images
 from tests.harness.preparation import prepare_collected, prepare_for_cluster
@@ -48,3 +50,16 @@ def namespace(cluster: Cluster) -> Iterator[str]:
     """A fresh namespace that admits restricted pods only."""
     with cluster.namespace_named(labels={"pod-security.kubernetes.io/enforce": "restricted"}) as name:
         yield name
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: Cluster) -> InstalledOperator:
+    """The operator, installed from the committed manifests."""
+    with cluster.inside():
+        return install(cluster=cluster)
+
+
+@pytest.fixture
+def workspace(operator: InstalledOperator, namespace: str) -> Workspace:
+    """A namespace with a base model and data on a claim, watched by the operator."""
+    return prepare(cluster=operator.cluster, namespace=namespace)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -44,19 +43,16 @@ class InstalledOperator:
         return self.kubectl.list("pods", namespace=SYSTEM, selector="app.kubernetes.io/component=operator")
 
 
-def install(*, cluster: Cluster, folder: Path, trainer_image: str | None = None) -> InstalledOperator:
+def install(*, cluster: Cluster, trainer_image: str | None = None) -> InstalledOperator:
     """`kubectl apply -k manifests/default` with the images of this checkout, and wait until it is ready."""
     images = {"finetune-operator": cluster.images.operator, "finetune-trainer": trainer_image or cluster.images.trainer}
-    overlay = folder / "overlay"
-    overlay.mkdir(parents=True, exist_ok=True)
     objects: list[Any] = list(
         yaml.safe_load_all(cluster.kubectl.run("kustomize", str(ROOT / "manifests" / "default"), timeout_s=60))
     )
     for item in objects:
         if item["kind"] == "Deployment":
             _set_images(item, images)
-    (overlay / "all.yaml").write_text(yaml.safe_dump_all(objects))
-    cluster.kubectl.apply(overlay / "all.yaml")
+    cluster.kubectl.apply(objects)
     cluster.kubectl.run(
         "rollout", "status", "deployment/finetune-operator", "-n", SYSTEM, "--timeout=120s", timeout_s=130
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from tests.cluster.jobs import Workspace, checkpointed, classifier, condition, dumped, phase
@@ -102,11 +101,9 @@ def test_out_of_memory_is_named_and_bounded(workspace: Workspace) -> None:
     assert job["status"]["restarts"]["failures"] == 1
 
 
-def test_an_image_that_cannot_be_pulled_is_named(
-    workspace: Workspace, operator: InstalledOperator, tmp_path: Path
-) -> None:
+def test_an_image_that_cannot_be_pulled_is_named(workspace: Workspace, operator: InstalledOperator) -> None:
     cluster = operator.cluster
-    install(cluster=cluster, folder=tmp_path / "broken", trainer_image="localhost/no-such-image:1")
+    install(cluster=cluster, trainer_image="localhost/no-such-image:1")
     try:
         workspace.apply(classifier("no-image"))
         job = workspace.wait(
@@ -117,7 +114,7 @@ def test_an_image_that_cannot_be_pulled_is_named(
         assert phase(job) in ("Preparing", "Failed"), dumped(job)
         workspace.kubectl.delete("finetunejob", "no-image", namespace=workspace.namespace)
     finally:
-        install(cluster=cluster, folder=tmp_path / "back")
+        install(cluster=cluster)
 
 
 @pytest.mark.parametrize(
