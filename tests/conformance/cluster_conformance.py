@@ -204,8 +204,9 @@ class ClusterConformance:
         await cluster.create(manifest=config_map(namespace=namespace, name="free"))
         await self._delete(cluster, owner)
         async with asyncio.timeout(COLLECTED_WITHIN_SECONDS):
-            while await cluster.get(kind="ConfigMap", namespace=namespace, name="owned") is not None:
-                await asyncio.sleep(0.05)  # noqa: ASYNC110 - the port has no events to wait for
+            address: Any = {"kind": "ConfigMap", "namespace": namespace, "name": "owned"}
+            while await cluster.get(**address) is not None:  # noqa: ASYNC110 - the port has no events
+                await asyncio.sleep(0.05)
         assert await cluster.get(kind="ConfigMap", namespace=namespace, name="free") is not None
 
     # -- the operator's own manifests ---------------------------------------------------------------------------------

@@ -17,7 +17,10 @@ def removable(*, job: FineTuneJob, attempts: Mapping[AttemptKey, Attempt], now: 
     if job.status.phase in TERMINAL_PHASES:
         due = expiry(job)
         return sorted({*recorded, *attempts}) if due is not None and now >= due else []
-    return [key for key, attempt in attempts.items() if key not in recorded and attempt.job is not None]
+    over = {key for key, attempt in attempts.items() if key not in recorded and attempt.job is not None}
+    # The Job of the attempt before may have been deleted by somebody: its ConfigMap is not found by it then.
+    begun = {(stage.name, stage.attempt - 1) for stage in job.status.stages if stage.state == "Pending"}
+    return sorted(over | {key for key in begun if key[1] > 0})
 
 
 def removals(observed: Observed) -> tuple[ChildRef, ...]:

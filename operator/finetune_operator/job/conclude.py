@@ -28,7 +28,7 @@ def conclude(*, observed: Observed, plan: ResolvedPlan) -> Draft:
         return Draft(
             status=job.status,
             phase="Evaluating",
-            summary=Summary(state="Reconciling", reason="Evaluating", message="recording the result"),
+            summary=Summary(state="Reconciling", reason="Evaluating", message="Evaluate is complete"),
             create=(manifest,),
             at_once=True,
         )

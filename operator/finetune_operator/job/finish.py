@@ -16,6 +16,8 @@ from finetune_operator.job.times import after, seconds_until, whole_second
 _COUNTERS = ("activeSeconds", "gpuSeconds")
 _FLOWING = (*_COUNTERS, "trainerStatus", "checkpoint")
 """What changes all the time while a run trains: written at most every MINIMUM_INTERVAL_SECONDS."""
+_CALM = ("Restarting", "Stopping")
+"""Reasons besides the phase's own that nobody needs to be warned of (a restart has an Event of its own)."""
 _COUNTER_SECONDS = 60
 """Counters alone are written when they have moved by this much."""
 
@@ -94,9 +96,8 @@ def events_between(*, before: FineTuneJobStatus, after_: FineTuneJobStatus) -> t
     if restart is not None and restart != (before.restarts.last if before.restarts else None):
         events.append(Event(type="Warning", reason=restart.reason, message=restart.message or ""))
     if new is not None and (before.phase != after_.phase or old is None or old.reason != new.reason):
-        warning = after_.condition("Stalled") is not None or (new.reason != after_.phase and after_.phase == "Queued")
-        type_: Any = "Warning" if warning else "Normal"
-        events.append(Event(type=type_, reason=new.reason, message=after_.message or ""))
+        calm = after_.condition("Stalled") is None and new.reason in {after_.phase, *_CALM}
+        events.append(Event(type="Normal" if calm else "Warning", reason=new.reason, message=after_.message or ""))
     return tuple(events)
 
 

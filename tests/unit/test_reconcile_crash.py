@@ -1,0 +1,156 @@
+"""The operator is killed at every single write of whole runs, and each time they end as if nothing had happened."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from tests.conformance.objects import evaluate_result, job_manifest
+from tests.simulation.crashing import CrashingCluster, KilledError, Moment
+from tests.simulation.script import BAD_DATA, CRASH, Disrupt, Hang, Script
+from tests.simulation.world import World
+
+from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJobStatus
+from finetune_operator.ports import Key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """A run with something happening in it."""
+
+    script: Callable[[], Script]
+    changes: dict[str, Any] = field(default_factory=dict)
+    suspend_at: str = ""
+    """The phase in which a user suspends the run, once; it is resumed 40 seconds later."""
+
+
+STORIES = {
+    "succeeds": Story(script=Script),
+    "gang": Story(script=Script, changes={"compute": {"nodes": 2}}),
+    "rejected": Story(script=lambda: Script(succeed={"Evaluate": evaluate_result(verdict="Fail")})),
+    "preempted": Story(
+        script=lambda: Script(fates={("Train", 1): Disrupt(how="Evicted"), ("Evaluate", 1): Disrupt(how="Deleted")}),
+        changes={"compute": {"nodes": 2}},
+    ),
+    "node lost": Story(script=lambda: Script(fates={("Train", 1): Disrupt(how="NodeLost", ticks=4)})),
+    "fails and is tried again": Story(script=lambda: Script(fates={("Prepare", 1): CRASH, ("Train", 1): CRASH})),
+    "hangs": Story(script=lambda: Script(fates={("Train", 1): Hang()}), changes={"failurePolicy": {"hangSeconds": 60}}),
+    "fails": Story(script=lambda: Script(fates={("Prepare", 1): BAD_DATA})),
+    "over time": Story(script=lambda: Script(fates={("Train", 1): Hang()}), changes={"activeDeadlineSeconds": 60}),
+    "suspended": Story(
+        script=lambda: Script(fates={("Train", 1): Hang()}),
+        changes={"failurePolicy": {"hangSeconds": 300}},
+        suspend_at="Training",
+    ),
+    "expires": Story(script=Script, changes={"ttlSecondsAfterFinished": 60}),
+}
+
+
+@dataclass
+class Played:
+    """A story that has ended."""
+
+    world: World
+    key: Key
+    writes: list[str]
+    killed: bool
+
+
+async def play(story: Story, *, kill_at: int | None = None, moment: Moment = "before") -> Played:
+    """Play a story to its end and beyond its clean-up. The operator is killed at most once."""
+    world = World(script=story.script())
+    cluster = CrashingCluster(inner=world.cluster, kill_at=kill_at, moment=moment)
+    world.restart_operator(cluster=lambda _: cluster)
+    key = await world.submit(job_manifest(**story.changes))
+    suspended_at, killed, quiet = None, False, 0
+    for tick in range(300):
+        try:
+            await world.reconcile(key)
+        except (KilledError, BaseExceptionGroup):
+            killed = True
+            world.restart_operator()
+            await world.reconcile(key)
+        status = await world.status(key)
+        if story.suspend_at and suspended_at is None and _running(status, phase=story.suspend_at):
+            world.change_spec(key, suspend=True)
+            suspended_at = tick
+        elif suspended_at is not None and tick == suspended_at + 8:
+            world.change_spec(key, suspend=False)
+        quiet = quiet + 1 if status.phase in TERMINAL_PHASES else 0
+        if quiet > 14:  # past the expiry, where there is one
+            return Played(world=world, key=key, writes=cluster.writes, killed=killed)
+        await world.tick()
+    raise AssertionError(f"no end: {(await world.status(key)).to_dict()}")
+
+
+def _running(status: FineTuneJobStatus, *, phase: str) -> bool:
+    return status.phase == phase and status.stages[-1].state == "Running"
+
+
+async def outcome(played: Played) -> dict[str, Any]:
+    """The end of a story, without what may differ: times, UIDs, how long it took."""
+    status = (await played.world.status(played.key)).to_dict()
+    restarts = status.get("restarts", {})
+    children = played.world.snapshot_of_children()
+    return {
+        "phase": status["phase"],
+        "conditions": sorted((each["type"], each["status"], each["reason"]) for each in status["conditions"]),
+        "stages": [
+            {name: stage.get(name) for name in ("name", "state", "attempt", "child", "result")}
+            for stage in status["stages"]
+        ],
+        "restarts": (restarts.get("preemptions", 0), restarts.get("failures", 0), restarts.get("stepsLost", 0)),
+        "evaluation": status.get("evaluation"),
+        "version": (status.get("modelVersion") or {}).get("name"),
+        "created": played.world.created,
+        "left": sorted(children),
+    }
+
+
+@pytest.mark.parametrize("name", STORIES)
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_killed_at_every_write(name: str, moment: Moment) -> None:
+    story = STORIES[name]
+    undisturbed = await play(story)
+    expected = await outcome(undisturbed)
+    assert not undisturbed.killed
+    # Progress is written as it comes; that many writes of the same kind need not all be tried.
+    kills = _telling(undisturbed.writes)
+    assert len(kills) >= 3
+    for kill_at in kills:
+        played = await play(story, kill_at=kill_at, moment=moment)
+        where = f"killed {moment} write {kill_at}: {played.writes[kill_at - 1]}"
+        assert played.killed, where
+        assert await outcome(played) == expected, where
+        assert max(Counter(played.world.created).values()) == 1, where
+
+
+def _telling(writes: list[str]) -> list[int]:
+    """The numbers of all writes but those that repeat the two before them."""
+    return [
+        number
+        for number, what in enumerate(writes, start=1)
+        if number <= 2 or not what == writes[number - 2] == writes[number - 3]
+    ]
+
+
+@pytest.mark.parametrize("name", STORIES)
+async def test_a_second_look_writes_nothing(name: str) -> None:
+    """Whenever the operator is through with an object, looking again changes nothing."""
+    story = STORIES[name]
+    world = World(script=story.script())
+    cluster = CrashingCluster(inner=world.cluster)
+    world.restart_operator(cluster=lambda _: cluster)
+    key = await world.submit(job_manifest(**story.changes))
+    for _ in range(120):
+        await world.reconcile(key)
+        before = len(cluster.writes)
+        snapshot = world.cluster.snapshot()
+        await world.reconcile(key)
+        assert cluster.writes[before:] == []
+        assert world.cluster.snapshot() == snapshot
+        await world.tick()
+    assert (await world.status(key)).phase in TERMINAL_PHASES
