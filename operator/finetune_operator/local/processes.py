@@ -144,17 +144,16 @@ class Container:
         return self.ended() or Ended(exit_code=128 + signal.SIGKILL, unknown=True)
 
     def stop(self) -> None:
-        """SIGTERM once, then SIGKILL after the grace period; the shim sees to both."""
+        """SIGTERM once, then SIGKILL after the grace period; the shim sees to both. Not before it has started."""
         asked = self._folder / _ASKED_FILE
-        if asked.exists():
+        if asked.exists() or self.started_at is None:
             return
         shim_process = self._process("shim")
         if shim_process.is_alive():
             shim_process.send(signal.SIGTERM)
         else:
             self._process("container").send(signal.SIGTERM)
-        if self.exists:
-            asked.touch()
+        asked.touch()
 
     def kill(self) -> None:
         """SIGKILL now."""

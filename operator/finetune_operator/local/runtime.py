@@ -25,11 +25,12 @@ from finetune_operator.local.progress import FileProgress
 from finetune_operator.local.services import GANG_PORT, LocalServices
 from finetune_operator.local.watch import LocalWatchSource, key_of
 from finetune_operator.metrics import Metrics
-from finetune_operator.ports import Key, Manifest
+from finetune_operator.ports import Key, Manifest, UnavailableError
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
+_RETRY_SECONDS = 1.0
 
 
 class LocalRuntime:
@@ -41,6 +42,7 @@ class LocalRuntime:
         self._home = home
         self._config = config
         self._keys = keys
+        self._open = True
         services = LocalServices(home=home)
         self._pods = PodRunner(
             cluster=self.cluster,
@@ -66,6 +68,7 @@ class LocalRuntime:
             try:
                 yield runtime
             finally:
+                runtime._open = False
                 work.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await work
@@ -83,7 +86,11 @@ class LocalRuntime:
     def kill(self, *, key: Key) -> None:
         """End all processes of a job now, without a checkpoint."""
         for pod in self.pods(key=key):
-            self._pods.kill(pod)
+            self.kill_pod(pod)
+
+    def kill_pod(self, pod: Manifest) -> None:
+        """End the processes of one pod now."""
+        self._pods.kill(pod)
 
     async def _work(self) -> None:
         reconciler = Reconciler(
@@ -108,13 +115,20 @@ class LocalRuntime:
 
     def _changed(self, manifest: Manifest) -> None:
         """A Job or a pod was written: look at it as its controller would, after whoever wrote it is done."""
-        if self._is_ours(manifest) and manifest["kind"] in ("Job", "Pod"):
+        if self._open and self._is_ours(manifest) and manifest["kind"] in ("Job", "Pod"):
             asyncio.get_running_loop().call_soon(self._look_at, manifest)
 
     def _look_at(self, manifest: Manifest) -> None:
+        try:
+            self._manage(manifest)
+        except UnavailableError as error:
+            log.warning("%s", error)
+            asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._look_at, manifest)
+
+    def _manage(self, manifest: Manifest) -> None:
         metadata = manifest["metadata"]
         current = self.cluster.store.read(kind=manifest["kind"], namespace=metadata["namespace"], name=metadata["name"])
-        if current is None or current["metadata"]["uid"] != metadata["uid"]:
+        if not self._open or current is None or current["metadata"]["uid"] != metadata["uid"]:
             return
         if current["kind"] == "Pod":
             self._pods.manage(current)
@@ -124,7 +138,7 @@ class LocalRuntime:
     def _pod_ended(self, pod: Manifest) -> None:
         job = self._jobs.owner_of(pod)
         if job is not None:
-            self._jobs.sync(job)
+            self._look_at(job)
 
     def _is_ours(self, manifest: Manifest) -> bool:
         return self._keys is None or key_of(manifest) in self._keys

@@ -1,0 +1,20 @@
+"""Waiting in tests: for what files and processes will show."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def eventually(look: Callable[[], Awaitable[T] | T], *, seconds: float = 20.0) -> T:
+    """The first truthy answer. Raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while True:
+            found = look()
+            answer = await found if isinstance(found, Awaitable) else found
+            if answer:
+                return answer
+            await asyncio.sleep(0.02)
