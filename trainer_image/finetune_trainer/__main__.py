@@ -44,6 +44,9 @@ def main() -> int:
     set_up_logging()
     try:
         run = _read_run()
+        if not isinstance(run, TrainRun):
+            # Train handles SIGTERM itself: all its processes agree on a step and save.
+            _stop_on_sigterm()
         log.info(
             "%s, attempt %d of job %s/%s", run.stage, run.identity.attempt, run.identity.namespace, run.identity.job
         )
@@ -82,17 +85,14 @@ def _do(run: PrepareRun | TrainRun | EvaluateRun) -> PrepareResult | TrainResult
     """Dispatch. The stages are imported when needed: each brings libraries that take seconds to load."""
     match run:
         case TrainRun():
-            # Train handles SIGTERM itself: all its processes agree on a step and save.
             from finetune_trainer import launch
 
             return launch.train(run)
         case PrepareRun():
-            _stop_on_sigterm()
             from finetune_trainer import prepare
 
             return prepare.prepare(run)
         case EvaluateRun():
-            _stop_on_sigterm()
             from finetune_trainer import evaluate
 
             return evaluate.evaluate(run)
@@ -123,7 +123,9 @@ def _failure(error: BaseException) -> tuple[Failure, ExitCode]:
 
 
 def _describe(reason: str, message: str, checkpoint_step: int | None = None) -> Failure:
-    return Failure(reason=reason[:_REASON_LENGTH], message=message[:_MESSAGE_LENGTH], checkpoint_step=checkpoint_step)
+    # A file's name may be no valid text, and an error's words hold it.
+    text = message[:_MESSAGE_LENGTH].encode(errors="backslashreplace").decode()[:_MESSAGE_LENGTH]
+    return Failure(reason=reason[:_REASON_LENGTH], message=text, checkpoint_step=checkpoint_step)
 
 
 def _write_message(message: bytes) -> None:

@@ -41,10 +41,11 @@ _VERSION = 1
 def prepare(run: PrepareRun) -> PrepareResult:
     """Do the stage. Raises StageError."""
     storage = Storage(locations=run.locations)
-    base = base_model.resolve(run.model, storage=storage)
     folder = data_folder(run.locations.run)
     with ExitStack() as stack:
+        # The sources first: that one is missing shows in a second, and a base may take minutes.
         opened = _opened(run, storage=storage, stack=stack)
+        base = base_model.resolve(run.model, storage=storage)
         digest = _input_digest(run, base=base, opened=opened)
         finished = storage.read_complete(folder)
         if finished is not None and finished.input_digest == digest:

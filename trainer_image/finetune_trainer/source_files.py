@@ -57,6 +57,9 @@ def find(path: Path, *, uri: str) -> list[Path]:
         for file in path.rglob("*")
         if file.is_file() and _suffix(file) and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
+    for file in files:
+        if not str(file).isprintable():
+            raise bad_data("BadFileName", f"{uri}: the name of {file.name!a} is not printable text; rename the file")
     if not files:
         raise not_found(f"{uri} holds no file with the ending {kinds} (also with .gz)")
     return files

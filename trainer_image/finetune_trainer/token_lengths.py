@@ -49,10 +49,17 @@ def measure(examples: Sequence[Example], *, tokenizer: Any) -> list[int]:
             texts = [_rendered(example, tokenizer) for example in batch]
             lengths += [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         else:
-            # One more for the end of the text, which a language model learns; classifiers' tokenizers add their own.
-            end = 0 if batch[0].label is not None else 1
-            lengths += [len(ids) + end for ids in tokenizer([example.text or "" for example in batch])["input_ids"]]
+            encoded = tokenizer([example.text or "" for example in batch])["input_ids"]
+            lengths += [
+                len(ids) + _end_of_text(example, ids, tokenizer) for example, ids in zip(batch, encoded, strict=True)
+            ]
     return lengths
+
+
+def _end_of_text(example: Example, ids: Sequence[int], tokenizer: Any) -> int:
+    """1 where training adds the token that ends a text; classifiers' tokenizers add their own."""
+    end = tokenizer.eos_token_id
+    return int(example.label is None and end is not None and (not ids or ids[-1] != end))
 
 
 def _rendered(example: Example, tokenizer: Any) -> str:

@@ -1,0 +1,368 @@
+"""Prepare as a whole, with the real models' tokenizers and the real topic data."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from demo import assets
+
+from finetune_api.results import ExitCode, PrepareResult
+from finetune_api.run import Locations, PrepareRun
+from finetune_trainer import base_model, encoding, token_lengths
+from finetune_trainer.dataset import SPLITS, Example, Manifest, SplitName, data_folder, read_manifest, read_split
+from finetune_trainer.errors import StageError
+from finetune_trainer.prepare import prepare
+from finetune_trainer.storage import Storage
+
+
+def write(path: Path, rows: Iterable[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def order(tmp_path: Path, *sources: Path | dict[str, Any], **options: Any) -> PrepareRun:
+    """A run in `tmp_path`; classification with MiniLM unless `options` say otherwise."""
+    task = options.pop("task", "SequenceClassification")
+    base = assets.minilm() if task == "SequenceClassification" else assets.smollm2_folder()
+    fractions = {"train": 0.7, "validation": 0.1, "test": 0.2, **options.pop("fractions", {})}
+    named = [
+        {"name": f"source-{index}", "uri": f"file://{source}"} if isinstance(source, Path) else source
+        for index, source in enumerate(sources)
+    ]
+    return PrepareRun.model_validate(
+        {
+            "identity": {"namespace": "ml", "job": "router", "uid": "1", "attempt": 1},
+            "locations": {
+                "run": f"file://{tmp_path}/{options.pop('run', 'run')}",
+                "cache": f"file://{tmp_path}/cache",
+                "allowed_roots": [f"file://{tmp_path}", f"file://{assets.minilm().parent}"],
+            },
+            "model": {"uri": f"file://{base}", "task": task},
+            "sources": named,
+            "max_bad_rows": 0,
+            "max_truncated_fraction": 0.01,
+            "max_length": 128,
+            "split": {"fractions": fractions, "salt": "ml/router"},
+            **options,
+        }
+    )
+
+
+def snapshot(run: PrepareRun) -> tuple[dict[SplitName, list[Example]], Manifest]:
+    storage = Storage(locations=run.locations)
+    data = data_folder(run.locations.run)
+    splits = {name: read_split(storage, data=data, split=name) for name in SPLITS}
+    return splits, read_manifest(storage, uri=f"{data}/manifest.json")
+
+
+def refusal(run: PrepareRun) -> StageError:
+    with pytest.raises(StageError) as refused:
+        prepare(run)
+    return refused.value
+
+
+def questions(count: int, *, start: int = 0) -> list[dict[str, Any]]:
+    """Rows that are no relatives of each other."""
+    words = ("parcel", "invoice", "password", "refund", "delivery", "contract", "address", "account", "ticket", "order")
+    return [
+        {
+            "text": f"{words[number % 10]} {number * 7919} {words[number // 10 % 10]} {number * 104729}",
+            "label": words[number % 3],
+        }
+        for number in range(start, start + count)
+    ]
+
+
+# -- what it makes ----------------------------------------------------------------------------------------------------
+
+
+def test_labelled_topics(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run = order(tmp_path, assets.topic_labelled(tmp_path / "topics.jsonl"))
+    result = prepare(run)
+    splits, manifest = snapshot(run)
+
+    assert (result.summary.rows_read, result.summary.bad_rows, result.summary.duplicate_rows) == (840, 0, 173)
+    assert sum(len(examples) for examples in splits.values()) == 840 - 173
+    assert result.summary.rows.train == len(splits["train"])
+    assert result.labels == list(assets.TOPICS)
+    assert result.labels == list(manifest.labels or ())
+    assert result.data_digest == manifest.digest
+    assert (
+        0 < result.summary.token_length_p50 < result.summary.token_length_p95 <= result.summary.token_length_max < 128
+    )
+    for name, examples in splits.items():
+        assert [example.id for example in examples] == list(manifest.splits[name])
+        assert sorted({example.group for example in examples}) == list(manifest.groups[name])
+    groups = [group for examples in splits.values() for group in {example.group for example in examples}]
+    assert len(groups) == len(set(groups))
+    assert all(manifest.learned_from(example) == (name != "test") for name in SPLITS for example in splits[name])
+    assert "rows read   840, of them bad 0, repeated 173" in caplog.text
+    assert PrepareResult.model_validate(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_chat_topics(tmp_path: Path) -> None:
+    run = order(tmp_path, assets.topic_chat(tmp_path / "topics.jsonl"), task="Chat")
+    result = prepare(run)
+    splits, _ = snapshot(run)
+    example = splits["train"][0]
+    assert result.labels is None
+    assert [message.role for message in example.messages or ()] == ["system", "user", "assistant"]
+    assert (example.text, example.label) == (None, None)
+    assert result.summary.near_duplicate_groups < 10
+
+
+def test_the_same_question_is_held_out_of_chat_and_classifier_alike(tmp_path: Path) -> None:
+    """Both take the question's hash: the split is the endpoint's, not the format's."""
+    held_out: list[set[str]] = []
+    for task, write_topics in (("SequenceClassification", assets.topic_labelled), ("Chat", assets.topic_chat)):
+        run = order(tmp_path, write_topics(tmp_path / f"{task}.jsonl"), task=task, run=task)
+        prepare(run)
+        splits, _ = snapshot(run)
+        held_out.append({example.text or (example.messages or ())[1].content for example in splits["test"]})
+    common = held_out[0] & held_out[1]
+    assert len(common) >= 0.97 * len(held_out[0] | held_out[1])
+
+
+def test_corrected_labels_do_not_move_an_example_between_splits(tmp_path: Path) -> None:
+    right = order(tmp_path, assets.topic_labelled(tmp_path / "right.jsonl"), run="right")
+    wrong = order(tmp_path, assets.topic_labelled(tmp_path / "wrong.jsonl", corrupted=0.4), run="wrong")
+    assert prepare(right).data_digest != prepare(wrong).data_digest
+    for name in SPLITS:
+        first, second = ({example.text for example in snapshot(run)[0][name]} for run in (right, wrong))
+        assert first == second
+
+
+def test_equal_content_gives_an_equal_snapshot(tmp_path: Path) -> None:
+    """Other file names, other order of rows and keys, another kind of file, one file or several."""
+    rows = questions(300)
+    one = order(tmp_path, write(tmp_path / "one.jsonl", rows), run="one")
+    (tmp_path / "folder").mkdir()
+    turned = [dict(reversed(row.items())) for row in reversed(rows)]
+    write(tmp_path / "folder" / "b.jsonl", turned[:100])
+    (tmp_path / "folder" / "a.json").write_text(json.dumps(turned[100:], indent=1))
+    other = order(tmp_path, tmp_path / "folder", run="other")
+    assert prepare(one).data_digest == prepare(other).data_digest
+    for name in ("train.jsonl", "validation.jsonl", "test.jsonl"):
+        assert (tmp_path / "one/data" / name).read_bytes() == (tmp_path / "other/data" / name).read_bytes()
+
+
+def test_content_counts_and_the_name_of_the_source_does_not(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", questions(200))
+    renamed = prepare(order(tmp_path, {"name": "another", "uri": f"file://{file}"}, run="a"))
+    digest = prepare(order(tmp_path, file, run="b")).data_digest
+    assert renamed.data_digest == digest
+    rows = questions(200)
+    rows[5]["text"] += " changed"
+    assert prepare(order(tmp_path, write(tmp_path / "more.jsonl", rows), run="c")).data_digest != digest
+
+
+def test_a_second_attempt_takes_the_first_ones_output(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", questions(100))
+    run = order(tmp_path, file)
+    first = prepare(run)
+    before = (tmp_path / "run/data/COMPLETE").stat().st_mtime_ns
+    second = prepare(run)
+    assert second == first.model_copy(update={"reused": True})
+    assert (tmp_path / "run/data/COMPLETE").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("change", ["torn", "input", "order"])
+def test_a_second_attempt_starts_over_where_it_must(tmp_path: Path, change: str) -> None:
+    file = write(tmp_path / "rows.jsonl", questions(100))
+    first = prepare(order(tmp_path, file))
+    options: dict[str, Any] = {}
+    if change == "torn":
+        (tmp_path / "run/data/test.jsonl").write_text("")
+    elif change == "input":
+        write(file, questions(101))
+    else:
+        options["max_length"] = 127
+    again = prepare(order(tmp_path, file, **options))
+    assert not again.reused
+    assert (again.data_digest == first.data_digest) == (change != "input")
+    assert Storage(locations=order(tmp_path, file).locations).read_complete(f"file://{tmp_path}/run/data") is not None
+
+
+def test_weights_repeat_and_leave_out_training_examples_only(tmp_path: Path) -> None:
+    def weighed(weight: float) -> tuple[dict[SplitName, list[Example]], Counter[str]]:
+        run = order(
+            tmp_path,
+            write(tmp_path / "a.jsonl", questions(400)),
+            {"name": "b", "uri": f"file://{write(tmp_path / 'b.jsonl', questions(400, start=400))}", "weight": weight},
+            run=f"weight-{weight}",
+        )
+        prepare(run)
+        splits, _ = snapshot(run)
+        return splits, Counter(example.source for example in splits["train"])
+
+    plain, once = weighed(1)
+    for weight in (2.5, 0.25):
+        splits, counts = weighed(weight)
+        assert counts["source-0"] == once["source-0"]
+        assert abs(counts["b"] - weight * once["b"]) < 4 * (once["b"] * 0.25) ** 0.5
+        assert splits["test"] == plain["test"]
+        assert splits["validation"] == plain["validation"]
+    ids = [example.id for example in weighed(2.5)[0]["train"] if example.source == "b"]
+    assert set(Counter(ids).values()) == {2, 3}
+
+
+def test_a_fixed_evaluation_set_is_the_test_split_and_its_relatives_leave(tmp_path: Path) -> None:
+    rows = questions(100)
+    long = "Please tell me where the parcel is that I have ordered in the week before the last one"
+    training = [*rows, {"text": f"{long}!", "label": "parcel"}, {"text": "Unrelated words here", "label": "refund"}]
+    evaluation = [rows[0], rows[1], {"text": f"{long}?", "label": "parcel"}, *questions(30, start=500)]
+    run = order(
+        tmp_path,
+        write(tmp_path / "rows.jsonl", training),
+        evaluation_dataset={"name": "golden", "uri": f"file://{write(tmp_path / 'golden.jsonl', evaluation)}"},
+        fractions={"train": 0.8, "validation": 0.1, "test": 0.1},
+    )
+    result = prepare(run)
+    splits, manifest = snapshot(run)
+    assert {example.text for example in splits["test"]} == {row["text"] for row in evaluation}
+    learned = {example.text for example in [*splits["train"], *splits["validation"]]}
+    assert learned == {row["text"] for row in training} - {rows[0]["text"], rows[1]["text"], f"{long}!"}
+    assert manifest.statistics["leftForEvaluation"] == {"duplicates": 2, "nearDuplicates": 1}
+    assert [source.name for source in result.sources] == ["source-0", "golden"]
+
+
+def test_stratified_keeps_the_proportions_of_the_labels(tmp_path: Path) -> None:
+    rows = [{**row, "label": "rare" if index < 20 else "common"} for index, row in enumerate(questions(200))]
+    run = order(tmp_path, write(tmp_path / "rows.jsonl", rows), fractions={"strategy": "Stratified"})
+    prepare(run)
+    counts = {name: Counter(example.label for example in examples) for name, examples in snapshot(run)[0].items()}
+    assert (counts["test"]["rare"], counts["validation"]["rare"], counts["train"]["rare"]) == (4, 2, 14)
+
+
+def test_stratified_chats_by_a_field_of_their_rows(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": row["text"], "completion": "yes", "team": "a" if index % 4 else "b"}
+        for index, row in enumerate(questions(40))
+    ]
+    fractions = {"strategy": "Stratified", "by": "team"}
+    run = order(tmp_path, write(tmp_path / "rows.jsonl", rows), task="Chat", fractions=fractions)
+    prepare(run)
+    teams = {row["prompt"]: row["team"] for row in rows}
+    held_out = Counter(teams[(example.messages or ())[0].content] for example in snapshot(run)[0]["test"])
+    assert held_out == {"a": 6, "b": 2}
+
+
+def test_measured_lengths_are_those_of_training(tmp_path: Path) -> None:
+    chats = order(tmp_path, assets.topic_chat(tmp_path / "chat.jsonl"), task="Chat", run="chat")
+    labelled = order(tmp_path, assets.topic_labelled(tmp_path / "labelled.jsonl"), run="labelled")
+    for run in (chats, labelled):
+        prepare(run)
+        examples = snapshot(run)[0]["validation"]
+        tokenizer = base_model.load_tokenizer(Path(run.model.uri.removeprefix("file://")))
+        encoded = [
+            encoding.encode(example, tokenizer=tokenizer, max_length=10_000, labels=assets.TOPICS)
+            for example in examples
+        ]
+        assert token_lengths.measure(examples, tokenizer=tokenizer) == [len(example.ids) for example in encoded]
+
+
+# -- what it refuses --------------------------------------------------------------------------------------------------
+
+
+def test_too_many_bad_rows_are_named_and_kept(tmp_path: Path) -> None:
+    rows: list[object] = [*questions(50), {"text": "no label"}, {"label": "x"}, 5]
+    file = write(tmp_path / "rows.jsonl", rows)
+    error = refusal(order(tmp_path, file, max_bad_rows=2))
+    assert (error.reason, error.exit_code) == ("TooManyBadRows", ExitCode.BAD_DATA)
+    assert (
+        f'3 of 53 rows cannot be used, and data.maxBadRows is 2: source-0 (file://{file}) line 51: "label"'
+        in error.message
+    )
+    kept = [json.loads(line) for line in (tmp_path / "run/data/quarantine.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in kept] == [51, 52, 53]
+
+    result = prepare(order(tmp_path, file, max_bad_rows=3))
+    assert (result.summary.bad_rows, result.summary.rows_read) == (3, 53)
+    assert len((tmp_path / "run/data/quarantine.jsonl").read_text().splitlines()) == 3
+
+
+def test_too_many_cut_examples(tmp_path: Path) -> None:
+    rows = [*questions(95), *({**row, "text": row["text"] * 20} for row in questions(5, start=100))]
+    file = write(tmp_path / "rows.jsonl", rows)
+    error = refusal(order(tmp_path, file))
+    assert (error.reason, error.exit_code) == ("TooManyTruncated", ExitCode.BAD_DATA)
+    assert "training.maxLength 128" in error.message
+    assert prepare(order(tmp_path, file, max_truncated_fraction=0.2)).summary.truncated_fraction > 0.01
+
+
+def _one_label() -> list[dict[str, Any]]:
+    return [{**row, "label": "only"} for row in questions(50)]
+
+
+def _label_once() -> list[dict[str, Any]]:
+    return [*questions(60), {"text": "something else entirely", "label": "lonely"}]
+
+
+def _labels_of_one() -> list[dict[str, Any]]:
+    return [{**row, "label": f"label {index}"} for index, row in enumerate(questions(50))]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "reason", "named"),
+    [
+        ([], {}, "EmptyData", "source-0"),
+        (questions(1), {}, "EmptySplit", "1 examples make 1 groups"),
+        ([questions(1)[0]] * 50, {}, "EmptySplit", "1 examples make 1 groups"),
+        (_one_label(), {}, "OneLabel", "'only'"),
+        (_label_once(), {"fractions": {"strategy": "Stratified"}}, "StratumTooSmall", "'lonely' is seen once"),
+        (_labels_of_one(), {}, "StratumTooSmall", "is seen once, only in"),
+    ],
+)
+def test_data_that_cannot_be_split(
+    tmp_path: Path, rows: list[dict[str, Any]], options: dict[str, Any], reason: str, named: str
+) -> None:
+    error = refusal(order(tmp_path, write(tmp_path / "rows.jsonl", rows), **options))
+    assert (error.reason, error.exit_code) == (reason, ExitCode.BAD_DATA)
+    assert named in error.message
+    assert not (tmp_path / "run/data/COMPLETE").exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason", "code"),
+    [
+        ("file://{0}/none.jsonl", "InputNotFound", ExitCode.INPUT_NOT_FOUND),
+        ("file:///etc/passwd", "OutsideAllowedRoots", ExitCode.BAD_CONFIGURATION),
+        ("hf://datasets/acme/rows", "OutsideAllowedRoots", ExitCode.BAD_CONFIGURATION),
+        ("file://{0}/rows.txt", "UnknownFileType", ExitCode.BAD_DATA),
+        ("file://{0}/empty", "InputNotFound", ExitCode.INPUT_NOT_FOUND),
+    ],
+)
+def test_sources_that_cannot_be_read(tmp_path: Path, uri: str, reason: str, code: ExitCode) -> None:
+    (tmp_path / "rows.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    error = refusal(order(tmp_path, {"name": "a", "uri": uri.format(tmp_path)}))
+    assert (error.reason, error.exit_code) == (reason, code)
+
+
+def test_a_model_without_a_chat_template_is_refused_before_training(tmp_path: Path) -> None:
+    base = Path(shutil.copytree(assets.smollm2_folder(), tmp_path / "base"))
+    (base / "chat_template.jinja").unlink()
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": row["text"], "completion": "yes"} for row in questions(50)])
+    error = refusal(order(tmp_path, rows, task="Chat", model={"uri": f"file://{base}", "task": "Chat"}))
+    assert (error.reason, error.exit_code) == ("NoChatTemplate", ExitCode.BAD_CONFIGURATION)
+
+
+def test_an_evaluation_set_that_holds_all_examples(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", questions(50))
+    run = order(tmp_path, file, evaluation_dataset={"name": "golden", "uri": f"file://{file}"})
+    assert "nothing left to learn from" in refusal(run).message
+
+
+def test_the_locations_of_a_run_are_all_it_touches(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", questions(50))
+    prepare(order(tmp_path, file))
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "run"}
+    assert Locations.model_validate(order(tmp_path, file).locations.to_dict()) == order(tmp_path, file).locations
