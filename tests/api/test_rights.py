@@ -85,6 +85,8 @@ def test_the_operator_may(installed: ApiServer, verb: str, resource: str, namesp
         ("create", "pods", OTHER),
         ("create", "pods/exec", OTHER),
         ("list", "configmaps", OTHER),
+        ("patch", "configmaps", OTHER),
+        ("list", "services", OTHER),
         ("list", "nodes", OTHER),
         ("create", "serviceaccounts/token", OTHER),
         ("create", "clusterroles.rbac.authorization.k8s.io", OTHER),
