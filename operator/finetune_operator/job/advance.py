@@ -11,16 +11,7 @@ from datetime import datetime
 
 from finetune_api.finetunejob import FineTuneJobStatus, StageStatus
 from finetune_operator.job.accounting import active_seconds
-from finetune_operator.job.attempt import (
-    Absent,
-    Broken,
-    Running,
-    Stopping,
-    Succeeded,
-    Waiting,
-    first_start,
-    judge,
-)
+from finetune_operator.job.attempt import first_start, judge
 from finetune_operator.job.cleanup import removals
 from finetune_operator.job.decision import Draft
 from finetune_operator.job.observed import Observed
@@ -32,6 +23,7 @@ from finetune_operator.job.stages import PHASE_OF_STAGE, size_of
 from finetune_operator.job.start import start
 from finetune_operator.job.step import Step, with_stage
 from finetune_operator.job.times import after
+from finetune_operator.job.verdicts import Absent, Broken, Running, Stopping, Succeeded, Waiting
 
 _LOOK_SECONDS = 30.0
 """How often to look at what no watched object tells: why a Job gets no pods, why Kueue holds it."""

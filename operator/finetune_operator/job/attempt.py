@@ -1,92 +1,24 @@
 """How an attempt is doing: one verdict on its Job and its pods together.
 
-A gang lives and dies as a whole. When one pod ends badly the others follow, and what they say is often only an echo
-(a lost connection, a SIGTERM). So the cause is judged when no pod of the attempt may still be running, and the most
-specific evidence wins. That costs no time: the next attempt must not begin before then anyway.
+A bad end is judged when no pod of the attempt may still be running: only then all evidence is there (evidence). That
+costs no time, since the next attempt must not begin before then anyway.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
-from pydantic import ValidationError
-
-from finetune_api.results import (
-    PERMANENT_EXIT_CODES,
-    EvaluateResult,
-    ExitCode,
-    Failure,
-    PrepareResult,
-    TrainResult,
-    result_adapter,
-)
+from finetune_api.results import Failure
 from finetune_operator.config import OperatorConfig
+from finetune_operator.job.evidence import cause_of_end, parsed_message
 from finetune_operator.job.observed import Attempt, ChildJob
-from finetune_operator.job.pods import Ended, PodState
+from finetune_operator.job.pods import PodState
 from finetune_operator.job.restarts import Cause
 from finetune_operator.job.times import after
+from finetune_operator.job.verdicts import Absent, Broken, Running, Stopping, Succeeded, Verdict, Waiting
 
-Result = PrepareResult | TrainResult | EvaluateResult
 _NO_PODS_SECONDS = 10.0
-_STATUS_UNKNOWN = "ContainerStatusUnknown"
-"""Kubelet's word for a container that was gone when it came back: its node was away."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Absent:
-    """There is no Job, and no pod that may still run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Waiting:
-    """Not all pods run yet. `queued`: it waits for room or admission, not for its own start."""
-
-    reason: str
-    message: str
-    queued: bool = False
-    look_again: datetime | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Running:
-    """All pods run since `since`; the first since `first_started`."""
-
-    since: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stopping:
-    """Something ended it; its last pods have not ended yet."""
-
-    message: str
-    look_again: datetime | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Succeeded:
-    """All pods are done, and the result could be read."""
-
-    result: Result
-
-
-@dataclass(frozen=True, kw_only=True)
-class Broken:
-    """It ended without a result. `reason` and `message` are for conditions."""
-
-    cause: Cause
-    reason: str
-    message: str
-    checkpoint_step: int | None = None
-    """The checkpoint that it said it left."""
-    saved_all: bool = False
-    """It stopped after a checkpoint of its very last step."""
-    disrupted: bool = False
-    """The cluster says that it interrupted the pod."""
-
-
-Verdict = Absent | Waiting | Running | Stopping | Succeeded | Broken
 
 
 def judge(*, attempt: Attempt, stage: str, size: int, now: datetime, config: OperatorConfig) -> Verdict:
@@ -181,110 +113,9 @@ def _ending(
     # Pods that nobody has told to end do not hold up the judgement for ever.
     undecided = [pod for pod in pending if pod.deletion_requested is not None or now < deadline]
     if not undecided:
-        return _broken(job=job, pods=pods, size=size)
+        return cause_of_end(job=job, pods=pods, size=size)
     times = [_gone_by(pod, config=config) or deadline for pod in undecided]
     return Stopping(message=f"{_count(len(pending))} still ending", look_again=min(times))
-
-
-def _broken(*, job: ChildJob, pods: Sequence[PodState], size: int) -> Broken:
-    """The cause with the most specific evidence; of equal evidence, what came first: the rest followed from it."""
-    found = [(when, verdict) for pod in pods if (verdict := _broken_pod(pod)) for when in [_trouble_time(pod)]]
-    if not found:
-        return _broken_job(job)
-    _, first = min(found, key=lambda each: (_rank(each[1]), each[0], each[1].cause is not Cause.CONTAINER_FAILED))
-    if first.reason in _ECHOES and len(pods) < size:
-        text = f"{_count(size - len(pods))} of {size} gone; {first.message}"
-        return Broken(cause=Cause.POD_DELETED, reason=Cause.POD_DELETED, message=text)
-    return first
-
-
-_CERTAIN = (Cause.NODE_LOST, Cause.OUT_OF_MEMORY, Cause.NOT_FINITE, Cause.PERMANENT, Cause.PREEMPTED)
-_ECHOES = ("PeerLost", "ProcessKilled")
-"""What the processes say that lived on when another one ended."""
-
-
-def _rank(verdict: Broken) -> int:
-    """Certain causes by precedence, then what may have followed from something else, then what surely has."""
-    if verdict.reason in _ECHOES:
-        return len(_CERTAIN) + 1
-    echo_of_a_signal = verdict.cause is Cause.PREEMPTED and not verdict.disrupted
-    certain = verdict.cause in _CERTAIN and not echo_of_a_signal
-    return _CERTAIN.index(verdict.cause) if certain else len(_CERTAIN)
-
-
-def _trouble_time(pod: PodState) -> datetime:
-    ended = pod.ended.finished if pod.ended else None
-    return min((time for time in (pod.deletion_requested, ended) if time is not None), default=pod.created)
-
-
-def _broken_pod(pod: PodState) -> Broken | None:
-    """What one pod has to say about the end; None: it ended well, or knows nothing."""
-    ended = pod.ended
-    failure = parsed_message(ended.message) if ended else None
-    said = failure if isinstance(failure, Failure) else None
-    step = said.checkpoint_step if said else None
-    stopped = ended is not None and ended.exit_code == ExitCode.STOPPED_AFTER_CHECKPOINT
-    saved = stopped and (said is None or step is not None)
-    if pod.disruption or (ended is not None and ended.reason == _STATUS_UNKNOWN):
-        cause = Cause.PREEMPTED if pod.disruption and not pod.node_lost else Cause.NODE_LOST
-        why = pod.disruption or _STATUS_UNKNOWN
-        text = f"pod {pod.name} was interrupted ({why}): {pod.disruption_message}".rstrip(": ")
-        return Broken(cause=cause, reason=cause, message=text, checkpoint_step=step, saved_all=saved, disrupted=True)
-    if ended is None:
-        if pod.deletion_requested is None:
-            return None
-        return Broken(cause=Cause.POD_DELETED, reason=Cause.POD_DELETED, message=f"pod {pod.name} was deleted")
-    if pod.phase == "Succeeded" or ended.exit_code == ExitCode.DONE:
-        return None
-    if stopped:
-        text = said.message if said else "stopped by a signal after a checkpoint"
-        message = f"pod {pod.name} {'was deleted' if pod.deletion_requested else 'was interrupted'}: {text}"
-        return Broken(
-            cause=Cause.PREEMPTED, reason=Cause.PREEMPTED, message=message, checkpoint_step=step, saved_all=saved
-        )
-    return _failed_container(pod=pod, ended=ended, said=said)
-
-
-def _failed_container(*, pod: PodState, ended: Ended, said: Failure | None) -> Broken:
-    step = said.checkpoint_step if said else None
-    if ended.reason == "OOMKilled" or (said is not None and said.reason == Cause.OUT_OF_MEMORY):
-        detail = f": {said.message}" if said and ended.reason != "OOMKilled" else ""
-        message = (
-            f"pod {pod.name} ran out of memory (exit code {ended.exit_code}){detail}; raise compute.resources, or "
-            "lower training.microBatchSize or training.maxLength"
-        )
-        return Broken(cause=Cause.OUT_OF_MEMORY, reason=Cause.OUT_OF_MEMORY, message=message, checkpoint_step=step)
-    if said is not None and said.reason == Cause.NOT_FINITE:
-        return Broken(cause=Cause.NOT_FINITE, reason=said.reason, message=said.message, checkpoint_step=step)
-    if ended.exit_code in PERMANENT_EXIT_CODES:
-        return Broken(
-            cause=Cause.PERMANENT,
-            reason=said.reason if said else _exit_name(ended.exit_code),
-            message=said.message if said else f"pod {pod.name} ended with exit code {ended.exit_code}",
-            checkpoint_step=step,
-        )
-    if pod.deletion_requested is not None and said is None:
-        # Killed at the end of its grace period, or by whoever deleted it.
-        message = f"pod {pod.name} was deleted (exit code {ended.exit_code})"
-        return Broken(cause=Cause.POD_DELETED, reason=Cause.POD_DELETED, message=message)
-    return Broken(
-        cause=Cause.CONTAINER_FAILED,
-        reason=said.reason if said else _exit_name(ended.exit_code),
-        message=said.message if said else f"pod {pod.name} ended with exit code {ended.exit_code}{_signal(ended)}",
-        checkpoint_step=step,
-    )
-
-
-def _broken_job(job: ChildJob) -> Broken:
-    """The pods are gone. Their Job remembers which rule of its failure policy applied (stage_job.FAILURE_RULES)."""
-    message = f"{job.failure_message} (the pod is gone)" if job.failure_message else "its pods are gone"
-    if job.failure_reason == "PodFailurePolicy":
-        if "rule at index 0" in job.failure_message:
-            return Broken(cause=Cause.PREEMPTED, reason=Cause.PREEMPTED, message=message, saved_all=True)
-        if "rule at index 1" in job.failure_message:
-            return Broken(cause=Cause.PERMANENT, reason=Cause.PERMANENT, message=message)
-        return Broken(cause=Cause.PREEMPTED, reason=Cause.PREEMPTED, message=message)
-    return Broken(cause=Cause.POD_DELETED, reason=Cause.POD_DELETED, message=message)
 
 
 # -- on the way -------------------------------------------------------------------------------------------------------
@@ -356,23 +187,13 @@ def _slow_start(*, pods: Sequence[PodState], now: datetime, config: OperatorConf
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
-def parsed_message(message: str) -> Result | Failure | None:
-    """What a termination message says, None where it says nothing that can be read."""
-    try:
-        return result_adapter.validate_json(message)
-    except ValidationError:
-        return None
+def _gone_by(pod: PodState, *, config: OperatorConfig) -> datetime | None:
+    return pod.gone_by(lost_pod_seconds=config.lost_pod_seconds)
 
 
-def _exit_name(exit_code: int) -> str:
-    try:
-        return {ExitCode.INTERNAL_ERROR: "InternalError", ExitCode.CANNOT_WRITE: "CannotWrite"}[ExitCode(exit_code)]
-    except (KeyError, ValueError):
-        return f"ExitCode{exit_code}"
-
-
-def _signal(ended: Ended) -> str:
-    return f" (signal {ended.exit_code - 128})" if 128 < ended.exit_code < 160 else ""
+def _next_gone(pods: Sequence[PodState], *, config: OperatorConfig) -> datetime | None:
+    """When to look again at pods of which kubelet may never confirm the end."""
+    return min((due for pod in pods if not pod.finished and (due := _gone_by(pod, config=config))), default=None)
 
 
 def _count(number: int) -> str:
@@ -381,12 +202,3 @@ def _count(number: int) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:200]} ..."
-
-
-def _gone_by(pod: PodState, *, config: OperatorConfig) -> datetime | None:
-    return pod.gone_by(lost_pod_seconds=config.lost_pod_seconds)
-
-
-def _next_gone(pods: Sequence[PodState], *, config: OperatorConfig) -> datetime | None:
-    """When to look again at pods of which kubelet may never confirm the end."""
-    return min((due for pod in pods if not pod.finished and (due := _gone_by(pod, config=config))), default=None)

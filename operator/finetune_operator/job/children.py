@@ -41,7 +41,7 @@ FAILURE_RULES: tuple[dict[str, Any], ...] = (
     {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
 )
 """Each fails the Job, which would fail anyway: one attempt is one gang. What the rules add is memory: the Job's
-condition names the rule that applied, also when the pod is gone (attempt.judge reads it)."""
+condition names the rule that applied, also when the pod is gone (evidence reads it)."""
 
 
 def children_of(

@@ -28,7 +28,13 @@ def removals(observed: Observed) -> tuple[ChildRef, ...]:
     over = removable(job=observed.job, attempts=observed.attempts, now=observed.now)
     jobs = [attempt.job for key in over if (attempt := observed.attempts.get(key)) and attempt.job is not None]
     if observed.job.status.phase in TERMINAL_PHASES:
-        jobs += [attempt.job for attempt in observed.attempts.values() if attempt.job and not attempt.job.finished]
+        # The last stage's pods were seen to end before its Job was: it is no longer running, and its log is wanted.
+        complete = {(stage.name, stage.attempt) for stage in observed.job.status.stages if stage.state == "Complete"}
+        jobs += [
+            attempt.job
+            for key, attempt in observed.attempts.items()
+            if attempt.job and not attempt.job.finished and key not in complete
+        ]
     refs = [job.ref for job in jobs if not job.deleting]
     return (*observed.attachments, *dict.fromkeys(refs))
 

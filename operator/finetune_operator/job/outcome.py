@@ -7,13 +7,14 @@ from dataclasses import replace
 from finetune_api.finetunejob import EvaluationStatus, FineTuneJobStatus, LastRestart, Restarts, StageStatus
 from finetune_api.results import EvaluateResult
 from finetune_operator.gates.verdict import overall_verdict
-from finetune_operator.job.attempt import Broken, Succeeded, last_end
+from finetune_operator.job.attempt import last_end
 from finetune_operator.job.conditions import Summary
 from finetune_operator.job.decision import Draft, Restarted
 from finetune_operator.job.reports import last_step, with_checkpoint, with_progress
 from finetune_operator.job.restarts import Budget, budget_of, charged, left, steps_lost
 from finetune_operator.job.stages import PHASE_OF_STAGE, stage_after
 from finetune_operator.job.step import SUSPENDED, Step, with_stage
+from finetune_operator.job.verdicts import Broken, Succeeded
 
 _LONGEST_MESSAGE = 1024
 

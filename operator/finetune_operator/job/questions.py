@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJob
-from finetune_operator.job.attempt import Waiting, judge
+from finetune_operator.job.attempt import judge
 from finetune_operator.job.names import version_name
 from finetune_operator.job.observed import ChildJob, Observed
 from finetune_operator.job.plan import ResolvedPlan, read_plan
 from finetune_operator.job.stages import size_of
 from finetune_operator.job.uris import claims_of
+from finetune_operator.job.verdicts import Waiting
 
 
 def is_new(job: FineTuneJob) -> bool:

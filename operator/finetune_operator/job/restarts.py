@@ -1,6 +1,6 @@
 """The table of restarts: cause -> what it is told by -> what is done -> which budget pays.
 
-`CAUSES` is that table; docs/restarts.md shows it to users. Judging which cause it was is `attempt.judge`'s part.
+`CAUSES` is that table; docs/restarts.md shows it to users. Which cause it was is judged by `evidence.cause_of_end`.
 """
 
 from __future__ import annotations

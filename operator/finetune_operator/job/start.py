@@ -7,9 +7,10 @@ from datetime import datetime
 
 from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.results import Failure
-from finetune_operator.job.attempt import may_run, parsed_message
+from finetune_operator.job.attempt import may_run
 from finetune_operator.job.children import children_of
 from finetune_operator.job.decision import Draft
+from finetune_operator.job.evidence import parsed_message
 from finetune_operator.job.pods import PodState
 from finetune_operator.job.reports import with_checkpoint
 from finetune_operator.job.restarts import delay_seconds

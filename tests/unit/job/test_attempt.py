@@ -1,0 +1,282 @@
+"""How an attempt is judged by its Job and its pods: the evidence table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from tests.conformance.objects import CONFIG, START, prepare_result, train_result
+
+from finetune_api.results import Failure
+from finetune_operator.job.attempt import judge, last_end, may_run
+from finetune_operator.job.observed import Attempt, ChildJob, ChildRef
+from finetune_operator.job.pods import Ended, PodState
+from finetune_operator.job.restarts import Cause
+from finetune_operator.job.verdicts import Absent, Broken, Running, Stopping, Succeeded, Verdict, Waiting
+
+JOB = ChildJob(ref=ChildRef(kind="Job", namespace="ml", name="router-train-1", uid="j"), created=START)
+DONE = Ended(exit_code=0, reason="Completed", message=train_result().model_dump_json(by_alias=True, exclude_none=True))
+
+
+def at(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def pod(index: int = 0, **parts: Any) -> PodState:
+    return PodState(name=f"p{index}", index=index, created=START, **parts)
+
+
+def running(index: int = 0, **parts: Any) -> PodState:
+    return pod(index, phase="Running", scheduled=at(1), started=at(10), **parts)
+
+
+def failed(code: int, *, index: int = 0, finished: float = 60, said: Failure | None = None, **parts: Any) -> PodState:
+    reason = parts.pop("word", "Error")
+    message = said.model_dump_json(by_alias=True, exclude_none=True) if said else ""
+    ended = Ended(exit_code=code, reason=reason, message=message, finished=at(finished))
+    return pod(index, phase="Failed", scheduled=at(1), started=at(10), ended=ended, **parts)
+
+
+def deleting(state: PodState, *, requested: float, grace: float = 120) -> PodState:
+    return replace(state, deletion_requested=at(requested), deletion_due=at(requested + grace))
+
+
+def verdict(*pods: PodState, job: ChildJob | None = JOB, size: int | None = None, now: float = 70) -> Verdict:
+    return judge(
+        attempt=Attempt(job=job, pods=pods), stage="Train", size=size or max(1, len(pods)), now=at(now), config=CONFIG
+    )
+
+
+def said(reason: str, *, step: int | None = None) -> Failure:
+    return Failure(reason=reason, message=f"because of {reason}", checkpoint_step=step)
+
+
+# -- the good end, and what can go wrong with it ----------------------------------------------------------------------
+
+
+def test_all_pods_done_is_enough_before_the_job_says_so() -> None:
+    assert verdict(pod(phase="Succeeded", ended=DONE)) == Succeeded(result=train_result())
+
+
+def test_one_pod_done_of_two_is_not_the_end() -> None:
+    assert isinstance(verdict(pod(phase="Succeeded", ended=DONE), running(1)), Running | Waiting)
+
+
+def test_a_complete_job_without_its_pod_lost_the_result() -> None:
+    found = verdict(job=replace(JOB, complete=True))
+    assert isinstance(found, Broken)
+    assert found.cause is Cause.RESULT_LOST
+
+
+@pytest.mark.parametrize("message", ["", "Traceback ...", prepare_result().model_dump_json(by_alias=True)])
+def test_a_result_that_is_none_is_a_failure(message: str) -> None:
+    found = verdict(pod(phase="Succeeded", ended=Ended(exit_code=0, message=message)))
+    assert isinstance(found, Broken)
+    assert (found.cause, found.reason) == (Cause.CONTAINER_FAILED, "InvalidResult")
+
+
+# -- causes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pods", "cause", "reason"),
+    [
+        ([failed(75, said=said("StoppedAfterCheckpoint", step=7))], Cause.PREEMPTED, "Preempted"),
+        ([failed(137, word="OOMKilled")], Cause.OUT_OF_MEMORY, "OutOfMemory"),
+        ([failed(70, said=said("OutOfMemory"))], Cause.OUT_OF_MEMORY, "OutOfMemory"),
+        ([failed(65, said=said("TooManyBadRows"))], Cause.PERMANENT, "TooManyBadRows"),
+        ([failed(66, said=said("InputNotFound"))], Cause.PERMANENT, "InputNotFound"),
+        ([failed(78)], Cause.PERMANENT, "ExitCode78"),
+        ([failed(70, said=said("LossNotFinite"))], Cause.NOT_FINITE, "LossNotFinite"),
+        ([failed(73, said=said("CannotWrite"))], Cause.CONTAINER_FAILED, "CannotWrite"),
+        ([failed(73)], Cause.CONTAINER_FAILED, "CannotWrite"),
+        ([failed(1)], Cause.CONTAINER_FAILED, "ExitCode1"),
+        ([failed(137)], Cause.CONTAINER_FAILED, "ExitCode137"),
+        ([failed(137, word="ContainerStatusUnknown")], Cause.NODE_LOST, "NodeLost"),
+        ([deleting(failed(137), requested=50)], Cause.POD_DELETED, "PodDeleted"),
+        ([failed(137, disruption="EvictionByEvictionAPI")], Cause.PREEMPTED, "Preempted"),
+        ([pod(phase="Failed", disruption="Evicted")], Cause.PREEMPTED, "Preempted"),
+        ([pod(phase="Failed", disruption="OutOfcpu")], Cause.PREEMPTED, "Preempted"),
+        ([failed(255, disruption="DeletionByPodGC")], Cause.NODE_LOST, "NodeLost"),
+        # Of several pods: the most specific cause, not its echo.
+        (
+            [failed(70, said=said("PeerLost")), failed(137, index=1, word="OOMKilled")],
+            Cause.OUT_OF_MEMORY,
+            "OutOfMemory",
+        ),
+        ([failed(70, said=said("PeerLost")), failed(1, index=1, finished=65)], Cause.CONTAINER_FAILED, "ExitCode1"),
+        # The others are told to stop because one has failed: their 75 is an echo.
+        (
+            [failed(1, finished=50), deleting(failed(75, index=1, finished=60), requested=52)],
+            Cause.CONTAINER_FAILED,
+            "ExitCode1",
+        ),
+        # One is deleted, and the other fails because of it.
+        (
+            [failed(1, finished=58), deleting(failed(75, index=1, finished=57), requested=50)],
+            Cause.PREEMPTED,
+            "Preempted",
+        ),
+        ([failed(1, finished=50), failed(78, index=1, finished=60)], Cause.PERMANENT, "ExitCode78"),
+    ],
+)
+def test_the_cause_of_an_end(pods: list[PodState], cause: Cause, reason: str) -> None:
+    found = verdict(*pods)
+    assert isinstance(found, Broken)
+    assert (found.cause, found.reason) == (cause, reason)
+
+
+def test_a_lost_peer_whose_pod_is_gone_was_deleted() -> None:
+    found = verdict(failed(70, said=said("PeerLost")), job=replace(JOB, failed=True, failed_since=at(60)), size=2)
+    assert isinstance(found, Broken)
+    assert found.cause is Cause.POD_DELETED
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "cause", "saved"),
+    [
+        ("PodFailurePolicy", "Container trainer ... FailJob rule at index 0", Cause.PREEMPTED, True),
+        ("PodFailurePolicy", "Container trainer ... FailJob rule at index 1", Cause.PERMANENT, False),
+        ("PodFailurePolicy", "Pod ml/p has condition ... FailJob rule at index 2", Cause.PREEMPTED, False),
+        ("BackoffLimitExceeded", "Job has reached the specified backoff limit", Cause.POD_DELETED, False),
+    ],
+)
+def test_the_job_remembers_what_its_pods_cannot_say(reason: str, message: str, cause: Cause, saved: bool) -> None:
+    job = replace(JOB, failed=True, failed_since=at(60), failure_reason=reason, failure_message=message)
+    found = verdict(job=job)
+    assert isinstance(found, Broken)
+    assert (found.cause, found.saved_all) == (cause, saved)
+
+
+def test_what_was_saved_is_believed() -> None:
+    saved = verdict(failed(75, said=said("StoppedAfterCheckpoint", step=41)))
+    assert isinstance(saved, Broken)
+    assert (saved.saved_all, saved.checkpoint_step) == (True, 41)
+    unsaved = verdict(failed(75, said=said("Stopped")))
+    assert isinstance(unsaved, Broken)
+    assert not unsaved.saved_all
+
+
+# -- the cause is judged when the gang has ended ----------------------------------------------------------------------
+
+
+def test_a_gang_is_judged_when_all_of_it_has_ended() -> None:
+    found = verdict(failed(1, finished=60), running(1), now=70)
+    assert found == Stopping(message="1 pod still ending", look_again=at(60 + CONFIG.evidence_seconds))
+
+
+def test_a_pod_that_nobody_ends_does_not_hold_up_the_judgement_for_ever() -> None:
+    found = verdict(failed(1, finished=60), running(1), now=60 + CONFIG.evidence_seconds)
+    assert isinstance(found, Broken)
+
+
+def test_a_pod_that_is_being_deleted_ends_first() -> None:
+    found = verdict(deleting(running(), requested=60), now=100)
+    assert isinstance(found, Stopping)
+    assert found.look_again == at(60 + 120 + CONFIG.lost_pod_seconds)
+
+
+def test_a_pod_on_a_lost_node_is_not_waited_for_to_the_end_of_its_grace() -> None:
+    lost = deleting(running(disruption="DeletionByTaintManager"), requested=60)
+    assert isinstance(verdict(lost, now=60 + CONFIG.lost_pod_seconds - 1), Stopping)
+    found = verdict(lost, now=60 + CONFIG.lost_pod_seconds)
+    assert isinstance(found, Broken)
+    assert found.cause is Cause.NODE_LOST
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (running(), True),
+        (pod(), True),
+        (failed(1), False),
+        (deleting(running(), requested=0), True),
+        (deleting(running(), requested=-1000), False),
+    ],
+)
+def test_whether_a_pod_may_still_run(state: PodState, expected: bool) -> None:
+    assert may_run(pod=state, now=at(100), config=CONFIG) is expected
+
+
+# -- on the way -------------------------------------------------------------------------------------------------------
+
+
+def test_no_job_and_no_pods_is_absent() -> None:
+    assert verdict(job=None) == Absent()
+    assert verdict(failed(1), job=None) == Absent()
+    assert isinstance(verdict(running(), job=None), Stopping)
+
+
+def test_all_pods_run_since_the_last_one_started() -> None:
+    assert verdict(running(), replace(running(1), started=at(20))) == Running(since=at(20))
+
+
+@pytest.mark.parametrize(
+    ("pods", "now", "reason", "queued"),
+    [
+        ([], 5, "Starting", False),
+        ([], 11, "PodsNotCreated", True),
+        ([pod(scheduled=START)], 70, "Starting", False),
+        ([pod(unschedulable="0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")], 9e9, "Unschedulable", True),
+        (
+            [pod(scheduled=START, waiting_reason="ErrImagePull", waiting_message='rpc error: image "x/y:1" not found')],
+            70,
+            "ImagePullFailing",
+            False,
+        ),
+        (
+            [
+                pod(
+                    scheduled=START,
+                    waiting_reason="CreateContainerConfigError",
+                    waiting_message='secret "s3" not found',
+                )
+            ],
+            70,
+            "ContainerConfigInvalid",
+            False,
+        ),
+        ([running(), pod(1, unschedulable="no room")], 70, "Unschedulable", True),
+        ([running(), pod(1, scheduled=START)], 70, "Starting", False),
+    ],
+)
+def test_what_it_waits_for(pods: list[PodState], now: float, reason: str, queued: bool) -> None:
+    found = verdict(*pods, now=min(now, 1e7))
+    assert isinstance(found, Waiting)
+    assert (found.reason, found.queued) == (reason, queued)
+
+
+def test_kubelets_two_words_for_one_problem_are_one_message() -> None:
+    first = verdict(pod(scheduled=START, waiting_reason="ErrImagePull", waiting_message='failed to pull "x/y:1": 404'))
+    then = verdict(pod(scheduled=START, waiting_reason="ImagePullBackOff", waiting_message='Back-off pulling "x/y:1"'))
+    assert first == then
+
+
+@pytest.mark.parametrize(
+    ("reason", "now", "cause"),
+    [
+        ("ImagePullBackOff", CONFIG.image_pull_deadline_seconds, Cause.IMAGE),
+        ("InvalidImageName", 1, Cause.IMAGE),
+        ("CreateContainerConfigError", CONFIG.image_pull_deadline_seconds, Cause.CONTAINER_CONFIG),
+        ("ContainerCreating", CONFIG.start_deadline_seconds, Cause.NOT_STARTED),
+    ],
+)
+def test_what_never_starts_ends(reason: str, now: float, cause: Cause) -> None:
+    found = verdict(pod(scheduled=START, waiting_reason=reason), now=now)
+    assert isinstance(found, Broken)
+    assert found.cause is cause
+
+
+def test_a_suspended_job_is_queued_whatever_its_old_pods_do() -> None:
+    job = replace(JOB, suspended=True)
+    assert verdict(job=job) == Waiting(reason="Queued", message="", queued=True)
+    assert isinstance(verdict(deleting(failed(75), requested=50), job=job), Waiting)
+
+
+def test_the_end_of_an_attempt() -> None:
+    assert last_end(attempt=Attempt(job=JOB, pods=(failed(1, finished=60), failed(1, index=1, finished=62)))) == at(62)
+    assert last_end(attempt=Attempt(job=JOB, pods=(failed(1, finished=60), running(1)))) is None
+    assert last_end(attempt=Attempt(job=replace(JOB, failed=True, failed_since=at(61)))) == at(61)
+    assert last_end(attempt=Attempt()) is None

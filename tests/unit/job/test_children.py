@@ -1,0 +1,191 @@
+"""The manifests of all children, against golden files.
+
+After a change that is meant: `FINETUNE_UPDATE_GOLDEN=1 pytest tests/unit/job/test_children.py`, then read the diff.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.conformance.objects import CONFIG, START, all_results, digest, evaluate_result, job, plan_of
+
+from finetune_api.finetunejob import EvaluationStatus, FineTuneJob, StageName
+from finetune_api.modelversion import ModelVersion
+from finetune_api.run import run_adapter
+from finetune_operator.job.children import children_of
+from finetune_operator.job.resolve import resolve
+from finetune_operator.job.version import baseline_order, version_manifest
+from finetune_operator.ports import Door, Manifest
+
+GOLDEN = Path(__file__).resolve().parents[2] / "data" / "golden"
+UPDATE = "FINETUNE_UPDATE_GOLDEN"
+DOOR = Door(url="https://finetune-door.finetune-system.svc", ca_bundle="-----BEGIN CERTIFICATE-----\nMII\n")
+
+LARGE = job(
+    labels={"kueue.x-k8s.io/queue-name": "team-a", "team": "search"},
+    annotations={"kueue.x-k8s.io/podset-required-topology": "cloud.provider.com/rack", "note": "private"},
+    artifacts={"uri": "s3://acme-models/runs", "secretRef": {"name": "s3"}},
+    model={"secretRef": {"name": "hub"}},
+    data={"sources": [{"name": "tickets", "uri": "pvc://tickets/all.jsonl"}], "secretRef": {"name": "s3"}},
+    training={"globalBatchSize": 64},
+    compute={
+        "nodes": 2,
+        "gpusPerNode": 8,
+        "resources": {"requests": {"cpu": "16"}, "limits": {"memory": "128Gi"}},
+        "podTemplate": {
+            "metadata": {
+                "labels": {"cost-centre": "42", "finetune.dev/job": "other"},
+                "annotations": {"sidecar": "no"},
+            },
+            "spec": {
+                "nodeSelector": {"gpu": "h100"},
+                "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+                "imagePullSecrets": [{"name": "registry"}],
+                "priorityClassName": "batch",
+                "serviceAccountName": "trainer",
+            },
+        },
+    },
+)
+SMALL = job()
+
+
+def children(of: FineTuneJob, *, stage: StageName, attempt: int = 1, door: Door | None = DOOR) -> tuple[Manifest, ...]:
+    return children_of(
+        job=of,
+        plan=plan_of(of),
+        stage=stage,
+        attempt=attempt,
+        results=all_results(),
+        config=CONFIG,
+        door=door,
+    )
+
+
+class _Readable(yaml.SafeDumper):
+    """Texts of several lines as blocks, so that a difference in one line shows as one line."""
+
+
+_Readable.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def check(name: str, manifests: Any) -> None:
+    """Compare with the golden file, or write it where that is asked for."""
+    path = GOLDEN / f"{name}.yaml"
+    text = yaml.dump_all(manifests, Dumper=_Readable, sort_keys=False, width=120)
+    if os.environ.get(UPDATE):
+        path.write_text(text)
+    assert text == path.read_text(), f"{path.name} differs; if that is meant: {UPDATE}=1 pytest {__file__}"
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "stage", "attempt"),
+    [
+        ("prepare", SMALL, "Prepare", 1),
+        ("train_one_pod", SMALL, "Train", 1),
+        ("evaluate", SMALL, "Evaluate", 1),
+        ("prepare_large", LARGE, "Prepare", 1),
+        ("train_gang_of_gpus", LARGE, "Train", 3),
+        ("evaluate_on_one_gpu", LARGE, "Evaluate", 1),
+    ],
+)
+def test_children_are_as_recorded(name: str, of: FineTuneJob, stage: StageName, attempt: int) -> None:
+    check(name, list(children(of, stage=stage, attempt=attempt)))
+
+
+def test_the_version_is_as_recorded() -> None:
+    evaluation = EvaluationStatus(verdict="Pass", results=evaluate_result().results, report="pvc://models/report.html")
+    version = version_manifest(
+        job=SMALL, plan=plan_of(SMALL), results=all_results(), evaluation=evaluation, taken=False
+    )
+    check("model_version", [version])
+    ModelVersion.model_validate(version)
+
+
+def test_the_plan_is_as_recorded() -> None:
+    check("plan", [plan_of(LARGE).to_dict()])
+
+
+@pytest.mark.parametrize("of", [SMALL, LARGE])
+@pytest.mark.parametrize("stage", ["Prepare", "Train", "Evaluate"])
+def test_pods_are_restricted(of: FineTuneJob, stage: StageName) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, and more."""
+    pod = children(of, stage=stage)[-1]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & set(pod)
+    for container in pod["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert not {"command", "args"} & set(container)
+    allowed = {"configMap", "emptyDir", "projected", "persistentVolumeClaim"}
+    assert all(set(volume) - {"name"} <= allowed for volume in pod["volumes"])
+
+
+def test_containers_understand_their_orders() -> None:
+    for stage in ("Prepare", "Train", "Evaluate"):
+        config_map = children(LARGE, stage=stage)[0]  # type: ignore[arg-type]
+        order = run_adapter.validate_json(config_map["data"]["run.json"])
+        assert order.stage == stage
+        assert config_map["immutable"] is True
+
+
+def test_a_users_labels_cannot_hide_a_pod() -> None:
+    labels = children(LARGE, stage="Train")[-1]["spec"]["template"]["metadata"]["labels"]
+    assert labels["cost-centre"] == "42"
+    assert labels["finetune.dev/job"] == "router"
+    assert "team" not in labels
+
+
+def test_without_a_door_nothing_is_reported_and_no_token_is_mounted() -> None:
+    text = json.dumps(children(SMALL, stage="Train", door=None))
+    assert "KUBEFLOW" not in text
+    assert "serviceAccountToken" not in text
+
+
+def test_only_training_gets_a_token() -> None:
+    assert "serviceAccountToken" in json.dumps(children(SMALL, stage="Train"))
+    for stage in ("Prepare", "Evaluate"):
+        assert "serviceAccountToken" not in json.dumps(children(SMALL, stage=stage))  # type: ignore[arg-type]
+
+
+def test_a_door_on_loopback_needs_no_token() -> None:
+    pod = children(SMALL, stage="Train", door=Door(url="http://127.0.0.1:9000"))[-1]["spec"]["template"]["spec"]
+    environment = {each["name"]: each["value"] for each in pod["containers"][0]["env"]}
+    assert environment["KUBEFLOW_TRAINER_SERVER_URL"] == "http://127.0.0.1:9000/v1/progress/ml/router"
+    assert "KUBEFLOW_TRAINER_SERVER_TOKEN" not in environment
+
+
+def test_a_queue_begins_suspended_and_only_then() -> None:
+    assert children(LARGE, stage="Train")[-1]["spec"]["suspend"] is True
+    assert "suspend" not in children(SMALL, stage="Train")[-1]["spec"]
+
+
+def test_the_baseline_of_a_run_is_pinned() -> None:
+    evaluation = EvaluationStatus(verdict="Pass", results=evaluate_result().results)
+    manifest = version_manifest(
+        job=SMALL, plan=plan_of(SMALL), results=all_results(), evaluation=evaluation, taken=False
+    )
+    manifest["metadata"] |= {"uid": "11111111-2222", "creationTimestamp": START.isoformat()}
+    version = ModelVersion.model_validate(manifest)
+    plan = resolve(job=SMALL, config=CONFIG, baseline=baseline_order(version))
+    made = children_of(
+        job=SMALL, plan=plan, stage="Evaluate", attempt=1, results=all_results(), config=CONFIG, door=None
+    )
+    order = json.loads(made[0]["data"]["run.json"])
+    assert order["baseline"]["name"] == "router"
+    assert order["baseline"]["uid"] == "11111111-2222"
+    assert order["baseline"]["artifact"]["digest"] == digest("a")
+    assert order["baseline"]["dataManifest"].endswith("manifest.json")
