@@ -54,13 +54,10 @@ class PodRunner:
         cluster.runs_pods(is_running=self.is_running)
 
     def is_running(self, pod: Manifest) -> bool:
-        """Whether processes of the pod may be alive."""
-        if _is_over(pod):
-            return False
+        """Whether there are processes, or an end of theirs that the pod's status does not tell yet."""
         if pod["metadata"]["uid"] in self._starting:
             return True
-        container = Container(folder=self._files(pod).folder)
-        return container.exists and container.ended() is None
+        return not _is_over(pod) and Container(folder=self._files(pod).folder).exists
 
     def manage(self, pod: Manifest) -> None:
         """Run a pod, find its processes again, or end them: whatever its object asks for."""

@@ -126,14 +126,23 @@ class LocalRuntime:
             asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._look_at, manifest)
 
     def _manage(self, manifest: Manifest) -> None:
-        metadata = manifest["metadata"]
-        current = self.cluster.store.read(kind=manifest["kind"], namespace=metadata["namespace"], name=metadata["name"])
-        if not self._open or current is None or current["metadata"]["uid"] != metadata["uid"]:
+        if not self._open:
             return
-        if current["kind"] == "Pod":
+        current = self._current(manifest)
+        if manifest["kind"] == "Job":
+            if current is not None:
+                self._jobs.sync(current)
+            return
+        if current is not None:
             self._pods.manage(current)
-        else:
-            self._jobs.sync(current)
+        job = self._jobs.owner_of(manifest)
+        if job is not None:
+            self._jobs.sync(job)
+
+    def _current(self, manifest: Manifest) -> Manifest | None:
+        metadata = manifest["metadata"]
+        found = self.cluster.store.read(kind=manifest["kind"], namespace=metadata["namespace"], name=metadata["name"])
+        return found if found is not None and found["metadata"]["uid"] == metadata["uid"] else None
 
     def _pod_ended(self, pod: Manifest) -> None:
         job = self._jobs.owner_of(pod)
