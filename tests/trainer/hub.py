@@ -1,4 +1,4 @@
-"""A model hub on a loopback port: the part of the hub's HTTP API that resolving and downloading a model uses."""
+"""A hub on a loopback port: the part of its HTTP API that resolving and downloading models and data sets uses."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Literal
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -26,9 +27,11 @@ class Hub:
 
 
 @contextmanager
-def serve(*, repository: str, folder: Path) -> Iterator[Hub]:
+def serve(*, repository: str, folder: Path, kind: Literal["models", "datasets"] = "models") -> Iterator[Hub]:
     """Serve the files of a folder as a repository whose main branch and tag v1 are `COMMIT`."""
     hub = Hub(repository=repository, folder=folder)
+    api = f"/api/{kind}/{repository}"
+    files_at = f"/{'datasets/' if kind == 'datasets' else ''}{repository}/resolve/{COMMIT}/"
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -43,11 +46,11 @@ def serve(*, repository: str, folder: Path) -> Iterator[Hub]:
             path = self.path.partition("?")[0]
             if hub.gated:
                 self._send(403, b"{}", {"X-Error-Code": "GatedRepo"}, body=body)
-            elif path.startswith(f"/api/models/{repository}"):
-                rest = path.removeprefix(f"/api/models/{repository}").strip("/")
+            elif path.startswith(api):
+                rest = path.removeprefix(api).strip("/")
                 self._describe(rest, body=body)
-            elif path.startswith(f"/{repository}/resolve/{COMMIT}/"):
-                self._file(path.rpartition(f"/{COMMIT}/")[2], body=body)
+            elif path.startswith(files_at):
+                self._file(path.removeprefix(files_at), body=body)
             else:
                 self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body=body)
 

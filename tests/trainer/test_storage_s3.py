@@ -4,60 +4,28 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.harness import tools
+from tests.trainer.s3 import serve_s3
 
 from finetune_api.results import ExitCode
 from finetune_api.run import Locations
 from finetune_trainer.errors import StageError
 from finetune_trainer.storage import Storage
 
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "finetune", "AWS_SECRET_ACCESS_KEY": "finetune-secret", "AWS_REGION": "us-east-1"}
-
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The endpoint of a running server with the bucket `models`."""
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "buckets" / "models").mkdir(parents=True)
-    (folder / "meta").mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [tools.program("versitygw"), "--port", f"127.0.0.1:{port}", "posix", "--sidecar", folder / "meta",
-             folder / "buckets"],
-            env={**os.environ, "ROOT_ACCESS_KEY": "finetune", "ROOT_SECRET_KEY": "finetune-secret"},
-            stdout=log,
-            stderr=log,
-        )  # fmt: skip
-    try:
-        _wait_for(port, process, folder / "log")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise AssertionError(log.read_text())
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The client's variables for a running server with the bucket `models`."""
+    with serve_s3(tmp_path_factory.mktemp("s3"), bucket="models") as environment:
+        yield environment
 
 
 @pytest.fixture
-def storage(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Storage:
-    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": server}.items():
+def storage(server: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Storage:
+    for name, value in server.items():
         monkeypatch.setenv(name, value)
     root = f"s3://models/{request.node.name}"
     return Storage(locations=Locations(run=f"{root}/run", cache=f"{root}/cache", allowed_roots=["s3://models"]))

@@ -1,16 +1,19 @@
-"""The model hub: a revision is pinned to its commit, and only files that can be loaded safely are fetched."""
+"""The hub of models and data sets: a revision is pinned to its commit, and only what is safe to load is fetched."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.results import ExitCode
 from finetune_trainer.errors import StageError, bad_configuration, not_found
+
+log = logging.getLogger(__name__)
 
 # Weights as safetensors; configuration, tokenizer, licence as text. Never pickle (.bin, .pt) and never code (.py).
 LOADABLE = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.spm", "README.md", "LICENSE*", "LICENCE*")
@@ -57,6 +60,37 @@ def download(model: HubModel, *, into: Path) -> None:
     shutil.rmtree(into / ".cache", ignore_errors=True)
 
 
+def download_dataset(uri: str, *, into: Path, suffixes: Sequence[str]) -> Path:
+    """Fetch the files of `hf://datasets/ORGANISATION/NAME[@REVISION][/PATH]` that end as data does; where they lie.
+
+    `into` is an empty folder. Raises StageError as `resolve`.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    kind, organisation, name, *path = [*uri.removeprefix("hf://").strip("/").split("/"), "", ""]
+    inside = "/".join(part for part in path if part)
+    if kind != "datasets" or not organisation or not name:
+        raise bad_configuration("BadUri", f"{uri}: a data set of the hub is written hf://datasets/ORGANISATION/NAME")
+    name, _, revision = name.partition("@")
+    repository = f"{organisation}/{name}"
+    patterns = [f"*{suffix}{packed}" for suffix in suffixes for packed in ("", ".gz")]
+    with _hub_errors(uri, revision):
+        commit = HfApi(endpoint=_endpoint()).dataset_info(repository, revision=revision or None).sha
+        log.info("%s is at commit %s", uri, commit)
+        snapshot_download(
+            repository,
+            repo_type="dataset",
+            revision=commit,
+            local_dir=into,
+            allow_patterns=[inside, *(f"{inside}/{pattern}" for pattern in patterns)] if inside else patterns,
+            endpoint=_endpoint(),
+        )
+    shutil.rmtree(into / ".cache", ignore_errors=True)
+    if not (into / inside).exists():
+        raise not_found(f"{uri}: the data set has no {inside}")
+    return into / inside
+
+
 def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT")
 
@@ -74,16 +108,16 @@ def _hub_errors(uri: str, revision: str | None) -> Iterator[None]:
         yield
     except GatedRepoError as error:
         raise not_found(
-            f"{uri} is gated: accept its terms on the hub, and name a secret with HF_TOKEN in model.secretRef",
+            f"{uri} is gated: accept its terms on the hub, and name a secret with HF_TOKEN in secretRef",
             reason="InputForbidden",
         ) from error
     except RepositoryNotFoundError as error:
         raise not_found(
-            f"{uri}: the hub has no such model, or it is private; correct model.uri, or name a secret with HF_TOKEN in"
-            " model.secretRef"
+            f"{uri}: the hub has no such repository, or it is private; correct the URI, or name a secret with HF_TOKEN"
+            " in secretRef"
         ) from error
     except RevisionNotFoundError as error:
-        raise not_found(f"{uri} has no revision {revision}; correct model.revision") from error
+        raise not_found(f"{uri} has no revision {revision}; correct it") from error
     except HFValidationError as error:
         raise bad_configuration("BadUri", f"{uri}: {error}") from error
     except Exception as error:
@@ -92,7 +126,7 @@ def _hub_errors(uri: str, revision: str | None) -> Iterator[None]:
             raise
         raise StageError(
             reason="HubUnavailable",
-            message=f"{uri}: the model hub does not answer ({type(error).__name__}: {error}); set HF_ENDPOINT to a"
-            " mirror that can be reached, or use a folder (file://, pvc://, s3://) as model.uri",
+            message=f"{uri}: the hub does not answer ({type(error).__name__}: {error}); set HF_ENDPOINT to a"
+            " mirror that can be reached, or use a folder (file://, pvc://, s3://)",
             exit_code=ExitCode.INTERNAL_ERROR,
         ) from error

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from finetune_api.finetunejob import Source
 from finetune_api.shared_fields import Task
-from finetune_trainer import complete, source_files
+from finetune_trainer import complete, hub, source_files
 from finetune_trainer.complete import FileDigest
 from finetune_trainer.errors import bad_data
 from finetune_trainer.rows import Quarantine, Row, formats_of
@@ -50,10 +51,14 @@ class SourceRows:
 
 def opened(source: Source, *, storage: Storage, stack: ExitStack) -> OpenedSource:
     """Find a source's files; remote ones are copied and stay until `stack` is closed. Raises StageError."""
-    local = stack.enter_context(storage.local_copy(source.uri))
-    if storage.is_folder(source.uri):
-        # Through the storage, which refuses links that lead out of what may be read.
+    if source.uri.startswith("hf://"):
+        storage.check_readable(source.uri)
+        scratch = Path(stack.enter_context(TemporaryDirectory(prefix="finetune-")))
+        local = hub.download_dataset(source.uri, into=scratch, suffixes=source_files.SUFFIXES)
+    else:
+        # Listing refuses links that lead out of what may be read.
         storage.list_files(source.uri)
+        local = stack.enter_context(storage.local_copy(source.uri))
     found = source_files.find(local, uri=source.uri)
     digests, files = [], []
     for path in found:

@@ -2,7 +2,8 @@
 
 One `Storage` per process, made from the run's locations. Local URIs (file://, pvc://) are handled as paths: atomic
 renames, fsync, real-path confinement. s3:// and gs:// go through fsspec, configured by the environment
-(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...; GOOGLE_APPLICATION_CREDENTIALS). `hf://datasets/...` is read only.
+(AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...; GOOGLE_APPLICATION_CREDENTIALS). hf:// is only confined here;
+hub.py reads it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from finetune_api.results import ExitCode
 from finetune_api.run import Locations
 from finetune_trainer import complete
 from finetune_trainer.complete import Complete, FileDigest
-from finetune_trainer.errors import StageError, from_write_failure, not_found
+from finetune_trainer.errors import StageError, bad_configuration, from_write_failure, not_found
 from finetune_trainer.locations import Confinement, Location, join
 
 log = logging.getLogger(__name__)
@@ -337,6 +338,8 @@ class Storage:
         return manifest
 
     def _filesystem(self, location: Location) -> Any:
+        if location.scheme not in _FILESYSTEMS:
+            raise bad_configuration("BadUri", f"{location.uri}: the hub has models and data sets, no other files")
         if location.scheme not in self._filesystems:
             self._filesystems[location.scheme] = _FILESYSTEMS[location.scheme]()
         return self._filesystems[location.scheme]
@@ -379,11 +382,7 @@ def _gs() -> Any:
     return fsspec.filesystem("gs", use_listings_cache=False, skip_instance_cache=True)
 
 
-def _hf() -> Any:
-    return fsspec.filesystem("hf", skip_instance_cache=True)
-
-
-_FILESYSTEMS: dict[str, Callable[[], Any]] = {"s3": _s3, "gs": _gs, "hf": _hf}
+_FILESYSTEMS: dict[str, Callable[[], Any]] = {"s3": _s3, "gs": _gs}
 
 
 @contextlib.contextmanager
@@ -423,7 +422,7 @@ def _writing(uri: str) -> Iterator[None]:
 
 
 def _is_remote(uri: str) -> bool:
-    return uri.startswith(("s3://", "gs://", "hf://"))
+    return uri.startswith(("s3://", "gs://"))
 
 
 def _unavailable(uri: str, error: Exception) -> StageError:
