@@ -37,7 +37,7 @@ def test_one_leads_and_both_are_ready(installed: ApiServer, tmp_path: Path) -> N
             assert replica.get("/healthz") == (200, "ok\n")
             assert replica.get("/readyz") == (200, "ok\n")
         assert not standby.said("the door is open")
-        assert leader.metric('finetune_kubernetes_requests_total{method="PUT",status="200"}') > 0
+        assert leader.metric('finetune_kubernetes_requests_total{method="PUT",resource="leases",status="200"}') > 0
 
 
 def test_the_door_is_where_the_leader_is(installed: ApiServer, tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ from finetune_operator.ports import (
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 Query = Sequence[tuple[str, str]]
-Observer = Callable[[str, int, float], None]
-"""Called after each request with its method, the HTTP status (0: no answer) and the seconds it took."""
+Observer = Callable[[str, str, int, float], None]
+"""Called after each request with its method and path, the HTTP status (0: no answer) and the seconds it took."""
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -158,7 +158,7 @@ class Api:
             raise UnavailableError(f"{method} {path}: {error or type(error).__name__}") from error
         finally:
             if self._observer is not None:
-                self._observer(method, status, time.monotonic() - started)
+                self._observer(method, path, status, time.monotonic() - started)
 
 
 def error_of(*, status: int, answer: Manifest, request: str) -> Exception:

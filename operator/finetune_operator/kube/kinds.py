@@ -45,7 +45,7 @@ PLACES: dict[Kind, Place] = {
     "NetworkPolicy": Place(api_version="networking.k8s.io/v1", plural="networkpolicies"),
     "ServiceAccount": Place(api_version="v1", plural="serviceaccounts"),
     "Event": Place(api_version="events.k8s.io/v1", plural="events"),
-    "Workload": Place(api_version="kueue.x-k8s.io/v1beta1", plural="workloads"),
+    "Workload": Place(api_version="kueue.x-k8s.io/v1beta2", plural="workloads"),
 }
 _KINDS: dict[tuple[str, str], Kind] = {(place.api_version, kind): kind for kind, place in PLACES.items()}
 

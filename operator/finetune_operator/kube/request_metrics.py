@@ -14,7 +14,7 @@ class RequestMetrics:
         self._requests = Counter(
             "finetune_kubernetes_requests_total",
             "Calls to the apiserver; status 0: no answer.",
-            ["method", "status"],
+            ["method", "resource", "status"],
             registry=registry,
         )
         self._seconds = Histogram(
@@ -25,7 +25,16 @@ class RequestMetrics:
             registry=registry,
         )
 
-    def __call__(self, method: str, status: int, seconds: float) -> None:
+    def __call__(self, method: str, path: str, status: int, seconds: float) -> None:
         """A call has ended."""
-        self._requests.labels(method, str(status)).inc()
+        self._requests.labels(method, resource_of(path), str(status)).inc()
         self._seconds.labels(method).observe(seconds)
+
+
+def resource_of(path: str) -> str:
+    """The plural name in an API path: a closed set, unlike paths."""
+    parts = path.strip("/").split("/")
+    rest = parts[2:] if parts[0] == "api" else parts[3:]
+    if len(rest) > 2 and rest[0] == "namespaces":
+        rest = rest[2:]
+    return rest[0] if rest else "discovery"

@@ -13,6 +13,7 @@ from kubernetes.aio.client.configuration import Configuration
 from finetune_operator.kube import api as api_module
 from finetune_operator.kube.api import Api
 from finetune_operator.kube.cluster import KubernetesCluster
+from finetune_operator.kube.request_metrics import resource_of
 from finetune_operator.ports import InvalidError, UnavailableError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -35,7 +36,7 @@ async def talking_to(
     api = Api(
         configuration=Configuration(host=f"http://127.0.0.1:{port}"),
         timeout_seconds=timeout_seconds,
-        observer=lambda method, status, _: seen.append((method, status)),
+        observer=lambda method, _, status, __: seen.append((method, status)),
     )
     try:
         yield api, seen
@@ -181,3 +182,21 @@ async def test_writes_are_refused_where_a_field_is_unknown() -> None:
             await cluster.apply(manifest=manifest)
     assert [method for method, _ in queries] == ["POST", "PATCH"]
     assert all("fieldValidation=Strict" in query and "fieldManager=finetune-operator" in query for _, query in queries)
+
+
+@pytest.mark.parametrize(
+    ("path", "resource"),
+    [
+        ("/api/v1/namespaces/a/pods", "pods"),
+        ("/api/v1/namespaces/a/pods/b", "pods"),
+        ("/api/v1/pods", "pods"),
+        ("/api/v1/namespaces/a", "namespaces"),
+        ("/apis/batch/v1/jobs", "jobs"),
+        ("/apis/finetune.dev/v1alpha1/namespaces/a/finetunejobs/b/status", "finetunejobs"),
+        ("/apis/authentication.k8s.io/v1/tokenreviews", "tokenreviews"),
+        ("/apis/finetune.dev/v1alpha1", "discovery"),
+        ("/version", "discovery"),
+    ],
+)
+def test_paths_become_a_closed_set_of_labels(path: str, resource: str) -> None:
+    assert resource_of(path) == resource
