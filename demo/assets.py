@@ -57,7 +57,8 @@ def smollm2_folder() -> Path:
     from finetune_trainer.storage import Storage
 
     cache = f"file://{_packages()}/converted"
-    storage = Storage(locations=Locations(run=cache, cache=cache, allowed_roots=[f"file://{_packages()}"]))
+    locations = Locations(run=f"{cache}/runs", cache=cache, allowed_roots=[f"file://{_packages()}"])
+    storage = Storage(locations=locations)
     base = base_model.resolve(ModelOrder(uri=f"file://{smollm2()}", task="Chat"), storage=storage)
     return Path(base.loadable_uri.removeprefix("file://"))
 

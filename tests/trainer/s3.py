@@ -21,7 +21,7 @@ def serve_s3(folder: Path, *, bucket: str) -> Iterator[dict[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [tools.program("versitygw"), "--port", f"127.0.0.1:{port}"]
+    command: list[str | Path] = [tools.program("versitygw"), "--port", f"127.0.0.1:{port}"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*command, "posix", "--sidecar", folder / "meta", folder / "buckets"],

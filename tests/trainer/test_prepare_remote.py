@@ -90,8 +90,8 @@ def test_a_data_set_of_the_hub(tmp_path: Path, local: PrepareResult, monkeypatch
         assert whole.data_digest == local.data_digest
         assert sorted(served.fetched) == ["data/more/train.jsonl", "data/train.jsonl"]
         served.fetched.clear()
-        part = prepare(order("hf://datasets/acme/topics@v1/data/train.jsonl", root=f"file://{tmp_path}"))
-        assert part.summary.rows_read == 500
+        one_file = prepare(order("hf://datasets/acme/topics@v1/data/train.jsonl", root=f"file://{tmp_path}"))
+        assert one_file.summary.rows_read == 500
         assert served.fetched == ["data/train.jsonl"]
         for uri, reason in (
             ("hf://datasets/acme/topics/none", "InputNotFound"),
@@ -102,4 +102,4 @@ def test_a_data_set_of_the_hub(tmp_path: Path, local: PrepareResult, monkeypatch
             with pytest.raises(StageError) as refused:
                 prepare(order(uri, root=f"file://{tmp_path}"))
             assert refused.value.reason == reason, uri
-    assert json.loads((tmp_path / "runs/router/data/manifest.json").read_text())["digest"] == part.data_digest
+    assert json.loads((tmp_path / "runs/router/data/manifest.json").read_text())["digest"] == one_file.data_digest

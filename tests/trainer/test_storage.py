@@ -270,6 +270,24 @@ def test_publishing_replaces_what_was_there(storage: Storage, tmp_path: Path) ->
     assert names(tmp_path / "run") == ["model"]
 
 
+def test_a_cache_entry_that_others_may_be_reading_stays(storage: Storage, tmp_path: Path) -> None:
+    uri = f"{storage.locations.cache}/bases/1"
+
+    def publish(content: str, input_digest: str) -> None:
+        with storage.staging_folder(uri) as folder:
+            (folder / "weights").write_text(content)
+            storage.publish(folder, to=uri, input_digest=input_digest, extra={})
+
+    publish("first", "sha256:input")
+    publish("second", "sha256:input")
+    assert storage.read_text(f"{uri}/weights") == "first"
+    publish("third", "sha256:other")
+    assert storage.read_text(f"{uri}/weights") == "third"
+    (tmp_path / "cache/bases/1/weights").write_text("torn")
+    publish("fourth", "sha256:other")
+    assert storage.read_text(f"{uri}/weights") == "fourth"
+
+
 def test_staging_is_removed_after_a_failure_and_invisible_before(storage: Storage, tmp_path: Path) -> None:
     uri = f"{storage.locations.run}/model"
     with pytest.raises(RuntimeError), storage.staging_folder(uri) as folder:

@@ -274,7 +274,7 @@ class Storage:
                 folder = Path(tempfile.mkdtemp(prefix="finetune-"))
             else:
                 location.path.parent.mkdir(parents=True, exist_ok=True)
-                self._remove_abandoned(location.path)
+                self._remove_abandoned(location)
                 folder = location.path.with_name(f"{_STAGING}{location.path.name}-{uuid.uuid4().hex[:8]}")
                 folder.mkdir()
         try:
@@ -286,8 +286,13 @@ class Storage:
         """Make a staging folder's content the folder `to`, all at once, with its COMPLETE; what was there goes.
 
         Local: COMPLETE is written inside the staging folder, which is then renamed. Remote: COMPLETE is uploaded last.
+        In the cache, which other runs read at this moment, a complete folder made from the same input stays.
         """
         location = self._confinement.writable(to)
+        if not self._is_own(location):
+            existing = self.read_complete(to)
+            if existing is not None and existing.input_digest == input_digest:
+                return existing
         with _writing(to):
             manifest = Complete(input_digest=input_digest, files=_digest_local(folder), extra=extra)
             if location.path is None:
@@ -298,17 +303,8 @@ class Storage:
             (folder / complete.FILE_NAME).write_text(manifest.to_json())
             _make_readable(folder)
             _sync_tree(folder)
-            # Another run may publish the same cache entry at this moment: equal content, so whoever is first wins.
-            for _ in range(3):
-                self.remove(to)
-                try:
-                    folder.rename(location.path)
-                    break
-                except OSError:
-                    if not location.path.exists():
-                        raise
-            else:
-                raise OSError(f"{to} is being written by another process")
+            self.remove(to)
+            folder.rename(location.path)
             _sync_folder(location.path.parent)
         return manifest
 
@@ -362,10 +358,16 @@ class Storage:
         with self.open(uri) as source, target.open("wb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
 
-    def _remove_abandoned(self, target: Path) -> None:
+    def _is_own(self, location: Location) -> bool:
+        """Whether it is in the run's own folder, not in the cache that it shares with others."""
+        own = self._confinement.parse(self.locations.run).uri
+        return location.uri == own or location.uri.startswith(own.rstrip("/") + "/")
+
+    def _remove_abandoned(self, location: Location) -> None:
         """Remove staging folders that a killed writer left. In a run's folder only one attempt writes at a time."""
-        run = self._confinement.parse(self.locations.run).path
-        own = run is not None and target.is_relative_to(run)
+        own = self._is_own(location)
+        target = location.path
+        assert target is not None
         for leftover in target.parent.glob(f"{_STAGING}{target.name}-*"):
             with contextlib.suppress(OSError):
                 if own or time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
