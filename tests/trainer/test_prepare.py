@@ -119,6 +119,14 @@ def test_chat_topics(tmp_path: Path) -> None:
     assert result.summary.near_duplicate_groups < 10
 
 
+def test_plain_texts(tmp_path: Path) -> None:
+    rows = [{"text": row["text"], "label": "ignored by this task"} for row in questions(60)]
+    run = order(tmp_path, write(tmp_path / "rows.jsonl", rows), task="CausalLM")
+    assert prepare(run).labels is None
+    example = snapshot(run)[0]["train"][0]
+    assert (example.text in {row["text"] for row in rows}, example.label, example.messages) == (True, None, None)
+
+
 def test_the_same_question_is_held_out_of_chat_and_classifier_alike(tmp_path: Path) -> None:
     """Both take the question's hash: the split is the endpoint's, not the format's."""
     held_out: list[set[str]] = []
