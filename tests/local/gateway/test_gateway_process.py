@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
-from tests.unit.gateway.conftest import GatewayProcess, Upstream, eventually
+from tests.local.gateway.conftest import GatewayProcess, Upstream, eventually
 
 HELLO = {"model": "router", "messages": [{"role": "user", "content": "hello"}]}
 CANARY = {"name": "half", "weights": {"new": 50, "old": 50}, "fallback": "old"}
