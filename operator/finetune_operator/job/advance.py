@@ -99,8 +99,9 @@ def _wait(step: Step, waiting: Waiting, *, status: FineTuneJobStatus, overdue: d
 def _run(step: Step, running: Running, *, status: FineTuneJobStatus, overdue: datetime | None) -> Draft:
     phase, hung = PHASE_OF_STAGE[step.stage.name], None
     if step.training:
-        hung = _hang_deadline(step, running)
-        if hung is not None and step.observed.now >= hung:
+        silent_since = last_sign(observed=step.observed, running_since=running.since)
+        hung = after(silent_since, step.plan.hang_seconds)
+        if step.observed.now >= hung:
             message = f"training has not reported for {step.plan.hang_seconds} s (failurePolicy.hangSeconds)"
             return restart_or_fail(step, Broken(cause=Cause.HUNG, reason=Cause.HUNG, message=message))
         status = with_progress(status=status, observed=step.observed, plan=step.plan)
@@ -122,9 +123,3 @@ def _deadline(step: Step, *, status: FineTuneJobStatus) -> datetime | None:
     if limit is None or not any(pod.running for pod in step.attempt.pods):
         return None
     return after(step.observed.now, limit - active_seconds(status=status, observed=step.observed))
-
-
-def _hang_deadline(step: Step, running: Running) -> datetime | None:
-    if step.observed.door is None:
-        return None  # nobody can report
-    return after(last_sign(observed=step.observed, running_since=running.since), step.plan.hang_seconds)
