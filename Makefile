@@ -7,7 +7,7 @@ PYTHON ?= python3
 UV := $(FINETUNE_CACHE)/uv/bin/uv
 PY := .venv/bin/python
 LOCK = $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-       --no-header --no-emit-package finetune-operator pyproject.toml
+       --no-header --no-annotate --no-emit-package finetune-operator pyproject.toml
 
 .PHONY: help
 help: ## List the targets
