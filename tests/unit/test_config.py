@@ -1,0 +1,49 @@
+"""Settings from the environment."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_operator.config import ConfigError, OperatorConfig
+
+IMAGE = {"FINETUNE_TRAINER_IMAGE": "trainer:1"}
+
+
+def test_everything_but_the_image_has_a_default() -> None:
+    assert OperatorConfig.from_environment(IMAGE) == OperatorConfig(trainer_image="trainer:1")
+
+
+def test_settings_are_read() -> None:
+    config = OperatorConfig.from_environment(
+        {
+            **IMAGE,
+            "FINETUNE_NAMESPACES": "ml, research",
+            "FINETUNE_ALLOWED_ROOTS": "s3://acme/,hf://",
+            "FINETUNE_TRUST_REMOTE_CODE": "true",
+            "FINETUNE_WORKERS": "3",
+            "FINETUNE_RESYNC_SECONDS": "60.5",
+            "FINETUNE_PREPARE_RESOURCES": '{"limits": {"memory": "2Gi"}}',
+            "FINETUNE_TMP_SIZE_LIMIT": "",
+        }
+    )
+    assert config.namespaces == ("ml", "research")
+    assert config.allowed_roots == ("s3://acme/", "hf://")
+    assert config.trust_remote_code is True
+    assert (config.workers, config.resync_seconds) == (3, 60.5)
+    assert config.prepare_resources.limits == {"memory": "2Gi"}
+    assert config.tmp_size_limit is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, "FINETUNE_TRAINER_IMAGE is not set"),
+        ({**IMAGE, "FINETUNE_WORKERS": "many"}, "FINETUNE_WORKERS: 'many' cannot be read; expected a number"),
+        ({**IMAGE, "FINETUNE_WORKERS": "0"}, "greater than 0"),
+        ({**IMAGE, "FINETUNE_TRUST_REMOTE_CODE": "yes"}, "expected true or false"),
+        ({**IMAGE, "FINETUNE_COMPUTE_RESOURCES": "1 cpu"}, "expected JSON"),
+    ],
+)
+def test_wrong_settings_are_named(environment: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        OperatorConfig.from_environment(environment)
