@@ -52,7 +52,7 @@ demo: setup ## Run the main job on this machine: a real model, real data, a verd
 
 .PHONY: cluster-up cluster-down
 cluster-up: setup ## Start a real Kubernetes with the operator, to play with (root)
-	@$(PY) -m tests.harness up
+	@$(PY) -m tests.harness up && $(PY) -m tests.cluster.playground
 cluster-down: setup ## Remove it
 	@$(PY) -m tests.harness down
 

@@ -11,7 +11,7 @@ from tests.cluster.operator_install import SYSTEM, InstalledOperator, install
 from tests.harness import Object
 
 pytestmark = pytest.mark.timeout(600)
-LONG = {"epochs": 8}
+LONG = {"epochs": 4}
 KILL_ALL = """
 import os, signal
 for entry in os.listdir("/proc"):
