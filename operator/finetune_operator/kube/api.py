@@ -73,11 +73,16 @@ class Api:
     not an answer about the object: timeouts, refused connections, 401, 403 by RBAC, 429 and 5xx."""
 
     def __init__(
-        self, *, configuration: Configuration, timeout_seconds: float = 15.0, observer: Observer | None = None
+        self,
+        *,
+        configuration: Configuration,
+        timeout_seconds: float = 15.0,
+        observer: Observer | None = None,
+        user_agent: str = "finetune-operator",
     ) -> None:
         configuration.connection_pool_maxsize = CONNECTIONS
         self._client = ApiClient(configuration=configuration)
-        self._client.user_agent = "finetune-operator"
+        self._client.user_agent = user_agent
         self._timeout = timeout_seconds
         self._observer = observer
 

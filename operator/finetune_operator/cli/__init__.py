@@ -1,0 +1,1 @@
+"""`finetune`, also installed as `kubectl-finetune`: one command line for a cluster and for this machine."""

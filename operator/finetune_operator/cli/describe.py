@@ -1,0 +1,170 @@
+"""`finetune describe`: all about one object, in plain words."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from finetune_api.base import Condition
+from finetune_api.finetunejob import FineTuneJob
+from finetune_api.modelversion import ModelVersion
+from finetune_operator.cli import words
+from finetune_operator.cli.columns import resource_of
+from finetune_operator.cli.errors import CommandError, ExitStatus
+from finetune_operator.cli.tables import age, table
+from finetune_operator.cli.target import open_target
+from finetune_operator.job.times import parse_time
+from finetune_operator.ports import Manifest
+
+_INDENT = "  "
+_EVENTS = 20
+
+
+async def run(options: argparse.Namespace) -> int:
+    """Print the description."""
+    resource = resource_of(options.kind)
+    now = datetime.now(UTC)
+    async with open_target(options) as target:
+        if resource.kind == "FineTuneJob":
+            job = await target.read(kind="FineTuneJob", name=options.name)
+            events = await target.cluster.list(kind="Event", namespace=target.namespace)
+            own = [event for event in events if (event.get("regarding") or {}).get("uid") == job["metadata"]["uid"]]
+            print(describe_job(FineTuneJob.from_object(job), events=own, now=now))
+        elif resource.kind == "ModelVersion":
+            version = await target.read(kind="ModelVersion", name=options.name)
+            print(describe_version(ModelVersion.model_validate(version), now=now))
+        else:
+            raise CommandError(f"describe knows jobs and versions, not {resource.plural}")
+    return ExitStatus.DONE
+
+
+def describe_job(job: FineTuneJob, *, events: list[Manifest], now: datetime) -> str:
+    """A job as text."""
+    spec, status = job.spec, job.status
+    sections = [
+        _fields(
+            {
+                "Name": job.metadata.name,
+                "Namespace": job.metadata.namespace,
+                "Created": _when(job.metadata.creation_timestamp, now=now),
+                "Phase": status.phase or "Pending",
+                "Message": status.message or "",
+                "Model": f"{spec.model.uri} ({spec.model.task})",
+                "Method": spec.method.type
+                + (f" of rank {spec.method.lora.rank}" if spec.method.lora is not None else ""),
+                "Data": ", ".join(f"{source.name} ({source.uri})" for source in spec.data.sources),
+                "Artifacts": spec.artifacts.uri,
+                "Version": status.model_version.name if status.model_version else "",
+                "Report": (status.evaluation.report or "") if status.evaluation else "",
+                "Checkpoint": f"step {status.checkpoint.step} ({status.checkpoint.uri})" if status.checkpoint else "",
+                "Restarts": _restarts(job),
+            }
+        )
+    ]
+    if status.stages:
+        rows = [
+            (
+                stage.name,
+                stage.state,
+                str(stage.attempt),
+                _duration(stage.start_time, stage.completion_time, now=now),
+                words.stage_result(stage.result),
+            )
+            for stage in status.stages
+        ]
+        header = ("NAME", "STATE", "ATTEMPT", "TIME", "RESULT")
+        sections.append("Stages:\n" + table(header=header, rows=rows, indent=_INDENT))
+    if status.phase == "Training" and status.trainer_status is not None:
+        metrics = {metric.name: metric.value for metric in status.trainer_status.metrics or ()}
+        sections.append("Training:\n" + _fields(metrics, indent=_INDENT))
+    if status.evaluation is not None:
+        sections.append(_comparison(job))
+    sections.append(_conditions(status.conditions, now=now))
+    sections.append(_events(events, now=now))
+    return "\n\n".join(section for section in sections if section)
+
+
+def describe_version(version: ModelVersion, *, now: datetime) -> str:
+    """A version as text."""
+    spec = version.spec
+    rows = spec.data.rows
+    parent = f", continued from {spec.lineage.parent.name}" if spec.lineage.parent else ""
+    fields = {
+        "Name": version.metadata.name,
+        "Namespace": version.metadata.namespace,
+        "Created": _when(version.metadata.creation_timestamp, now=now),
+        "Endpoint": spec.endpoint_ref.name if spec.endpoint_ref else "",
+        "Verdict": spec.evaluation.verdict,
+        "Artifact": f"{spec.artifact.uri} ({spec.artifact.format}, {words.size(spec.artifact.size_bytes)})",
+        "Digest": spec.artifact.digest,
+        "Base": spec.base.uri + (f" at {spec.base.revision}" if spec.base.revision else ""),
+        "Licence": spec.base.licence or "unknown",
+        "Task": spec.task,
+        "Method": str(spec.method.get("type", "")),
+        "Data": f"{spec.data.digest} (train {rows.train}, validation {rows.validation}, test {rows.test})",
+        "Made by": f"job {spec.lineage.job.name}{parent}",
+        "Report": spec.evaluation.report or "",
+    }
+    comparison = words.metric_table(spec.evaluation.results, baseline=spec.baseline.name, indent=_INDENT)
+    return f"{_fields(fields)}\n\nCompared with {spec.baseline.name}:\n{comparison}"
+
+
+def _comparison(job: FineTuneJob) -> str:
+    evaluation = job.status.evaluation
+    if evaluation is None:
+        return ""
+    lines = [
+        f"Evaluation: {evaluation.verdict}",
+        words.metric_table(evaluation.results, baseline="baseline", indent=_INDENT),
+        *(f"{_INDENT}{reason}" for reason in words.reasons(evaluation.results)),
+    ]
+    return "\n".join(lines)
+
+
+def _restarts(job: FineTuneJob) -> str:
+    restarts = job.status.restarts
+    if restarts is None or not (restarts.failures or restarts.preemptions):
+        return ""
+    last = f"; the last: {restarts.last.message or restarts.last.reason}" if restarts.last else ""
+    return (
+        f"{words.count(restarts.failures, 'failure')}, {words.count(restarts.preemptions, 'interruption')}, "
+        f"{words.count(restarts.steps_lost, 'step')} done again{last}"
+    )
+
+
+def _conditions(conditions: Iterable[Condition], *, now: datetime) -> str:
+    rows = [
+        (each.type, each.status, each.reason, age(since=each.last_transition_time, now=now), each.message)
+        for each in conditions
+    ]
+    header = ("TYPE", "STATUS", "REASON", "AGE", "MESSAGE")
+    return "Conditions:\n" + table(header=header, rows=rows, indent=_INDENT) if rows else ""
+
+
+def _events(events: list[Manifest], *, now: datetime) -> str:
+    newest = sorted(events, key=lambda event: str(event.get("eventTime") or ""))[-_EVENTS:]
+    rows = [
+        (
+            age(since=parse_time(event.get("eventTime")), now=now),
+            str(event.get("type", "")),
+            str(event.get("reason", "")),
+            str(event.get("note", "")),
+        )
+        for event in newest
+    ]
+    return "Events:\n" + table(header=("AGE", "TYPE", "REASON", "MESSAGE"), rows=rows, indent=_INDENT) if rows else ""
+
+
+def _fields(fields: dict[str, str], *, indent: str = "") -> str:
+    shown = {name: value for name, value in fields.items() if value}
+    width = max((len(name) for name in shown), default=0) + 1
+    return "\n".join(f"{indent}{name + ':':<{width}} {value}" for name, value in shown.items())
+
+
+def _when(time: datetime | None, *, now: datetime) -> str:
+    return "" if time is None else f"{time:%Y-%m-%d %H:%M:%S} UTC ({age(since=time, now=now)} ago)"
+
+
+def _duration(start: datetime | None, end: datetime | None, *, now: datetime) -> str:
+    return "" if start is None else words.seconds(((end or now) - start).total_seconds())

@@ -1,0 +1,148 @@
+"""The commands and their options. docs/cli.md and the shell completions are made from this tree."""
+
+from __future__ import annotations
+
+import argparse
+
+from finetune_operator.local.home import DEFAULT_HOME
+
+OUTPUTS = ("table", "wide", "json", "yaml", "name")
+STAGES = ("Prepare", "Train", "Evaluate")
+
+
+def build_parser(*, program: str = "finetune") -> argparse.ArgumentParser:
+    """The whole tree. Each command sets `command` to `module:function` in this package."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Train a model and prove it better than the one before: on this machine, or on a cluster.",
+        epilog="Exit status: 0 Succeeded, 1 Failed, 2 bad input, 3 Rejected or RolledBack, 130 interrupted.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _validate(commands)
+    _run(commands)
+    _get(commands)
+    _describe(commands)
+    _logs(commands)
+    _report(commands)
+    _doctor(commands)
+    _completion(commands)
+    return parser
+
+
+_Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def _command(
+    commands: _Commands[argparse.ArgumentParser], name: str, function: str, text: str, example: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"Examples:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _validate(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "check manifests as a cluster's apiserver would, without one"
+    parser = _command(commands, "validate", "validate:run", text, "  finetune validate -f job.yaml")
+    _file_option(parser, several=True)
+
+
+def _run(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "run a FineTuneJob on this machine and follow it to its end"
+    example = (
+        "  finetune run -f job.yaml          start it, or go on with it\n"
+        "  finetune run -f job.yaml | cat    plain lines instead of a live view\n\n"
+        "Ctrl-C stops after a checkpoint; the same command goes on from there. A second Ctrl-C stops at once.\n"
+        "file:// URIs may be relative to the manifest: file://./data.jsonl"
+    )
+    parser = _command(commands, "run", "run:run", text, example)
+    _file_option(parser, several=False)
+    parser.add_argument("-n", "--namespace", default="default", help="namespace of the job where its manifest has none")
+    parser.add_argument("--home", default=DEFAULT_HOME, metavar="DIR", help=f"folder of local mode ({DEFAULT_HOME})")
+    parser.add_argument("--plain", action="store_true", help="plain lines, also in a terminal")
+
+
+def _get(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "list jobs or versions"
+    example = (
+        "  finetune get jobs --local\n"
+        "  finetune get jobs -A -o wide --context production\n"
+        "  finetune get version support-router-7 -o yaml"
+    )
+    parser = _command(commands, "get", "get:run", text, example)
+    parser.add_argument("kind", metavar="KIND", help="jobs or versions (also kubectl's names: ftj, mv, ...)")
+    parser.add_argument("names", metavar="NAME", nargs="*", help="only these")
+    parser.add_argument("-o", "--output", choices=OUTPUTS, default="table", help="form of the answer (table)")
+    parser.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces")
+    parser.add_argument("-l", "--selector", default="", metavar="LABELS", help="only with these labels: key=value,...")
+    _target_options(parser)
+
+
+def _describe(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "say all about one job or version, in plain words"
+    example = "  finetune describe job support-router-7\n  finetune describe version support-router-7 --local"
+    parser = _command(commands, "describe", "describe:run", text, example)
+    parser.add_argument("kind", metavar="KIND", help="job or version")
+    parser.add_argument("name", metavar="NAME", help="its name")
+    _target_options(parser)
+
+
+def _logs(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "print what a job's containers said"
+    example = "  finetune logs support-router-7 -f\n  finetune logs support-router-7 --stage Train --index 1"
+    parser = _command(commands, "logs", "logs:run", text, example)
+    parser.add_argument("name", metavar="JOB", help="the job's name")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
+    parser.add_argument("--stage", choices=STAGES, help="this stage (the newest)")
+    parser.add_argument("--attempt", type=int, metavar="N", help="this attempt of the stage (the newest)")
+    parser.add_argument("--index", type=int, default=0, metavar="N", help="of several pods, the one with this rank (0)")
+    _target_options(parser)
+
+
+def _report(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "print how a job's model compares, and where its HTML report is"
+    example = "  finetune report support-router-7 --local --open"
+    parser = _command(commands, "report", "report:run", text, example)
+    parser.add_argument("name", metavar="JOB", help="the job's name")
+    parser.add_argument("--open", action="store_true", help="open the report in a browser")
+    _target_options(parser)
+
+
+def _doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "check that this machine, or the cluster, can run jobs"
+    parser = _command(commands, "doctor", "doctor:run", text, "  finetune doctor --local\n  finetune doctor")
+    _target_options(parser)
+
+
+def _completion(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "print a completion script for a shell"
+    example = "  source <(finetune completion bash)\n  finetune completion zsh > ~/.zfunc/_finetune"
+    parser = _command(commands, "completion", "completion:run", text, example)
+    parser.add_argument("shell", choices=("bash", "zsh"), help="which shell")
+
+
+def _file_option(parser: argparse.ArgumentParser, *, several: bool) -> None:
+    parser.add_argument(
+        "-f",
+        "--filename",
+        action="append" if several else "store",
+        required=True,
+        metavar="FILE",
+        help="manifest, YAML or JSON; - reads standard input" + ("; a folder: all in it" if several else ""),
+    )
+
+
+def _target_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "where", f"a cluster where a kubeconfig names one, else the folder {DEFAULT_HOME} of local mode"
+    )
+    group.add_argument("--local", action="store_true", help="local mode")
+    group.add_argument("--home", metavar="DIR", help=f"folder of local mode ({DEFAULT_HOME}); implies --local")
+    group.add_argument("--kubeconfig", metavar="FILE", help="kubeconfig (kubectl's own rules)")
+    group.add_argument("--context", metavar="NAME", help="context of the kubeconfig (the current one)")
+    group.add_argument("-n", "--namespace", metavar="NAME", help="namespace (the context's, else default)")

@@ -1,0 +1,82 @@
+"""Write the reference of the commands: `python -m finetune_operator.cli.reference docs/cli.md`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from finetune_operator.cli.completion import subcommands
+from finetune_operator.cli.errors import ExitStatus
+from finetune_operator.cli.parser import build_parser
+
+_INTRODUCTION = """\
+<!-- Generated from operator/finetune_operator/cli/parser.py by `make generate`; do not edit. -->
+# The command line
+
+One command for a cluster and for a laptop, installed as `finetune` and (for `kubectl finetune`) as `kubectl-finetune`.
+[Local mode](local-mode.md) explains what `run` does on this machine.
+
+Where a command looks: at a cluster where kubectl would find one (`KUBECONFIG`, `~/.kube/config`, a pod's service
+account) or `--context`/`--kubeconfig` name one; else, and with `--local` or `--home`, at the folder of local mode.
+"""
+_STATUSES = {
+    ExitStatus.DONE: "done; of `run`: the job Succeeded",
+    ExitStatus.FAILED: "the job Failed; or the cluster did not answer, or `doctor` found something that must be mended",
+    ExitStatus.BAD_INPUT: "bad input: wrong options, a manifest that is refused, a name that does not exist",
+    ExitStatus.REJECTED: "the job was Rejected (not proven better) or RolledBack",
+    ExitStatus.INTERRUPTED: "stopped by Ctrl-C; `run` can go on",
+}
+
+
+def reference() -> str:
+    """The page."""
+    sections = [_INTRODUCTION]
+    for name, parser in subcommands(build_parser()).items():
+        sections.append("\n".join(_command(name, parser)))
+    statuses = [f"| {int(status)} | {text} |" for status, text in _STATUSES.items()]
+    sections.append("\n".join(["## Exit status", "", "| status | meaning |", "|---|---|", *statuses, ""]))
+    return "\n".join(sections)
+
+
+def _command(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    positional = " ".join(_positional(action) for action in parser._actions if not action.option_strings)
+    yield f"## finetune {name}\n"
+    yield f"{parser.description}\n"
+    yield f"```\nfinetune {name} {positional}".rstrip() + " [options]\n```\n"
+    yield "| option | meaning |"
+    yield "|---|---|"
+    for action in parser._actions:
+        if "-h" not in action.option_strings:
+            yield f"| {_name(action)} | {_meaning(action)} |"
+    if parser.epilog:
+        heading, _, text = parser.epilog.partition("\n")
+        yield f"\n{heading}\n\n```\n{_undented(text)}\n```\n"
+
+
+def _positional(action: argparse.Action) -> str:
+    name = action.metavar or "{" + "|".join(str(choice) for choice in action.choices or ()) + "}"
+    return f"[{name} ...]" if action.nargs == "*" else str(name)
+
+
+def _name(action: argparse.Action) -> str:
+    if not action.option_strings:
+        return f"`{_positional(action)}`"
+    takes_value = action.nargs != 0
+    value = f" {action.metavar or '|'.join(str(choice) for choice in action.choices or ()) or 'VALUE'}"
+    return ", ".join(f"`{option}`" for option in action.option_strings) + (f" `{value.strip()}`" if takes_value else "")
+
+
+def _meaning(action: argparse.Action) -> str:
+    return (action.help or "").replace("|", "\\|") + (
+        " (required)" if action.option_strings and action.required else ""
+    )
+
+
+def _undented(text: str) -> str:
+    return "\n".join(line.removeprefix("  ") for line in text.splitlines())
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(reference())

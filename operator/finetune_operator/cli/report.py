@@ -1,0 +1,66 @@
+"""`finetune report`: the comparison as a table, and the HTML report."""
+
+from __future__ import annotations
+
+import argparse
+import webbrowser
+from pathlib import Path
+
+from finetune_api.finetunejob import FineTuneJob
+from finetune_operator.cli import words
+from finetune_operator.cli.errors import EXIT_STATUS_OF_PHASE, CommandError, ExitStatus
+from finetune_operator.cli.target import Target, open_target
+from finetune_operator.local.home import LocalHome
+
+
+async def run(options: argparse.Namespace) -> int:
+    """Print the comparison; DONE for any verdict."""
+    async with open_target(options) as target:
+        job = FineTuneJob.from_object(await target.read(kind="FineTuneJob", name=options.name))
+        print(comparison(job))
+        where = _report(job, target)
+    print(f"\nReport: {where}")
+    if options.open:
+        if not isinstance(where, Path):
+            raise CommandError(f"{where} is not on this machine; copy it here and open it")
+        if not webbrowser.open(where.as_uri()):
+            raise CommandError(f"no browser was found; open {where} yourself", status=ExitStatus.FAILED)
+    return ExitStatus.DONE
+
+
+def comparison(job: FineTuneJob) -> str:
+    """The table of a job that was evaluated. Raises CommandError for one that was not."""
+    status = job.status
+    if status.evaluation is None:
+        more = f" ({status.message})" if status.message else ""
+        raise CommandError(
+            f"{job.metadata.name} has not been evaluated: {status.phase or 'Pending'}{more}",
+            status=EXIT_STATUS_OF_PHASE.get(status.phase or "", ExitStatus.FAILED),
+        )
+    rows = status.evaluation.results
+    lines = [f"{job.metadata.name}: {status.evaluation.verdict} against {baseline_of(job)}", ""]
+    lines.append(words.metric_table(rows, baseline="baseline"))
+    lines += [f"\n{reason}" for reason in words.reasons(rows)]
+    return "\n".join(lines)
+
+
+def baseline_of(job: FineTuneJob) -> str:
+    """What the model was compared with, in words."""
+    baseline = (job.status.plan or {}).get("baseline") or {}
+    name = baseline.get("name", "Base")
+    return "the base model" if name == "Base" else f"version {name}"
+
+
+def path_of(uri: str, *, home: LocalHome) -> Path | None:
+    """The file behind a URI of this machine; None for one that is elsewhere."""
+    if uri.startswith("file://"):
+        return Path(uri.removeprefix("file://"))
+    if uri.startswith("pvc://"):
+        return home.claims / uri.removeprefix("pvc://")
+    return None
+
+
+def _report(job: FineTuneJob, target: Target) -> str | Path:
+    uri = (job.status.evaluation.report or "") if job.status.evaluation else ""
+    path = path_of(uri, home=target.home) if target.home else None
+    return path if path is not None and path.exists() else uri

@@ -1,0 +1,80 @@
+"""Where a command looks: the folder of local mode, or a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_operator.cli.errors import CommandError
+from finetune_operator.local.cluster import LocalCluster
+from finetune_operator.local.home import DEFAULT_HOME, LocalHome
+from finetune_operator.ports import Cluster, Kind, Manifest
+
+if TYPE_CHECKING:
+    from finetune_operator.kube.user_session import UserSession
+
+_IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """An open place. Exactly one of `home` and `session` is set."""
+
+    cluster: Cluster
+    namespace: str
+    home: LocalHome | None = None
+    session: UserSession | None = None
+
+    async def read(self, *, kind: Kind, name: str) -> Manifest:
+        """An object of the namespace. Raises CommandError where there is none."""
+        found = await self.cluster.get(kind=kind, namespace=self.namespace, name=name)
+        if found is not None:
+            return found
+        where = f"in {self.home.root}" if self.home else f"in namespace {self.namespace} of the cluster"
+        hint = ""
+        if self.home is None and _has_local_home():
+            hint = f"; this folder has a {DEFAULT_HOME} of local mode: --local looks there"
+        raise CommandError(f"{kind} {name} was not found {where}{hint}")
+
+
+@asynccontextmanager
+async def open_target(options: argparse.Namespace) -> AsyncIterator[Target]:
+    """Open what the options name. Raises CommandError, UnavailableError."""
+    if options.home or options.local:
+        if options.kubeconfig or options.context:
+            raise CommandError("--local and --home mean this machine, --kubeconfig and --context a cluster: choose one")
+        yield _local(options)
+    elif options.kubeconfig or options.context or _names_a_cluster():
+        from finetune_operator.kube.user_session import open_user_session
+
+        async with open_user_session(kubeconfig=options.kubeconfig, context=options.context) as session:
+            namespace = options.namespace or session.namespace
+            yield Target(cluster=session.cluster, namespace=namespace, session=session)
+    else:
+        yield _local(options)
+
+
+def _local(options: argparse.Namespace) -> Target:
+    home = LocalHome.at(options.home or DEFAULT_HOME)
+    if not home.root.is_dir():
+        raise CommandError(
+            f"{home.root} does not exist: no job has run here; `finetune run -f job.yaml` makes it,"
+            " --home names another folder, --context a cluster"
+        )
+    return Target(cluster=LocalCluster(home=home), namespace=options.namespace or "default", home=home)
+
+
+def _has_local_home() -> bool:
+    return Path(DEFAULT_HOME).is_dir()
+
+
+def _names_a_cluster() -> bool:
+    """Whether kubectl would find a cluster without being told of one."""
+    files = os.environ.get("KUBECONFIG", "").split(os.pathsep)
+    known = [Path(file) for file in files if file] or [Path.home() / ".kube" / "config"]
+    return any(path.is_file() for path in known) or _IN_CLUSTER.is_file()

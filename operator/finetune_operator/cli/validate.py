@@ -1,0 +1,80 @@
+"""`finetune validate`: what the apiserver, and then the operator, would say about a manifest."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from finetune_api import GROUP
+from finetune_api.finetunejob import FineTuneJob
+from finetune_operator.cli.errors import CommandError, ExitStatus
+from finetune_operator.cli.manifests import manifests_from
+from finetune_operator.config import OperatorConfig
+from finetune_operator.job.resolve import refusal as impossible
+from finetune_operator.job.resolve import unsupported
+from finetune_operator.ports import Manifest
+from finetune_operator.validation import FieldError, refusal, validate
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check all manifests; BAD_INPUT when one is refused."""
+    wrong = 0
+    for source in options.filename:
+        for manifest in manifests_from(source):
+            objections = objections_to(manifest)
+            if objections is None:
+                print(f"{manifest['kind'].lower()}.{GROUP}/{_name(manifest)} is valid")
+            else:
+                wrong += 1
+                print(f"{source}: {objections}", file=sys.stderr)
+    return ExitStatus.BAD_INPUT if wrong else ExitStatus.DONE
+
+
+def objections_to(manifest: Manifest) -> str | None:
+    """What speaks against a manifest, in the form in which kubectl shows it; None: nothing."""
+    errors = validate(manifest)
+    if errors:
+        return in_kubectls_words(manifest, errors)
+    if manifest["kind"] == "FineTuneJob":
+        problem = _problem_of_run(manifest)
+        if problem is not None:
+            return f'The FineTuneJob "{_name(manifest)}" can never run: {problem}'
+    return None
+
+
+def checked(manifest: Manifest) -> Manifest:
+    """The manifest, if nothing speaks against it. Raises CommandError."""
+    objections = objections_to(manifest)
+    if objections is not None:
+        raise CommandError(objections)
+    return manifest
+
+
+def in_kubectls_words(manifest: Manifest, errors: list[FieldError]) -> str:
+    """The refusal as `kubectl apply` prints it."""
+    kind, name = str(manifest.get("kind", "")), _name(manifest)
+    if errors[0].reason in ("BadRequest", "UnknownField"):
+        if errors[0].message.startswith("no matches for"):
+            return errors[0].message
+        return f"Error from server (BadRequest): {refusal(kind=kind, name=name, errors=errors)}"
+    lines = list(dict.fromkeys(str(error) for error in errors))
+    if len(lines) == 1:
+        return f'The {kind} "{name}" is invalid: {lines[0]}'
+    return "\n".join([f'The {kind} "{name}" is invalid: ', *(f"* {line}" for line in lines)])
+
+
+def _problem_of_run(manifest: Manifest) -> str | None:
+    """What the operator refuses although the schema allows it. Which URIs are allowed is each cluster's own affair."""
+    metadata = {**manifest["metadata"], "name": _name(manifest)}
+    job = FineTuneJob.from_object({**manifest, "metadata": metadata, "status": {}})
+    wish = unsupported(job.spec)
+    if wish is not None:
+        return f"{wish} is not supported"
+    everything = OperatorConfig(trainer_image="any", allowed_roots=("file://", "pvc://", "s3://", "gs://", "hf://"))
+    found = impossible(job=job, config=everything)
+    return None if found is None else found.message
+
+
+def _name(manifest: Manifest) -> str:
+    metadata = manifest.get("metadata")
+    return str((metadata.get("name") or metadata.get("generateName") or "") if isinstance(metadata, dict) else "")

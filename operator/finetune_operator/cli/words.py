@@ -1,0 +1,100 @@
+"""Results and numbers as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_api.results import EvaluateResult, Failure, PrepareResult, TrainResult, result_adapter
+from finetune_api.shared_fields import MetricResult
+from finetune_operator.cli.tables import table
+
+
+def seconds(value: float) -> str:
+    """4 s, 1 min 12 s, 2 h 5 min."""
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(value: float) -> str:
+    """Bytes in the largest unit that leaves a number of at least 1."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def count(number: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def stage_result(result: Mapping[str, Any] | None) -> str:
+    """What a complete stage came to, in one line; "" where that is not known."""
+    try:
+        parsed = result_adapter.validate_python(result) if result else None
+    except ValidationError:
+        return ""
+    reused = "; taken from an earlier attempt" if parsed and not isinstance(parsed, Failure) and parsed.reused else ""
+    match parsed:
+        case PrepareResult(summary=summary):
+            rows = summary.rows
+            return (
+                f"{count(summary.rows_read, 'row')} read, {summary.bad_rows} bad, {summary.duplicate_rows} repeated; "
+                f"train {rows.train}, validation {rows.validation}, test {rows.test}{reused}"
+            )
+        case TrainResult():
+            loss = "" if parsed.validation_loss is None else f", validation loss {number(parsed.validation_loss)}"
+            early = ", stopped early" if parsed.stopped_early else ""
+            model = f"{parsed.artifact.format} model of {size(parsed.artifact.size_bytes)}"
+            return f"{count(parsed.steps, 'step')}{early}{loss}; {model}{reused}"
+        case EvaluateResult():
+            return f"{parsed.verdict} on {count(parsed.examples, 'held-out example')}{reused}"
+        case Failure():
+            return f"{parsed.reason}: {parsed.message}"
+        case _:
+            return ""
+
+
+def metric_table(rows: Sequence[MetricResult], *, baseline: str, indent: str = "") -> str:
+    """The comparison, one metric a line: judged ones first."""
+    ordered = sorted(rows, key=lambda row: row.report)
+    return table(
+        header=("METRIC", baseline.upper(), "CANDIDATE", "DIFFERENCE", "95 % INTERVAL", "N", "VERDICT"),
+        rows=[
+            (
+                row.metric,
+                number(row.baseline),
+                number(row.candidate),
+                number(row.difference, signed=True),
+                "" if row.low is None or row.high is None else _interval(row.low, row.high),
+                str(row.n),
+                "reported" if row.report else (row.verdict or ""),
+            )
+            for row in ordered
+        ],
+        indent=indent,
+    )
+
+
+def reasons(rows: Sequence[MetricResult]) -> list[str]:
+    """Why metrics did not pass."""
+    return [f"{row.metric}: {row.reason}" for row in rows if row.reason and row.verdict not in (None, "Pass")]
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """Four significant digits."""
+    if value is None:
+        return ""
+    return f"{value:+.4g}" if signed else f"{value:.4g}"
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{number(low, signed=True)} to {number(high, signed=True)}"

@@ -1,0 +1,69 @@
+"""What one machine cannot do of a FineTuneJob: said before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from finetune_api.finetunejob import FineTuneJob
+from finetune_operator.job.names import KUEUE_QUEUE_LABEL
+from finetune_operator.job.uris import uris_of
+from finetune_operator.local.environment import trainer_is_installed
+from finetune_operator.local.gpus import gpus_of_machine
+from finetune_operator.local.home import LocalHome
+
+_ON_A_CLUSTER = "apply the manifest to a cluster (kubectl apply -f), or"
+
+
+def obstacles(job: FineTuneJob, *, home: LocalHome) -> Iterator[str]:
+    """Each reason why the job cannot run here, with the way out."""
+    if not trainer_is_installed():
+        yield "the training code is not installed: pip install 'finetune-operator[local]'"
+    compute = job.spec.compute
+    nodes, gpus = (compute.nodes if compute else None) or 1, (compute.gpus_per_node if compute else None) or 0
+    here = len(gpus_of_machine())
+    if gpus and nodes > 1:
+        yield (
+            f"spec.compute: {nodes} nodes with GPUs are more than one machine; {_ON_A_CLUSTER} set compute.nodes to 1"
+        )
+    elif gpus > here:
+        yield (
+            f"spec.compute.gpusPerNode: {gpus} GPUs are wanted, this machine has {here}; {_ON_A_CLUSTER} set it to"
+            f" {here}"
+        )
+    for field, name in _secrets(job):
+        path = home.secret(name=name)
+        if not path.is_file():
+            yield f"{field}: there is no Secret {name} here; write KEY=VALUE lines into {path}"
+
+    for field, uri in uris_of(job.spec).items():
+        if field != "spec.artifacts.uri" and not _may_exist(uri, home=home):
+            yield f"{field}: {uri} does not exist"
+
+
+def notices(job: FineTuneJob) -> Iterator[str]:
+    """What is different here, and does not keep the job from running."""
+    if KUEUE_QUEUE_LABEL in job.metadata.labels:
+        yield f"the label {KUEUE_QUEUE_LABEL} means nothing here: there is no queue, the job starts at once"
+    spec = job.spec.compute.pod_template.spec if job.spec.compute and job.spec.compute.pod_template else None
+    if spec is not None:
+        yield "compute.podTemplate means nothing here: there are no pods to place"
+    if job.spec.compute is not None and job.spec.compute.resources is not None:
+        yield "compute.resources means nothing here: processes share the machine without limits"
+
+
+def _secrets(job: FineTuneJob) -> Iterator[tuple[str, str]]:
+    spec = job.spec
+    named = {"artifacts": spec.artifacts.secret_ref, "model": spec.model.secret_ref, "data": spec.data.secret_ref}
+    for field, reference in named.items():
+        if reference is not None:
+            yield f"spec.{field}.secretRef.name", reference.name
+
+
+def _may_exist(uri: str, *, home: LocalHome) -> bool:
+    """Whether a file is there, as far as this machine can tell without asking anybody."""
+    if uri.startswith("file://"):
+        return Path(uri.removeprefix("file://")).exists()
+    if uri.startswith("pvc://"):
+        return (home.claims / uri.removeprefix("pvc://")).exists()
+    return True
