@@ -40,7 +40,7 @@ class Workspace:
         """A FineTuneJob."""
         return self.kubectl.get("finetunejob", name, namespace=self.namespace)
 
-    def wait(self, name: str, condition: Callable[[Object], object], *, what: str, timeout_s: float = 240) -> Object:
+    def wait(self, name: str, condition: Callable[[Object], object], *, what: str, timeout_s: float = 600) -> Object:
         """Wait for a state of a job; stop early with its status when it ends otherwise."""
         return self.kubectl.wait_for(
             "finetunejob",
@@ -51,7 +51,7 @@ class Workspace:
             what=what,
         )
 
-    def finished(self, name: str, *, timeout_s: float = 300) -> Object:
+    def finished(self, name: str, *, timeout_s: float = 900) -> Object:
         """Wait until a job has ended."""
         return self.wait(name, lambda _: False, what="the end", timeout_s=timeout_s)
 

@@ -8,7 +8,7 @@ from tests.harness import wait_until
 
 
 @pytest.mark.parametrize("nodes", [1, 2], ids=["one-pod", "two-pods"])
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_job_trains_and_proves_a_model(workspace: Workspace, nodes: int) -> None:
     name = f"topics-{nodes}"
     workspace.apply(classifier(name, compute={"nodes": nodes}))
@@ -40,7 +40,7 @@ def test_job_trains_and_proves_a_model(workspace: Workspace, nodes: int) -> None
     assert (folder / "model.safetensors").exists()
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_a_model_that_is_not_better_is_rejected(workspace: Workspace) -> None:
     workspace.apply(
         classifier(
@@ -56,7 +56,7 @@ def test_a_model_that_is_not_better_is_rejected(workspace: Workspace) -> None:
     assert version["spec"]["evaluation"]["verdict"] in ("Fail", "Inconclusive")
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1200)
 def test_suspending_keeps_what_was_trained(workspace: Workspace) -> None:
     workspace.apply(classifier("pausing", training={"epochs": 4}))
     workspace.wait(
