@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 _STEPS = 16
 """Looks in a row that one call may take: far more than any chain of records needs."""
+_CONFLICTS = 3
+"""Looks in a row that may meet a change by somebody else."""
 _STATUS_FIELDS = frozenset(field.alias or name for name, field in FineTuneJobStatus.model_fields.items())
 _HELD_SECONDS = 60.0
 """How often to try again what the cluster refuses."""
@@ -89,13 +91,22 @@ class Reconciler:
 
     async def _reconcile_job(self, key: Key) -> float | None:
         manifest: Manifest | None = None
+        conflicts = 0
         for _ in range(_STEPS):
             if manifest is None:
                 manifest = await self._cluster.get(kind=key.kind, namespace=key.namespace, name=key.name)
             if manifest is None:
                 self._metrics.forget(key=key)
                 return None
-            requeue, manifest = await self._step(key=key, manifest=manifest)
+            try:
+                requeue, manifest = await self._step(key=key, manifest=manifest)
+            except (ConflictError, NotFoundError):
+                # Somebody changed or deleted it meanwhile: look again at what there is now.
+                conflicts += 1
+                if conflicts == _CONFLICTS:
+                    raise
+                manifest = None
+                continue
             if requeue != 0:
                 return requeue
         raise RuntimeError(f"{key} was not settled after {_STEPS} looks in a row; this is a fault of the operator")
@@ -129,6 +140,8 @@ class Reconciler:
             return decision.requeue_seconds, None
         written = await self._write(manifest=manifest, status=decision.status, events=decision.events)
         self._count(key=key, status=decision.status, observations=decision.observations)
+        if decision.status.phase in TERMINAL_PHASES:
+            self._progress.forget(uid=job.metadata.uid)
         return decision.requeue_seconds, written
 
     async def _decide(self, job: FineTuneJob) -> Decision:

@@ -115,6 +115,35 @@ async def test_a_conflict_is_nobodys_fault() -> None:
     assert errors(world, "Conflict") == 1
 
 
+async def test_a_change_by_a_user_meanwhile_is_taken_in() -> None:
+    world = World()
+    key = await world.submit(job_manifest())
+
+    class Racing(CrashingCluster):
+        async def replace_status(self, *, manifest: Manifest) -> Manifest:
+            if not self.writes:
+                world.change_spec(key, ttlSecondsAfterFinished=60)
+            return await super().replace_status(manifest=manifest)
+
+    world.restart_operator(cluster=lambda cluster: Racing(inner=cluster))
+    await world.reconciler.reconcile(key)
+    status = await world.status(key)
+    assert (status.phase, status.observed_generation) == ("Preparing", 2)
+
+
+async def test_a_job_that_is_deleted_meanwhile_is_let_go() -> None:
+    world = World()
+    key = await world.submit(job_manifest())
+
+    class Racing(CrashingCluster):
+        async def replace_status(self, *, manifest: Manifest) -> Manifest:
+            world.cluster.remove(kind="FineTuneJob", namespace="ml", name="router")
+            return await super().replace_status(manifest=manifest)
+
+    world.restart_operator(cluster=lambda cluster: Racing(inner=cluster))
+    assert await world.reconciler.reconcile(key) is None
+
+
 async def test_a_fault_of_ours_shows_and_stays_with_its_object(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     key = await world.submit(job_manifest())

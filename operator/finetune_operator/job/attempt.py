@@ -154,13 +154,7 @@ def _held_container(*, pod: PodState, now: datetime, config: OperatorConfig) -> 
 def _stable(pod: PodState) -> str:
     if not pod.image_problem:
         return f"pod {pod.name} cannot start: {pod.waiting_message or pod.waiting_reason}"
-    return f"the image cannot be pulled: {_image_of(pod.waiting_message)}; kubelet tries again"
-
-
-def _image_of(message: str) -> str:
-    """The image's name out of kubelet's message, which changes from try to try; the whole message where it has none."""
-    quoted = message.split('"')
-    return quoted[1] if len(quoted) > 2 else message
+    return f"the image {pod.image} cannot be pulled; kubelet tries again, kubectl describe pod {pod.name} says why"
 
 
 def _without_pods(*, job: ChildJob, count: int, size: int, now: datetime) -> Verdict:

@@ -49,6 +49,7 @@ class PodState:
     index: int
     """Completion index: the node rank."""
     phase: PodPhase = "Pending"
+    image: str = ""
     created: datetime
     scheduled: datetime | None = None
     """When it got a node."""
@@ -112,6 +113,7 @@ def read_pod(manifest: Manifest) -> PodState:
         name=metadata["name"],
         index=int((metadata.get("annotations") or {}).get(INDEX_ANNOTATION, 0)),
         phase=status.get("phase") or "Pending",
+        image=next((each.get("image", "") for each in manifest["spec"]["containers"] if each["name"] == CONTAINER), ""),
         created=parse_time(metadata.get("creationTimestamp")) or BEGINNING,
         scheduled=_scheduled(conditions),
         unschedulable=_unschedulable(conditions),
