@@ -161,9 +161,9 @@ def _doubts(row: MetricRow) -> list[str]:
 
 
 def _needed(gating: Sequence[MetricRow]) -> int | None:
-    alone = [row.result.needed_n for row in gating]
+    alone = [row.result.needed_n for row in gating if row.compared]
     known = [needed for needed in alone if needed is not None]
-    return needed_together(needed=known, alpha=gating[0].result.alpha) if len(known) == len(alone) else None
+    return needed_together(needed=known, alpha=gating[0].result.alpha) if known and known == alone else None
 
 
 def _overall(metrics: Sequence[MetricVerdict]) -> Verdict:

@@ -108,8 +108,12 @@ def test_too_few_groups_prove_nothing_however_many_examples() -> None:
 
 
 def test_an_inconclusive_row_says_what_would_help() -> None:
-    row = compared(wanted("exact_match", maxRegression=0.01), answers(76, n=100), answers(78, n=100)).rows[0]
-    result = row.to_result()
+    comparison = compared(wanted("exact_match", maxRegression=0.01), answers(76, n=100), answers(78, n=100))
+    result = comparison.rows[0].to_result()
+    assert headline(comparison, baseline="v1") == (
+        f"The evidence is not enough to judge the candidate against v1 on exact_match."
+        f" About {result.needed_n:,} examples would do."
+    )
     assert result.verdict == "Inconclusive"
     assert result.power is not None and result.power < 0.8
     assert result.needed_n is not None and result.needed_n > 100

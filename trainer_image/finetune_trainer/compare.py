@@ -97,6 +97,8 @@ class Comparison:
 
     rows: tuple[Row, ...]
     verdict: Verdict
+    needed_n: int | None
+    """Examples with which an equally good candidate passes all judged metrics with a chance of 80 %; None: unknown."""
 
     @property
     def n(self) -> int:
@@ -147,6 +149,7 @@ def compare(
             for metric, row, verdict in zip(wanted, rows, overall.metrics, strict=True)
         ),
         verdict=overall.verdict,
+        needed_n=overall.needed_n,
     )
 
 
@@ -165,7 +168,9 @@ def headline(comparison: Comparison, *, baseline: str) -> str:
             return f"The candidate is proven unacceptable against {baseline} on {names}."
         case Verdict.INCONCLUSIVE:
             names = _listed(comparison.judged(Verdict.INCONCLUSIVE))
-            return f"The evidence is not enough to judge the candidate against {baseline} on {names}."
+            needed = comparison.needed_n
+            enough = f" About {needed:,} examples would do." if needed and needed > comparison.n else ""
+            return f"The evidence is not enough to judge the candidate against {baseline} on {names}.{enough}"
 
 
 def explain(row: Row) -> str:

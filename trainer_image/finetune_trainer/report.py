@@ -68,6 +68,7 @@ def to_json(report: Report) -> str:
         "baseline": report.baseline,
         "examples": report.comparison.n,
         "groups": report.comparison.groups,
+        "neededN": report.comparison.needed_n,
         "notes": list(report.notes),
         "metrics": [_row_document(row) for row in report.comparison.rows],
         "classes": report.classes,

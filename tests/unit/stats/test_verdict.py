@@ -161,6 +161,12 @@ def test_a_threshold_alone_does_not_judge_the_difference(
     assert judge([row]).verdict is verdict
 
 
+def test_a_threshold_alone_needs_no_examples_for_the_difference() -> None:
+    inside = MetricRow(result=result(p_outside=1.0), threshold=Range(minimum=0.7), compared=False)
+    assert judge([inside]).needed_n is None
+    assert judge([inside, GOOD]).needed_n == judge([GOOD]).needed_n
+
+
 def test_a_row_without_any_demand_is_refused() -> None:
     with pytest.raises(ValueError, match="neither"):
         MetricRow(result=result(), compared=False)
