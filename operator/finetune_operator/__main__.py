@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import sys
 
@@ -11,6 +12,8 @@ from finetune_operator.config import OperatorConfig
 from finetune_operator.kube.logs import configure_logs
 from finetune_operator.kube.process import ProcessSettings, run_process
 from finetune_operator.ports import UnavailableError
+
+log = logging.getLogger("finetune_operator")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UnavailableError as error:
         print(f"finetune-operator: {error}", file=sys.stderr)
         return 2
+    except Exception:
+        log.exception("the operator failed")
+        return 1
     return 0
 
 

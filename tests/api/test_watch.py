@@ -40,7 +40,7 @@ async def watching(
             assert task.cancelled()
 
 
-async def until(condition: Callable[[], object], *, seconds: float = 15) -> None:
+async def until(condition: Callable[[], object], *, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"

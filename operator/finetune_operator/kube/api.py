@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal
+from urllib.request import getproxies
 
 import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
@@ -81,6 +82,8 @@ class Api:
         user_agent: str = "finetune-operator",
     ) -> None:
         configuration.connection_pool_maxsize = CONNECTIONS
+        # Reading the proxies of the environment costs two thread switches for each request.
+        configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
         self._client = ApiClient(configuration=configuration)
         self._client.user_agent = user_agent
         self._timeout = timeout_seconds

@@ -16,6 +16,7 @@ import random
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
+from urllib.request import getproxies
 
 import aiohttp
 import kopf
@@ -26,6 +27,7 @@ from finetune_api import GROUP, VERSION
 from finetune_api.finetunejob import TERMINAL_PHASES
 from finetune_operator.job.names import JOB_LABEL, OWNED_LABEL
 from finetune_operator.kube.api import PAGE_SIZE, Api
+from finetune_operator.kube.changes import Changes
 from finetune_operator.kube.kinds import PLACES
 from finetune_operator.ports import Enqueue, Key, Kind, Manifest, NotFoundError, UnavailableError
 
@@ -101,7 +103,9 @@ class KopfWatchSource:
             await asyncio.shield(thread)
         finally:
             stop.set()
-            await asyncio.wait({thread}, timeout=_STOP_SECONDS)
+            _, running = await asyncio.wait({thread}, timeout=_STOP_SECONDS)
+            if running:
+                log.error("kopf did not stop within %.0f s; its events are no longer listened to", _STOP_SECONDS)
 
     def _kopf_thread(self, notify: Enqueue, stop: threading.Event) -> None:
         asyncio.run(self._host_kopf(notify=notify, stop=stop))
@@ -120,22 +124,25 @@ class KopfWatchSource:
             )
         )
         await asyncio.wait({guard, operator}, return_when=asyncio.FIRST_COMPLETED)
+        died = guard.done() and not stop.is_set()
+        guard.cancel()
         stop.set()
         await operator
-        if guard.done():
+        if died:
             raise RuntimeError("one of the watches has died")
-        guard.cancel()
 
     def _registry(self, *, notify: Enqueue) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
+        changes = Changes()
 
         @kopf.on.login(registry=registry)
         async def login(**_: Any) -> kopf.AiohttpSession:
             return await _session(configuration=await self._configure())
 
-        async def changed(body: kopf.Body, **_: Any) -> None:
-            key = key_of(manifest=body)
-            if key is not None:
+        async def changed(event: kopf.RawEvent, **_: Any) -> None:
+            manifest: Any = event["object"]
+            key = key_of(manifest=manifest)
+            if key is not None and changes.is_news(manifest=manifest, type=event["type"]):
                 notify(key)
 
         for kind in _KINDS:
@@ -233,6 +240,6 @@ async def _session(*, configuration: Configuration) -> kopf.AiohttpSession:
         middlewares=(authenticate,),
         headers={"User-Agent": "finetune-operator (watch)"},
         proxy=configuration.proxy,
-        trust_env=True,
+        trust_env=bool(getproxies()),
     )
     return kopf.AiohttpSession(server=configuration.host, aiohttp_session=session)

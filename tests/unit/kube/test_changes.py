@@ -1,0 +1,89 @@
+"""Which events are news, and which are echoes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from finetune_operator.kube.changes import Changes
+from finetune_operator.kube.watch import key_of
+from finetune_operator.ports import Key
+
+JOB = {
+    "kind": "FineTuneJob",
+    "metadata": {"uid": "j", "name": "router", "namespace": "ml", "generation": 1, "resourceVersion": "1"},
+    "spec": {},
+    "status": {"phase": "Pending"},
+}
+BATCH_JOB = {
+    "kind": "Job",
+    "metadata": {"uid": "b", "name": "router-train-1", "namespace": "ml", "labels": {"finetune.dev/job": "router"}},
+    "spec": {"suspend": False},
+    "status": {"active": 1},
+}
+POD = {
+    "kind": "Pod",
+    "metadata": {"uid": "p", "name": "x", "namespace": "ml", "finalizers": ["batch.kubernetes.io/job-tracking"]},
+    "spec": {},
+    "status": {"phase": "Pending"},
+}
+
+
+def changed(manifest: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    result = copy.deepcopy(manifest)
+    *steps, last = path.split(".")
+    node = result
+    for step in steps:
+        node = node[step]
+    node[last] = value
+    return result
+
+
+@pytest.mark.parametrize(
+    ("manifest", "path", "value", "news"),
+    [
+        (JOB, "metadata.generation", 2, True),
+        (JOB, "metadata.deletionTimestamp", "2026-11-21T00:00:00Z", True),
+        (JOB, "metadata.labels", {"a": "b"}, True),
+        (JOB, "metadata.annotations", {"a": "b"}, True),
+        (JOB, "status.phase", "Preparing", False),
+        (JOB, "metadata.resourceVersion", "2", False),
+        (BATCH_JOB, "status.conditions", [{"type": "Complete", "status": "True"}], True),
+        (BATCH_JOB, "spec.suspend", True, True),
+        (BATCH_JOB, "status.active", 0, False),
+        (BATCH_JOB, "status.uncountedTerminatedPods", {"succeeded": ["p"]}, False),
+        (POD, "status.phase", "Running", True),
+        (POD, "status.containerStatuses", [{"state": {"running": {}}}], True),
+        (POD, "spec.nodeName", "node1", True),
+        (POD, "metadata.deletionTimestamp", "2026-11-21T00:00:00Z", True),
+        (POD, "metadata.finalizers", [], False),
+    ],
+)
+def test_modifications(manifest: dict[str, Any], path: str, value: object, news: bool) -> None:
+    changes = Changes()
+    assert changes.is_news(manifest=manifest, type="ADDED")
+    assert not changes.is_news(manifest=manifest, type="MODIFIED")
+    assert changes.is_news(manifest=changed(manifest, path, value), type="MODIFIED") is news
+
+
+def test_lists_and_deletions_are_always_news() -> None:
+    changes = Changes()
+    assert changes.is_news(manifest=JOB, type=None)
+    assert changes.is_news(manifest=JOB, type=None)
+    assert changes.is_news(manifest=JOB, type="DELETED")
+    assert changes.is_news(manifest=JOB, type="ADDED")
+    assert not changes._seen.keys() - {"j"}
+
+
+def test_a_namesake_is_news() -> None:
+    changes = Changes()
+    assert changes.is_news(manifest=JOB, type="ADDED")
+    assert changes.is_news(manifest=changed(JOB, "metadata.uid", "other"), type="ADDED")
+
+
+def test_whose_object_it_is() -> None:
+    assert key_of(manifest=JOB) == Key(kind="FineTuneJob", namespace="ml", name="router")
+    assert key_of(manifest=BATCH_JOB) == Key(kind="FineTuneJob", namespace="ml", name="router")
+    assert key_of(manifest=POD) is None
