@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForSequenceClassification,
+    BloomConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Qwen3Config,
+)
 
 from finetune_trainer.batching import run_in_batches
 from finetune_trainer.encoding import Encoded
 from finetune_trainer.generate import generate_answers
 from finetune_trainer.likelihood import class_log_probabilities, token_likelihoods
+from finetune_trainer.shared_prefix import shared_prefix
 
 VOCABULARY, PAD = 97, 0
 
@@ -107,6 +119,76 @@ def test_likelihoods_are_those_of_each_example_alone(model: Any, prompts: list[l
     for example, (nll, count) in zip(given, found, strict=True):
         assert count == sum(example.targets)
         assert nll == pytest.approx(nll_by_hand(model, example), rel=1e-4, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alike(prompts: list[list[int]]) -> list[list[int]]:
+    """Prompts that begin with the same twenty tokens."""
+    return [[(7 * place) % VOCABULARY for place in range(1, 21)] + prompt for prompt in prompts]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "qwen3", "bloom", "mistral with a window"])
+def any_model(request: pytest.FixtureRequest, model: Any) -> Any:
+    small: dict[str, Any] = {"vocab_size": VOCABULARY, "initializer_range": 0.3}
+    wide = small | {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 256,
+    }  # fmt: skip
+    torch.manual_seed(6)
+    match request.param:
+        case "gpt2":
+            config: Any = GPT2Config(**small, n_embd=32, n_layer=2, n_head=4, n_positions=256)
+        case "qwen3":
+            config = Qwen3Config(**wide, head_dim=8)
+        case "bloom":
+            config = BloomConfig(**small, hidden_size=32, n_layer=2, n_head=4)
+        case "mistral with a window":
+            config = MistralConfig(**wide, sliding_window=9)
+        case _:
+            return model
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_a_prefix_that_all_share_changes_nothing(any_model: Any, alike: list[list[int]]) -> None:
+    expected = [greedy_by_hand(any_model, prompt, steps=12, end_ids=set()) for prompt in alike]
+    assert generate(any_model, alike, batch_size=6, end_ids=set()) == expected
+    given = [
+        Encoded(ids=tuple(ids), targets=tuple(place >= 21 + number % 3 for place in range(len(ids))))
+        for number, ids in enumerate(alike)
+    ]
+    for example, (nll, count) in zip(given, token_likelihoods(any_model, given, batch_size=6), strict=True):
+        assert count == sum(example.targets)
+        assert nll == pytest.approx(nll_by_hand(any_model, example), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shared"),
+    [
+        ([[*range(1, 20), 30], [*range(1, 20), 31, 5]], 19),
+        ([[*range(1, 20)], [*range(1, 20), 31]], 18),
+        ([[*range(1, 20)], [*range(1, 20)]], 18),
+        ([[*range(1, 8), 30], [*range(1, 8), 31]], None),
+        ([[*range(1, 20)]], None),
+    ],
+)
+def test_the_prefix_leaves_each_a_token_of_its_own(model: Any, rows: list[list[int]], shared: int | None) -> None:
+    prefix = shared_prefix(model, rows)
+    assert (None if prefix is None else len(prefix.ids)) == shared
+
+
+def test_the_shared_tokens_are_run_once(model: Any, alike: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = model.forward
+
+    def forward(*args: Any, **given: Any) -> Any:
+        seen.append(int(given["input_ids"].numel()))
+        return real(*args, **given)
+
+    forward.__signature__ = inspect.signature(real)  # type: ignore[attr-defined]
+    monkeypatch.setattr(model, "forward", forward)
+    given = [Encoded(ids=tuple(ids), targets=(False,) * (len(ids) - 1) + (True,)) for ids in alike if len(ids) > 22]
+    token_likelihoods(model, given, batch_size=1)
+    assert sum(seen) == 20 + sum(len(example.ids) - 20 for example in given)
 
 
 def test_likelihoods_do_not_need_all_logits_at_once(

@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from finetune_trainer.batching import pad, run_in_batches
+from finetune_trainer.shared_prefix import shared_prefix
 
 
 def generate_answers(
@@ -24,16 +25,28 @@ def generate_answers(
     """Token ids of each answer, without the prompt, up to the first of `end_ids` (left out) or `max_new_tokens`.
 
     `prompts` are token ids, none of them empty; the model (`transformers.PreTrainedModel` or its PEFT wrapper) is in
-    evaluation mode. Prompts are padded on the left, where attention ignores it, so answers do not depend on who else is
-    in the batch.
+    evaluation mode. Prompts are padded on the left (behind the prefix that all share), where attention ignores it, so
+    answers do not depend on who else is in the batch.
     """
     decoding = _greedy(end_ids=end_ids, pad_id=pad_id, max_new_tokens=max_new_tokens)
+    prefix = shared_prefix(model, prompts)
 
     def run(batch: Sequence[Sequence[int]]) -> list[list[int]]:
-        tokens = pad(batch, value=pad_id, left=True).to(model.device)
-        mask = pad([[1] * len(prompt) for prompt in batch], value=0, left=True).to(model.device)
+        start = 0 if prefix is None else len(prefix.ids)
+        tokens = pad([prompt[start:] for prompt in batch], value=pad_id, left=True)
+        mask = pad([[1] * (len(prompt) - start) for prompt in batch], value=0, left=True)
+        begun: dict[str, Any] = {}
+        if prefix is not None:
+            tokens = torch.cat([torch.tensor([prefix.ids]).expand(len(batch), -1), tokens], dim=1)
+            mask = torch.cat([torch.ones(len(batch), start, dtype=torch.long), mask], dim=1)
+            begun["past_key_values"] = prefix.cache(rows=len(batch))
         with _OwnDecoding(model, decoding), torch.inference_mode():
-            generated = model.generate(input_ids=tokens, attention_mask=mask, generation_config=decoding)
+            generated = model.generate(
+                input_ids=tokens.to(model.device),
+                attention_mask=mask.to(model.device),
+                generation_config=decoding,
+                **begun,
+            )
         return [_until_end(answer, end_ids) for answer in generated[:, tokens.shape[1] :].tolist()]
 
     return run_in_batches(prompts, length=len, batch_size=batch_size, run=run, what=what)
