@@ -14,6 +14,7 @@ from typing import Any
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.config import OperatorConfig
+from finetune_operator.controller import ChildRef
 from finetune_operator.job import questions
 from finetune_operator.job.cleanup import removable
 from finetune_operator.job.names import JOB_UID_LABEL, child_name
@@ -21,7 +22,6 @@ from finetune_operator.job.observed import (
     Attempt,
     AttemptKey,
     ChildJob,
-    ChildRef,
     Observed,
     ObservedClaim,
     bucket,

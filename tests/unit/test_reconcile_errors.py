@@ -10,7 +10,7 @@ from tests.simulation.crashing import CrashingCluster
 from tests.simulation.world import World
 
 from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJobStatus
-from finetune_operator import reconcile
+from finetune_operator import job_controller
 from finetune_operator.job.observed import Observed
 from finetune_operator.ports import (
     AlreadyExistsError,
@@ -148,14 +148,14 @@ async def test_a_fault_of_ours_shows_and_stays_with_its_object(monkeypatch: pyte
     world = World()
     key = await world.submit(job_manifest())
     other = await world.submit(job_manifest(name="other"))
-    original = reconcile.decide
+    original = job_controller.decide
 
     def faulty(observed: Observed) -> Any:
         if observed.job.metadata.name == "router":
             raise ZeroDivisionError("division by zero")
         return original(observed)
 
-    monkeypatch.setattr(reconcile, "decide", faulty)
+    monkeypatch.setattr(job_controller, "decide", faulty)
     with pytest.raises(ZeroDivisionError):
         await world.reconciler.reconcile(key)
     status = await world.status(key)
@@ -164,7 +164,7 @@ async def test_a_fault_of_ours_shows_and_stays_with_its_object(monkeypatch: pyte
     assert errors(world, "Internal") == 1
     await world.reconciler.reconcile(other)
     assert (await world.status(other)).phase == "Preparing"
-    monkeypatch.setattr(reconcile, "decide", original)
+    monkeypatch.setattr(job_controller, "decide", original)
     status = await world.run(key, until=lambda status: status.phase in TERMINAL_PHASES)
     assert status.phase == "Succeeded"
 

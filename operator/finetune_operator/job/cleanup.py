@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJob
-from finetune_operator.job.observed import Attempt, AttemptKey, ChildRef, Observed
+from finetune_operator.controller import ChildRef
+from finetune_operator.job.observed import Attempt, AttemptKey, Observed
 from finetune_operator.job.times import after
 
 

@@ -14,9 +14,9 @@ from typing import Literal
 
 from finetune_api.base import Condition
 from finetune_api.finetunejob import STAGES, FineTuneJobStatus
+from finetune_operator.controller import State
 from finetune_operator.job.stages import CONDITION_OF_STAGE
 
-State = Literal["Ready", "Reconciling", "Stalled"]
 MAXIMUM_MESSAGE = 4096
 
 

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
 
 from finetune_api.finetunejob import FineTuneJobStatus, Phase
 from finetune_api.shared_fields import Verdict
+from finetune_operator.controller import ChildRef, Event
 from finetune_operator.job.conditions import Summary
-from finetune_operator.job.observed import ChildRef
 from finetune_operator.job.restarts import Budget, Cause
 from finetune_operator.ports import Manifest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """A Kubernetes Event, published after the status write that it tells of."""
-
-    type: Literal["Normal", "Warning"]
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)

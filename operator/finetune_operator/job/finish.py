@@ -7,9 +7,10 @@ from typing import Any
 
 from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJobStatus, Phase
 from finetune_api.progress import MINIMUM_INTERVAL_SECONDS
+from finetune_operator.controller import Event, State
 from finetune_operator.job.accounting import with_counters
-from finetune_operator.job.conditions import State, Summary, conditions
-from finetune_operator.job.decision import Decision, Draft, Evaluated, Event, Finished, Observation, PhaseLeft
+from finetune_operator.job.conditions import Summary, conditions
+from finetune_operator.job.decision import Decision, Draft, Evaluated, Finished, Observation, PhaseLeft
 from finetune_operator.job.observed import Observed
 from finetune_operator.job.times import after, seconds_until, whole_second
 

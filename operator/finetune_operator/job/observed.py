@@ -10,22 +10,13 @@ from typing import Any
 from finetune_api.finetunejob import FineTuneJob, StageName
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.config import OperatorConfig
+from finetune_operator.controller import ChildRef
 from finetune_operator.job.pods import PodState, attempt_of, read_pod
 from finetune_operator.job.times import BEGINNING, parse_time
-from finetune_operator.ports import Door, Kind, Manifest, Progress
+from finetune_operator.ports import Door, Manifest, Progress
 
 AttemptKey = tuple[StageName, int]
 """Stage and number of an attempt."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChildRef:
-    """A child as it must be named to delete just it."""
-
-    kind: Kind
-    namespace: str
-    name: str
-    uid: str
 
 
 @dataclass(frozen=True, kw_only=True)

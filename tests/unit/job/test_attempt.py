@@ -10,8 +10,9 @@ import pytest
 from tests.conformance.objects import CONFIG, START, prepare_result, train_result
 
 from finetune_api.results import Failure
+from finetune_operator.controller import ChildRef
 from finetune_operator.job.attempt import judge, last_end, may_run
-from finetune_operator.job.observed import Attempt, ChildJob, ChildRef
+from finetune_operator.job.observed import Attempt, ChildJob
 from finetune_operator.job.pods import Ended, PodState
 from finetune_operator.job.restarts import Cause
 from finetune_operator.job.verdicts import Absent, Broken, Running, Stopping, Succeeded, Verdict, Waiting

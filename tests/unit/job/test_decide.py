@@ -21,9 +21,10 @@ from tests.conformance.objects import (
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus, StageStatus, TrainerStatus
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.config import OperatorConfig
+from finetune_operator.controller import ChildRef
 from finetune_operator.job.decide import decide
 from finetune_operator.job.decision import Decision
-from finetune_operator.job.observed import Attempt, ChildJob, ChildRef, Observed, ObservedClaim
+from finetune_operator.job.observed import Attempt, ChildJob, Observed, ObservedClaim
 from finetune_operator.job.pods import Ended, PodState
 from finetune_operator.job.version import version_manifest
 from finetune_operator.ports import Door, Progress

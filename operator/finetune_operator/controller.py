@@ -1,0 +1,73 @@
+"""What a kind of object brings to the reconcile loop: how to look at it, and what to say when nothing can be done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from finetune_operator.ports import Key, Kind, Manifest
+
+State = Literal["Ready", "Reconciling", "Stalled"]
+"""The three states of kstatus: exactly one of these conditions is true."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildRef:
+    """A child as it must be named to delete just it."""
+
+    kind: Kind
+    namespace: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """A Kubernetes Event, published after the status write that it tells of."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+def _nothing() -> None:
+    """Nothing more to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What one look at an object came to. Carried out in this order: delete, create, write the status, tell."""
+
+    delete: tuple[ChildRef, ...] = ()
+    create: tuple[Manifest, ...] = ()
+    """Create-only, the last one after all others; one that is there already and is the object's own counts as made."""
+    status: dict[str, Any] | None = None
+    """The whole new status; None: it stays as it is."""
+    events: tuple[Event, ...] = ()
+    requeue_seconds: float | None = None
+    """When to look again; 0: at once. None: an event will tell."""
+    before_create: Callable[[], None] = field(default=_nothing)
+    """Called when the old children are told to go and the new ones are not made yet."""
+    afterwards: Callable[[], None] = field(default=_nothing)
+    """Called when all is done: counters and gauges."""
+
+
+class Controller(Protocol):
+    """One kind of object. Keeps nothing between looks but metrics."""
+
+    async def look(self, *, manifest: Manifest) -> Look:
+        """Observe and decide. Raises UnavailableError, or whatever is wrong with our own code."""
+        ...
+
+    def hold(self, *, manifest: Manifest, state: State, reason: str, message: str) -> Look:
+        """The conditions that say why nothing can be done now."""
+        ...
+
+    def gone(self, *, key: Key) -> None:
+        """The object is not there any more."""
+        ...
+
+    def owns(self, *, manifest: Manifest, child: Manifest) -> bool:
+        """Whether an object that was found under a child's name was made for this one."""
+        ...
