@@ -26,6 +26,7 @@ from finetune_api.run import (
     run_adapter,
 )
 from finetune_trainer import termination
+from finetune_trainer.cores import limit_threads
 from finetune_trainer.errors import StageError, bad_configuration, from_write_failure
 from finetune_trainer.logs import set_up_logging
 
@@ -93,6 +94,7 @@ def _do(run: PrepareRun | TrainRun | EvaluateRun) -> PrepareResult | TrainResult
 
             return prepare.prepare(run)
         case EvaluateRun():
+            limit_threads(os.environ)
             from finetune_trainer import evaluate
 
             return evaluate.evaluate(run)

@@ -24,6 +24,7 @@ from typing import Any
 
 from finetune_api.results import ExitCode, TrainResult
 from finetune_api.run import TrainRun
+from finetune_trainer.cores import available_cores
 from finetune_trainer.errors import StageError, bad_configuration
 from finetune_trainer.stopping import GRACE_VARIABLE
 
@@ -144,8 +145,7 @@ def _threads(run: TrainRun) -> dict[str, str]:
 
     Where other processes share the cores, spinning threads keep from running the very ones that they wait for.
     """
-    cores = len(os.sched_getaffinity(0))
-    threads = str(max(1, cores // run.processes_per_node))
+    threads = str(max(1, available_cores() // run.processes_per_node))
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
