@@ -74,7 +74,9 @@ class Bench:
             await self.set_status(PLACES["Pod"].item(namespace=NAMESPACE, name=pod), status)
 
 
-async def measure(*, apiserver: ApiServer, operator: Replica, jobs: int, large: bool, peer: str | None) -> Object:
+async def measure(
+    *, apiserver: ApiServer, operator: Replica, jobs: int, active: int, large: bool, peer: str | None
+) -> Object:
     """All figures."""
     async with open_session(apiserver) as session, watching_pods(session) as arrivals:
         bench = Bench(session=session, arrivals=arrivals, operator=operator)
@@ -83,9 +85,9 @@ async def measure(*, apiserver: ApiServer, operator: Replica, jobs: int, large: 
         figures |= await _next_stage(bench, jobs=max(5, jobs // 3))
         figures |= await _calls_per_job(bench, jobs=max(5, jobs // 5))
         figures["reconcile_p99_ms"] = _quantile_ms(operator, "finetune_reconcile_duration_seconds", 0.99)
-        figures |= await _memory(bench, active=1000)
+        figures |= await _memory(bench, active=active)
         if large:
-            figures |= await _memory_of_many(bench, active=1500, finished=10_000)
+            figures |= await _memory_of_many(bench, active=active, finished=10_000)
     return figures
 
 
@@ -189,7 +191,10 @@ async def _memory(bench: Bench, *, active: int) -> Object:
     await _in_parallel([f"active-{number}" for number in range(active - begun)], lambda name: _ours(bench, name))
     seconds = time.monotonic() - began
     await asyncio.sleep(10)
-    return {"rss_mb_1000_jobs": _rss_mb(bench.operator), "jobs_begun_per_second": round((active - begun) / seconds, 1)}
+    return {
+        f"rss_mb_{active}_jobs": _rss_mb(bench.operator),
+        "jobs_begun_per_second": round((active - begun) / seconds, 1),
+    }
 
 
 async def _memory_of_many(bench: Bench, *, active: int, finished: int) -> Object:
@@ -272,7 +277,8 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=100, help="of each kind, one a second")
-    parser.add_argument("--large", action="store_true", help="also 10,000 finished jobs beside 1,000 active ones")
+    parser.add_argument("--active", type=int, default=1000, help="jobs under way for the measurement of memory")
+    parser.add_argument("--large", action="store_true", help="also 10,000 finished jobs beside them")
     parser.add_argument("--without-peer", action="store_true", help="leave Kubeflow Trainer out")
     options = parser.parse_args()
     with ExitStack() as stack:
@@ -286,7 +292,14 @@ def main() -> None:
         (operator,) = stack.enter_context(replicas(apiserver, folder, "bench"))
         print(f"peer: {peer}", file=sys.stderr)
         figures = asyncio.run(
-            measure(apiserver=apiserver, operator=operator, jobs=options.jobs, large=options.large, peer=peer)
+            measure(
+                apiserver=apiserver,
+                operator=operator,
+                jobs=options.jobs,
+                active=options.active,
+                large=options.large,
+                peer=peer,
+            )
         )
     print(json.dumps(figures | {"jobs": options.jobs, "peer": peer}))
 
