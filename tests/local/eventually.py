@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -18,3 +19,13 @@ async def eventually(look: Callable[[], Awaitable[T] | T], *, seconds: float = 2
             if answer:
                 return answer
             await asyncio.sleep(0.02)
+
+
+def wait_for(look: Callable[[], T], *, seconds: float = 400.0, what: str = "it") -> T:
+    """The first truthy answer, where there is no event loop. Raises TimeoutError."""
+    due = time.monotonic() + seconds
+    while time.monotonic() < due:
+        if found := look():
+            return found
+        time.sleep(0.05)
+    raise TimeoutError(f"{what} did not happen in {seconds:.0f} s")

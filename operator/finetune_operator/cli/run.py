@@ -136,6 +136,12 @@ class _Run:
         """The job and its newest report."""
         return _snapshot(self.read(), progress=self.runtime.progress)
 
+    def is_held(self, snapshot: Snapshot) -> bool:
+        """Suspended as the spec now says, and all of its pods have ended and been looked at."""
+        job = snapshot.job
+        current = job.status.observed_generation == job.metadata.generation
+        return snapshot.phase == "Suspended" and current and not self.runtime.has_living_pods(key=self.key)
+
     def interrupt(self, number: signal.Signals) -> None:
         """The first time: suspend the job, so that its processes save and end. The second time: end them now."""
         if number == signal.SIGHUP:
@@ -155,7 +161,7 @@ async def _follow(run: _Run) -> int:
     with _logs_to(run), _signals_to(run):
         snapshot = run.snapshot()
         try:
-            while snapshot.phase not in TERMINAL_PHASES and not _is_held(snapshot):
+            while snapshot.phase not in TERMINAL_PHASES and not run.is_held(snapshot):
                 run.view.show(snapshot)
                 await asyncio.sleep(_LOOK_SECONDS)
                 snapshot = run.snapshot()
@@ -166,12 +172,6 @@ async def _follow(run: _Run) -> int:
         return _held(run, snapshot)
     print(outcome(snapshot.job, home=run.home, logs=_newest_log(run)))
     return EXIT_STATUS_OF_PHASE[snapshot.phase]
-
-
-def _is_held(snapshot: Snapshot) -> bool:
-    """Suspended, and the status says so of the spec as it is now."""
-    job = snapshot.job
-    return snapshot.phase == "Suspended" and job.status.observed_generation == job.metadata.generation
 
 
 def _held(run: _Run, snapshot: Snapshot) -> int:

@@ -30,6 +30,8 @@ _MESSAGE_BYTES = 4096
 _DEFAULT_GRACE_SECONDS = 30
 _CONFIG_RETRY_SECONDS = 2.0
 _DISK_RETRY_SECONDS = 1.0
+_LAST_LOOK_SECONDS = 1.0
+"""How long a deleted pod still shows how it ended: its last words may name a checkpoint."""
 
 
 class PodRunner:
@@ -106,7 +108,13 @@ class PodRunner:
         clear_scratch(files=files, pod=pod)
         status = _terminated(pod, ended=ended, message=_last_words(files), now=rfc3339(self._clock()))
         await self._keep_trying(pod, status)
+        await asyncio.sleep(0 if self._stays(pod) else _LAST_LOOK_SECONDS)
         self._finish(pod, status)
+
+    def _stays(self, pod: Manifest) -> bool:
+        """Whether the pod's object outlives its processes."""
+        current = self._current(pod)
+        return current is not None and current["metadata"].get("deletionTimestamp") is None
 
     async def _start(self, pod: Manifest, files: PodFiles) -> Container | None:
         """Start the container as soon as it can be made and there is room. None: the pod was deleted meanwhile."""

@@ -79,6 +79,13 @@ class LocalRuntime:
         pods = self.cluster.store.find(kind="Pod", namespace=key.namespace, labels={JOB_LABEL: key.name})
         return sorted(pods, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
 
+    def has_living_pods(self, *, key: Key) -> bool:
+        """Whether pods of a job run, or have ended and were not seen to by all."""
+        return any(
+            pod["metadata"].get("deletionTimestamp") or pod["status"]["phase"] not in ("Succeeded", "Failed")
+            for pod in self.pods(key=key)
+        )
+
     def files(self, pod: Manifest) -> PodFiles:
         """The files of a pod."""
         return pod_files(home=self._home, pod=pod, job_label=JOB_LABEL)

@@ -1,0 +1,165 @@
+"""What is wrong with a job is said at once where this machine can know it, else by the stage that finds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from demo import assets
+from tests.local.conftest import Workspace
+
+pytestmark = pytest.mark.timeout(900)
+
+# -- before anything runs: exit status 2, no job -----------------------------------------------------------------------
+
+
+def refused(workspace: Workspace, manifest: Path) -> str:
+    ended = workspace.finetune("run", "-f", manifest)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert workspace.job() == {}, "nothing was made"
+    return ended.stderr
+
+
+def test_a_missing_manifest(workspace: Workspace) -> None:
+    assert refused(workspace, Path("nothing.yaml")) == "error: nothing.yaml does not exist\n"
+
+
+def test_a_manifest_that_the_apiserver_would_refuse(workspace: Workspace) -> None:
+    workspace.write_data()
+    said = refused(workspace, workspace.write_job(method={"type": "Lora"}))
+    assert said.startswith(
+        'error: The FineTuneJob "job" is invalid: \n'
+        '* spec.method.type: Unsupported value: "Lora": supported values: "Full", "LoRA", "QLoRA", "DoRA", "IA3"\n'
+    )
+
+
+def test_missing_data(workspace: Workspace) -> None:
+    said = refused(workspace, workspace.write_job())
+    assert f"* spec.data.sources[0].uri: file://{workspace.folder}/data.jsonl does not exist" in said
+
+
+def test_an_unknown_base_model(workspace: Workspace) -> None:
+    workspace.write_data()
+    model = {"uri": "file:///no/such/model", "task": "SequenceClassification"}
+    assert "spec.model.uri: file:///no/such/model does not exist" in refused(
+        workspace, workspace.write_job(model=model)
+    )
+
+
+def test_a_uri_outside_the_allowed_roots(workspace: Workspace) -> None:
+    workspace.write_data()
+    workspace.environment["FINETUNE_ALLOWED_ROOTS"] = f"file://{workspace.folder}"
+    said = refused(workspace, workspace.write_job())
+    assert f"spec.model.uri: file://{assets.minilm()} is outside the allowed roots (file://{workspace.folder})" in said
+
+
+def test_more_gpus_than_there_are(workspace: Workspace) -> None:
+    workspace.write_data()
+    workspace.environment["CUDA_VISIBLE_DEVICES"] = ""
+    said = refused(workspace, workspace.write_job(compute={"gpusPerNode": 4}))
+    assert "spec.compute.gpusPerNode: 4 GPUs are wanted, this machine has 0; apply the manifest to a cluster" in said
+    said = refused(workspace, workspace.write_job(compute={"gpusPerNode": 4, "nodes": 2}))
+    assert "spec.compute: 2 nodes with GPUs are more than one machine; apply the manifest to a cluster" in said
+
+
+def test_a_secret_that_is_not_here(workspace: Workspace) -> None:
+    workspace.write_data()
+    artifacts = {"uri": "file://./runs", "secretRef": {"name": "s3"}}
+    said = refused(workspace, workspace.write_job(artifacts=artifacts))
+    path = workspace.home.secret(name="s3")
+    assert f"spec.artifacts.secretRef.name: there is no Secret s3 here; write KEY=VALUE lines into {path}" in said
+
+
+# -- found by a stage: exit status 1, and the condition says why -------------------------------------------------------
+
+
+def failed(workspace: Workspace, manifest: Path) -> tuple[str, str]:
+    """Reason and message of the condition."""
+    ended = workspace.finetune("run", "-f", manifest)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    conditions = {each["type"]: each for each in workspace.status()["conditions"]}
+    assert conditions["Stalled"]["status"] == "True"
+    message = conditions["Stalled"]["message"]
+    assert message in ended.stdout, "what the condition says is on the screen"
+    assert workspace.status()["stages"][0]["attempt"] == 1, "what cannot change is not tried again"
+    return conditions["Stalled"]["reason"], message
+
+
+def rows(*pairs: tuple[str, str]) -> str:
+    return "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in pairs)
+
+
+GOOD = [(f"what is the number {number} of all questions?", ("a", "b")[number % 2]) for number in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "reason", "words"),
+    [
+        pytest.param("", {}, "EmptyData", "has no rows", id="empty data"),
+        pytest.param("no json\n" * 3, {}, "TooManyBadRows", "is not JSON", id="wrong format"),
+        pytest.param(
+            rows(*GOOD[:4]),
+            {"data": {"sources": [{"name": "topics", "uri": "file://./data.jsonl"}]}},
+            "EmptySplit",
+            "would be empty",
+            id="a split that would be empty",
+        ),
+        pytest.param(
+            rows(*GOOD, ("a lonely one", "c")),
+            {
+                "data": {
+                    "sources": [{"name": "topics", "uri": "file://./data.jsonl"}],
+                    "split": {"train": 0.6, "validation": 0.2, "test": 0.2, "strategy": "Stratified"},
+                }
+            },
+            "StratumTooSmall",
+            "'c' is seen once",
+            id="a label seen once",
+        ),
+    ],
+)
+def test_bad_data(workspace: Workspace, content: str, changes: dict[str, Any], reason: str, words: str) -> None:
+    (workspace.folder / "data.jsonl").write_text(content)
+    found, message = failed(workspace, workspace.write_job(**changes))
+    assert found == reason
+    assert words in message
+
+
+def test_a_folder_that_is_no_model(workspace: Workspace) -> None:
+    workspace.write_data()
+    (workspace.folder / "model").mkdir()
+    model = {"uri": "file://./model", "task": "SequenceClassification"}
+    reason, message = failed(workspace, workspace.write_job(model=model))
+    assert reason == "InputNotFound"
+    assert "has no config.json" in message
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 60 MB: room for the data, not for a model."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk(workspace: Workspace, small_disk: Path) -> None:
+    workspace.write_data()
+    manifest = workspace.write_job(
+        artifacts={"uri": f"file://{small_disk}"},
+        training={"maxSteps": 1, "maxLength": 32},
+        failurePolicy={"maxFailures": 0},
+    )
+    ended = workspace.finetune("run", "-f", manifest)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    conditions = {each["type"]: each for each in workspace.status()["conditions"]}
+    assert "No space left on device" in conditions["Stalled"]["message"]
+    assert "No space left on device" in ended.stdout
