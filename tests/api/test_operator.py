@@ -229,6 +229,29 @@ def test_an_apiserver_that_was_away_for_a_while(installed: ApiServer, pods: Scri
         assert operator.process.poll() is None
 
 
+def test_some_namespaces_only(installed: ApiServer, pods: ScriptedPods, namespace: str, tmp_path: Path) -> None:
+    """With a RoleBinding in the namespace, and no right anywhere else."""
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "finetune-operator"}
+    subject = {"kind": "ServiceAccount", "name": "finetune-operator", "namespace": NAMESPACE}
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": "finetune-operator"},
+        "roleRef": role,
+        "subjects": [subject],
+    }
+    installed.kubectl.create(binding, namespace=namespace)
+    installed.kubectl.delete("clusterrolebinding", "finetune-operator")
+    try:
+        with replicas(installed, tmp_path, "one", environment={"FINETUNE_NAMESPACES": namespace}) as (operator,):
+            create(pods)
+            run_stage(pods, stage="Prepare", phase="Preparing", result=prepare_result())
+            run_stage(pods, stage="Train", phase="Training", result=train_result())
+            assert not operator.said("is forbidden: User")
+    finally:
+        installed.kubectl.apply(Path("manifests/rbac"))
+
+
 async def _report(*, operator: Replica, pods: ScriptedPods, pod: str, body: Object) -> int:
     """What the trainer in a pod does, with what the pod was given."""
     spec = pods.kubectl.get("pod", pod, namespace=pods.namespace)["spec"]
