@@ -37,17 +37,17 @@ autoload -U +X bashcompinit && bashcompinit
 
 def run(options: argparse.Namespace) -> int:
     """Print the script."""
-    print(script(shell=options.shell), end="")
+    print(script(dialect=options.shell), end="")
     return ExitStatus.DONE
 
 
-def script(*, shell: str) -> str:
-    """The completion script of a shell."""
+def script(*, dialect: str) -> str:
+    """The completion script for `bash` or `zsh`."""
     commands = subcommands(build_parser())
     bash = _BASH.replace("@COMMANDS@", " ".join(commands))
     bash = bash.replace("@CHOICES@", "\n".join(_choices(commands)))
     bash = bash.replace("@OPTIONS@", "\n".join(_options(commands)))
-    return bash if shell == "bash" else _ZSH + bash
+    return bash if dialect == "bash" else _ZSH + bash
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

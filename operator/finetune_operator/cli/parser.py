@@ -62,7 +62,8 @@ def _run(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
     parser = _command(commands, "run", "run:run", text, example)
     _file_option(parser, several=False)
-    parser.add_argument("-n", "--namespace", default="default", help="namespace of the job where its manifest has none")
+    help_ = "namespace of the job where its manifest has none (default)"
+    parser.add_argument("-n", "--namespace", default="default", metavar="NAME", help=help_)
     parser.add_argument("--home", default=DEFAULT_HOME, metavar="DIR", help=f"folder of local mode ({DEFAULT_HOME})")
     parser.add_argument("--plain", action="store_true", help="plain lines, also in a terminal")
 

@@ -63,9 +63,11 @@ def _positional(action: argparse.Action) -> str:
 def _name(action: argparse.Action) -> str:
     if not action.option_strings:
         return f"`{_positional(action)}`"
-    takes_value = action.nargs != 0
-    value = f" {action.metavar or '|'.join(str(choice) for choice in action.choices or ()) or 'VALUE'}"
-    return ", ".join(f"`{option}`" for option in action.option_strings) + (f" `{value.strip()}`" if takes_value else "")
+    options = ", ".join(f"`{option}`" for option in action.option_strings)
+    if action.nargs == 0:
+        return options
+    choices = " \\| ".join(f"`{choice}`" for choice in action.choices or ())
+    return f"{options} " + (choices or f"`{action.metavar}`")
 
 
 def _meaning(action: argparse.Action) -> str:
