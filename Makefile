@@ -43,6 +43,7 @@ lock: $(UV) ## Resolve the newest versions that pyproject.toml allows into requi
 .PHONY: generate
 generate: setup ## Write what is generated: CRDs, reference pages
 	$(PY) -m finetune_api manifests/crd
+	$(PY) -m finetune_operator.cli.reference docs/cli.md
 
 ## -- use ------------------------------------------------------------------------------------------------------------
 

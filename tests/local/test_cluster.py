@@ -114,3 +114,8 @@ def test_a_second_process_is_told_who_is_there(home: LocalHome) -> None:
         pass
     with home.locked():
         pass
+
+
+def test_only_its_owner_reads_what_containers_were_given(home: LocalHome) -> None:
+    with home.locked():
+        assert (home.root / "pods").stat().st_mode & 0o777 == 0o700

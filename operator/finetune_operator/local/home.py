@@ -69,6 +69,8 @@ class LocalHome:
         """Work here alone. The kernel opens the lock when this process ends, in any way. Raises HomeLockedError."""
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / ".gitignore").write_text("*\n")
+        # The environment of containers is in there, and with it the values of Secrets.
+        (self.root / "pods").mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
