@@ -40,30 +40,24 @@ class Contest:
 
 
 def run_both(run: EvaluateRun, examples: Sequence[Example], *, manifest: Manifest, storage: Storage) -> Contest:
-    """Ask both models. The baseline's run is taken from the cache where it is there; base weights that both models
-    share are loaded once.
+    """Ask both models. The baseline's run is taken from the cache where it is there, and kept there where it is new;
+    base weights that both models share are loaded once.
     """
     contestants = _Contestants(run, examples, manifest=manifest, storage=storage)
     began = time.monotonic()
     key = contestants.baseline_key()
-    baseline = cached_run(storage, key=key)
-    is_new = baseline is None
-    if baseline is None and not contestants.share_base:
-        baseline = contestants.ask_baseline()
-        _free_memory()
+    baseline = kept = cached_run(storage, key=key)
     if baseline is None:
-        baseline, candidate, baseline_seconds = contestants.ask_both_on_one_base()
-    else:
-        baseline_seconds = time.monotonic() - began
-        candidate = contestants.ask_candidate()
-    if is_new:
+        baseline = contestants.ask_baseline()
         keep_run(baseline, storage, key=key)
+    baseline_seconds = time.monotonic() - began
+    candidate = contestants.ask_candidate()
     return Contest(
         candidate=candidate,
         baseline=baseline,
         unknown_classes=contestants.unknown_classes(),
         timing={
-            "baseline seconds": round(baseline_seconds, 1) if is_new else "scored before",
+            "baseline seconds": round(baseline_seconds, 1) if kept is None else "scored before",
             "candidate seconds": round(time.monotonic() - began - baseline_seconds, 1),
             "device": device_name(),
         },
@@ -81,7 +75,7 @@ def device_name() -> str:
 
 
 class _Contestants:
-    """Loads and asks the models of one run. Each method's model is gone when it returns."""
+    """Loads and asks the models of one run. A baseline of its own is gone before the candidate is loaded."""
 
     def __init__(self, run: EvaluateRun, examples: Sequence[Example], *, manifest: Manifest, storage: Storage) -> None:
         self._run = run
@@ -98,9 +92,10 @@ class _Contestants:
         )
         self._labels = run.labels or manifest.labels or ()
         self._baseline_labels = self._find_baseline_labels()
+        self._candidate: tuple[Any, Any] | None = None
 
     @property
-    def share_base(self) -> bool:
+    def _share_base(self) -> bool:
         """Whether the baseline is the candidate without its adapter. Not of classifiers: the head is part of it."""
         run = self._run
         return (
@@ -116,16 +111,15 @@ class _Contestants:
 
     def ask_baseline(self) -> ModelRun:
         """The baseline's run."""
-        return self._ask(*self._load_baseline(), labels=self._baseline_labels, who="baseline")
-
-    def ask_both_on_one_base(self) -> tuple[ModelRun, ModelRun, float]:
-        """The runs of the base model and of the candidate, which is the same with its adapter; seconds of the first."""
-        began = time.monotonic()
-        model, tokenizer = self._load_candidate()
-        with model.disable_adapter():
-            baseline = self._ask(model, tokenizer, labels=self._baseline_labels, who="baseline")
-        seconds = time.monotonic() - began
-        return baseline, self._ask(model, tokenizer, labels=self._labels, who="candidate"), seconds
+        if self._share_base:
+            model, _ = self._load_candidate()
+            with base_model.local_folder(self._run.base, storage=self._storage, verify=False) as folder:
+                tokenizer = base_model.load_tokenizer(folder)
+            with model.disable_adapter():
+                return self._ask(model, tokenizer, labels=self._baseline_labels, who="baseline")
+        found = self._ask(*self._load_baseline(), labels=self._baseline_labels, who="baseline")
+        _free_memory()
+        return found
 
     def unknown_classes(self) -> list[str]:
         """Classes of the examples that the baseline does not know."""
@@ -156,15 +150,17 @@ class _Contestants:
         )
 
     def _load_candidate(self) -> tuple[Any, Any]:
-        run = self._run
-        return saved_model.load_artifact(
-            run.candidate,
-            base=run.base,
-            task=run.model.task,
-            labels=self._labels,
-            storage=self._storage,
-            dtype=self._dtype,
-        )
+        if self._candidate is None:
+            run = self._run
+            self._candidate = saved_model.load_artifact(
+                run.candidate,
+                base=run.base,
+                task=run.model.task,
+                labels=self._labels,
+                storage=self._storage,
+                dtype=self._dtype,
+            )
+        return self._candidate
 
     def _load_baseline(self) -> tuple[Any, Any]:
         order, task = self._run.baseline, self._run.model.task
