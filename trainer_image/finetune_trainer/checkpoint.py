@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -68,14 +69,15 @@ class Checkpoints:
     ) -> None:
         """Save together: every process calls it, the first one writes. Raises StageError 73 when it cannot be written;
         earlier checkpoints are intact then."""
+        began = time.monotonic()
         generators = _generators(gang)
         if gang.is_first:
             uri = join(self.folder, f"{_PREFIX}{state.step}")
             with self.storage.staging_folder(uri) as staging:
                 _write(staging, state=state, parameters=parameters, optimizer=optimizer, generators=generators)
                 self.storage.publish(staging, to=uri, input_digest=self.input_digest, extra={"step": state.step})
-            log.info("checkpoint at step %d: %s", state.step, uri)
             self._remove_old()
+            log.info("checkpoint at step %d in %.3f s: %s", state.step, time.monotonic() - began, uri)
         gang.wait()
 
     def load_newest(

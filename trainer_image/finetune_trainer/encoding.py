@@ -18,6 +18,7 @@ from finetune_trainer.errors import bad_configuration
 
 IGNORED = -100
 """The label of a position that is no target (torch.nn.functional.cross_entropy's ignore_index)."""
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eot|>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +71,14 @@ def encode_chat(messages: Sequence[Message], *, tokenizer: Any, max_length: int)
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = list(tokens["input_ids"])
     targets = [
-        index > 0 and any(start < last and end > first for first, last in spans) and end > start
+        index > 0 and any(_covers(span, start, end) for span in spans)
         for index, (start, end) in enumerate(tokens["offset_mapping"])
     ]
-    if tokenizer.eos_token_id is not None and targets and targets[-1] and ids[-1] not in end_ids(tokenizer):
-        # A template that ends an answer with nothing: without this the model would never learn to stop.
-        ids.append(tokenizer.eos_token_id)
-        targets.append(True)
+    last = max((index for index, target in enumerate(targets) if target), default=None)
+    if last is not None and tokenizer.eos_token_id is not None and not _is_end(ids[last], tokenizer):
+        # A template that ends the answer with nothing, or with white space: the model would never learn to stop.
+        ids = [*ids[: last + 1], tokenizer.eos_token_id]
+        targets = [*targets[: last + 1], True]
     return _cut(ids, targets, max_length)
 
 
@@ -89,10 +91,14 @@ def prompt_ids(messages: Sequence[Message], *, tokenizer: Any) -> list[int]:
 
 def end_ids(tokenizer: Any) -> frozenset[int]:
     """The tokens that end an answer: the tokenizer's end of sequence, and the end of a turn of the usual templates."""
-    known = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eot|>")
     vocabulary = tokenizer.get_vocab()
-    found = {vocabulary[token] for token in known if token in vocabulary}
+    found = {vocabulary[token] for token in _TURN_ENDS if token in vocabulary}
     return frozenset(found | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()))
+
+
+def _is_end(token: int, tokenizer: Any) -> bool:
+    """Whether it is one of `end_ids`, without a look through the whole vocabulary for each example."""
+    return token == tokenizer.eos_token_id or tokenizer.convert_ids_to_tokens(token) in _TURN_ENDS
 
 
 def _rendered(turns: Sequence[dict[str, str]], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
@@ -121,6 +127,12 @@ def _rendered(turns: Sequence[dict[str, str]], tokenizer: Any) -> tuple[str, lis
             )
         spans.append((len(before), len(after.rstrip())))
     return text, spans
+
+
+def _covers(span: tuple[int, int], start: int, end: int) -> bool:
+    """Whether a token is of a span. Some tokenizers leave blanks out of the offsets, so that indents are empty."""
+    first, last = span
+    return first < end <= last if start == end else start < last and end > first
 
 
 def _cut(ids: list[int], targets: list[bool], max_length: int) -> Encoded:
