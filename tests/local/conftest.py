@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -37,9 +38,10 @@ class Workspace:
         return LocalHome.at(self.folder / ".finetune")
 
     def write_data(self, name: str = "data.jsonl", *, rows: int = 90) -> Path:
-        """Questions of three topics, as many as asked for."""
-        everything = assets.topic_labelled(self.folder / f".all-{name}").read_text().splitlines()
-        chosen = [line for line in everything if json.loads(line)["label"] in LABELS][:rows]
+        """Questions of three topics, as many as asked for, in no order."""
+        everything = set(assets.topic_labelled(self.folder / f".all-{name}").read_text().splitlines())
+        fitting = [line for line in everything if json.loads(line)["label"] in LABELS]
+        chosen = sorted(fitting, key=lambda line: hashlib.sha256(line.encode()).digest())[:rows]
         path = self.folder / name
         path.write_text("\n".join(chosen) + "\n")
         return path

@@ -212,7 +212,7 @@ def _read(cluster: LocalCluster, key: Key) -> Manifest:
 def _snapshot(manifest: Manifest, *, progress: FileProgress) -> Snapshot:
     job = FineTuneJob.from_object(manifest)
     newest = progress.latest(uid=job.metadata.uid)
-    return Snapshot(job=job, now=utc_now(), trainer=newest.status if newest else job.status.trainer_status)
+    return Snapshot.of(job=job, now=utc_now(), trainer=newest.status if newest else job.status.trainer_status)
 
 
 def _view(options: argparse.Namespace, *, hint: str) -> View:

@@ -33,6 +33,15 @@ class Snapshot:
     now: datetime
     trainer: TrainerStatus | None = None
 
+    @classmethod
+    def of(cls, *, job: FineTuneJob, now: datetime, trainer: TrainerStatus | None) -> Snapshot:
+        """A snapshot with a report only if the attempt that trains now has sent it."""
+        stage = job.status.stage("Train")
+        started = stage.start_time if stage is not None and stage.state == "Running" else None
+        sent = trainer.last_updated_time if trainer is not None else None
+        is_current = started is not None and sent is not None and sent >= started
+        return cls(job=job, now=now, trainer=trainer if is_current else None)
+
     @property
     def phase(self) -> str:
         """The job's phase."""

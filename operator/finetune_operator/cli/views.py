@@ -104,7 +104,9 @@ class LiveView:
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw the run."""
-        if snapshot.loss is not None and (not self._losses or self._losses[-1] != snapshot.loss):
+        if snapshot.trainer is None:
+            self._losses.clear()
+        elif snapshot.loss is not None and (not self._losses or self._losses[-1] != snapshot.loss):
             self._losses.append(snapshot.loss)
         self._live.update(self.render(snapshot))
 

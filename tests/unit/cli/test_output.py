@@ -23,6 +23,7 @@ from finetune_operator.cli.describe import describe_job, describe_version
 from finetune_operator.cli.errors import CommandError
 from finetune_operator.cli.outcome import outcome
 from finetune_operator.cli.report import comparison
+from finetune_operator.cli.snapshot import Snapshot
 from finetune_operator.cli.tables import age
 from finetune_operator.cli.views import LiveView, PlainView
 from finetune_operator.local.home import LocalHome
@@ -114,6 +115,18 @@ def test_live_view() -> None:
     steps = [snapshot_of(training(), trainer=reported(step=step, loss=3.0 - step / 5)) for step in range(1, 13)]
     assert_golden("live-training", live(*steps))
     assert_golden("live-ended", live(snapshot_of(ended())))
+
+
+def test_a_report_of_an_earlier_attempt_is_not_shown() -> None:
+    job = training()
+    started = job.status.stages[1].start_time
+    assert started is not None
+    for seconds, shown in ((-5, False), (5, True)):
+        report = reported(step=12, loss=1.0).model_copy(
+            update={"last_updated_time": started + timedelta(seconds=seconds)}
+        )
+        assert (Snapshot.of(job=job, now=NOW, trainer=report).trainer is not None) == shown
+    assert Snapshot.of(job=ended(), now=NOW, trainer=reported(step=48, loss=1.0)).trainer is None
 
 
 def test_live_view_says_what_holds_it() -> None:
