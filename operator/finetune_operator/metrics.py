@@ -170,6 +170,11 @@ class Metrics:
         self.hide_training(key=key)
         self._hide_evaluation(key)
 
+    def forget_all(self) -> None:
+        """This process does not lead any more: what jobs do is another's to show."""
+        for key in {*self._phases, *self._trained, *self._evaluated}:
+            self.forget(key=key)
+
     def _hide_evaluation(self, key: Key) -> None:
         for metric in self._evaluated.pop(key, ()):
             for role in ("candidate", "baseline"):

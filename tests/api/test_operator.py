@@ -220,6 +220,7 @@ def test_an_apiserver_that_was_away_for_a_while(installed: ApiServer, pods: Scri
         installed.stop_apiserver()
         try:
             seconds_until(lambda: not operator.leads, timeout_s=30, what="the end of the leadership")
+            assert operator.metric('finetune_jobs{phase="Training"}') == 0, "it shows what it no longer knows"
         finally:
             installed.start_apiserver()
         pods.succeed(training, result=train_result())

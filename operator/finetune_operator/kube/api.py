@@ -35,9 +35,7 @@ Observer = Callable[[str, str, int, float], None]
 """Called after each request with its method and path, the HTTP status (0: no answer) and the seconds it took."""
 
 JSON = "application/json"
-MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
-METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 PAGE_SIZE = 500
 CONNECTIONS = 32
 CONNECT_SECONDS = 5.0
@@ -101,7 +99,6 @@ class Api:
         query: Query = (),
         body: Manifest | None = None,
         content_type: str = JSON,
-        accept: str = JSON,
         timeout_seconds: float | None = None,
     ) -> Manifest:
         """The answer's JSON object. `timeout_seconds` covers the whole exchange; default: the client's."""
@@ -110,14 +107,14 @@ class Api:
             path=path,
             query=query,
             body=body,
-            headers={"Accept": accept, "Content-Type": content_type},
+            headers={"Accept": JSON, "Content-Type": content_type},
             timeout_seconds=timeout_seconds or self._timeout,
         )
         if status >= 400:
             raise error_of(status=status, answer=answer, request=f"{method} {path}")
         return answer
 
-    async def pages(self, *, path: str, query: Query = (), accept: str = JSON) -> AsyncIterator[Manifest]:
+    async def pages(self, *, path: str, query: Query = ()) -> AsyncIterator[Manifest]:
         """The items of a collection, read page by page."""
         token = ""
         while True:
@@ -126,7 +123,7 @@ class Api:
                 path=path,
                 query=[*query, ("limit", str(PAGE_SIZE)), *([("continue", token)] if token else [])],
                 body=None,
-                headers={"Accept": accept},
+                headers={"Accept": JSON},
                 timeout_seconds=self._timeout,
             )
             # 410: the snapshot that the pages came from was compacted away. The answer then holds a token that goes on

@@ -53,9 +53,9 @@ def door_application(*, gatekeeper: Gatekeeper, inbox: ProgressInbox) -> web.App
 
 @asynccontextmanager
 async def serving(
-    *, application: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None
+    *, application: web.Application, host: str | None, port: int, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[int]:
-    """Serve while the context is open; gives the port, which differs from `port` where that is 0."""
+    """Serve while the context is open. Host None: all addresses. Gives the port, chosen by the system where it is 0."""
     runner = web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=30, shutdown_timeout=2)
     await runner.setup()
     try:

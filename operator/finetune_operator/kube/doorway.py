@@ -40,7 +40,7 @@ class DoorSettings:
 
     namespace: str
     address: str = ""
-    host: str = "0.0.0.0"  # noqa: S104 - pods of all nodes report
+    host: str | None = None
     port: int = 8443
 
     @property

@@ -49,7 +49,8 @@ class ProcessSettings:
     """The pod's IP, for the door's Service; empty: nothing is published."""
     kubeconfig: str | None = None
     context: str | None = None
-    listen: str = "0.0.0.0"  # noqa: S104 - kubelet and training pods call from elsewhere
+    listen: str | None = None
+    """Address of probes and door; None: all, of IPv4 and IPv6."""
     probe_port: int = 8080
     door_port: int = 8443
     lease_seconds: int = 15
@@ -133,6 +134,8 @@ class OperatorProcess:
 
     def _show_leadership(self, leading: bool) -> None:
         self._metrics.leader.set(leading)
+        if not leading:
+            self._metrics.forget_all()
 
     async def _configure(self) -> Configuration:
         return await load_configuration(kubeconfig=self._settings.kubeconfig, context=self._settings.context)
