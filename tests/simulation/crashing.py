@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from finetune_operator.ports import Cluster, Kind, Manifest
-
-Moment = Literal["before", "after"]
-"""Killed with the write not yet done, or done but not known to be."""
 
 
 class KilledError(BaseException):
@@ -16,12 +13,11 @@ class KilledError(BaseException):
 
 
 class CrashingCluster:
-    """Passes everything on; the write with this number (from 1) kills."""
+    """Passes everything on; instead of the write with this number (from 1), the operator dies."""
 
-    def __init__(self, *, inner: Cluster, kill_at: int | None = None, moment: Moment = "before") -> None:
+    def __init__(self, *, inner: Cluster, kill_at: int | None = None) -> None:
         self._inner = inner
         self._kill_at = kill_at
-        self._moment = moment
         self.writes: list[str] = []
 
     async def get(self, *, kind: Kind, namespace: str, name: str) -> Manifest | None:
@@ -37,29 +33,22 @@ class CrashingCluster:
     async def create(self, *, manifest: Manifest) -> Manifest:
         """Write."""
         self._count(f"create {manifest['kind']} {manifest['metadata']['name']}")
-        created = await self._inner.create(manifest=manifest)
-        self._after()
-        return created
+        return await self._inner.create(manifest=manifest)
 
     async def apply(self, *, manifest: Manifest) -> Manifest:
         """Write."""
         self._count(f"apply {manifest['kind']} {manifest['metadata']['name']}")
-        applied = await self._inner.apply(manifest=manifest)
-        self._after()
-        return applied
+        return await self._inner.apply(manifest=manifest)
 
     async def delete(self, *, kind: Kind, namespace: str, name: str, uid: str) -> None:
         """Write."""
         self._count(f"delete {kind} {name}")
         await self._inner.delete(kind=kind, namespace=namespace, name=name, uid=uid)
-        self._after()
 
     async def replace_status(self, *, manifest: Manifest) -> Manifest:
         """Write."""
         self._count(f"status {manifest['status'].get('phase')}")
-        written = await self._inner.replace_status(manifest=manifest)
-        self._after()
-        return written
+        return await self._inner.replace_status(manifest=manifest)
 
     async def record_event(self, **event: Any) -> None:
         """Best effort: not a write that anything depends on."""
@@ -67,9 +56,5 @@ class CrashingCluster:
 
     def _count(self, what: str) -> None:
         self.writes.append(what)
-        if len(self.writes) == self._kill_at and self._moment == "before":
+        if len(self.writes) == self._kill_at:
             raise KilledError(what)
-
-    def _after(self) -> None:
-        if len(self.writes) == self._kill_at and self._moment == "after":
-            raise KilledError(self.writes[-1])

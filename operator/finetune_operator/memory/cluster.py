@@ -7,12 +7,12 @@ controllers: tests play Job controller and kubelet through `edit` and `remove`.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -28,6 +28,7 @@ from finetune_operator.ports import (
     NotFoundError,
 )
 
+T = TypeVar("T")
 _Address = tuple[str, str, str]
 _TYPES: dict[str, Any] = {"FineTuneJob": FineTuneJob, "ModelVersion": ModelVersion}
 
@@ -56,14 +57,15 @@ class MemoryCluster:
 
     async def get(self, *, kind: Kind, namespace: str, name: str) -> Manifest | None:
         """The object, or None."""
-        return deepcopy(self._objects.get((kind, namespace, name)))
+        found = self._objects.get((kind, namespace, name))
+        return _copied(found) if found is not None else None
 
     async def list(
         self, *, kind: Kind, namespace: str | None, labels: Mapping[str, str] | None = None
     ) -> list[Manifest]:
         """Objects with these labels, sorted by namespace and name."""
         return [
-            deepcopy(found)
+            _copied(found)
             for (its_kind, its_namespace, _), found in sorted(self._objects.items())
             if its_kind == kind
             and (namespace is None or its_namespace == namespace)
@@ -76,7 +78,7 @@ class MemoryCluster:
         _validate(manifest)
         if address in self._objects:
             raise AlreadyExistsError(f"{address[0]} {address[2]} already exists")
-        created = {key: deepcopy(value) for key, value in manifest.items() if key != "status"}
+        created = {key: _copied(value) for key, value in manifest.items() if key != "status"}
         created["metadata"] |= {
             "uid": str(uuid.uuid4()),
             "generation": 1,
@@ -90,13 +92,13 @@ class MemoryCluster:
         before = self._objects.get(address)
         if before is None:
             created = await self.create(manifest=manifest)
-            self._applied[address] = deepcopy(manifest)
+            self._applied[address] = _copied(manifest)
             return created
         _validate(manifest)
         merged = _merged(before, manifest, previous=self._applied.get(address, {}))
-        self._applied[address] = deepcopy(manifest)
+        self._applied[address] = _copied(manifest)
         if merged == before:
-            return deepcopy(before)
+            return _copied(before)
         if merged.get("spec") != before.get("spec"):
             merged["metadata"]["generation"] = before["metadata"].get("generation", 1) + 1
         return self._store(address, merged)
@@ -118,9 +120,9 @@ class MemoryCluster:
             raise NotFoundError(f"{address[0]} {address[2]} is gone")
         if found["metadata"]["resourceVersion"] != manifest["metadata"].get("resourceVersion"):
             raise ConflictError(f"{address[0]} {address[2]} has changed since it was read")
-        new = {**deepcopy(found), "status": deepcopy(manifest.get("status") or {})}
+        new = {**_copied(found), "status": _copied(manifest.get("status") or {})}
         _validate_status(new)
-        return deepcopy(found) if new == found else self._store(address, new)
+        return _copied(found) if new == found else self._store(address, new)
 
     async def record_event(
         self, *, regarding: Manifest, type: Literal["Normal", "Warning"], reason: str, message: str
@@ -137,7 +139,7 @@ class MemoryCluster:
         found = self._objects.get(address)
         if found is None:
             raise NotFoundError(f"{kind} {name} is gone")
-        new = deepcopy(found)
+        new = _copied(found)
         change(new)
         if new.get("spec") != found.get("spec"):
             new["metadata"]["generation"] = found["metadata"].get("generation", 1) + 1
@@ -151,7 +153,7 @@ class MemoryCluster:
 
     def snapshot(self) -> dict[_Address, Manifest]:
         """All objects."""
-        return deepcopy(self._objects)
+        return {address: _copied(found) for address, found in self._objects.items()}
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -159,7 +161,7 @@ class MemoryCluster:
         self._version += 1
         manifest["metadata"]["resourceVersion"] = str(self._version)
         self._objects[address] = manifest
-        return deepcopy(manifest)
+        return _copied(manifest)
 
     def _delete(self, address: _Address) -> None:
         found = self._objects[address]
@@ -217,14 +219,19 @@ def _validate_status(manifest: Manifest) -> None:
 
 def _merged(before: Manifest, wanted: Manifest, *, previous: Manifest) -> Manifest:
     """`wanted` over `before`, without what only `previous` had. Lists are taken whole."""
-    kept = {key: deepcopy(value) for key, value in before.items() if key in wanted or key not in previous}
+    kept = {key: _copied(value) for key, value in before.items() if key in wanted or key not in previous}
     for key, value in wanted.items():
         old, last = before.get(key), previous.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
             kept[key] = _merged(old, value, previous=last if isinstance(last, dict) else {})
         else:
-            kept[key] = deepcopy(value)
+            kept[key] = _copied(value)
     return kept
+
+
+def _copied(value: T) -> T:
+    """A copy of plain data, by way of JSON: what does not survive that would not survive a real apiserver."""
+    return cast("T", json.loads(json.dumps(value)))
 
 
 def _rfc3339(time: datetime) -> str:
