@@ -1,0 +1,258 @@
+"""`make bench-training`: our training beside a plain TRL script on the same work. Last line: one JSON object.
+
+Each run is a fresh process: SmolLM2-135M, LoRA of rank 16, the same chats, batch and number of steps. Rates are
+non-padding tokens per second of the training loop. Peak memory is of the largest process. Other load on the machine
+distorts the ratio, so its one-minute average is among the figures; runs take turns to even out what is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from demo import assets
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, BATCH, MICRO_BATCH, MAX_LENGTH, RANK = 8, 16, 8, 128, 16
+ROUNDS = 2
+"""Times that ours and TRL take turns."""
+PACKING_STEPS, PACKING_MAX_LENGTH = 4, 512
+"""Packing pays where lengths differ: chats of one to eight turns."""
+LEARNING_RATE, SEED = 1e-4, 3
+LIMIT_SECONDS = 900.0
+_CHECKPOINT = re.compile(r"checkpoint at step \d+ in ([\d.]+) s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One process's run."""
+
+    tokens: int
+    """Non-padding ones."""
+    seconds: float
+    """Of the training loop."""
+    start_to_first_step_s: float
+    """From the start of the process to the end of the first optimiser step."""
+    peak_memory_mb: float
+    checkpoint_s: float | None = None
+    mfu: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """Non-padding tokens per second."""
+        return self.tokens / self.seconds
+
+
+def watched(
+    command: list[str], *, environment: Mapping[str, str], is_first_step: Callable[[str], bool]
+) -> tuple[list[str], float, float]:
+    """Run a process: its output lines, seconds to the first step, and peak memory (MB). Fails loudly."""
+    began, first = time.monotonic(), None
+    process = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        if first is None and is_first_step(line):
+            first = time.monotonic() - began
+        if time.monotonic() - began > LIMIT_SECONDS:
+            process.kill()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0 or first is None:
+        raise SystemExit(f"{' '.join(command)} failed ({process.returncode}):\n{''.join(lines[-40:])}")
+    return lines, first, usage.ru_maxrss / 1024
+
+
+def ours(folder: Path, prepared: dict[str, Any], *, name: str, common: dict[str, Any], **changes: Any) -> Outcome:
+    """`python -m finetune_trainer`, as its container would run it."""
+    run = f"file://{folder}/{name}"
+    (folder / name).mkdir()
+    (folder / name / "data").symlink_to(folder / "prepared" / "data")
+    optimisation = {
+        "epochs": None,
+        "maxSteps": STEPS,
+        "learningRate": LEARNING_RATE,
+        "scheduler": "Linear",
+        "warmupFraction": 0.0,
+        "weightDecay": 0.0,
+        "maxGradNorm": 1.0,
+        "globalBatchSize": BATCH,
+        "microBatchSize": MICRO_BATCH,
+        "maxLength": MAX_LENGTH,
+        "packing": False,
+        "precision": "Auto",
+        "seed": SEED,
+        "earlyStoppingPatience": None,
+    } | changes
+    lora = {"rank": RANK, "alpha": 2 * RANK, "dropout": 0.0, "targetModules": ["all-linear"]}
+    order = common | {
+        "stage": "Train",
+        "locations": common["locations"] | {"run": run},
+        "base": prepared["base"],
+        "dataDigest": prepared["dataDigest"],
+        "method": {"type": "LoRA", "lora": lora},
+        "optimisation": optimisation,
+        "checkpoint": {"everySteps": 3, "keep": 1, "resume": "Latest"},
+        "nodes": 1,
+        "processesPerNode": 1,
+        "strategy": "DDP",
+    }
+    lines, first, peak = stage(folder, order, name=name, is_first_step=lambda line: " step 1/" in line)
+    result = json.loads((folder / f"{name}.term").read_text())
+    stalls = [float(found.group(1)) for line in lines if (found := _CHECKPOINT.search(line))]
+    training_log = [json.loads(line) for line in (folder / name / "training_log.jsonl").read_text().splitlines()]
+    shares = [float(found.group(1)) / 100 for line in lines if (found := re.search(r"MFU ([\d.]+)%", line))]
+    return Outcome(
+        tokens=result["tokens"],
+        seconds=next(line["time"] for line in reversed(training_log) if "loss" in line),
+        start_to_first_step_s=first,
+        peak_memory_mb=peak,
+        checkpoint_s=median(stalls),
+        mfu=median(shares) if shares else None,
+    )
+
+
+def stage(
+    folder: Path, order: dict[str, Any], *, name: str, is_first_step: Callable[[str], bool]
+) -> tuple[list[str], float, float]:
+    """Run a stage of ours."""
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(order))
+    environment = {
+        "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'trainer_image'}",
+        "FINETUNE_RUN_FILE": str(path),
+        "FINETUNE_TERMINATION_LOG": str(folder / f"{name}.term"),
+        "FINETUNE_PROGRESS_FILE": str(folder / f"{name}.progress"),
+    }
+    return watched([sys.executable, "-m", "finetune_trainer"], environment=environment, is_first_step=is_first_step)
+
+
+def prepare(folder: Path, data: Path, *, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Prepare the data; its message, and what all stages' orders share."""
+    common = {
+        "identity": {"namespace": "bench", "job": "training", "uid": "uid", "attempt": 1},
+        "locations": {
+            "run": f"file://{folder}/prepared",
+            "cache": f"file://{folder}/cache",
+            "allowedRoots": [f"file://{folder}", f"file://{assets.smollm2_folder()}"],
+            "mounts": {},
+        },
+        "model": {"uri": f"file://{assets.smollm2_folder()}", "task": "Chat"},
+    }
+    order = common | {
+        "stage": "Prepare",
+        "sources": [{"name": "chats", "uri": f"file://{data}", "format": "Chat", "weight": 1.0}],
+        "maxBadRows": 0,
+        "maxTruncatedFraction": 0.5,
+        "maxLength": max_length,
+        "split": {
+            "fractions": {"train": 0.8, "validation": 0.1, "test": 0.1, "strategy": "GroupHash"},
+            "salt": "bench",
+        },
+    }
+    stage(folder, order, name="prepare", is_first_step=lambda line: True)
+    return json.loads((folder / "prepare.term").read_text()), common
+
+
+def trl(folder: Path, *, name: str) -> Outcome:
+    """The plain script on the same training examples."""
+    order = {
+        "model": str(assets.smollm2_folder()),
+        "data": str(folder / "prepared" / "data" / "train.jsonl"),
+        "out": str(folder / name),
+        "steps": STEPS,
+        "batch": BATCH,
+        "micro_batch": MICRO_BATCH,
+        "max_length": MAX_LENGTH,
+        "rank": RANK,
+        "learning_rate": LEARNING_RATE,
+        "seed": SEED,
+        "cpu": not torch.cuda.is_available(),
+    }
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(order))
+    command = [sys.executable, str(Path(__file__).with_name("plain_trl.py")), str(path)]
+    environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    lines, first, peak = watched(command, environment=environment, is_first_step=lambda line: "first_step" in line)
+    figures = next(json.loads(line) for line in reversed(lines) if line.startswith('{"tokens"'))
+    return Outcome(start_to_first_step_s=first, peak_memory_mb=peak, **figures)
+
+
+def chats_of_many_lengths(path: Path, *, single: Path) -> Path:
+    """Chats of one to eight turns, from the questions of the demo's task."""
+    rows = [json.loads(line)["messages"][1:] for line in single.read_text().splitlines()]
+    chats, first = [], 0
+    while first < len(rows):
+        turns = 1 + (len(chats) * 5) % 8
+        chats.append({"messages": [message for row in rows[first : first + turns] for message in row]})
+        first += turns
+    path.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    return path
+
+
+def say(name: str, outcome: Outcome) -> None:
+    """One line for the reader."""
+    print(
+        f"{name:<12} {outcome.tokens:6d} tokens in {outcome.seconds:6.1f} s = {outcome.rate:6.1f}/s, first step after "
+        f"{outcome.start_to_first_step_s:5.1f} s, peak {outcome.peak_memory_mb:5.0f} MB, load {os.getloadavg()[0]:.1f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Run all and print the figures."""
+    with TemporaryDirectory(prefix="finetune-bench-training-") as scratch:
+        single, varied = Path(scratch, "single"), Path(scratch, "varied")
+        single.mkdir()
+        varied.mkdir()
+        data = assets.topic_chat(single / "chats.jsonl")
+        prepared, common = prepare(single, data, max_length=MAX_LENGTH)
+        mine, theirs = [], []
+        for number in range(ROUNDS):
+            mine.append(ours(single, prepared, name=f"ours-{number}", common=common))
+            say("ours", mine[-1])
+            theirs.append(trl(single, name=f"trl-{number}"))
+            say("TRL", theirs[-1])
+        chats = chats_of_many_lengths(varied / "chats.jsonl", single=data)
+        prepared, common = prepare(varied, chats, max_length=PACKING_MAX_LENGTH)
+        changes = {"maxSteps": PACKING_STEPS, "maxLength": PACKING_MAX_LENGTH}
+        padded = ours(varied, prepared, name="padded", common=common, **changes)
+        say("ours padded", padded)
+        packed = ours(varied, prepared, name="packed", common=common, **changes, packing=True)
+        say("ours packed", packed)
+    stalls = [outcome.checkpoint_s for outcome in (*mine, padded, packed) if outcome.checkpoint_s is not None]
+    # Best of the rounds: what else the machine does can only slow a run down.
+    best, best_trl = max(outcome.rate for outcome in mine), max(outcome.rate for outcome in theirs)
+    figures = {
+        "tokens_per_s_ratio": round(best / best_trl, 3),
+        "tokens_per_s": round(best, 1),
+        "trl_tokens_per_s": round(best_trl, 1),
+        "packing_gain": round(packed.rate / padded.rate, 3),
+        "start_to_first_step_s": round(min(outcome.start_to_first_step_s for outcome in mine), 1),
+        "trl_start_to_first_step_s": round(min(outcome.start_to_first_step_s for outcome in theirs), 1),
+        "checkpoint_stall_s": round(median(stalls), 3),
+        "peak_memory_mb": round(max(outcome.peak_memory_mb for outcome in mine)),
+        "trl_peak_memory_mb": round(max(outcome.peak_memory_mb for outcome in theirs)),
+        "mfu": mine[-1].mfu,
+        "load": round(os.getloadavg()[0], 1),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
