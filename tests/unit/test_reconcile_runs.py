@@ -392,3 +392,31 @@ async def test_kueue_holds_the_run_and_says_why() -> None:
         return ended(status)
 
     assert (await world.run(key, until=admitting)).phase == "Succeeded"
+
+
+async def test_time_between_admissions_does_not_count() -> None:
+    """Kueue takes the pods of an attempt away and admits the same Job again later."""
+    world = World(script=Script(fates={("Train", 1): Hang()}))
+    key = await world.submit(job_manifest(failurePolicy={"hangSeconds": 600}))
+    await world.run(key, until=lambda status: status.phase == "Training" and (status.active_seconds or 0) >= 15)
+    before = (await world.status(key)).active_seconds or 0
+
+    def suspend(*, value: bool) -> None:
+        world.cluster.edit(
+            kind="Job",
+            namespace="ml",
+            name="router-train-1",
+            change=lambda job: (job["spec"].update(suspend=value), job["status"].pop("made", None)),  # type: ignore[arg-type,return-value]
+        )
+
+    suspend(value=True)
+    world.cluster.remove(kind="Pod", namespace="ml", name="router-train-1-0-x0yz")
+    for _ in range(100):
+        await world.tick()
+        await world.reconcile(key)
+    assert (await world.status(key)).phase == "Queued"
+    assert ((await world.status(key)).active_seconds or 0) <= before
+    suspend(value=False)
+    status = await world.run(key, until=lambda status: status.phase == "Training" and status.stages[-1].start_time)
+    assert status.stages[-1].attempt == 1
+    assert (status.active_seconds or 0) <= before + 10

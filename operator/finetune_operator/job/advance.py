@@ -110,11 +110,21 @@ def _run(step: Step, running: Running, *, status: FineTuneJobStatus, overdue: da
 
 def _with_state(step: Step) -> FineTuneJobStatus:
     """The status with the stage's state and start, as far as its pods have got."""
-    started = first_start(step.attempt.pods)
-    update: dict[str, object] = {"state": "Queued" if started is None else "Running", "start_time": started}
+    stage, started = step.stage, first_start(step.attempt.pods)
+    update: dict[str, object] = {"state": "Queued" if started is None else "Running"}
+    if stage.start_time is None:
+        update["start_time"] = started
+    elif _has_new_pods(step):
+        update |= {"start_time": started, "active_seconds": step.seconds() or None}
     if step.attempt.job is not None:
         update["child"] = step.attempt.job.ref.name
-    return with_stage(step.status, step.stage.model_copy(update=update))
+    return with_stage(step.status, stage.model_copy(update=update))
+
+
+def _has_new_pods(step: Step) -> bool:
+    """Kueue took the attempt's pods away, and gives or gave it others: the time in between does not count."""
+    start, pods = step.stage.start_time, step.attempt.pods
+    return start is not None and first_start(pods) != start and all(pod.created > start for pod in pods)
 
 
 def _deadline(step: Step, *, status: FineTuneJobStatus) -> datetime | None:
