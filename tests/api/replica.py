@@ -19,7 +19,9 @@ from tests.harness.store import ROOT
 
 NAMESPACE = "finetune-system"
 SERVICE_ACCOUNT = "finetune-operator"
-LEASE_SECONDS = 6
+LEASE_SECONDS = 9
+START_TIMEOUT_S = 120
+"""A busy machine takes long to start Python."""
 
 
 class Replica:
@@ -57,7 +59,7 @@ class Replica:
         """Of the door, while it leads."""
         return self._port("the door is open on port ")
 
-    def wait_until_says(self, message: str, *, timeout_s: float = 30) -> None:
+    def wait_until_says(self, message: str, *, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait for a line with these words."""
 
         def probe() -> bool:
@@ -69,7 +71,7 @@ class Replica:
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of a probe."""
         try:
-            with urllib.request.urlopen(self.probe_url + path, timeout=5) as answer:  # noqa: S310 - loopback
+            with urllib.request.urlopen(self.probe_url + path, timeout=30) as answer:  # noqa: S310 - loopback
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -88,7 +90,7 @@ class Replica:
         """Send a signal."""
         self.process.send_signal(number)
 
-    def wait_for_end(self, *, timeout_s: float = 20) -> int:
+    def wait_for_end(self, *, timeout_s: float = 60) -> int:
         """Its exit status."""
         return self.process.wait(timeout=timeout_s)
 

@@ -10,7 +10,7 @@ from tests.harness import Kubectl, Object, wait_until
 
 from finetune_operator.job.pods import CONTAINER
 
-TIMEOUT_S = 30
+TIMEOUT_S = 120
 
 
 @dataclass(frozen=True, kw_only=True)

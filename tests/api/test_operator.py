@@ -20,7 +20,7 @@ from tests.harness import ApiServer, Object, wait_until
 from finetune_api.progress import TOKEN_AUDIENCE, progress_path
 from finetune_api.results import ExitCode
 
-TIMEOUT_S = 40
+TIMEOUT_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_an_apiserver_that_was_away_for_a_while(installed: ApiServer, pods: Scri
         wait_for_phase(pods, "Training")
         installed.stop_apiserver()
         try:
-            seconds_until(lambda: not operator.leads, timeout_s=30, what="the end of the leadership")
+            seconds_until(lambda: not operator.leads, timeout_s=TIMEOUT_S, what="the end of the leadership")
             assert operator.metric('finetune_jobs{phase="Training"}') == 0, "it shows what it no longer knows"
         finally:
             installed.start_apiserver()

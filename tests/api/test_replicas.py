@@ -14,6 +14,7 @@ from tests.api.replica import LEASE_SECONDS, NAMESPACE, Replica, replicas, secon
 from tests.harness import ApiServer
 
 RETRY_SECONDS = LEASE_SECONDS * 2 / 15
+PATIENCE_S = 90
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +63,9 @@ def _certificate_of(*, port: int, context: ssl.SSLContext, name: str) -> list[tu
 def test_sigterm_hands_over_at_once(installed: ApiServer, tmp_path: Path) -> None:
     with replicas(installed, tmp_path, "one", "two") as (leader, standby):
         leader.signal(signal.SIGTERM)
-        took = seconds_until(lambda: standby.leads, timeout_s=LEASE_SECONDS, what="the standby's leadership")
+        took = seconds_until(lambda: standby.leads, timeout_s=PATIENCE_S, what="the standby's leadership")
         assert leader.wait_for_end() == 0
-        assert took < LEASE_SECONDS / 2
+        assert took < LEASE_SECONDS * 2 / 3, "it waited for the lease to end"
         standby.wait_until_says("the door is open")
         endpoints = installed.kubectl.get("endpointslice", "finetune-door", namespace=NAMESPACE)["endpoints"]
         assert endpoints[0]["addresses"] == ["10.244.9.2"]
@@ -76,17 +77,17 @@ def test_sigterm_hands_over_at_once(installed: ApiServer, tmp_path: Path) -> Non
 def test_kill_9_hands_over_when_the_lease_ends(installed: ApiServer, tmp_path: Path) -> None:
     with replicas(installed, tmp_path, "one", "two") as (leader, standby):
         leader.signal(signal.SIGKILL)
-        took = seconds_until(lambda: standby.leads, timeout_s=3 * LEASE_SECONDS, what="the standby's leadership")
-        assert LEASE_SECONDS / 2 < took < LEASE_SECONDS + 4 * RETRY_SECONDS
+        took = seconds_until(lambda: standby.leads, timeout_s=PATIENCE_S, what="the standby's leadership")
+        assert LEASE_SECONDS / 2 < took < LEASE_SECONDS + 8 * RETRY_SECONDS
         assert holder(installed).startswith("two_")
 
 
 def test_a_frozen_leader_does_nothing_when_it_wakes_up(installed: ApiServer, tmp_path: Path) -> None:
     with replicas(installed, tmp_path, "one", "two") as (leader, standby):
         leader.signal(signal.SIGSTOP)
-        seconds_until(lambda: standby.leads, timeout_s=3 * LEASE_SECONDS, what="the standby's leadership")
+        seconds_until(lambda: standby.leads, timeout_s=PATIENCE_S, what="the standby's leadership")
         leader.signal(signal.SIGCONT)
-        seconds_until(lambda: not leader.leads, timeout_s=LEASE_SECONDS, what="the end of the old leadership")
+        seconds_until(lambda: not leader.leads, timeout_s=PATIENCE_S, what="the end of the old leadership")
         assert standby.leads
         assert leader.process.poll() is None
 
@@ -98,7 +99,7 @@ def test_an_outage_of_the_apiserver_causes_no_restart(installed: ApiServer, tmp_
         try:
             seconds_until(
                 lambda: not any(replica.leads for replica in both),
-                timeout_s=2 * LEASE_SECONDS,
+                timeout_s=PATIENCE_S,
                 what="the end of the leadership",
             )
             time.sleep(LEASE_SECONDS)
@@ -107,13 +108,11 @@ def test_an_outage_of_the_apiserver_causes_no_restart(installed: ApiServer, tmp_
                 assert replica.get("/healthz") == (200, "ok\n")
         finally:
             (installed.start_apiserver if kind == "away" else installed.resume_apiserver)()
-        seconds_until(
-            lambda: sum(replica.leads for replica in both) == 1, timeout_s=3 * LEASE_SECONDS, what="a new leader"
-        )
+        seconds_until(lambda: sum(replica.leads for replica in both) == 1, timeout_s=PATIENCE_S, what="a new leader")
         leader = next(replica for replica in both if replica.leads)
         seconds_until(
             lambda: sum("the door is open" in entry["message"] for entry in leader.log()) >= 1,
-            timeout_s=20,
+            timeout_s=PATIENCE_S,
             what="the new leader's door",
         )
         assert all(replica.process.poll() is None for replica in both)
@@ -131,7 +130,7 @@ def test_it_starts_before_the_apiserver_does(installed: ApiServer, tmp_path: Pat
     finally:
         installed.start_apiserver()
         try:
-            replica.wait_until_says("the door is open", timeout_s=30)
+            replica.wait_until_says("the door is open")
             assert replica.get("/readyz") == (200, "ok\n")
         finally:
             replica.kill()

@@ -40,7 +40,7 @@ async def watching(
             assert task.cancelled()
 
 
-async def until(condition: Callable[[], object], *, seconds: float = 30) -> None:
+async def until(condition: Callable[[], object], *, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"
@@ -155,7 +155,7 @@ async def test_a_watch_that_died_begins_again(crds: ApiServer, namespace: str) -
             crds.kubectl.run, "wait", "--for=condition=Established", "customresourcedefinitions", "--all"
         )
         await asyncio.to_thread(crds.kubectl.create, valid("job") | {"metadata": {"name": "b"}}, namespace=namespace)
-        await until(lambda: job_key(namespace, "b") in keys, seconds=30)
+        await until(lambda: job_key(namespace, "b") in keys)
 
 
 async def test_nothing_stays_behind(crds: ApiServer) -> None:
