@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -181,6 +182,19 @@ def test_the_json_report_says_everything() -> None:
     assert rows["bleu"]["report"] is True
     assert document["training"][0]["step"] == 3
     assert json.loads(to_json(classifier_report()))["classes"]["candidate"][0]["label"] == "money"
+
+
+def test_of_very_many_classes_the_page_shows_the_largest() -> None:
+    report = classifier_report()
+    rows = [
+        {"label": f"class {number}", "examples": number, "predicted": 0, "precision": None, "recall": 0.0, "f1": 0.0}
+        for number in range(300)
+    ]
+    page = to_html(replace(report, classes={"candidate": rows, "baseline": rows}))
+    assert "class 299<" in page
+    assert "class 240<" in page
+    assert "class 239<" not in page
+    assert "The 60 classes with the most examples of 300" in page
 
 
 @pytest.mark.parametrize("hostile", HOSTILE[:3])

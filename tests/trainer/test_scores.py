@@ -133,6 +133,13 @@ def test_text_scores_add_up() -> None:
     assert "loss" not in scores.examples[2]
 
 
+def test_costly_scores_are_computed_only_where_wanted() -> None:
+    outcomes = [TextOutcome(nll=2.0, tokens=4, answer="money")]
+    assert set(score_texts(outcomes, references=["money"], wanted={"loss"}).columns) == {
+        "loss", "perplexity", "exact_match", "token_f1"
+    }  # fmt: skip
+
+
 def test_plain_texts_have_a_loss_only() -> None:
     scores = score_texts([TextOutcome(nll=2.0, tokens=4)], references=[None])
     assert set(scores.columns) == {"loss", "perplexity"}

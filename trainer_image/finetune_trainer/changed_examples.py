@@ -76,7 +76,7 @@ def deciding_metric(examples: Sequence[ComparedExample]) -> str:
     for metric in ("accuracy", "exact_match"):
         if any(score.get(metric) for score in scores):
             return metric
-    return "rouge_l" if any("rouge_l" in score for score in scores) else "loss"
+    return next((metric for metric in ("rouge_l", "token_f1") if any(metric in score for score in scores)), "loss")
 
 
 def find_changes(examples: Sequence[ComparedExample], *, most: int = 200) -> Changes:

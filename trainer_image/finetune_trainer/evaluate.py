@@ -180,7 +180,9 @@ def _scores(run: EvaluateRun, held_out: HeldOut, contest: Contest) -> tuple[Scor
     texts, others = _of(contest.candidate, TextOutcome), _of(contest.baseline, TextOutcome)
     _check_tokens(run, texts, others)
     references = [example.messages[-1].content if example.messages else None for example in examples]
-    return score_texts(texts, references=references), score_texts(others, references=references), []
+    wanted = {metric.name for metric in run.metrics}
+    scores = [score_texts(outcomes, references=references, wanted=wanted) for outcomes in (texts, others)]
+    return scores[0], scores[1], []
 
 
 def _of(run: ModelRun, kind: type[Kind]) -> list[Kind]:

@@ -21,6 +21,7 @@ from finetune_trainer.compare import Comparison, Row, explain, headline, reason
 from finetune_trainer.training_log import TrainingPoint
 
 SCHEMA_VERSION = 1
+_MOST_CLASSES = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,7 @@ def to_html(report: Report) -> str:
         report=report,
         rows=[_row_view(row) for row in report.comparison.rows],
         chart=_loss_chart(report.training),
+        classes=_class_views(report.classes),
         changes=report.changes,
     )
 
@@ -152,6 +154,18 @@ def _row_view(row: Row) -> dict[str, Any]:
         "words": reason(row),
         "verdict": "Reported" if row.verdict is None else row.verdict.value,
     }
+
+
+def _class_views(
+    classes: Mapping[str, Sequence[Mapping[str, Any]]] | None,
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Each class's rates of candidate and baseline; of very many classes those with the most examples."""
+    if classes is None:
+        return []
+    pairs = list(zip(classes["candidate"], classes["baseline"], strict=True))
+    return (
+        pairs if len(pairs) <= _MOST_CLASSES else sorted(pairs, key=lambda pair: -pair[0]["examples"])[:_MOST_CLASSES]
+    )
 
 
 def _demand(row: Row) -> str:

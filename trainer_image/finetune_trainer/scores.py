@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -64,8 +64,13 @@ class Scores:
     """For each example the metrics that mean something for one alone."""
 
 
-def score_texts(outcomes: Sequence[TextOutcome], *, references: Sequence[str | None]) -> Scores:
-    """Scores of a language model. `references`: the right answers; None for plain texts, which have a loss only."""
+def score_texts(
+    outcomes: Sequence[TextOutcome], *, references: Sequence[str | None], wanted: Collection[str] = ("rouge_l", "bleu")
+) -> Scores:
+    """Scores of a language model. `references`: the right answers; None for plain texts, which have a loss only.
+
+    `wanted`: of the metrics that take time on long answers (rouge_l, bleu), those to compute.
+    """
     likelihoods = np.array([[outcome.nll, outcome.tokens] for outcome in outcomes], dtype=np.float64)
     columns: dict[str, FloatArray] = {"loss": likelihoods, "perplexity": likelihoods}
     examples: list[dict[str, float]] = [
@@ -76,12 +81,16 @@ def score_texts(outcomes: Sequence[TextOutcome], *, references: Sequence[str | N
         for outcome, reference in zip(outcomes, references, strict=True)
         if outcome.answer is not None and reference is not None
     ]
-    if len(pairs) == len(outcomes):
-        for name, score in (("exact_match", exact_match), ("token_f1", token_f1), ("rouge_l", rouge_l)):
-            columns[name] = np.array([score(answer, reference) for answer, reference in pairs], dtype=np.float64)
-            for example, value in zip(examples, columns[name], strict=True):
-                example[name] = float(value)
-        columns["bleu"] = np.array([bleu_counts(answer, reference) for answer, reference in pairs], dtype=np.float64)
+    if len(pairs) < len(outcomes):
+        return Scores(columns=columns, examples=examples)
+    per_answer = {"exact_match": exact_match, "token_f1": token_f1, "rouge_l": rouge_l}
+    for name in ("exact_match", "token_f1", *({"rouge_l"} & set(wanted))):
+        columns[name] = np.array([per_answer[name](answer, reference) for answer, reference in pairs], dtype=np.float64)
+        for example, value in zip(examples, columns[name], strict=True):
+            example[name] = float(value)
+    if "bleu" in wanted:
+        counts = [bleu_counts(answer, reference) for answer, reference in pairs]
+        columns["bleu"] = np.array(counts, dtype=np.float64)
     return Scores(columns=columns, examples=examples)
 
 
