@@ -97,6 +97,17 @@ async def test_a_graceful_stop_hands_over_at_once(apiserver: ApiServer, namespac
         assert lease["spec"]["leaseDurationSeconds"] == DURATION
 
 
+async def test_a_stop_in_the_middle_of_a_renewal_releases_all_the_same(apiserver: ApiServer, namespace: str) -> None:
+    """The apiserver has taken the renewal, and nobody has heard of it."""
+    async with competing(apiserver, namespace, "a") as (candidate,):
+        await until(lambda: candidate.working, seconds=PATIENCE)
+        renewal = {"spec": {"renewTime": "2026-11-21T00:00:00.000000Z"}}
+        await asyncio.to_thread(apiserver.kubectl.patch, "lease", "finetune-operator", renewal, namespace=namespace)
+        await candidate.stop()
+    lease = apiserver.kubectl.get("lease", "finetune-operator", namespace=namespace)
+    assert lease["spec"]["holderIdentity"] == ""
+
+
 async def test_a_dead_leader_is_replaced_when_its_lease_ends(apiserver: ApiServer, namespace: str) -> None:
     async with competing(apiserver, namespace, "a") as (dead,):
         await until(lambda: dead.working, seconds=PATIENCE)

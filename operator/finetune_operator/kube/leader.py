@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 API_VERSION = "coordination.k8s.io/v1"
 _STOP_SECONDS = 8.0
-_RELEASE_SECONDS = 2.0
+_RELEASE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +124,7 @@ class Elector:
 
     async def _renew(self, *, timeout_seconds: float) -> None:
         """Renew. Raises ConflictError where another process holds the Lease."""
-        try:
-            await self._write(method="PUT", lease=self._renewed(self._lease), timeout_seconds=timeout_seconds)
-        except ConflictError:
-            # An answer to an earlier renewal may have been lost: then the newer version is our own.
-            lease = await self._read()
-            if lease is None or (lease.get("spec") or {}).get("holderIdentity") != self._settings.identity:
-                raise
-            await self._write(method="PUT", lease=self._renewed(lease), timeout_seconds=timeout_seconds)
+        await self._write_own({"renewTime": _now()}, timeout_seconds=timeout_seconds)
 
     async def _take(self, *, lease: Manifest) -> None:
         transitions = int((lease.get("spec") or {}).get("leaseTransitions") or 0) + 1
@@ -140,11 +133,27 @@ class Elector:
 
     async def _release(self) -> None:
         """Let another process lead at once. Does nothing where the Lease is no longer ours."""
-        spec = {**self._lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
+        nobody = {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
         try:
-            await self._write(method="PUT", lease={**self._lease, "spec": spec}, timeout_seconds=_RELEASE_SECONDS)
+            await self._write_own(nobody, timeout_seconds=_RELEASE_SECONDS)
         except (ConflictError, NotFoundError, UnavailableError) as error:
             log.info("the lease was not released: %s", error)
+
+    async def _write_own(self, spec: dict[str, Any], *, timeout_seconds: float) -> None:
+        """Change the Lease that we hold. Raises ConflictError where another process holds it."""
+
+        async def write(lease: Manifest) -> None:
+            changed = {**lease, "spec": {**lease["spec"], **spec}}
+            await self._write(method="PUT", lease=changed, timeout_seconds=timeout_seconds)
+
+        try:
+            await write(self._lease)
+        except ConflictError:
+            # The answer to an earlier write may have been lost, or cut off by a shutdown: then the newer Lease is ours.
+            lease = await self._read()
+            if lease is None or (lease.get("spec") or {}).get("holderIdentity") != self._settings.identity:
+                raise
+            await write(lease)
 
     async def _read(self) -> Manifest | None:
         settings = self._settings
@@ -181,9 +190,6 @@ class Elector:
                 "leaseTransitions": transitions,
             },
         }
-
-    def _renewed(self, lease: Manifest) -> Manifest:
-        return {**lease, "spec": {**lease["spec"], "renewTime": _now()}}
 
     def _changed(self, *, leading: bool) -> None:
         self._leading = leading
