@@ -1,7 +1,7 @@
-"""What one would write without this project: fine-tune with TRL. `python plain_trl.py ORDER.json`; prints JSON lines.
+"""What one would write without this project: fine-tune with TRL. `python -m tests.bench.plain_trl ORDER.json`.
 
-The work is that of the order: model, data, batch, steps, LoRA rank, length, seed. `first_step` is printed when that is
-done, then the figures of the training loop alone.
+The work is that of the order: model, data, batch, steps, LoRA rank, length, seed. JSON lines are printed:
+`first_step` when that is done, then the figures of the training loop alone.
 """
 
 from __future__ import annotations

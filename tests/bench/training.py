@@ -60,7 +60,12 @@ def watched(
     """Run a process: its output lines, seconds to the first step, and peak memory (MB). Fails loudly."""
     began, first = time.monotonic(), None
     process = subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     lines = []
     assert process.stdout is not None
@@ -185,8 +190,10 @@ def trl(folder: Path, *, name: str) -> Outcome:
     }
     path = folder / f"{name}.json"
     path.write_text(json.dumps(order))
-    command = [sys.executable, str(Path(__file__).with_name("plain_trl.py")), str(path)]
-    environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-m", "tests.bench.plain_trl", str(path)]  # by path, operator.py beside it would shadow
+    # Threads as ours has them: what spinning threads cost on a busy machine is not what is compared here.
+    threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **threads}
     lines, first, peak = watched(command, environment=environment, is_first_step=lambda line: "first_step" in line)
     figures = next(json.loads(line) for line in reversed(lines) if line.startswith('{"tokens"'))
     return Outcome(start_to_first_step_s=first, peak_memory_mb=peak, **figures)

@@ -96,7 +96,7 @@ def line_chart(series: dict[str, Sequence[tuple[float, float]]], *, width: float
     everything = [point for points in finite.values() for point in points]
     if len(everything) < 2:
         return None
-    height, left, right, top, bottom = 260.0, 52.0, 12.0, 12.0, 226.0
+    height, left, right, top, bottom = 266.0, 52.0, 12.0, 20.0, 232.0
     x_ticks = nice_ticks(min(x for x, _ in everything), max(x for x, _ in everything))
     y_ticks = nice_ticks(min(y for _, y in everything), max(y for _, y in everything))
     x_span, y_span = (x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1])

@@ -202,4 +202,4 @@ def _number(value: float | int | str | None) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.4g}".replace("-", "\u2212")
+    return f"{value:+.4g}".replace("-", "\u2212") if value else "0"

@@ -98,12 +98,14 @@ class LiveView:
         self._console = console or Console()
         self._hint = hint
         self._losses: deque[float] = deque(maxlen=_HISTORY)
+        self._last: Snapshot | None = None
         self._spinner = Spinner("dots", style="cyan")
         self._live = Live(console=self._console, refresh_per_second=8, transient=False)
         self._live.start()
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw the run."""
+        self._last = snapshot
         if snapshot.trainer is None:
             self._losses.clear()
         elif snapshot.loss is not None and (not self._losses or self._losses[-1] != snapshot.loss):
@@ -117,6 +119,8 @@ class LiveView:
     def close(self) -> None:
         """Leave the last drawing on the screen."""
         self._hint = ""
+        if self._last is not None:
+            self._live.update(self.render(self._last))
         self._live.stop()
 
     def render(self, snapshot: Snapshot) -> RenderableType:

@@ -105,7 +105,9 @@ def events_between(*, before: FineTuneJobStatus, after_: FineTuneJobStatus) -> t
 def _worth_writing(*, before: FineTuneJobStatus, after_: FineTuneJobStatus, now: datetime) -> tuple[bool, float | None]:
     """Whether to write now; else after how many seconds to look again at what was held back (None: nothing was)."""
     old, new = before.to_dict(), after_.to_dict()
-    if _without(old, _FLOWING) != _without(new, _FLOWING):
+    # Nothing flows while a run is suspended: a checkpoint now is the last word of a pod that is about to be gone.
+    flowing = _COUNTERS if after_.phase == "Suspended" else _FLOWING
+    if _without(old, flowing) != _without(new, flowing):
         return True, None
     if _without(old, _COUNTERS) != _without(new, _COUNTERS):
         last = before.trainer_status.last_updated_time if before.trainer_status else None

@@ -1,0 +1,130 @@
+"""A saved model is refused unless it is whole, finite, and the one that was recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from demo import assets
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from tests.trainer.small_run import small_model
+from transformers import LlamaForCausalLM
+
+from finetune_api.results import ExitCode
+from finetune_api.run import Locations, ModelOrder
+from finetune_api.shared_fields import Artifact
+from finetune_trainer import base_model, saved_model
+from finetune_trainer.errors import StageError
+from finetune_trainer.saved_model import check_tensors, load_artifact
+from finetune_trainer.storage import Storage
+
+pytestmark = pytest.mark.timeout(180)
+IDS = (5, 6, 7, 8)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_model(tokenizer_folder=assets.smollm2_folder(), to=tmp_path_factory.mktemp("saved") / "base")
+
+
+def storage_in(folder: Path, *, base: Path) -> Storage:
+    locations = Locations(run=f"file://{folder}/run", cache=f"file://{folder}/cache", allowed_roots=[f"file://{base}"])
+    return Storage(locations=locations)
+
+
+def adapted(base: Path) -> Any:
+    torch.manual_seed(2)
+    model = LlamaForCausalLM.from_pretrained(str(base))
+    peft = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    return peft.eval()
+
+
+def saved(base: Path, folder: Path, *, probed: Any = None) -> tuple[Any, Artifact, Storage]:
+    """A published adapter, verified by a fresh process."""
+    storage, model = storage_in(folder, base=base), adapted(base)
+    artifact = saved_model.save(
+        model,
+        tokenizer=base_model.load_tokenizer(base),
+        to=f"{storage.locations.run}/model",
+        storage=storage,
+        base_folder=base,
+        task="Chat",
+        labels=None,
+        probe=saved_model.probe(model if probed is None else probed, input_ids=IDS),
+        input_digest="sha256:input",
+        extra={},
+    )
+    return model, artifact, storage
+
+
+def load(artifact: Artifact, *, base: Path, storage: Storage) -> Any:
+    resolved = base_model.resolve(ModelOrder(uri=f"file://{base}", task="Chat"), storage=storage)
+    return load_artifact(artifact, base=resolved, task="Chat", labels=None, storage=storage)[0]
+
+
+def test_what_was_saved_is_loaded_and_what_was_changed_is_refused(base: Path, tmp_path: Path) -> None:
+    model, artifact, storage = saved(base, tmp_path)
+    loaded = load(artifact, base=base, storage=storage)
+    answers = [saved_model.probe(item, input_ids=IDS).logits for item in (model, loaded)]
+    torch.testing.assert_close(answers[0], answers[1])
+    assert not (tmp_path / "run" / "model" / "README.md").exists(), "it would name paths of the container"
+
+    with pytest.raises(StageError) as other:
+        load(artifact.model_copy(update={"digest": "sha256:" + "1" * 64}), base=base, storage=storage)
+    assert (other.value.reason, other.value.exit_code) == ("ArtifactChanged", ExitCode.BAD_CONFIGURATION)
+
+    path = tmp_path / "run" / "model" / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StageError) as torn:
+        load(artifact, base=base, storage=storage)
+    assert (torn.value.reason, torn.value.exit_code) == ("ArtifactTorn", ExitCode.INPUT_NOT_FOUND)
+    (tmp_path / "run" / "model" / "COMPLETE").unlink()
+    with pytest.raises(StageError) as gone:
+        load(artifact, base=base, storage=storage)
+    assert gone.value.reason == "ArtifactTorn"
+
+
+def test_a_model_that_loads_as_another_is_not_published(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError) as failure:
+        saved(base, tmp_path, probed=LlamaForCausalLM.from_pretrained(str(base)))
+    assert failure.value.reason == "ModelNotVerified"
+    assert "answers differently" in failure.value.message
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def written(model: Any, folder: Path) -> Path:
+    model.save_pretrained(str(folder))
+    return next(iter(folder.glob("*.safetensors")))
+
+
+def test_whole_tensors_are_accepted(base: Path, tmp_path: Path) -> None:
+    for name, model in (("adapter", adapted(base)), ("full", LlamaForCausalLM.from_pretrained(str(base)))):
+        written(model, tmp_path / name)
+        check_tensors(model, tmp_path / name)
+
+
+@pytest.mark.parametrize("damage", ["missing", "reshaped", "nan", "infinite"])
+def test_damaged_tensors_are_refused(base: Path, tmp_path: Path, damage: str) -> None:
+    model = adapted(base)
+    path = written(model, tmp_path)
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    match damage:
+        case "missing":
+            del tensors[name]
+        case "reshaped":
+            tensors[name] = tensors[name].T.contiguous()
+        case "nan":
+            tensors[name][0, 0] = float("nan")
+        case _:
+            tensors[name][0, 0] = float("inf")
+    save_file(tensors, path)
+    with pytest.raises(StageError) as failure:
+        check_tensors(model, tmp_path)
+    assert failure.value.reason == "ModelNotVerified"
+    assert ("not finite" in failure.value.message) == (damage in ("nan", "infinite"))
