@@ -239,7 +239,10 @@ def test_a_full_disk_is_named_and_earlier_checkpoints_stay(base: Path, prepared:
         failure = run.message("train")
         assert failure["reason"] == "CannotWrite"
         assert "checkpoints/step-" in failure["message"]
-        assert run.steps() == [4]
+        kept = run.steps()
+        assert kept
+        assert f"checkpoints/step-{kept[-1] + 4} " in failure["message"]
+        assert kept == list(range(4, kept[-1] + 4, 4)), "none of the earlier ones was given up"
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 

@@ -102,7 +102,7 @@ def to_html(report: Report) -> str:
         chart=_loss_chart(report.training),
         classes=_class_views(report.classes),
         changes=report.changes,
-    )
+    ).lstrip()
 
 
 def console_table(comparison: Comparison) -> str:

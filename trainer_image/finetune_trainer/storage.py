@@ -279,6 +279,11 @@ class Storage:
                 folder.mkdir()
         try:
             yield folder
+        except Exception as error:
+            failure = None if isinstance(error, StageError) else from_write_failure(uri, error)
+            if failure is None:
+                raise
+            raise failure from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
