@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from finetune_api import GROUP, VERSION
 from finetune_api.base import ApiModel, Rule
 from finetune_api.finetunejob import FineTuneJob
+from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
 
 _KEPT = {
@@ -23,6 +24,7 @@ _KEPT = {
     "maximum",
     "minItems",
     "maxItems",
+    "minProperties",
     "maxProperties",
     "required",
     "format",
@@ -92,6 +94,27 @@ RESOURCES: tuple[Resource, ...] = (
             Column(name="Candidate", path=".spec.evaluation.results[0].candidate", type="number"),
             Column(name="Baseline", path=".spec.evaluation.results[0].baseline", type="number"),
             AGE,
+        ),
+    ),
+    Resource(
+        model=ModelEndpoint,
+        plural="modelendpoints",
+        short_name="mep",
+        columns=(
+            Column(name="Phase", path=".status.phase"),
+            Column(name="Stable", path=".status.stable.name"),
+            Column(name="Candidate", path=".status.candidate.name"),
+            Column(name="Weight", path=".status.step.percent", type="number"),
+            Column(name="Samples", path=".status.step.samples", type="integer"),
+            Column(name="Message", path=".status.message", priority=1),
+            AGE,
+        ),
+        # It is the name of the Service that clients call, the model name they send, and the value of a label.
+        rules=(
+            Rule(
+                rule="size(self.metadata.name) <= 63 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+                message="metadata.name must have at most 63 characters, begin with a letter and have no dots: it names a Service",
+            ),
         ),
     ),
 )

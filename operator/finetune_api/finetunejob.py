@@ -418,7 +418,10 @@ class FineTuneJobSpec(ApiModel):
             "failurePolicy",
             "endpointRef",
         ),
-        not_supported("has(self.endpointRef)", "endpointRef"),
+        Rule(
+            rule="!has(self.endpointRef) || size(self.endpointRef.name) <= 63",
+            message="endpointRef.name must have at most 63 characters, as names of ModelEndpoints do",
+        ),
         Rule(
             rule="self.model.task != 'SequenceClassification' || !has(self.training) || !has(self.training.packing) || !self.training.packing",
             message="training.packing applies to Chat and CausalLM only",

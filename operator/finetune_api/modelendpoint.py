@@ -8,8 +8,7 @@ from pydantic import Field
 
 from finetune_api import API_VERSION
 from finetune_api.base import ApiModel, Condition, Digest, Name, ObjectMeta, Rule, SecretReference, Time
-from finetune_api.finetunejob import EvaluationDataset
-from finetune_api.shared_fields import Labels, MetricName, OpenObject, PodOverlay, Resources, Task, Verdict
+from finetune_api.shared_fields import MetricName, OpenObject, PodOverlay, Resources, Task, Verdict
 
 EndpointPhase = Literal[
     "Empty",
@@ -23,136 +22,186 @@ EndpointPhase = Literal[
     "RollingBack",
 ]
 Outcome = Literal["Promoted", "Rejected", "RolledBack", "Superseded", "Held"]
+LiveMetricName = Literal["error_rate", "latency_seconds", "quality"]
 
+# Requests of users, as annotations of the endpoint. Who may write them: manifests/policy.
 APPROVE = "finetune.dev/approve"
+"""UID of the version that may be promoted."""
 REJECT = "finetune.dev/reject"
+"""UID of the version that must not be promoted."""
 ROLLBACK = "finetune.dev/rollback"
+"""UID of the version to leave."""
 PAUSE = "finetune.dev/pause"
+"""`true`: the rollout stays where it is."""
 REQUESTED_BY = "finetune.dev/requested-by"
+"""The user name of whoever wrote the newest request."""
 ALLOW_DELETE = "finetune.dev/allow-delete"
+"""`true`: the endpoint may be deleted."""
 ACTION_ANNOTATIONS: tuple[str, ...] = (APPROVE, REJECT, ROLLBACK, PAUSE)
 
 
 class Serving(ApiModel):
-    """How a version is served: one Deployment and Service each."""
+    """How a version is served: one Deployment and Service each. A change applies from the next version on."""
 
     runtime: Literal["Transformers", "FastAPI", "VLLM"]
-    """Transformers: chat and generation. FastAPI: classifiers and seq2seq. VLLM: chat and generation on GPUs."""
+    """Transformers: chat and generation, on CPU or GPU. VLLM: chat and generation on GPUs. FastAPI: classifiers and
+    seq2seq."""
     replicas: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """Default 1."""
+    """Pods of each version that is served. Default 1."""
     gpus: Annotated[int, Field(ge=0, le=64)] | None = None
-    """GPUs of each replica. Default 0."""
+    """GPUs of each pod. Default 0: CPU."""
     resources: Resources | None = None
+    """Requests and limits of each serving container, GPUs not included."""
     pod_template: PodOverlay | None = None
+    """Added to the serving pods."""
 
 
 class GatewayLimits(ApiModel):
     """What a client may ask of the gateway."""
 
     body_bytes: Annotated[int, Field(ge=1024, le=1073741824)] | None = None
-    """Default 4 MiB; larger bodies get 413."""
+    """Larger request bodies get 413. Default 4194304 (4 MiB)."""
     concurrency: Annotated[int, Field(ge=1, le=100000)] | None = None
-    """Requests in flight per replica; more get 429. Default 256."""
+    """Requests in flight per gateway pod; more get 429. Default 256."""
     timeout_seconds: Annotated[int, Field(ge=1, le=3600)] | None = None
     """From the request to the last byte of the answer. Default 120."""
 
 
 class Gateway(ApiModel):
-    """The data plane in front of the versions."""
+    """The data plane in front of the versions: what clients talk to."""
 
     replicas: Annotated[int, Field(ge=1, le=100)] | None = None
     """Default 2."""
     api_keys_secret_ref: SecretReference | None = None
-    """A Secret whose values are accepted as bearer tokens; its keys name the clients. Without it: open."""
+    """A Secret of the same namespace whose values are accepted as bearer tokens; its keys name the clients. Without it
+    whoever reaches the gateway is served."""
     limits: GatewayLimits | None = None
+    """What a client may ask."""
     resources: Resources | None = None
+    """Requests and limits of the gateway's container."""
     pod_template: PodOverlay | None = None
+    """Added to the gateway's pods."""
 
 
 class Probe(ApiModel):
     """Held-out prompts sent through candidate and stable, so that little traffic is enough to decide."""
 
     dataset: Literal["TestSplit"] | None = None
+    """TestSplit: the held-out examples of the candidate's own run. Default TestSplit."""
     rate_per_second: Annotated[float, Field(gt=0, le=1000)]
+    """Prompts per second, each sent to both versions."""
 
 
 class Shadow(ApiModel):
-    """Copies of real requests that also go to the candidate; clients never see its answers."""
+    """Copies of requests that also go to the candidate; clients never see its answers."""
 
     percent: Annotated[float, Field(ge=0, le=100)]
-    min_samples: Annotated[int, Field(ge=1)] | None = None
-    """Pairs needed. Default 100."""
-    max_duration_seconds: Annotated[int, Field(ge=1)] | None = None
-    """Longer without a decision: Inconclusive. Default 3600."""
+    """Share of clients' requests that is copied. 0: the probe's prompts only."""
+    min_samples: Annotated[int, Field(ge=1, le=100000000)] | None = None
+    """Pairs of answers needed. Default 100."""
+    max_duration_seconds: Annotated[int, Field(ge=1, le=31536000)] | None = None
+    """Without a decision by then the shadow is Inconclusive (onInconclusive). Default 3600."""
     timeout_seconds: Annotated[int, Field(ge=1, le=3600)] | None = None
-    """A candidate that has not answered by then has failed. Default 30."""
+    """A candidate that has not answered a copy by then has failed it. Default 30."""
     probe: Probe | None = None
+    """Held-out prompts besides. Left out: none."""
+
+    cel_rules = (
+        Rule(
+            rule="self.percent > 0.0 || has(self.probe)",
+            message="shadow.percent 0 needs shadow.probe: nothing would be compared; set one of them, or leave shadow out",
+        ),
+        Rule(
+            rule="!has(self.timeoutSeconds) || !has(self.maxDurationSeconds) || self.timeoutSeconds <= self.maxDurationSeconds",
+            message="shadow.timeoutSeconds must not be greater than shadow.maxDurationSeconds",
+        ),
+    )
 
 
 class Match(ApiModel):
     """Requests that a step applies to."""
 
-    header: Annotated[Labels, Field(min_length=1)]
+    header: Annotated[
+        dict[str, Annotated[str, Field(min_length=1, max_length=4096)]], Field(min_length=1, max_length=8)
+    ]
     """Header name (lower case) -> exact value. All must match."""
+
+    cel_rules = (
+        Rule(
+            rule="self.header.all(name, name.matches('^[a-z0-9_-]+$'))",
+            message="names in match.header must be lower case letters, digits, - and _ (header names have no case: write x-team for X-Team)",
+        ),
+    )
 
 
 class Step(ApiModel):
     """One step of the canary: who sees the candidate, and how much must be seen before the next."""
 
     name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    """Shown in status, metrics and events."""
     match: Match | None = None
-    """Requests that match go to the candidate, all others to stable."""
-    percent: Annotated[float, Field(gt=0, le=100)] | None = None
-    """Share of users, sticky by user."""
-    min_samples: Annotated[int, Field(ge=1)] | None = None
+    """Requests that match go to the candidate, all others to stable. Exactly one of match and percent."""
+    percent: Annotated[float, Field(gt=0, lt=100)] | None = None
+    """Share of users that the candidate answers, sticky by user; requests of earlier match steps besides. Less than 100:
+    without requests that stable answers there is nothing to compare with."""
+    min_samples: Annotated[int, Field(ge=1, le=100000000)] | None = None
     """Requests answered by the candidate. Default 100."""
-    min_duration_seconds: Annotated[int, Field(ge=0)] | None = None
+    min_duration_seconds: Annotated[int, Field(ge=0, le=31536000)] | None = None
     """Default 0."""
 
-    cel_rules = (Rule(rule="has(self.match) != has(self.percent)", message="a step has match or percent, exactly one"),)
+    cel_rules = (
+        Rule(
+            rule="has(self.match) != has(self.percent)",
+            message="a step of rollout.steps has match or percent, exactly one",
+        ),
+    )
 
 
 class Guard(ApiModel):
     """Watching after the promotion, with the old stable still warm."""
 
-    duration_seconds: Annotated[int, Field(ge=0)] | None = None
-    """Default 3600."""
+    duration_seconds: Annotated[int, Field(ge=0, le=31536000)] | None = None
+    """0: no guard. Default 3600."""
     holdback_percent: Annotated[float, Field(ge=0, le=50)] | None = None
     """Share of users that stays on the old stable meanwhile: a concurrent reference. Default 0."""
+
+    cel_rules = (
+        Rule(
+            rule="!has(self.holdbackPercent) || self.holdbackPercent == 0.0 || !has(self.durationSeconds) || self.durationSeconds > 0",
+            message="guard.holdbackPercent needs guard.durationSeconds greater than 0: without a guard nobody is held back",
+        ),
+    )
 
 
 class LiveMetric(ApiModel):
     """A rate that is watched while a candidate is live."""
 
-    name: MetricName
-    """error_rate, latency_seconds (share of requests over `limit`), quality (bad answers: empty, refused, repeated,
-    broken JSON, wrong label, negative feedback)."""
-    limit: Annotated[float, Field(gt=0)] | None = None
+    name: LiveMetricName
+    """error_rate: failed requests. latency_seconds: requests that took longer than `limit`. quality: bad answers (empty,
+    refused, repeated, broken JSON, wrong label, negative feedback)."""
+    limit: Annotated[float, Field(gt=0, le=3600)] | None = None
     """For latency_seconds: seconds."""
-    max_regression: Annotated[float, Field(ge=0, le=1)]
-    """By how much the candidate's rate may exceed the stable version's."""
+    max_regression: Annotated[float, Field(gt=0, le=1)]
+    """By how much the candidate's rate may exceed the stable version's: 0.01 is one request in a hundred. Not 0: no number
+    of requests proves that two rates are exactly equal."""
 
     cel_rules = (
         Rule(
-            rule="self.name in ['error_rate', 'latency_seconds', 'quality']",
-            message="name must be error_rate, latency_seconds or quality",
-        ),
-        Rule(
             rule="(self.name == 'latency_seconds') == has(self.limit)",
-            message="limit must be set for latency_seconds, and only there",
+            message="limit must be set for the metric latency_seconds, and only there",
         ),
     )
 
 
 class Rollout(ApiModel):
-    """How a candidate replaces the stable version."""
+    """How a candidate replaces the stable version: shadow, steps, approval, promotion, guard, in this order."""
 
-    progress_deadline_seconds: Annotated[int, Field(ge=10)] | None = None
+    progress_deadline_seconds: Annotated[int, Field(ge=10, le=31536000)] | None = None
     """A candidate that is not ready by then is rejected; waiting for a GPU does not count. Default 1800."""
     supersede: bool | None = None
     """A newer proven version replaces a candidate under way. Default true."""
     shadow: Shadow | None = None
-    """Left out: no shadow."""
+    """Copies of requests to the candidate before any client sees it. Left out: no shadow."""
     steps: (
         Annotated[
             list[Step],
@@ -163,34 +212,41 @@ class Rollout(ApiModel):
         ]
         | None
     ) = None
+    """The canary: steps with match first, then steps of rising percent. Left out: no canary."""
     approval: Literal["Automatic", "Manual"] | None = None
-    """Default Automatic."""
+    """Manual: after the last step the candidate waits for the annotation finetune.dev/approve. Default Automatic."""
     guard: Guard | None = None
+    """Default: an hour, without holdback."""
     metrics: (
         Annotated[
             list[LiveMetric],
             Field(
+                min_length=1,
                 max_length=8,
                 json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
             ),
         ]
         | None
     ) = None
-    """Default: error_rate 0.01 and quality 0.05."""
+    """What is judged, in every phase. Default: error_rate 0.01 and quality 0.05."""
     on_regression: Literal["RollBack", "Pause"] | None = None
-    """Default RollBack."""
+    """RollBack: back to stable at once. Pause: stay and wait for somebody. Default RollBack."""
     on_inconclusive: Literal["Hold", "Reject", "Proceed"] | None = None
-    """Default Hold."""
+    """When the time for a decision is over: wait for somebody, reject the candidate, or go on. Default Hold."""
 
     cel_rules = (
         Rule(
-            rule="!has(self.steps) || self.steps.all(a, self.steps.all(b, !has(a.percent) || !has(b.percent) || "
-            "a.name == b.name || a.percent != b.percent))",
-            message="rollout.steps must not repeat a percent",
+            rule="!has(self.steps) || self.steps.map(s, has(s.percent)).isSorted()",
+            message="rollout.steps with match must come before those with percent",
         ),
         Rule(
             rule="!has(self.steps) || self.steps.filter(s, has(s.percent)).map(s, s.percent).isSorted()",
             message="rollout.steps must come in order of rising percent",
+        ),
+        Rule(
+            rule="!has(self.steps) || self.steps.filter(s, has(s.percent)).map(s, s.percent)"
+            ".all(p, self.steps.exists_one(s, has(s.percent) && s.percent == p))",
+            message="rollout.steps must not repeat a percent",
         ),
     )
 
@@ -198,12 +254,15 @@ class Rollout(ApiModel):
 class ModelEndpointSpec(ApiModel):
     """What to serve, and how to change it safely."""
 
-    version: Annotated[str, Field(max_length=253)] | None = None
-    """Pin a ModelVersion by name (GitOps). Empty: the newest proven one."""
+    version: Annotated[str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] | None = None
+    """Pin a ModelVersion by name (GitOps); it goes through the same steps. Empty: the newest proven one."""
     task: Task
+    """What the versions do; those of another task are not considered. Immutable."""
     serving: Serving
     gateway: Gateway | None = None
+    """Default: two replicas, open to whoever reaches them."""
     rollout: Rollout | None = None
+    """Default: no shadow, no canary; promoted when ready, and guarded for an hour."""
     revision_history_limit: Annotated[int, Field(ge=0, le=1000)] | None = None
     """Versions kept that are not served. Default 10."""
 
@@ -324,4 +383,4 @@ class ModelEndpoint(ApiModel):
         return cls.model_validate(obj)
 
 
-__all__ = ["EvaluationDataset", "ModelEndpoint"]
+__all__ = ["ModelEndpoint", "ModelEndpointSpec", "ModelEndpointStatus"]

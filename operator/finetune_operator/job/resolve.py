@@ -43,7 +43,6 @@ def unsupported(spec: FineTuneJobSpec) -> str | None:
     """
     strategy = spec.compute.strategy if spec.compute else None
     wishes = {
-        "spec.endpointRef": spec.endpoint_ref is not None,
         f"spec.method.type {spec.method.type}": spec.method.type not in ("LoRA", "Full"),
         f"spec.model.task {spec.model.task}": spec.model.task not in _DEFAULT_METRICS,
         "spec.model.uri version://": spec.model.uri.startswith("version://"),

@@ -202,7 +202,7 @@ def version_of(task: str) -> ModelVersion:
 
 
 def test_what_this_operator_cannot_do_waits_for_one_that_can() -> None:
-    decision = decide(observed(job(endpointRef={"name": "router"})))
+    decision = decide(observed(job(model={"uri": "version://router-1", "task": "Chat"})))
     status = written(decision)
     assert (status.phase, ready(status)) == ("Pending", ("False", "NotSupported"))
     assert status.plan is None
