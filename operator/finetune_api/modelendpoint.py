@@ -140,10 +140,11 @@ class Step(ApiModel):
     name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
     """Shown in status, metrics and events."""
     match: Match | None = None
-    """Requests that match go to the candidate, all others to stable. Exactly one of match and percent."""
+    """Only users whose requests match see the candidate: most of them, the rest stay on stable for comparison. Exactly one
+    of match and percent."""
     percent: Annotated[float, Field(gt=0, lt=100)] | None = None
-    """Share of users that the candidate answers, sticky by user; requests of earlier match steps besides. Less than 100:
-    without requests that stable answers there is nothing to compare with."""
+    """Share of users that see the candidate, sticky by user; those of earlier match steps besides. Less than 100: without
+    requests that stable answers there is nothing to compare with."""
     min_samples: Annotated[int, Field(ge=1, le=100000000)] | None = None
     """Requests answered by the candidate. Default 100."""
     min_duration_seconds: Annotated[int, Field(ge=0, le=31536000)] | None = None
@@ -153,6 +154,10 @@ class Step(ApiModel):
         Rule(
             rule="has(self.match) != has(self.percent)",
             message="a step of rollout.steps has match or percent, exactly one",
+        ),
+        Rule(
+            rule="self.name != 'default'",
+            message="a step of rollout.steps must not be named default: that is the rule for all requests that no step matches",
         ),
     )
 

@@ -22,7 +22,7 @@ def test_is_accepted_and_structural(crds: ApiServer, name: str) -> None:
     assert "NonStructuralSchema" not in conditions
 
 
-@pytest.mark.parametrize("kind", ["job", "version"])
+@pytest.mark.parametrize("kind", ["job", "version", "endpoint"])
 def test_a_right_manifest_is_taken_unchanged(crds: ApiServer, namespace: str, kind: str) -> None:
     manifest = valid(kind) | {"metadata": {"name": "router", "namespace": namespace}}
     crds.kubectl.create(manifest)
@@ -73,6 +73,25 @@ def test_short_names_columns_and_categories(crds: ApiServer, namespace: str) -> 
     assert both == ["finetunejob.finetune.dev/router", "modelversion.finetune.dev/router-1"]
 
 
+def test_columns_of_endpoints(crds: ApiServer, namespace: str) -> None:
+    crds.kubectl.create(valid("endpoint") | {"metadata": {"name": "router", "namespace": namespace}})
+    served = {"digest": f"sha256:{'a' * 64}", "revision": "router-1"}
+    step = {"stage": "Canary", "index": 1, "name": "five", "startTime": "2026-01-01T00:00:00Z", "percent": 5}
+    status = {
+        "phase": "Canary",
+        "message": "five percent of users see the candidate",
+        "stable": {"name": "router-6", "uid": "6", **served},
+        "candidate": {"name": "router-7", "uid": "7", **served},
+        "step": {**step, "samples": 212, "needed": 300},
+    }
+    crds.kubectl.patch("modelendpoint", "router", {"status": status}, namespace=namespace, subresource="status")
+    header, row = crds.kubectl.run("get", "mep", "-n", namespace).splitlines()
+    assert header.split() == ["NAME", "PHASE", "STABLE", "CANDIDATE", "WEIGHT", "SAMPLES", "AGE"]
+    assert row.split()[:6] == ["router", "Canary", "router-6", "router-7", "5", "212"]
+    wide = crds.kubectl.run("get", "mep", "-n", namespace, "-o", "wide")
+    assert "five percent of users see the candidate" in wide
+
+
 @pytest.mark.parametrize(
     ("path", "words"),
     [
@@ -80,7 +99,11 @@ def test_short_names_columns_and_categories(crds: ApiServer, namespace: str) -> 
         ("ftj.spec.method.lora.rank", "Size of the update"),
         ("ftj.spec.failurePolicy.hangSeconds", "counts as hung"),
         ("mv.spec.artifact.digest", "sha256"),
+        ("mep.spec.version", "Empty: the newest proven one"),
+        ("mep.spec.rollout", "Default: an hour, without holdback"),
+        ("mep.spec.rollout.steps.percent", "sticky by user"),
+        ("mep.spec.gateway.apiKeysSecretRef", "accepted as bearer tokens"),
     ],
 )
 def test_kubectl_explains(crds: ApiServer, path: str, words: str) -> None:
-    assert words in crds.kubectl.run("explain", path)
+    assert words in " ".join(crds.kubectl.run("explain", path).split())

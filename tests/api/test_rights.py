@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.harness import ApiServer, wait_until
+from tests.harness import ApiServer, KubectlError, wait_until
 
 OPERATOR = "system:serviceaccount:finetune-system:finetune-operator"
 OWN, OTHER = "finetune-system", "team-a"
@@ -52,6 +52,13 @@ def can(apiserver: ApiServer, verb: str, resource: str, *, namespace: str, user:
         ("list", "finetunejobs.finetune.dev", OTHER),
         ("update", "finetunejobs.finetune.dev/status", OTHER),
         ("create", "modelversions.finetune.dev", OTHER),
+        ("watch", "modelendpoints.finetune.dev", OTHER),
+        ("update", "modelendpoints.finetune.dev/status", OTHER),
+        ("delete", "modelversions.finetune.dev", OTHER),
+        ("patch", "deployments.apps", OTHER),
+        ("create", "controllerrevisions.apps", OTHER),
+        ("patch", "configmaps", OTHER),
+        ("create", "roles.rbac.authorization.k8s.io", OTHER),
         ("create", "jobs.batch", OTHER),
         ("delete", "jobs.batch", OTHER),
         ("watch", "pods", OTHER),
@@ -81,12 +88,19 @@ def test_the_operator_may(installed: ApiServer, verb: str, resource: str, namesp
         ("patch", "finetunejobs.finetune.dev", OTHER),
         ("delete", "finetunejobs.finetune.dev", OTHER),
         ("update", "modelversions.finetune.dev", OTHER),
-        ("delete", "modelversions.finetune.dev", OTHER),
+        ("update", "modelendpoints.finetune.dev", OTHER),
+        ("patch", "modelendpoints.finetune.dev", OTHER),
+        ("delete", "modelendpoints.finetune.dev", OTHER),
+        ("approve", "modelendpoints.finetune.dev", OTHER),
         ("create", "pods", OTHER),
         ("create", "pods/exec", OTHER),
-        ("list", "configmaps", OTHER),
-        ("patch", "configmaps", OTHER),
+        ("update", "configmaps", OTHER),
         ("list", "services", OTHER),
+        ("escalate", "roles.rbac.authorization.k8s.io", OTHER),
+        ("bind", "roles.rbac.authorization.k8s.io", OTHER),
+        ("bind", "clusterroles.rbac.authorization.k8s.io", OTHER),
+        ("create", "clusterrolebindings.rbac.authorization.k8s.io", OTHER),
+        ("list", "serviceaccounts", OTHER),
         ("list", "nodes", OTHER),
         ("create", "serviceaccounts/token", OTHER),
         ("create", "clusterroles.rbac.authorization.k8s.io", OTHER),
@@ -98,6 +112,21 @@ def test_the_operator_may_not(installed: ApiServer, verb: str, resource: str, na
     assert not can(installed, verb, resource, namespace=namespace)
 
 
+def test_the_operator_gives_a_gateway_the_routes_and_no_more(installed: ApiServer) -> None:
+    def role(*verbs: str, resource: str = "configmaps") -> str:
+        rules = [{"apiGroups": [""], "resources": [resource], "resourceNames": ["router-routes"], "verbs": verbs}]
+        manifest = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "rules": rules}
+        return json.dumps(manifest | {"metadata": {"name": "router-gateway", "namespace": OTHER}})
+
+    def create(text: str) -> None:
+        installed.kubectl.run("create", "--dry-run=server", f"--as={OPERATOR}", "-f", "-", text=text)
+
+    create(role("get", "list", "watch"))
+    for text in (role("update"), role("get", resource="secrets")):
+        with pytest.raises(KubectlError, match="attempting to grant RBAC permissions not currently held"):
+            create(text)
+
+
 @pytest.mark.parametrize(
     ("role", "verb", "resource", "allowed"),
     [
@@ -107,7 +136,13 @@ def test_the_operator_may_not(installed: ApiServer, verb: str, resource: str, na
         ("edit", "update", "finetunejobs.finetune.dev/status", False),
         ("edit", "delete", "modelversions.finetune.dev", True),
         ("edit", "create", "modelversions.finetune.dev", False),
+        ("view", "list", "modelendpoints.finetune.dev", True),
+        ("edit", "patch", "modelendpoints.finetune.dev", True),
+        ("edit", "update", "modelendpoints.finetune.dev/status", False),
+        ("edit", "approve", "modelendpoints.finetune.dev", False),
         ("admin", "delete", "finetunejobs.finetune.dev", True),
+        ("admin", "approve", "modelendpoints.finetune.dev", True),
+        ("admin", "restore", "modelendpoints.finetune.dev", False),
     ],
 )
 def test_built_in_roles_include_ours(installed: ApiServer, role: str, verb: str, resource: str, allowed: bool) -> None:

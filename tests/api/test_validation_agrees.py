@@ -35,7 +35,7 @@ OPEN = ("method", "training")
 NAMES = ["unknown", "name", "labels", "kind", "metadata", "lora", "weight", "Type"]
 
 
-@pytest.mark.parametrize("kind", ["job", "version"])
+@pytest.mark.parametrize("kind", ["job", "version", "endpoint"])
 @pytest.mark.parametrize("operation", ["create", "update"])
 async def test_both_say_the_same(crds: ApiServer, kind: str, operation: str) -> None:
     generator = random.Random(f"{SEED} {kind} {operation}")

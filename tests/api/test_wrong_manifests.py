@@ -23,6 +23,7 @@ Objections = frozenset[tuple[str, str]]
 
 def test_there_are_enough_cases() -> None:
     assert len(CASES) >= 36
+    assert sum(case.manifest["kind"] == "ModelEndpoint" for case in CASES) >= 20
     assert len({case.name for case in CASES}) == len(CASES)
 
 

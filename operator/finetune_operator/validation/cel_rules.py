@@ -11,6 +11,7 @@ from celpy import celtypes
 from celpy.adapter import json_to_cel
 from celpy.evaluation import CELEvalError
 
+from finetune_operator.validation.cel_functions import LIST_FUNCTIONS, with_list_functions
 from finetune_operator.validation.decoding import Schema, schema_of_field, whole_numbers
 from finetune_operator.validation.field_errors import FieldError, invalid, invalid_structure
 from finetune_operator.validation.schema import ABSENT, old_field, old_item, same
@@ -83,7 +84,7 @@ def _own_errors(value: Any, schema: Schema, path: str, old: Any) -> list[FieldEr
 @lru_cache(maxsize=512)
 def _program(rule: str) -> celpy.Runner:
     environment = celpy.Environment()
-    return environment.program(environment.compile(rule))
+    return environment.program(with_list_functions(environment.compile(rule)), functions=dict(LIST_FUNCTIONS))
 
 
 @lru_cache(maxsize=512)

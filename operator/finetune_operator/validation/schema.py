@@ -47,8 +47,8 @@ def _own_errors(value: Any, schema: Schema, path: str) -> list[FieldError]:
         errors += _number_errors(value, schema, path)
     elif isinstance(value, list):
         errors += _length_errors(value, schema, path)
-    elif isinstance(value, dict) and len(value) > schema.get("maxProperties", len(value)):
-        errors.append(too_many(field=path, count=len(value), maximum=schema["maxProperties"]))
+    elif isinstance(value, dict):
+        errors += _size_errors(value, schema, path)
     allowed = schema.get("enum")
     if allowed and not any(value == item and type(value) is type(item) for item in allowed):
         errors.append(not_supported(field=path, value=value, supported=allowed))
@@ -134,6 +134,16 @@ def _length_errors(value: list[Any], schema: Schema, path: str) -> list[FieldErr
         errors.append(invalid(field=path, value=len(value), detail=detail))
     if len(value) > schema.get("maxItems", len(value)):
         errors.append(too_many(field=path, count=len(value), maximum=schema["maxItems"]))
+    return errors
+
+
+def _size_errors(value: dict[str, Any], schema: Schema, path: str) -> list[FieldError]:
+    errors = []
+    if len(value) < schema.get("minProperties", 0):
+        detail = f"{path} in body should have at least {schema['minProperties']} properties"
+        errors.append(invalid(field=path, value=len(value), detail=detail))
+    if len(value) > schema.get("maxProperties", len(value)):
+        errors.append(too_many(field=path, count=len(value), maximum=schema["maxProperties"]))
     return errors
 
 

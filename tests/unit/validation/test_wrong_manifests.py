@@ -17,7 +17,7 @@ def test_it_is_refused_in_the_same_words(case: WrongManifest) -> None:
     assert {(error.field, error.message) for error in errors if NOTICE not in error.message} == case.expected
 
 
-@pytest.mark.parametrize("kind", ["job", "version"])
+@pytest.mark.parametrize("kind", ["job", "version", "endpoint"])
 def test_the_right_ones_pass(kind: str) -> None:
     assert validate(valid(kind)) == []
     assert validate(valid(kind), old=valid(kind)) == []
