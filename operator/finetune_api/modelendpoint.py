@@ -41,7 +41,8 @@ ACTION_ANNOTATIONS: tuple[str, ...] = (APPROVE, REJECT, ROLLBACK, PAUSE)
 
 
 class Serving(ApiModel):
-    """How a version is served: one Deployment and Service each. A change applies from the next version on."""
+    """How a version is served: one Deployment and Service each. A change of `replicas` applies at once, any other one from
+    the next version on: what serves is not restarted."""
 
     runtime: Literal["Transformers", "FastAPI", "VLLM"]
     """Transformers: chat and generation, on CPU or GPU. VLLM: chat and generation on GPUs. FastAPI: classifiers and

@@ -5,7 +5,7 @@ Source: https://kubernetes.io/docs/reference/using-api/cel/#kubernetes-list-libr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -49,27 +49,27 @@ class _EmptySum(celtypes.IntType):
         return -other
 
 
-def _is_sorted(items: celtypes.ListType) -> celtypes.BoolType:
+def _is_sorted(items: Sequence[Any]) -> celtypes.BoolType:
     return celtypes.BoolType(all(first <= second for first, second in pairwise(items)))
 
 
-def _sum(items: celtypes.ListType) -> Any:
+def _sum(items: Sequence[Any]) -> Any:
     return sum(items[1:], items[0]) if items else _EmptySum(0)
 
 
-def _min(items: celtypes.ListType) -> Any:
+def _min(items: Sequence[Any]) -> Any:
     return min(items) if items else CELEvalError("min called on empty list")
 
 
-def _max(items: celtypes.ListType) -> Any:
+def _max(items: Sequence[Any]) -> Any:
     return max(items) if items else CELEvalError("max called on empty list")
 
 
-def _index_of(items: celtypes.ListType, item: Any) -> celtypes.IntType:
+def _index_of(items: Sequence[Any], item: Any) -> celtypes.IntType:
     return celtypes.IntType(next((index for index, each in enumerate(items) if each == item), -1))
 
 
-def _last_index_of(items: celtypes.ListType, item: Any) -> celtypes.IntType:
+def _last_index_of(items: Sequence[Any], item: Any) -> celtypes.IntType:
     return celtypes.IntType(max((index for index, each in enumerate(items) if each == item), default=-1))
 
 
