@@ -1,8 +1,8 @@
 """The wrong manifests of tests/data/wrong_manifests, and what must be said about each.
 
 A case changes a manifest that is right (`base`: job, version or endpoint, of tests/data/valid_*.yaml) by dotted paths
-(`set`, `remove`). With `update`, the right one exists and is changed into the wrong one. `expect` holds each objection as
-field and message, in the apiserver's words.
+(`set`, `remove`). With `update`, the right one exists and is changed into the wrong one. `expect` holds each objection
+as field and message, in the apiserver's words.
 """
 
 from __future__ import annotations
