@@ -21,6 +21,8 @@ EndpointPhase = Literal[
     "Paused",
     "RollingBack",
 ]
+RolloutStage = Literal["Starting", "Shadow", "Canary", "Approval", "Promoting", "Guard", "RollingBack"]
+"""Starting: the candidate's servers are not ready. RollingBack: until all gateways have left the version."""
 Outcome = Literal["Promoted", "Rejected", "RolledBack", "Superseded", "Held"]
 LiveMetricName = Literal["error_rate", "latency_seconds", "quality"]
 
@@ -309,12 +311,18 @@ class PlanStatus(ApiModel):
 class StepStatus(ApiModel):
     """Where the rollout is."""
 
-    index: Annotated[int, Field(ge=0)]
+    stage: RolloutStage
+    index: Annotated[int, Field(ge=0)] = 0
+    """Of the canary's step in spec.rollout.steps, as it was when the rollout began."""
     name: str
     percent: float | None = None
-    start_time: Time | None = None
+    start_time: Time
+    since_epoch: Annotated[int, Field(ge=0)] = 0
+    """Requests of routes older than this do not count."""
     samples: Annotated[int, Field(ge=0)] = 0
     needed: Annotated[int, Field(ge=0)] = 0
+    held: Annotated[str, Field(max_length=1024)] | None = None
+    """Why it waits for a person: a regression with onRegression Pause."""
 
 
 class AnalysisRow(ApiModel):
@@ -370,6 +378,8 @@ class ModelEndpointStatus(ApiModel):
     plan: PlanStatus | None = None
     step: StepStatus | None = None
     analysis: Annotated[list[AnalysisRow], Field(max_length=8)] = Field(default_factory=list)
+    analysis_time: Time | None = None
+    """When samples and analysis were written; at most every few seconds."""
     routes: RoutesStatus | None = None
     versions: Annotated[list[VersionOutcome], Field(max_length=100)] = Field(default_factory=list)
 

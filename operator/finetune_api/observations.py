@@ -12,6 +12,8 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel
 
+OBSERVATIONS_ROUTE = "/v1/observations"
+
 Count = Annotated[int, Field(ge=0)]
 
 

@@ -96,6 +96,8 @@ class Routes(StrictModel):
     """The model name that clients use: the endpoint's name."""
     task: Task
     variants: dict[str, Variant]
+    stable: str | None = None
+    """UID of the version that is stable: what a restored backup goes on to serve."""
     rules: Annotated[list[RouteRule], Field(min_length=1)]
     shadow: ShadowOrder | None = None
     judging: Judging = Judging()

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from finetune_api.base import Digest, StrictModel, Uri
+from finetune_api.base import Digest, StrictModel, Uri, VersionReference
 from finetune_api.finetunejob import EvaluationMetric, Freeze, LoRA, MethodType, Source, Split
 from finetune_api.shared_fields import Artifact, ResolvedModel, Task
 
@@ -173,6 +173,25 @@ class EvaluateRun(StrictModel):
     batch_size: int
     precision: Literal["Auto", "FP32", "BF16"]
     seed: int
+
+
+class ServeOrder(StrictModel):
+    """Serve one version of an endpoint until told to stop."""
+
+    stage: Literal["Serve"] = "Serve"
+    endpoint: str
+    """The model name that clients use."""
+    version: VersionReference
+    """Which ModelVersion this is, for logs and metrics."""
+    runtime: Literal["Transformers", "FastAPI"]
+    locations: Locations
+    """`cache`: where artifacts are kept by digest; `run`: a folder of this server's own."""
+    artifact: Artifact
+    base: ResolvedModel
+    task: Task
+    labels: list[str] | None = None
+    """The classes of a classifier, in the order of its outputs."""
+    port: int = 8000
 
 
 Run = Annotated[PrepareRun | TrainRun | EvaluateRun, Field(discriminator="stage")]

@@ -23,6 +23,8 @@ class OperatorConfig:
 
     trainer_image: str
     """Image of all containers of a run. A run keeps the one that it began with."""
+    gateway_image: str = ""
+    """Image of the endpoints' gateways. Endpoints are refused where it is not set."""
     image_pull_policy: str = "IfNotPresent"
     namespaces: tuple[str, ...] = ()
     """Namespaces that are watched; empty: all."""
@@ -42,6 +44,12 @@ class OperatorConfig:
     """Of the container that prepares the data. In the environment: JSON, as in a Pod."""
     compute_resources: Resources = field(default_factory=lambda: _requests(cpu="1", memory="2Gi"))
     """Of training and evaluation containers of a job that does not set compute.resources."""
+    server_resources: Resources = field(default_factory=lambda: _requests(cpu="500m", memory="1Gi"))
+    """Of the servers of an endpoint that does not set serving.resources."""
+    gateway_resources: Resources = field(default_factory=lambda: _requests(cpu="100m", memory="128Mi"))
+    """Of the gateways of an endpoint that does not set gateway.resources."""
+    server_url: str = "http://{service}.{namespace}.svc:{port}"
+    """How gateways reach a version's servers."""
     tmp_size_limit: str | None = None
     """sizeLimit of the containers' /tmp, e.g. `100Gi`. None: bounded by the node's disk only."""
 
@@ -86,10 +94,18 @@ def variable(name: str) -> str:
     return f"FINETUNE_{name.upper()}"
 
 
-_TEXTS = {"trainer_image", "image_pull_policy", "token_audience", "tmp_size_limit", "claim_mount_root"}
+_TEXTS = {
+    "trainer_image",
+    "gateway_image",
+    "server_url",
+    "image_pull_policy",
+    "token_audience",
+    "tmp_size_limit",
+    "claim_mount_root",
+}
 _LISTS = {"namespaces", "allowed_roots"}
 _SWITCHES = {"trust_remote_code"}
-_RESOURCES = {"prepare_resources", "compute_resources"}
+_RESOURCES = {"prepare_resources", "compute_resources", "server_resources", "gateway_resources"}
 _POSITIVE = (
     "workers",
     "resync_seconds",

@@ -37,11 +37,13 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What one look at an object came to. Carried out in this order: delete, create, write the status, tell."""
+    """What one look at an object came to. Carried out in this order: delete, create, apply, write the status, tell."""
 
     delete: tuple[ChildRef, ...] = ()
     create: tuple[Manifest, ...] = ()
     """Create-only, the last one after all others; one that is there already and is the object's own counts as made."""
+    apply: tuple[Manifest, ...] = ()
+    """Server-side apply, one after the other in this order."""
     status: dict[str, Any] | None = None
     """The whole new status; None: it stays as it is."""
     events: tuple[Event, ...] = ()

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from finetune_api.finetunejob import TERMINAL_PHASES, EvaluationStatus, Phase, TrainerStatus
 from finetune_api.progress import LEARNING_RATE, LOSS, MFU, STEP, TOKENS_PER_SECOND
+from finetune_operator.endpoint_metrics import EndpointMetrics
 from finetune_operator.job.restarts import Cause
 from finetune_operator.ports import Key
 
@@ -48,6 +49,7 @@ class Metrics:
         self._phases: dict[Key, str] = {}
         self._trained: set[Key] = set()
         self._evaluated: dict[Key, tuple[str, ...]] = {}
+        self.endpoints = EndpointMetrics(registry=registry)
         self._define_process_metrics()
         self._define_job_metrics()
 
@@ -79,7 +81,7 @@ class Metrics:
         self.queue_retries = Counter("finetune_workqueue_retries_total", "Looks that are repeated.", registry=registry)
         for reason in ERRORS:
             self.reconcile_errors.labels(reason)
-        for kind in ("FineTuneJob",):
+        for kind in ("FineTuneJob", "ModelEndpoint"):
             self.reconcile_seconds.labels(kind)
 
     def _define_job_metrics(self) -> None:
@@ -172,6 +174,7 @@ class Metrics:
 
     def forget_all(self) -> None:
         """This process does not lead any more: what jobs do is another's to show."""
+        self.endpoints.forget_all()
         for key in {*self._phases, *self._trained, *self._evaluated}:
             self.forget(key=key)
 

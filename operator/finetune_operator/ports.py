@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from finetune_api.finetunejob import TrainerStatus
+from finetune_api.observations import Observations
 
 Manifest = dict[str, Any]
 Kind = Literal[
@@ -29,6 +30,8 @@ Kind = Literal[
     "PodDisruptionBudget",
     "NetworkPolicy",
     "ServiceAccount",
+    "Role",
+    "RoleBinding",
     "Event",
     "Workload",
 ]
@@ -157,4 +160,28 @@ class ProgressSource(Protocol):
 
     def forget(self, *, uid: str) -> None:
         """Drop what was reported so far: it came from an attempt that is over."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The newest report of one start of a gateway, and when it came in by our own clock."""
+
+    observations: Observations
+    received: datetime
+
+
+class ObservationSource(Protocol):
+    """What gateways reported to this process. It may forget at any time: reports are cumulative."""
+
+    def reports(self, *, namespace: str, endpoint: str) -> tuple[Report, ...]:
+        """The newest report of each start of each gateway of an endpoint."""
+        ...
+
+    def counts_matter(self, *, namespace: str, endpoint: str, matter: bool) -> None:
+        """Whether counts alone are worth a look: while something is under analysis."""
+        ...
+
+    def forget(self, *, namespace: str, endpoint: str) -> None:
+        """Drop what was reported: the endpoint is gone."""
         ...

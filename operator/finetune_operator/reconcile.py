@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 from finetune_operator.config import OperatorConfig
 from finetune_operator.controller import Controller, Look, State
+from finetune_operator.endpoint_controller import EndpointController
 from finetune_operator.job_controller import JobController
 from finetune_operator.metrics import Metrics
 from finetune_operator.ports import (
@@ -27,6 +28,7 @@ from finetune_operator.ports import (
     Kind,
     Manifest,
     NotFoundError,
+    ObservationSource,
     ProgressSource,
     UnavailableError,
 )
@@ -53,13 +55,17 @@ class Reconciler:
         clock: Clock,
         metrics: Metrics,
         door: Callable[[], Door | None],
+        observations: ObservationSource,
     ) -> None:
         self._cluster = cluster
         self._metrics = metrics
         self._controllers: Mapping[Kind, Controller] = {
             "FineTuneJob": JobController(
                 cluster=cluster, config=config, progress=progress, clock=clock, metrics=metrics, door=door
-            )
+            ),
+            "ModelEndpoint": EndpointController(
+                cluster=cluster, config=config, observations=observations, clock=clock, metrics=metrics, door=door
+            ),
         }
 
     async def reconcile(self, key: Key) -> float | None:
@@ -135,6 +141,8 @@ class Reconciler:
             *needed, last = look.create
             await asyncio.gather(*(self._create(each, owner=manifest, controller=controller) for each in needed))
             await self._create(last, owner=manifest, controller=controller)
+        for each in look.apply:
+            await self._cluster.apply(manifest=each)
 
     async def _create(self, child: Manifest, *, owner: Manifest, controller: Controller) -> None:
         """Create a child; one of its own that is there already was made by an earlier look that got no further."""

@@ -23,6 +23,7 @@ from finetune_operator.kube.cluster import KubernetesCluster
 from finetune_operator.kube.door import MAXIMUM_BODY_BYTES, door_application, serving
 from finetune_operator.kube.doorway import load_certificate
 from finetune_operator.kube.gatekeeper import Gatekeeper
+from finetune_operator.kube.observations import ObservationInbox
 from finetune_operator.kube.progress import ProgressInbox
 from finetune_operator.ports import Key
 
@@ -76,7 +77,8 @@ async def open_door(apiserver: ApiServer) -> AsyncIterator[Running]:
     inbox = ProgressInbox(enqueue=enqueued.append, clock=lambda: datetime.now(UTC))
     async with open_api(apiserver) as api:
         gatekeeper = Gatekeeper(api=api, cluster=KubernetesCluster(api=api), audience="finetune.dev")
-        application = door_application(gatekeeper=gatekeeper, inbox=inbox)
+        observations = ObservationInbox(enqueue=enqueued.append, clock=lambda: datetime.now(UTC))
+        application = door_application(gatekeeper=gatekeeper, inbox=inbox, observations=observations)
         async with (
             serving(application=application, host="127.0.0.1", port=0, tls=tls) as port,
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust)) as session,

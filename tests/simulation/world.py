@@ -16,6 +16,7 @@ from tests.simulation.script import Disrupt, Exit, Fate, Hang, Script, Succeed, 
 
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus, ProgressMetric, TrainerStatus
 from finetune_operator.config import OperatorConfig
+from finetune_operator.kube.observations import ObservationInbox
 from finetune_operator.memory.cluster import MemoryCluster
 from finetune_operator.metrics import Metrics
 from finetune_operator.ports import Cluster, ConflictError, Door, Key, Manifest, Progress, UnavailableError
@@ -73,6 +74,7 @@ class World:
     def restart_operator(self, *, cluster: Callable[[Cluster], Cluster] = lambda cluster: cluster) -> None:
         """A new operator process: all that the old one kept in memory is gone."""
         self.reports = Reports(listening_since=self.now)
+        self.observations = ObservationInbox(enqueue=lambda key: None, clock=lambda: self.now)
         self.metrics = Metrics(registry=CollectorRegistry())
         self.reconciler = Reconciler(
             cluster=cluster(self.cluster),
@@ -81,6 +83,7 @@ class World:
             clock=lambda: self.now,
             metrics=self.metrics,
             door=lambda: DOOR,
+            observations=self.observations,
         )
 
     # -- what a user sees ---------------------------------------------------------------------------------------------

@@ -41,5 +41,7 @@ def relevant(manifest: Manifest) -> list[Any]:
         return [deleted, spec.get("nodeName"), status]
     if manifest.get("kind") == "Job":
         return [deleted, spec.get("suspend"), status.get("conditions")]
+    if manifest.get("kind") == "Deployment":
+        return [deleted, metadata.get("generation"), status.get("readyReplicas"), status.get("conditions")]
     # Our own types: the status is ours to write, so its changes are no news to us.
     return [deleted, metadata.get("generation"), metadata.get("labels"), metadata.get("annotations")]

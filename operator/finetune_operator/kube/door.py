@@ -1,6 +1,7 @@
 """The door: the one HTTPS address at which our own pods talk to the operator.
 
     POST /v1/progress/{namespace}/{job}     a training pod reports (Kubeflow Trainer's progress protocol, KEP-2779)
+    POST /v1/observations                   a gateway reports what it saw and which routes it serves
 
 Answers: 200 taken; 400 not a report; 401 no proof of which pod calls; 403 another job's pod; 404 no such path; 408 too
 slow; 413 over 64 KiB; 429 too often (Retry-After); 503 the apiserver cannot vouch for the caller now (Retry-After).
@@ -19,8 +20,10 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from pydantic import ValidationError
 
+from finetune_api.observations import OBSERVATIONS_ROUTE, Observations
 from finetune_api.progress import PROGRESS_ROUTE, ProgressReport
 from finetune_operator.kube.gatekeeper import ForbiddenError, Gatekeeper, PodIdentity, UnauthenticatedError
+from finetune_operator.kube.observations import ObservationInbox
 from finetune_operator.kube.progress import ProgressInbox
 from finetune_operator.kube.rate_limit import RateLimit
 from finetune_operator.ports import Key, UnavailableError
@@ -31,12 +34,16 @@ MAXIMUM_BODY_BYTES = 64 * 1024
 READ_SECONDS = 10.0
 _GATEKEEPER = web.AppKey("gatekeeper", Gatekeeper)
 _INBOX = web.AppKey("inbox", ProgressInbox)
+_OBSERVATIONS = web.AppKey("observations", ObservationInbox)
+_GATEWAY_LIMIT = web.AppKey("gateway_limit", RateLimit)
 _REFUSAL_LIMIT = web.AppKey("refusal_limit", RateLimit)
 _POD_LIMIT = web.AppKey("pod_limit", RateLimit)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def door_application(*, gatekeeper: Gatekeeper, inbox: ProgressInbox) -> web.Application:
+def door_application(
+    *, gatekeeper: Gatekeeper, inbox: ProgressInbox, observations: ObservationInbox
+) -> web.Application:
     """The door's routes.
 
     A pod may call ten times as often as the protocol's five-second interval needs. An address that keeps showing bad
@@ -47,7 +54,10 @@ def door_application(*, gatekeeper: Gatekeeper, inbox: ProgressInbox) -> web.App
     application[_INBOX] = inbox
     application[_REFUSAL_LIMIT] = RateLimit(per_second=1.0, burst=20)
     application[_POD_LIMIT] = RateLimit(per_second=2.0, burst=20)
+    application[_OBSERVATIONS] = observations
+    application[_GATEWAY_LIMIT] = RateLimit(per_second=20.0, burst=100)
     application.router.add_post(PROGRESS_ROUTE, _progress)
+    application.router.add_post(OBSERVATIONS_ROUTE, _observations)
     return application
 
 
@@ -76,6 +86,19 @@ async def _progress(request: web.Request) -> web.Response:
     report = ProgressReport.model_validate_json(body)
     key = Key(kind="FineTuneJob", namespace=namespace, name=job)
     request.app[_INBOX].report(key=key, uid=uid, status=report.trainer_status)
+    return web.json_response({})
+
+
+async def _observations(request: web.Request) -> web.Response:
+    pod = await _caller(request)
+    _check(wait_seconds=request.app[_GATEWAY_LIMIT].take(caller=pod.uid))
+    async with asyncio.timeout(READ_SECONDS):
+        body = await request.read()
+    observations = Observations.model_validate_json(body)
+    await request.app[_GATEKEEPER].authorise_gateway(pod=pod, endpoint=observations.endpoint)
+    # Whatever the body says of its sender: the pod is the one that the token is bound to.
+    named = observations.model_copy(update={"gateway": pod.name})
+    request.app[_OBSERVATIONS].report(namespace=pod.namespace, observations=named)
     return web.json_response({})
 
 
@@ -115,7 +138,7 @@ async def _answer_in_json(request: web.Request, handler: Handler) -> web.StreamR
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
-        return _refusal(status=400, message=f"not a progress report: {where}: {first['msg']}")
+        return _refusal(status=400, message=f"not a report: {where}: {first['msg']}")
     except UnauthenticatedError as error:
         return _refusal(status=401, message=str(error), headers={"WWW-Authenticate": "Bearer"})
     except ForbiddenError as error:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from finetune_api import API_VERSION
-from finetune_operator.job.names import JOB_LABEL
+from finetune_operator.endpoint.names import COMPONENT_LABEL, GATEWAY, gateway_name
+from finetune_operator.job.names import ENDPOINT_LABEL, JOB_LABEL
 from finetune_operator.kube.api import Api
 from finetune_operator.ports import Cluster, Manifest
 
@@ -93,6 +94,26 @@ class Gatekeeper:
         uid = str(fine_tune_job["uid"])
         self._jobs.keep(f"{pod.uid}/{namespace}/{job}", uid)
         return uid
+
+    async def authorise_gateway(self, *, pod: PodIdentity, endpoint: str) -> None:
+        """Raises ForbiddenError unless the pod is a gateway of this endpoint of its own namespace."""
+        known, uid = self._jobs.recall(f"{pod.uid}/gateway/{endpoint}")
+        if known and uid:
+            return
+        refusal = ForbiddenError(f"pod {pod.namespace}/{pod.name} is not a gateway of ModelEndpoint {endpoint}")
+        child = await self._cluster.get(kind="Pod", namespace=pod.namespace, name=pod.name)
+        labels = _labels(child) if child is not None else {}
+        if child is None or child["metadata"].get("uid") != pod.uid or labels.get(COMPONENT_LABEL) != GATEWAY:
+            raise refusal
+        name = gateway_name(endpoint)
+        deployment = await self._cluster.get(kind="Deployment", namespace=pod.namespace, name=name)
+        replicas = _controller(child, api_version="apps/v1", kind="ReplicaSet")
+        owner = _controller(deployment, api_version=API_VERSION, kind="ModelEndpoint") if deployment else None
+        if owner is None or owner["name"] != endpoint or replicas is None:
+            raise refusal
+        if labels.get(ENDPOINT_LABEL) != endpoint or not str(replicas["name"]).startswith(f"{name}-"):
+            raise refusal
+        self._jobs.keep(f"{pod.uid}/gateway/{endpoint}", str(owner["uid"]))
 
     async def _review(self, *, token: str) -> Manifest:
         review = {

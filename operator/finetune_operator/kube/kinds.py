@@ -44,6 +44,8 @@ PLACES: dict[Kind, Place] = {
     "PodDisruptionBudget": Place(api_version="policy/v1", plural="poddisruptionbudgets"),
     "NetworkPolicy": Place(api_version="networking.k8s.io/v1", plural="networkpolicies"),
     "ServiceAccount": Place(api_version="v1", plural="serviceaccounts"),
+    "Role": Place(api_version="rbac.authorization.k8s.io/v1", plural="roles"),
+    "RoleBinding": Place(api_version="rbac.authorization.k8s.io/v1", plural="rolebindings"),
     "Event": Place(api_version="events.k8s.io/v1", plural="events"),
     "Workload": Place(api_version="kueue.x-k8s.io/v1beta2", plural="workloads"),
 }

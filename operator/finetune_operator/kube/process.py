@@ -23,6 +23,7 @@ from finetune_operator.kube.door import door_application, serving
 from finetune_operator.kube.doorway import DoorSettings, Doorway
 from finetune_operator.kube.gatekeeper import Gatekeeper
 from finetune_operator.kube.leader import Elector, LeaseSettings
+from finetune_operator.kube.observations import ObservationInbox
 from finetune_operator.kube.probes import probes_application
 from finetune_operator.kube.progress import ProgressInbox
 from finetune_operator.kube.request_metrics import RequestMetrics
@@ -96,6 +97,7 @@ class OperatorProcess:
     async def _lead(self) -> None:
         """Do the operator's work until cancelled."""
         inbox = ProgressInbox(enqueue=lambda key: queue.add(key), clock=_now)
+        observations = ObservationInbox(enqueue=lambda key: queue.add(key), clock=_now)
         reconciler = Reconciler(
             cluster=self._cluster,
             config=self._config,
@@ -103,6 +105,7 @@ class OperatorProcess:
             clock=_now,
             metrics=self._metrics,
             door=lambda: self._doorway.door,
+            observations=observations,
         )
         queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile, observer=self._metrics)
         gatekeeper = Gatekeeper(api=self._api, cluster=self._cluster, audience=self._config.token_audience)
@@ -112,7 +115,7 @@ class OperatorProcess:
             namespaces=self._config.namespaces,
             relist_seconds=self._config.resync_seconds,
         )
-        application = door_application(gatekeeper=gatekeeper, inbox=inbox)
+        application = door_application(gatekeeper=gatekeeper, inbox=inbox, observations=observations)
         async with self._doorway.open(application=application) as port, asyncio.TaskGroup() as group:
             log.info("the door is open on port %d", port)
             group.create_task(self._doorway.keep(), name="door upkeep")

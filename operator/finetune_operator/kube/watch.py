@@ -15,7 +15,7 @@ import logging
 import random
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 from urllib.request import getproxies
 
 import aiohttp
@@ -25,7 +25,7 @@ from kubernetes.aio.client.configuration import Configuration
 
 from finetune_api import GROUP, VERSION
 from finetune_api.finetunejob import TERMINAL_PHASES
-from finetune_operator.job.names import JOB_LABEL, OWNED_LABEL
+from finetune_operator.job.names import ENDPOINT_LABEL, JOB_LABEL, OWNED_LABEL
 from finetune_operator.kube.api import PAGE_SIZE, Api
 from finetune_operator.kube.changes import Changes
 from finetune_operator.kube.kinds import PLACES
@@ -33,10 +33,11 @@ from finetune_operator.ports import Enqueue, Key, Kind, Manifest, NotFoundError,
 
 log = logging.getLogger(__name__)
 
-CHILD_KINDS: tuple[Kind, ...] = ("Job", "Pod")
+CHILD_KINDS: tuple[Kind, ...] = ("Job", "Pod", "Deployment")
 """What tells of a run's progress. ConfigMaps and Services do not, and watching them would need the right to read all
 ConfigMaps of the cluster; one that somebody deleted is missed at the next look."""
-_KINDS: tuple[Kind, ...] = ("FineTuneJob", *CHILD_KINDS)
+_OWN_KINDS: tuple[Literal["FineTuneJob", "ModelEndpoint"], ...] = ("FineTuneJob", "ModelEndpoint")
+_KINDS: tuple[Kind, ...] = (*_OWN_KINDS, "ModelVersion", *CHILD_KINDS)
 RELIST_SECONDS = 600.0
 _RETRY_SECONDS = 2.0
 _STOP_SECONDS = 6.0
@@ -88,7 +89,8 @@ class KopfWatchSource:
             log.warning("cannot watch: %s", error)
             return False
         plurals = {resource["name"] for resource in found.get("resources") or ()}
-        return PLACES["FineTuneJob"].plural in plurals
+        needed: tuple[Kind, ...] = (*_OWN_KINDS, "ModelVersion")
+        return {PLACES[kind].plural for kind in needed} <= plurals
 
     async def _run_kopf(self, *, enqueue: Enqueue) -> None:
         loop = asyncio.get_running_loop()
@@ -152,15 +154,15 @@ class KopfWatchSource:
         return registry
 
     async def _relist(self, *, enqueue: Enqueue) -> None:
-        """Now and then look at every job that has not ended, in case an event was missed."""
+        """Now and then look at every object that has not ended, in case an event was missed."""
         while True:
             await asyncio.sleep(self._relist_seconds * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load
             try:
-                for namespace in self._namespaces or (None,):
-                    path = PLACES["FineTuneJob"].collection(namespace=namespace)
+                for namespace, kind in itertools.product(self._namespaces or (None,), _OWN_KINDS):
+                    path = PLACES[kind].collection(namespace=namespace)
                     async for item in self._api.pages(path=path):
                         if not _has_ended(item):
-                            enqueue(_own_key(item["metadata"]))
+                            enqueue(_own_key(item["metadata"], kind=kind))
             except (NotFoundError, UnavailableError) as error:
                 log.warning("relisting failed: %s", error)
 
@@ -190,14 +192,18 @@ async def _a_watch_dies(*, expected: int) -> None:
 def key_of(*, manifest: Any) -> Key | None:
     """The object of ours that a changed object concerns: itself, or the one its labels name. None: nobody's child."""
     metadata = manifest["metadata"]
-    if manifest.get("kind") == "FineTuneJob":
-        return _own_key(metadata)
-    job = (metadata.get("labels") or {}).get(JOB_LABEL)
+    for kind in _OWN_KINDS:
+        if manifest.get("kind") == kind:
+            return _own_key(metadata, kind=kind)
+    labels = metadata.get("labels") or {}
+    job, endpoint = labels.get(JOB_LABEL), labels.get(ENDPOINT_LABEL)
+    if endpoint and (manifest.get("kind") == "ModelVersion" or not job):
+        return Key(kind="ModelEndpoint", namespace=metadata["namespace"], name=endpoint)
     return Key(kind="FineTuneJob", namespace=metadata["namespace"], name=job) if job else None
 
 
-def _own_key(metadata: Any) -> Key:
-    return Key(kind="FineTuneJob", namespace=metadata["namespace"], name=metadata["name"])
+def _own_key(metadata: Any, *, kind: Literal["FineTuneJob", "ModelEndpoint"]) -> Key:
+    return Key(kind=kind, namespace=metadata["namespace"], name=metadata["name"])
 
 
 def _has_ended(job: Manifest) -> bool:

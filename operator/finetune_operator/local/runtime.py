@@ -20,6 +20,7 @@ from finetune_operator.local.cluster import LocalCluster, utc_now
 from finetune_operator.local.environment import PodFiles, pod_files
 from finetune_operator.local.home import LocalHome
 from finetune_operator.local.jobs import JobController
+from finetune_operator.local.observations import FileObservations
 from finetune_operator.local.pods import PodRunner
 from finetune_operator.local.progress import FileProgress
 from finetune_operator.local.services import GANG_PORT, LocalServices
@@ -107,6 +108,7 @@ class LocalRuntime:
             clock=utc_now,
             metrics=Metrics(registry=CollectorRegistry()),
             door=lambda: None,
+            observations=FileObservations(store=self.cluster.store, home=self._home),
         )
         queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile, longest_backoff_seconds=10.0)
         watch = LocalWatchSource(store=self.cluster.store, progress=self.progress, keys=self._keys)

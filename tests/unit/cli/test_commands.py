@@ -145,7 +145,10 @@ def test_get_in_all_forms(stored: LocalHome, capsys: pytest.CaptureFixture[str])
     ("arguments", "message"),
     [
         (["get", "jobs", "other"], "error: FineTuneJob other was not found in {home}\n"),
-        (["get", "pods"], "error: there is no kind 'pods'; expected one of jobs (ftj), versions (mv), endpoints (mep)\n"),
+        (
+            ["get", "pods"],
+            "error: there is no kind 'pods'; expected one of jobs (ftj), versions (mv), endpoints (mep)\n",
+        ),
         (["get", "jobs", "router", "-A"], "error: a name is one of a namespace: use -n instead of -A\n"),
         (["get", "jobs", "-l", "team"], "error: --selector team: expected key=value,...\n"),
         (["get", "jobs", "--local", "--context", "x"], "error: --local and --home mean this machine"),

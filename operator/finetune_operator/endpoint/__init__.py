@@ -1,0 +1,1 @@
+"""PURE: what a ModelEndpoint should do next, its routes and its children."""

@@ -1,0 +1,144 @@
+"""What should exist for an endpoint, from the facts that were recorded: servers, gateway, routes.
+
+Pure: says what to create and to apply, leaving out what is there already as it should be.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.modelendpoint import ModelEndpointStatus, ServedVersion
+from finetune_api.routes import ROUTES_KEY, Routes
+from finetune_operator.controller import ChildRef
+from finetune_operator.endpoint.gateway import INPUTS_ANNOTATION, gateway_manifests, inputs_hash
+from finetune_operator.endpoint.names import gateway_name, metadata_of, routes_name
+from finetune_operator.endpoint.observed import ObservedEndpoint
+from finetune_operator.endpoint.plan import RolloutPlan, read_plan
+from finetune_operator.endpoint.routing import routes_of, same_content
+from finetune_operator.endpoint.serving import render_revision, rendered, scaled
+from finetune_operator.ports import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Children:
+    """What to do about an endpoint's children, in this order."""
+
+    create: tuple[Manifest, ...] = ()
+    """Create-only: the revisions that hold what servers were rendered to."""
+    apply: tuple[Manifest, ...] = ()
+
+
+NO_CHILDREN = Children()
+
+
+def children_of(observed: ObservedEndpoint) -> Children:
+    """The children that are missing, or not as they should be."""
+    status = observed.endpoint.status
+    create: list[Manifest] = []
+    wanted: list[Manifest] = []
+    for served in _served(status):
+        revision = observed.children.get(("ControllerRevision", served.revision))
+        if revision is None:
+            version = observed.version(served.uid)
+            if version is None:
+                continue  # nothing to render from; what runs goes on to run
+            revision = render_revision(endpoint=observed.endpoint, version=version, config=observed.config)
+            create.append(revision)
+        wanted += scaled(rendered(revision), replicas=observed.endpoint.spec.serving.replicas or 1)
+    if _served(status) or observed.routes is not None:
+        wanted += _gateway(observed)
+    apply = [each for each in wanted if not _is_there(each, observed)]
+    routes = _routes(observed)
+    if routes is not None:
+        apply.append(routes)
+    return Children(create=tuple(create), apply=tuple(apply))
+
+
+def retired(observed: ObservedEndpoint) -> tuple[ChildRef, ...]:
+    """The servers that may go: no route leads to them, every gateway knows, and nothing is in flight to them."""
+    status = observed.endpoint.status
+    if status.stable is None and observed.routes is not None:
+        return ()  # a restored endpoint that is not adopted yet
+    served = {each.uid for each in _served(status)}
+    routed = set(observed.routes.variants) if observed.routes is not None else set()
+    gone: list[ChildRef] = []
+    for uid, server in observed.servers.items():
+        if uid in served or uid in routed:
+            continue
+        if observed.gateways.all_acknowledge(observed.epoch) and observed.gateways.in_flight(uid) == 0:
+            gone += server.refs
+    return tuple(gone)
+
+
+def covers(*, live: Any, wanted: Any) -> bool:
+    """Whether an object says all that is wanted. What the apiserver or others added does not count."""
+    if isinstance(wanted, dict):
+        return isinstance(live, dict) and all(covers(live=live.get(key), wanted=value) for key, value in wanted.items())
+    if isinstance(wanted, list):
+        same = isinstance(live, list) and len(live) == len(wanted)
+        return same and all(covers(live=one, wanted=other) for one, other in zip(live, wanted, strict=True))
+    return bool(live == wanted) or (live is None and wanted in ("", 0, False))
+
+
+def _served(status: ModelEndpointStatus) -> list[ServedVersion]:
+    return [each for each in (status.stable, status.candidate, status.previous) if each is not None]
+
+
+def _is_there(wanted: Manifest, observed: ObservedEndpoint) -> bool:
+    live = observed.children.get((wanted["kind"], wanted["metadata"]["name"]))
+    if live is None:
+        return False
+    return covers(live={key: value for key, value in live.items() if key != "status"}, wanted=wanted)
+
+
+def _gateway(observed: ObservedEndpoint) -> list[Manifest]:
+    name = gateway_name(observed.endpoint.metadata.name)
+    live = observed.children.get(("Deployment", name))
+    manifests = gateway_manifests(endpoint=observed.endpoint, config=observed.config, door=observed.door)
+    annotations = (live or {}).get("metadata", {}).get("annotations") or {}
+    if live is not None and annotations.get(INPUTS_ANNOTATION) == inputs_hash(observed.endpoint):
+        # Only what does not restart it: a newer operator would render another pod.
+        return [each for each in manifests if each["kind"] not in ("Deployment",)]
+    return list(manifests)
+
+
+def _routes(observed: ObservedEndpoint) -> Manifest | None:
+    """The routes ConfigMap with the next epoch, where the recorded facts call for other routes."""
+    status = observed.endpoint.status
+    plan = read_plan(status.plan) if status.plan else None
+    if isinstance(plan, str):
+        return None  # a plan that cannot be read: the routes are left alone
+    wanted = routes_of(
+        endpoint=observed.endpoint,
+        status=status,
+        plan=plan,
+        epoch=observed.epoch + 1,
+        base_url=observed.config.server_url,
+    )
+    if wanted is None or not _may_be_routed(observed, wanted):
+        return None
+    if observed.routes is not None and same_content(wanted, observed.routes):
+        return None
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata_of(
+            endpoint=observed.endpoint, name=routes_name(observed.endpoint.metadata.name), component="routes"
+        ),
+        "data": {ROUTES_KEY: json.dumps(wanted.to_dict(), indent=1, sort_keys=True)},
+    }
+
+
+def _may_be_routed(observed: ObservedEndpoint, wanted: Routes) -> bool:
+    """Nobody is sent to a version that was never ready. What is routed to already may be unready for a while."""
+    known = set(observed.routes.variants) if observed.routes is not None else set()
+    new = set(wanted.variants) - known
+    return all((server := observed.servers.get(uid)) is not None and server.ready for uid in new)
+
+
+def plan_of(status: ModelEndpointStatus) -> RolloutPlan | None:
+    """The plan under way, where it can be read."""
+    plan = read_plan(status.plan) if status.plan else None
+    return plan if isinstance(plan, RolloutPlan) else None

@@ -1,0 +1,224 @@
+"""From a draft to a decision: phase, conditions, events, and whether there is anything to write at all."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from finetune_api.base import Condition
+from finetune_api.modelendpoint import EndpointPhase, ModelEndpointStatus, RoutesStatus
+from finetune_operator.controller import ChildRef, State
+from finetune_operator.endpoint.children import NO_CHILDREN, Children
+from finetune_operator.endpoint.decision import Draft, EndpointDecision
+from finetune_operator.endpoint.names import analysis_name, metadata_of
+from finetune_operator.endpoint.observed import ObservedEndpoint
+from finetune_operator.endpoint.requests import read_requests
+from finetune_operator.job.conditions import MAXIMUM_MESSAGE, Summary
+from finetune_operator.job.times import after, seconds_until, whole_second
+from finetune_operator.ports import Manifest
+
+ANALYSIS_KEY = "analysis.json"
+_FLOWING = ("step", "analysis", "analysisTime", "routes")
+"""What changes all the time while requests come in: written at most every few seconds."""
+_FLOW_SECONDS = 5.0
+_POLL_SECONDS = 5.0
+"""While something is under way, look this often even if no event came: a gateway may have fallen silent."""
+
+_PHASE: dict[str, EndpointPhase] = {
+    "Starting": "Shadowing",
+    "Shadow": "Shadowing",
+    "Canary": "Canary",
+    "Approval": "AwaitingApproval",
+    "Promoting": "Promoting",
+    "Guard": "Guarding",
+    "RollingBack": "RollingBack",
+}
+
+
+def finish(
+    *,
+    observed: ObservedEndpoint,
+    draft: Draft,
+    children: Children = NO_CHILDREN,
+    delete: tuple[ChildRef, ...] = (),
+) -> EndpointDecision:
+    """The decision. A draft that says what is known already writes nothing."""
+    before, now = observed.endpoint.status, observed.now
+    new = summarised(observed=observed, draft=draft)
+    write, wait = _worth_writing(before=before, new=new, now=now)
+    facts_moved = _facts(before) != _facts(new)
+    busy = new.step is not None or new.candidate is not None
+    due = [seconds_until(due=time, now=now) for time in draft.look_again]
+    if wait is not None:
+        due.append(wait)
+    if busy:
+        due.append(_POLL_SECONDS)
+    acted = bool(children.create or children.apply or delete)
+    status = new.model_copy(update={"analysis_time": whole_second(now)}) if new.step is not None else new
+    analysis = _analysis(observed=observed, draft=draft, now=now, write=write)
+    return EndpointDecision(
+        delete=delete,
+        create=children.create,
+        apply=(*children.apply, *analysis),
+        status=status if write else None,
+        requeue_seconds=0.0 if (write and facts_moved) or acted else min(due, default=None),
+        events=draft.events if write else (),
+    )
+
+
+def summarised(*, observed: ObservedEndpoint, draft: Draft) -> ModelEndpointStatus:
+    """The status with what follows from the rest of it."""
+    status = draft.status
+    names, epoch = observed.gateways.names, observed.epoch
+    routes = RoutesStatus(epoch=epoch, acknowledged=observed.gateways.acknowledged(epoch), gateways=len(names))
+    return status.model_copy(
+        update={
+            "observed_generation": observed.endpoint.metadata.generation,
+            "phase": phase_of(observed=observed, status=status),
+            "message": draft.summary.message[:MAXIMUM_MESSAGE],
+            "routes": routes if epoch else None,
+            "conditions": _conditions(observed=observed, status=status, summary=draft.summary),
+        }
+    )
+
+
+def phase_of(*, observed: ObservedEndpoint, status: ModelEndpointStatus) -> EndpointPhase:
+    """The one phase that follows from the facts."""
+    step = status.step
+    if step is not None and step.stage == "RollingBack":
+        return "RollingBack"
+    if status.stable is None:
+        return "Empty"
+    if step is None:
+        return "Paused" if read_requests(observed.endpoint.metadata.annotations).pause else "Idle"
+    if step.held is not None or read_requests(observed.endpoint.metadata.annotations).pause:
+        return "Paused"
+    return _PHASE[step.stage]
+
+
+def held(
+    *, status: ModelEndpointStatus, state: State, reason: str, message: str, generation: int, now: datetime
+) -> ModelEndpointStatus:
+    """The status of an endpoint that cannot be worked on now: all stays as it is, and the conditions say why."""
+    summary = Summary(state=state, reason=reason, message=message)
+    kept = [each for each in status.conditions if each.type not in ("Ready", "Reconciling", "Stalled")]
+    wanted = [*_summary_conditions(summary), *((each.type, each.status, each.reason, each.message) for each in kept)]
+    return status.model_copy(
+        update={
+            "observed_generation": generation,
+            "phase": status.phase or "Empty",
+            "message": message[:MAXIMUM_MESSAGE],
+            "conditions": _stamped(wanted, before=status, generation=generation, now=now),
+        }
+    )
+
+
+# -- conditions -------------------------------------------------------------------------------------------------------
+
+_Wanted = tuple[str, str, str, str]
+"""type, status, reason, message"""
+
+
+def _conditions(*, observed: ObservedEndpoint, status: ModelEndpointStatus, summary: Summary) -> list[Condition]:
+    wanted = _summary_conditions(summary)
+    server = observed.servers.get(status.stable.uid) if status.stable else None
+    serving = server is not None and server.ready_replicas > 0 and observed.gateway_ready > 0
+    if status.stable is None:
+        why = ("NoVersion", "no version is served yet")
+    elif serving:
+        why = ("Serving", f"{status.stable.name} answers")
+    elif observed.gateway_ready == 0:
+        why = ("GatewayNotReady", "no gateway is ready")
+    else:
+        why = ("ServerNotReady", f"no server of {status.stable.name} is ready")
+    wanted.append(("Available", "True" if serving else "False", *why))
+    phase = phase_of(observed=observed, status=status)
+    if phase == "AwaitingApproval":
+        wanted.append(("AwaitingApproval", "True", "ManualApproval", summary.message))
+    if phase == "Paused":
+        wanted.append(("Paused", "True", summary.reason, summary.message))
+    last = status.versions[-1] if status.versions else None
+    if last is not None and last.outcome == "RolledBack":
+        wanted.append(("RolledBack", "True", "Regression", f"{last.name}: {last.reason} (by {last.by})"))
+    stamp = whole_second(observed.now)
+    return _stamped(
+        wanted, before=observed.endpoint.status, generation=observed.endpoint.metadata.generation, now=stamp
+    )
+
+
+def _summary_conditions(summary: Summary) -> list[_Wanted]:
+    ready = "True" if summary.state == "Ready" else "False"
+    wanted: list[_Wanted] = [("Ready", ready, summary.reason, summary.message)]
+    if summary.state != "Ready":
+        wanted.append((summary.state, "True", summary.reason, summary.message))
+    return wanted
+
+
+def _stamped(wanted: list[_Wanted], *, before: ModelEndpointStatus, generation: int, now: datetime) -> list[Condition]:
+    old = {condition.type: condition for condition in before.conditions}
+    stamped = []
+    for type_, status, reason, message in wanted:
+        known = old.get(type_)
+        same = known is not None and known.status == status and known.last_transition_time is not None
+        stamped.append(
+            Condition(
+                type=type_,
+                status=status,
+                observed_generation=generation,
+                last_transition_time=known.last_transition_time if same and known else whole_second(now),
+                reason=reason,
+                message=message[:MAXIMUM_MESSAGE],
+            )
+        )
+    return stamped
+
+
+# -- what to write ----------------------------------------------------------------------------------------------------
+
+
+def _worth_writing(
+    *, before: ModelEndpointStatus, new: ModelEndpointStatus, now: datetime
+) -> tuple[bool, float | None]:
+    """Whether to write now; else after how many seconds to look again at what was held back (None: nothing was)."""
+    old_document, new_document = before.to_dict(), new.to_dict()
+    if old_document == new_document:
+        return False, None
+    if _calm(old_document) != _calm(new_document):
+        return True, None
+    last = before.analysis_time
+    due = after(last, _FLOW_SECONDS) if last is not None else now
+    return (True, None) if now >= due else (False, seconds_until(due=due, now=now))
+
+
+def _calm(document: dict[str, Any]) -> dict[str, Any]:
+    """Without what flows; verdicts and the stage do not flow."""
+    kept = {name: value for name, value in document.items() if name not in _FLOWING}
+    step = document.get("step") or {}
+    kept["step"] = {name: value for name, value in step.items() if name != "samples"}
+    kept["verdicts"] = [row["verdict"] for row in document.get("analysis") or ()]
+    return kept
+
+
+def _facts(status: ModelEndpointStatus) -> dict[str, Any]:
+    """What children and routes follow from."""
+    document = status.to_dict()
+    step = document.get("step") or {}
+    names = ("stable", "candidate", "previous", "plan", "versions")
+    return {name: document.get(name) for name in names} | {"stage": (step.get("stage"), step.get("index"))}
+
+
+def _analysis(*, observed: ObservedEndpoint, draft: Draft, now: datetime, write: bool) -> tuple[Manifest, ...]:
+    """The state of the live statistics, written with the status, and not oftener: what is not written is counted again
+    from the same reports."""
+    if draft.analysis is None or draft.analysis == observed.analysis or not write:
+        return ()
+    name = analysis_name(observed.endpoint.metadata.name)
+    return (
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": metadata_of(endpoint=observed.endpoint, name=name, component="analysis"),
+            "data": {ANALYSIS_KEY: json.dumps(draft.analysis.to_dict(), sort_keys=True)},
+        },
+    )

@@ -1,0 +1,84 @@
+"""Names and labels of an endpoint's children: the same for the same endpoint and version, always."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from finetune_api import API_VERSION, GROUP
+from finetune_api.modelendpoint import ModelEndpoint
+from finetune_operator.job.names import ENDPOINT_LABEL, OWNED_LABEL, short_hash
+
+COMPONENT_LABEL = f"{GROUP}/component"
+ENDPOINT_UID_LABEL = f"{GROUP}/endpoint-uid"
+VERSION_LABEL = f"{GROUP}/version"
+VERSION_UID_LABEL = f"{GROUP}/version-uid"
+GATEWAY = "gateway"
+SERVER = "server"
+SERVER_PORT = 8000
+GATEWAY_PORT = 8080
+GATEWAY_STATUS_PORT = 8081
+_LONGEST_BASE = 40
+"""With the suffixes that follow, and those of pods, a name stays within 63 characters."""
+
+
+def base_name(endpoint: str) -> str:
+    """The endpoint's name as a DNS label that leaves room for suffixes; hashed where it had to be changed."""
+    label = re.sub(r"[^a-z0-9-]", "-", endpoint)
+    if not label[0].isalpha():
+        label = f"e-{label}"
+    if label == endpoint and len(label) <= _LONGEST_BASE:
+        return label
+    return f"{label[: _LONGEST_BASE - 9].rstrip('-')}-{short_hash(endpoint)}"
+
+
+def server_name(*, endpoint: str, version_uid: str) -> str:
+    """Of a served version's Deployment, Service, ConfigMap and ControllerRevision."""
+    return f"{base_name(endpoint)}-v-{short_hash(version_uid)}"
+
+
+def gateway_name(endpoint: str) -> str:
+    """Of the gateway's Deployment, ServiceAccount, Role and PodDisruptionBudget."""
+    return f"{base_name(endpoint)}-gateway"
+
+
+def routes_name(endpoint: str) -> str:
+    """Of the ConfigMap with the routes."""
+    return f"{endpoint}-routes"
+
+
+def analysis_name(endpoint: str) -> str:
+    """Of the ConfigMap with the state of the live statistics."""
+    return f"{endpoint}-analysis"
+
+
+def labels(*, endpoint: ModelEndpoint, component: str) -> dict[str, str]:
+    """What finds the children of an endpoint again."""
+    return {
+        OWNED_LABEL: "ModelEndpoint",
+        ENDPOINT_LABEL: endpoint.metadata.name,
+        ENDPOINT_UID_LABEL: endpoint.metadata.uid,
+        COMPONENT_LABEL: component,
+    }
+
+
+def owner_reference(endpoint: ModelEndpoint) -> dict[str, Any]:
+    """The controlling owner of all children."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "ModelEndpoint",
+        "name": endpoint.metadata.name,
+        "uid": endpoint.metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def metadata_of(*, endpoint: ModelEndpoint, name: str, component: str) -> dict[str, Any]:
+    """Metadata of a child."""
+    return {
+        "name": name,
+        "namespace": endpoint.metadata.namespace,
+        "labels": labels(endpoint=endpoint, component=component),
+        "ownerReferences": [owner_reference(endpoint)],
+    }

@@ -1,0 +1,67 @@
+"""All that a decision about one endpoint rests on, gathered once. Nothing here is fetched, everything is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from finetune_api.modelendpoint import ModelEndpoint
+from finetune_api.modelversion import ModelVersion
+from finetune_api.routes import Routes
+from finetune_operator.config import OperatorConfig
+from finetune_operator.controller import ChildRef
+from finetune_operator.endpoint.analysis import AnalysisState
+from finetune_operator.endpoint.reports import Gateways
+from finetune_operator.ports import Door, Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """What exists of one version's servers: the Deployment and its pods."""
+
+    version_uid: str
+    refs: tuple[ChildRef, ...]
+    """All that has to go when the version is served no more."""
+    ready: bool = False
+    """As many replicas as wanted have answered a request."""
+    ready_replicas: int = 0
+    scheduled_since: datetime | None = None
+    """When its first pod got a node; None: none has."""
+    unschedulable: str | None = None
+    """Why a pod has no node."""
+    failure: str | None = None
+    """Why it will never be ready, in the server's own words: it has ended for a reason that does not go away."""
+    trouble: str | None = None
+    """Why it is not ready so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservedEndpoint:
+    """One endpoint, its children and the world around them at one moment."""
+
+    endpoint: ModelEndpoint
+    now: datetime
+    config: OperatorConfig
+    door: Door | None = None
+    versions: tuple[ModelVersion, ...] = ()
+    """ModelVersions of the namespace that name this endpoint, and the pinned one."""
+    servers: Mapping[str, Server] = field(default_factory=dict)
+    """By version UID."""
+    gateways: Gateways
+    gateway_ready: int = 0
+    routes: Routes | None = None
+    routes_problem: str | None = None
+    """The routes ConfigMap is there and cannot be read: nothing may be changed then."""
+    analysis: AnalysisState | None = None
+    children: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)
+    """By kind and name: what exists of the children that the endpoint may want."""
+
+    def version(self, uid: str) -> ModelVersion | None:
+        """The ModelVersion with this UID."""
+        return next((version for version in self.versions if version.metadata.uid == uid), None)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the routes that exist; 0: none do."""
+        return self.routes.epoch if self.routes is not None else 0

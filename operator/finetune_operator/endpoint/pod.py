@@ -1,0 +1,46 @@
+"""What the pods of servers and gateways have in common: restricted Pod Security, and users' overlays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api import GROUP
+from finetune_api.shared_fields import PodOverlay
+from finetune_operator.job.pod_template import USER_ID
+
+CONTAINER_SECURITY: dict[str, Any] = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+
+def pod_security() -> dict[str, Any]:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": USER_ID,
+        "runAsGroup": USER_ID,
+        "fsGroup": USER_ID,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def merged_metadata(overlay: PodOverlay | None, *, labels: dict[str, str]) -> dict[str, Any]:
+    """The user's labels and annotations, except where they would hide the pod from us."""
+    theirs = overlay.metadata if overlay else None
+    kept = {key: value for key, value in ((theirs.labels if theirs else None) or {}).items() if not _ours(key)}
+    metadata: dict[str, Any] = {"labels": {**kept, **labels}}
+    if theirs is not None and theirs.annotations:
+        metadata["annotations"] = dict(theirs.annotations)
+    return metadata
+
+
+def overlay_of(overlay: PodOverlay | None) -> dict[str, Any]:
+    """The allowlisted fields of the user's podTemplate.spec."""
+    return overlay.spec.to_dict() if overlay is not None and overlay.spec is not None else {}
+
+
+def _ours(label: str) -> bool:
+    return label.startswith(f"{GROUP}/")

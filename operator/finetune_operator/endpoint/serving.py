@@ -1,0 +1,206 @@
+"""What serves a version: ConfigMap with its orders, Deployment and Service.
+
+Rendered once, when the version becomes a candidate, and kept in a ControllerRevision; from then on applied word for
+word, by newer operators too. Only the number of replicas follows the endpoint's spec.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from finetune_api.base import VersionReference
+from finetune_api.modelendpoint import ModelEndpoint
+from finetune_api.modelversion import ModelVersion
+from finetune_api.run import RUN_FILE_VARIABLE, Locations, ServeOrder
+from finetune_operator.config import OperatorConfig
+from finetune_operator.endpoint.names import (
+    SERVER,
+    SERVER_PORT,
+    VERSION_LABEL,
+    VERSION_UID_LABEL,
+    metadata_of,
+    server_name,
+)
+from finetune_operator.endpoint.pod import CONTAINER_SECURITY, merged_metadata, overlay_of, pod_security
+from finetune_operator.endpoint.servers import CONTAINER
+from finetune_operator.job.names import short_hash
+from finetune_operator.job.pod_template import RUN_FOLDER, RUN_KEY
+from finetune_operator.job.stages import GPU_RESOURCE, mount_path
+from finetune_operator.ports import Manifest
+
+_CACHE_FOLDER = "/var/cache/finetune"
+_GRACE_SECONDS = 60
+_START_SECONDS = 3600
+"""A large model may take this long to load; the rollout's own deadline comes first."""
+
+
+def render_revision(*, endpoint: ModelEndpoint, version: ModelVersion, config: OperatorConfig) -> Manifest:
+    """The ControllerRevision that holds all manifests of a version's servers."""
+    name = server_name(endpoint=endpoint.metadata.name, version_uid=version.metadata.uid)
+    metadata = _metadata(endpoint=endpoint, version=version, name=name)
+    manifests = [
+        _orders(endpoint=endpoint, version=version, config=config, metadata=metadata),
+        _deployment(endpoint=endpoint, version=version, config=config, metadata=metadata),
+        _service(metadata),
+    ]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
+        "metadata": metadata,
+        "revision": 1,
+        "data": {"manifests": manifests},
+    }
+
+
+def rendered(revision: Manifest) -> tuple[Manifest, ...]:
+    """The manifests that a ControllerRevision holds, in the order in which they must be made."""
+    return tuple(revision["data"]["manifests"])
+
+
+def scaled(manifests: tuple[Manifest, ...], *, replicas: int) -> tuple[Manifest, ...]:
+    """The manifests with another number of replicas."""
+    return tuple(
+        {**each, "spec": {**each["spec"], "replicas": replicas}} if each["kind"] == "Deployment" else each
+        for each in manifests
+    )
+
+
+def _metadata(*, endpoint: ModelEndpoint, version: ModelVersion, name: str) -> dict[str, Any]:
+    metadata = metadata_of(endpoint=endpoint, name=name, component=SERVER)
+    own = {VERSION_LABEL: _label(version.metadata.name), VERSION_UID_LABEL: version.metadata.uid}
+    return {**metadata, "labels": {**metadata["labels"], **own}}
+
+
+def _orders(
+    *, endpoint: ModelEndpoint, version: ModelVersion, config: OperatorConfig, metadata: dict[str, Any]
+) -> Manifest:
+    spec = version.spec
+    runtime = endpoint.spec.serving.runtime
+    order = ServeOrder(
+        endpoint=endpoint.metadata.name,
+        version=VersionReference(name=version.metadata.name, uid=version.metadata.uid),
+        runtime="FastAPI" if runtime == "FastAPI" else "Transformers",
+        locations=Locations(
+            run=f"file://{_CACHE_FOLDER}/run",
+            cache=f"file://{_CACHE_FOLDER}/artifacts",
+            allowed_roots=list(config.allowed_roots),
+            mounts={claim: mount_path(claim=claim, config=config) for claim in _claims(version)},
+        ),
+        artifact=spec.artifact,
+        base=spec.base,
+        task=spec.task,
+        labels=spec.labels,
+        port=SERVER_PORT,
+    )
+    data = {RUN_KEY: json.dumps(order.to_dict(), indent=1, sort_keys=True)}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True, "data": data}
+
+
+def _service(metadata: dict[str, Any]) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata,
+        "spec": {
+            "selector": {VERSION_UID_LABEL: metadata["labels"][VERSION_UID_LABEL]},
+            "ports": [{"name": "http", "port": SERVER_PORT, "targetPort": "http"}],
+        },
+    }
+
+
+def _deployment(
+    *, endpoint: ModelEndpoint, version: ModelVersion, config: OperatorConfig, metadata: dict[str, Any]
+) -> Manifest:
+    serving = endpoint.spec.serving
+    container = {
+        "name": CONTAINER,
+        "image": config.trainer_image,
+        "imagePullPolicy": config.image_pull_policy,
+        "args": ["serve"],
+        "env": [{"name": RUN_FILE_VARIABLE, "value": f"{RUN_FOLDER}/{RUN_KEY}"}],
+        "ports": [{"name": "http", "containerPort": SERVER_PORT}],
+        "startupProbe": _probe("/readyz", seconds=2, failures=_START_SECONDS // 2),
+        "readinessProbe": _probe("/readyz", seconds=2, failures=2),
+        "livenessProbe": _probe("/healthz", seconds=10, failures=6),
+        "resources": _resources(endpoint, config),
+        "securityContext": CONTAINER_SECURITY,
+        "terminationMessagePolicy": "File",
+        "volumeMounts": _mounts(version, config),
+    }
+    spec: dict[str, Any] = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": _GRACE_SECONDS,
+        "securityContext": pod_security(),
+        "containers": [container],
+        "volumes": _volumes(version, name=metadata["name"]),
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata,
+        "spec": {
+            "replicas": serving.replicas or 1,
+            "selector": {"matchLabels": {VERSION_UID_LABEL: version.metadata.uid}},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "revisionHistoryLimit": 1,
+            "progressDeadlineSeconds": _START_SECONDS,
+            "template": {
+                "metadata": merged_metadata(serving.pod_template, labels=metadata["labels"]),
+                "spec": {**spec, **overlay_of(serving.pod_template)},
+            },
+        },
+    }
+
+
+def _probe(path: str, *, seconds: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": "http"},
+        "periodSeconds": seconds,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
+
+
+def _resources(endpoint: ModelEndpoint, config: OperatorConfig) -> dict[str, Any]:
+    serving = endpoint.spec.serving
+    resources = (serving.resources or config.server_resources).to_dict()
+    if serving.gpus:
+        resources["limits"] = {**resources.get("limits", {}), GPU_RESOURCE: str(serving.gpus)}
+    return resources
+
+
+def _claims(version: ModelVersion) -> list[str]:
+    """The claims behind the pvc:// URIs that serving reads."""
+    uris = (version.spec.artifact.uri, version.spec.base.loadable_uri)
+    return sorted({uri.removeprefix("pvc://").split("/", 1)[0] for uri in uris if uri.startswith("pvc://")})
+
+
+def _volumes(version: ModelVersion, *, name: str) -> list[dict[str, Any]]:
+    volumes: list[dict[str, Any]] = [
+        {"name": "run", "configMap": {"name": name}},
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "cache", "emptyDir": {}},
+    ]
+    for number, claim in enumerate(_claims(version)):
+        source = {"claimName": claim, "readOnly": True}
+        volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": source})
+    return volumes
+
+
+def _mounts(version: ModelVersion, config: OperatorConfig) -> list[dict[str, Any]]:
+    mounts: list[dict[str, Any]] = [
+        {"name": "run", "mountPath": RUN_FOLDER, "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a mount point
+        {"name": "cache", "mountPath": _CACHE_FOLDER},
+    ]
+    for number, claim in enumerate(_claims(version)):
+        mount = {"name": f"claim-{number}", "mountPath": mount_path(claim=claim, config=config), "readOnly": True}
+        mounts.append(mount)
+    return mounts
+
+
+def _label(text: str) -> str:
+    """A label value holds at most 63 characters."""
+    return text if len(text) <= 63 else f"{text[:54]}-{short_hash(text)}"

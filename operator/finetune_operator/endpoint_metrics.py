@@ -1,0 +1,80 @@
+"""Prometheus metrics of endpoints: what serves, what is tried, and what came of it."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from finetune_api.modelendpoint import EndpointPhase, ModelEndpointStatus, Outcome
+from finetune_operator.ports import Key
+
+PHASES: tuple[str, ...] = EndpointPhase.__args__  # type: ignore[attr-defined]
+OUTCOMES: tuple[str, ...] = Outcome.__args__  # type: ignore[attr-defined]
+
+
+class EndpointMetrics:
+    """Gauges of what is now; counters of what has ended since this process leads."""
+
+    def __init__(self, *, registry: CollectorRegistry) -> None:
+        one = ["namespace", "name"]
+        self._phases: dict[Key, str] = {}
+        self._outcomes: dict[Key, int] = {}
+        self.endpoints = Gauge("finetune_endpoints", "ModelEndpoints by phase.", ["phase"], registry=registry)
+        self.outcomes = Counter(
+            "finetune_rollouts_total", "Versions by what became of them.", ["outcome"], registry=registry
+        )
+        self._weight = Gauge(
+            "finetune_canary_weight_percent", "Share of requests that the candidate answers.", one, registry=registry
+        )
+        self._samples = Gauge(
+            "finetune_rollout_samples", "Samples of the current step, of the metric that has fewest.", one,
+            registry=registry,
+        )  # fmt: skip
+        self._available = Gauge(
+            "finetune_endpoint_available", "1 while gateways and the stable version answer.", one, registry=registry
+        )
+        self._epoch = Gauge("finetune_routes_epoch", "Epoch of the routes.", one, registry=registry)
+        for phase in PHASES:
+            self.endpoints.labels(phase)
+        for outcome in OUTCOMES:
+            self.outcomes.labels(outcome)
+
+    def show(self, *, key: Key, status: ModelEndpointStatus) -> None:
+        """The endpoint is like this now."""
+        phase = status.phase or "Empty"
+        before = self._phases.get(key)
+        if before != phase:
+            self._phases[key] = phase
+            self.endpoints.labels(phase).inc()
+            if before is not None:
+                self.endpoints.labels(before).dec()
+        names = key.namespace, key.name
+        step = status.step
+        live = step is not None and step.stage in ("Canary", "Approval")
+        self._weight.labels(*names).set((step.percent or 0.0) if live and step is not None else 0.0)
+        self._samples.labels(*names).set(step.samples if step is not None else 0)
+        available = any(each.type == "Available" and each.status == "True" for each in status.conditions)
+        self._available.labels(*names).set(1 if available else 0)
+        self._epoch.labels(*names).set(status.routes.epoch if status.routes else 0)
+        self._count(key=key, status=status)
+
+    def forget(self, *, key: Key) -> None:
+        """The endpoint is gone, or another process shows it."""
+        before = self._phases.pop(key, None)
+        self._outcomes.pop(key, None)
+        if before is None:
+            return
+        self.endpoints.labels(before).dec()
+        for gauge in (self._weight, self._samples, self._available, self._epoch):
+            gauge.remove(key.namespace, key.name)
+
+    def forget_all(self) -> None:
+        """This process does not lead any more."""
+        for key in list(self._phases):
+            self.forget(key=key)
+
+    def _count(self, *, key: Key, status: ModelEndpointStatus) -> None:
+        """Outcomes that were recorded since the last look; those of before this process led are not counted again."""
+        known = self._outcomes.get(key, len(status.versions))
+        for outcome in status.versions[known:]:
+            self.outcomes.labels(outcome.outcome).inc()
+        self._outcomes[key] = len(status.versions)

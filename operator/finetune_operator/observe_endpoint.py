@@ -1,0 +1,161 @@
+"""Gathers what `endpoint.decide` needs to know about one endpoint: lists of what has our labels, reads by name of the
+rest."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_api.modelendpoint import ModelEndpoint
+from finetune_api.modelversion import ModelVersion
+from finetune_api.routes import ROUTES_KEY, Routes
+from finetune_operator.config import OperatorConfig
+from finetune_operator.endpoint.analysis import AnalysisState, state_from_dict
+from finetune_operator.endpoint.finish import ANALYSIS_KEY
+from finetune_operator.endpoint.names import (
+    COMPONENT_LABEL,
+    ENDPOINT_UID_LABEL,
+    GATEWAY,
+    VERSION_UID_LABEL,
+    analysis_name,
+    gateway_name,
+    routes_name,
+    server_name,
+)
+from finetune_operator.endpoint.observed import ObservedEndpoint
+from finetune_operator.endpoint.reports import Gateways
+from finetune_operator.endpoint.servers import server_of
+from finetune_operator.job.names import ENDPOINT_LABEL
+from finetune_operator.job.observed import ref_of
+from finetune_operator.observe_job import is_owned
+from finetune_operator.ports import Cluster, Door, Kind, Manifest, ObservationSource
+
+log = logging.getLogger(__name__)
+
+_GATEWAY_KINDS: tuple[Kind, ...] = ("ServiceAccount", "Role", "RoleBinding", "ConfigMap", "PodDisruptionBudget")
+_SERVER_KINDS: tuple[Kind, ...] = ("ControllerRevision", "ConfigMap", "Service")
+
+
+async def observe_endpoint(
+    *,
+    cluster: Cluster,
+    endpoint: ModelEndpoint,
+    now: datetime,
+    config: OperatorConfig,
+    observations: ObservationSource,
+    door: Door | None,
+) -> ObservedEndpoint:
+    """One endpoint and the world around it. Raises UnavailableError."""
+    namespace, name, uid = endpoint.metadata.namespace, endpoint.metadata.name, endpoint.metadata.uid
+    mine = {ENDPOINT_UID_LABEL: uid}
+    deployments, pods, versions = await asyncio.gather(
+        cluster.list(kind="Deployment", namespace=namespace, labels=mine),
+        cluster.list(kind="Pod", namespace=namespace, labels=mine),
+        cluster.list(kind="ModelVersion", namespace=namespace, labels={ENDPOINT_LABEL: name}),
+    )
+    pin = endpoint.spec.version
+    if pin and all(each["metadata"]["name"] != pin for each in versions):
+        versions += [each] if (each := await cluster.get(kind="ModelVersion", namespace=namespace, name=pin)) else []
+    servers = [each for each in deployments if _label(each, COMPONENT_LABEL) != GATEWAY]
+    wanted = _names(endpoint=endpoint, servers=servers)
+    found = await asyncio.gather(*(cluster.get(kind=kind, namespace=namespace, name=each) for kind, each in wanted))
+    children = {(each["kind"], each["metadata"]["name"]): each for each in (*found, *deployments) if each is not None}
+    routes, problem = _routes(children.get(("ConfigMap", routes_name(name))))
+    gateway = children.get(("Deployment", gateway_name(name))) or {}
+    return ObservedEndpoint(
+        endpoint=endpoint,
+        now=now,
+        config=config,
+        door=door,
+        versions=tuple(_versions(versions)),
+        servers={
+            version: server_of(
+                version_uid=version,
+                deployment=deployment,
+                pods=[pod for pod in pods if _label(pod, VERSION_UID_LABEL) == version],
+                refs=tuple(
+                    ref_of(child)
+                    for (_, child_name), child in sorted(children.items())
+                    if child_name == deployment["metadata"]["name"] and is_owned(child, uid=uid)
+                ),
+            )
+            for deployment in servers
+            if (version := _label(deployment, VERSION_UID_LABEL))
+        },
+        gateways=Gateways(
+            names=tuple(sorted(pod["metadata"]["name"] for pod in pods if _is_living_gateway(pod))),
+            reports=observations.reports(namespace=namespace, endpoint=name),
+            now=now,
+        ),
+        gateway_ready=int((gateway.get("status") or {}).get("readyReplicas") or 0),
+        routes=routes,
+        routes_problem=problem,
+        analysis=_analysis(children.get(("ConfigMap", analysis_name(name)))),
+        children=children,
+    )
+
+
+def _names(*, endpoint: ModelEndpoint, servers: list[Manifest]) -> list[tuple[Kind, str]]:
+    """What to read by name: the operator has no right to list it, or no label finds it."""
+    name, status = endpoint.metadata.name, endpoint.status
+    served = [each.uid for each in (status.stable, status.candidate, status.previous) if each is not None]
+    uids = {*served, *(_label(server, VERSION_UID_LABEL) for server in servers)} - {""}
+    found: list[tuple[Kind, str]] = [("ConfigMap", routes_name(name)), ("ConfigMap", analysis_name(name))]
+    found += [("Service", name), *((kind, gateway_name(name)) for kind in _GATEWAY_KINDS)]
+    for uid in sorted(uids):
+        found += [(kind, server_name(endpoint=name, version_uid=uid)) for kind in _SERVER_KINDS]
+    return found
+
+
+def _versions(manifests: Iterable[Manifest]) -> Iterable[ModelVersion]:
+    for manifest in manifests:
+        try:
+            yield ModelVersion.model_validate(manifest)
+        except ValidationError as error:
+            log.warning("ModelVersion %s cannot be read and is left out: %s", manifest["metadata"]["name"], error)
+
+
+def _routes(manifest: Manifest | None) -> tuple[Routes | None, str | None]:
+    """The routes, or why they cannot be read."""
+    if manifest is None:
+        return None, None
+    try:
+        return Routes.model_validate_json((manifest.get("data") or {}).get(ROUTES_KEY, "")), None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or ROUTES_KEY
+        name = manifest["metadata"]["name"]
+        return None, (
+            f"ConfigMap {name} cannot be read ({where}: {first['msg']}); gateways keep what they have: install the "
+            "operator that wrote it, or restore or delete the ConfigMap"
+        )
+
+
+def _analysis(manifest: Manifest | None) -> AnalysisState | None:
+    """The state of the live statistics; one that cannot be read begins anew, which only costs samples."""
+    if manifest is None:
+        return None
+    try:
+        return state_from_dict(json.loads((manifest.get("data") or {}).get(ANALYSIS_KEY, "")))
+    except ValueError as error:
+        log.warning("ConfigMap %s: %s; counting begins anew", manifest["metadata"]["name"], error)
+        return None
+
+
+def _is_living_gateway(pod: Mapping[str, Any]) -> bool:
+    """It may have requests in flight: it runs, or is being ended."""
+    phase = (pod.get("status") or {}).get("phase")
+    started = any(
+        "running" in (each.get("state") or {}) for each in (pod.get("status") or {}).get("containerStatuses") or ()
+    )
+    return _label(pod, COMPONENT_LABEL) == GATEWAY and phase == "Running" and started
+
+
+def _label(manifest: Mapping[str, Any], name: str) -> str:
+    return str((manifest["metadata"].get("labels") or {}).get(name, ""))
