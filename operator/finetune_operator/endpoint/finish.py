@@ -48,7 +48,8 @@ def finish(
     new = summarised(observed=observed, draft=draft)
     write, wait = _worth_writing(before=before, new=new, now=now)
     facts_moved = _facts(before) != _facts(new)
-    busy = new.step is not None or new.candidate is not None
+    served = {each.uid for each in (new.stable, new.candidate, new.previous) if each is not None}
+    busy = new.step is not None or not observed.servers.keys() <= served
     due = [seconds_until(due=time, now=now) for time in draft.look_again]
     if wait is not None:
         due.append(wait)

@@ -1,0 +1,305 @@
+"""Whole rollouts against a simulated cluster: what ends where, and what must never happen on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.simulation.endpoint_world import EndpointWorld, Quality, endpoint_manifest, version_manifest
+
+from finetune_api.modelendpoint import ModelEndpointStatus
+
+
+def serving(name: str) -> Any:
+    """Until this version serves and nothing is under way."""
+    return lambda status: status.phase == "Idle" and status.stable is not None and status.stable.name == name
+
+
+def outcomes(status: ModelEndpointStatus) -> list[tuple[str, str]]:
+    return [(each.name, each.outcome) for each in status.versions]
+
+
+async def with_stable(**rollout: Any) -> EndpointWorld:
+    """An endpoint that serves v1."""
+    world = EndpointWorld()
+    await world.create(endpoint_manifest(**rollout))
+    await world.create(version_manifest("v1"))
+    await world.run(until=serving("v1"))
+    return world
+
+
+async def offer(world: EndpointWorld, name: str, quality: Quality | None = None, **more: Any) -> str:
+    """A newer version that was compared with v1; its UID."""
+    made = await world.create(version_manifest(name, baseline=more.pop("baseline", "1"), **more), quality=quality)
+    return str(made["metadata"]["uid"])
+
+
+async def test_the_first_version_serves_as_soon_as_it_is_ready() -> None:
+    world = await with_stable()
+    status = await world.status()
+    assert world.phases == ["Empty", "Promoting", "Idle"]
+    assert outcomes(status) == [("v1", "Promoted")]
+    routes = await world.routes()
+    assert routes is not None
+    assert [variant.name for variant in routes.variants.values()] == ["v1"]
+    assert {each.type: each.status for each in status.conditions} == {"Ready": "True", "Available": "True"}
+    assert status.message == "v1 serves all requests"
+
+
+async def test_a_good_version_goes_through_every_phase() -> None:
+    world = await with_stable(approval="Manual")
+    uid = await offer(world, "v2")
+    status = await world.run(until=lambda status: status.phase == "AwaitingApproval")
+    assert status.stable is not None
+    assert status.stable.name == "v1", "nobody has approved it"
+    assert f"finetune.dev/approve: {uid}" in (status.message or "")
+    world.annotate(approve=uid, requested_by="ann")
+    status = await world.run(until=serving("v2"))
+    assert world.phases[2:] == [
+        "Idle", "Shadowing", "Canary", "AwaitingApproval", "Promoting", "Guarding", "Idle"
+    ]  # fmt: skip
+    assert outcomes(status) == [("v1", "Promoted"), ("v2", "Promoted")]
+    await world.settle()
+    assert await world.servers() == ["v2"], "the old one goes when the guard is over"
+
+
+async def test_a_version_that_fails_in_shadow_never_sees_a_client() -> None:
+    world = await with_stable()
+    uid = await offer(world, "v2", Quality(error=0.5))
+    status = await world.run(until=lambda status: status.versions[-1].name == "v2" and serving("v1")(status))
+    assert outcomes(status)[-1] == ("v2", "Rejected")
+    assert "error_rate" in status.versions[-1].reason
+    assert not any(key[2] == uid for gateway in world.gateways for key in gateway.arms), "no client was sent to it"
+    assert "Canary" not in world.phases
+    await world.settle()
+    assert await world.servers() == ["v1"]
+
+
+async def test_a_version_that_gets_worse_in_canary_is_rolled_back_and_not_tried_again() -> None:
+    world = await with_stable()
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Canary")
+    world.qualities["v2"].bad = 0.8
+    status = await world.run(until=lambda status: status.versions[-1].name == "v2" and serving("v1")(status))
+    assert outcomes(status)[-1] == ("v2", "RolledBack")
+    await world.settle(ticks=20)
+    assert (await world.status()).phase == "Idle"
+    condition = {each.type: each.message for each in (await world.status()).conditions}["RolledBack"]
+    assert condition.startswith("v2: quality")
+
+
+@pytest.mark.parametrize("trouble", [Quality(error=1.0), Quality(bad=0.9)], ids=["errors", "garbage"])
+async def test_a_regression_after_promotion_goes_back_to_the_warm_version(trouble: Quality) -> None:
+    world = await with_stable()
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Guarding")
+    await world.settle(ticks=10)
+    began = world.now
+    world.qualities["v2"].error, world.qualities["v2"].bad = trouble.error, trouble.bad
+    status = await world.run(until=lambda status: status.phase == "RollingBack")
+    assert (world.now - began).total_seconds() <= 5
+    status = await world.run(until=serving("v1"))
+    assert outcomes(status)[-1] == ("v2", "RolledBack")
+    assert world.stables == ["v1", "v2", "v1"]
+
+
+async def test_a_breaker_that_opened_is_latched() -> None:
+    world = await with_stable()
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Canary")
+    world.qualities["v2"].error = 1.0
+    world.requests_per_tick = 4000
+    status = await world.run(until=lambda status: status.phase == "RollingBack")
+    assert "a gateway left it" in status.versions[-1].reason or "error_rate" in status.versions[-1].reason
+
+
+@pytest.mark.parametrize(
+    ("quality", "words"),
+    [
+        (Quality(ready_after=None), "not ready within"),
+        (Quality(ready_after=None, exits={"exitCode": 1, "reason": "Error"}), "not ready within"),
+        (
+            Quality(
+                ready_after=None,
+                exits={"exitCode": 78, "message": '{"reason": "ArtifactChanged", "message": "the digest differs"}'},
+            ),
+            "ArtifactChanged: the digest differs",
+        ),
+    ],
+    ids=["never ready", "crash loop", "digest"],
+)
+async def test_a_candidate_that_cannot_be_served_is_rejected(quality: Quality, words: str) -> None:
+    world = await with_stable(progressDeadlineSeconds=30)
+    await offer(world, "v2", quality)
+    status = await world.run(until=lambda status: status.versions[-1].name == "v2" and serving("v1")(status))
+    assert outcomes(status)[-1] == ("v2", "Rejected")
+    assert words in status.versions[-1].reason
+
+
+async def test_a_candidate_without_a_gpu_waits() -> None:
+    world = await with_stable(progressDeadlineSeconds=30)
+    await offer(world, "v2", Quality(ready_after=None, unschedulable="0/2 nodes have nvidia.com/gpu"))
+    await world.settle(ticks=100)
+    status = await world.status()
+    assert status.phase == "Shadowing"
+    assert status.message == "v2 waits for a node: 0/2 nodes have nvidia.com/gpu"
+    world.qualities["v2"] = Quality()
+    await world.run(until=serving("v2"))
+
+
+async def test_a_newer_version_supersedes_a_candidate() -> None:
+    world = await with_stable()
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Canary")
+    await offer(world, "v3")
+    status = await world.run(until=serving("v3"))
+    assert outcomes(status) == [("v1", "Promoted"), ("v2", "Superseded"), ("v3", "Promoted")]
+
+
+async def test_older_versions_that_waited_are_not_tried_after_a_newer_one() -> None:
+    world = await with_stable()
+    await offer(world, "v2")
+    await offer(world, "v3", Quality(ready_after=None, exits={"exitCode": 78}))
+    status = await world.run(until=lambda status: status.versions[-1].name == "v3" and serving("v1")(status))
+    assert outcomes(status) == [("v1", "Promoted"), ("v2", "Superseded"), ("v3", "Rejected")]
+
+
+async def test_what_was_compared_with_another_version_waits_for_a_new_comparison() -> None:
+    world = await with_stable()
+    await offer(world, "v2", baseline="7")
+    await world.settle(ticks=5)
+    status = await world.status()
+    assert status.phase == "Idle"
+    assert "run its job again to compare it" in (status.message or "")
+
+
+async def test_rejected_by_a_person() -> None:
+    world = await with_stable()
+    uid = await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Canary")
+    world.annotate(reject=uid, requested_by="ann")
+    status = await world.run(until=serving("v1"))
+    last = status.versions[-1]
+    assert (last.name, last.outcome, last.by) == ("v2", "Rejected", "ann")
+
+
+async def test_an_annotation_for_another_version_does_nothing() -> None:
+    world = await with_stable(approval="Manual")
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "AwaitingApproval")
+    world.annotate(approve="somebody-else", reject="somebody-else", rollback="somebody-else")
+    await world.settle(ticks=10)
+    assert (await world.status()).phase == "AwaitingApproval"
+
+
+async def test_paused_nothing_moves_but_a_regression_does() -> None:
+    world = await with_stable()
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Canary")
+    world.annotate(pause="true")
+    await world.settle(ticks=60)
+    status = await world.status()
+    assert (status.phase, status.step.name if status.step else "") == ("Paused", "ten")
+    world.qualities["v2"].error = 0.9
+    status = await world.run(until=lambda status: status.versions[-1].name == "v2")
+    assert outcomes(status)[-1] == ("v2", "RolledBack")
+
+
+async def test_a_regression_may_wait_for_a_person() -> None:
+    world = await with_stable(onRegression="Pause")
+    uid = await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Canary")
+    world.qualities["v2"].bad = 0.8
+    status = await world.run(until=lambda status: status.phase == "Paused")
+    assert "v2 got worse: quality" in (status.message or "")
+    world.annotate(rollback=uid, requested_by="ann")
+    status = await world.run(until=serving("v1"))
+    assert outcomes(status)[-1] == ("v2", "RolledBack")
+
+
+async def test_back_to_the_version_before_by_annotation_and_by_pin() -> None:
+    world = await with_stable()
+    uid = await offer(world, "v2")
+    await world.run(until=serving("v2"))
+    world.annotate(rollback=uid, requested_by="ann")
+    status = await world.run(until=serving("v1"))
+    assert outcomes(status)[2:] == [("v2", "RolledBack"), ("v1", "Promoted")]
+    assert status.versions[2].by == "ann"
+    await offer(world, "v3")
+    await world.run(until=serving("v3"))
+    world.phases.clear()
+    world.change_spec(version="v1")
+    await world.run(until=serving("v1"))
+    assert "Canary" not in world.phases, "it was stable before"
+
+
+@pytest.mark.parametrize(
+    ("pin", "reason"), [("nothing", "VersionNotFound"), ("bad", "NotProven")], ids=["missing", "not proven"]
+)
+async def test_a_pin_that_cannot_be_followed_says_why(pin: str, reason: str) -> None:
+    world = await with_stable()
+    await world.create(version_manifest("bad", letter="e", verdict="Fail"))
+    world.change_spec(version=pin)
+    await world.tick()
+    await world.reconcile()
+    status = await world.status()
+    stalled = {each.type: each for each in status.conditions}["Stalled"]
+    assert stalled.reason == reason
+    assert pin in stalled.message
+    assert (status.phase, status.stable.name if status.stable else "") == ("Idle", "v1")
+
+
+async def test_restored_without_a_status_goes_on_to_serve() -> None:
+    world = await with_stable()
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Canary")
+    routes = await world.routes()
+    world.cluster.edit(
+        kind="ModelEndpoint", namespace="ml", name="router", change=lambda found: found.__setitem__("status", {})
+    )
+    world.restart_operator()
+    status = await world.run(until=lambda status: status.stable is not None)
+    assert status.stable is not None
+    assert status.stable.name == "v1"
+    assert routes is not None
+    after = await world.routes()
+    assert after is not None
+    assert after.epoch >= routes.epoch
+    await world.run(until=serving("v2"))
+
+
+async def test_a_gateway_that_does_not_hear_holds_up_the_end_of_the_old_servers() -> None:
+    world = await with_stable()
+    await offer(world, "v2", Quality(ready_after=2))
+    await world.run(until=lambda status: status.phase == "Canary")
+    world.gateways[0].deaf = True
+    world.qualities["v2"].error = 1.0
+    await world.run(until=lambda status: status.phase == "RollingBack")
+    await world.settle(ticks=30)
+    assert (await world.status()).phase == "RollingBack"
+    assert await world.servers() == ["v1", "v2"], "it may still send requests to v2"
+    world.gateways[0].deaf = False
+    await world.run(until=serving("v1"))
+    await world.settle(ticks=3)
+    assert await world.servers() == ["v1"]
+
+
+async def test_gateways_come_and_go() -> None:
+    world = await with_stable()
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Canary")
+    world.kill_gateway()
+    await world.start_gateway()
+    status = await world.run(until=serving("v2"))
+    assert outcomes(status)[-1] == ("v2", "Promoted")
+
+
+async def test_a_second_look_writes_nothing() -> None:
+    world = await with_stable()
+    await offer(world, "v2")
+    for phase in ("Shadowing", "Canary", "Guarding"):
+        await world.run(until=lambda status, phase=phase: status.phase == phase)  # type: ignore[misc]
+        await world.reconcile()
+        before = world.cluster.snapshot()
+        await world.reconcile()
+        assert world.cluster.snapshot() == before
