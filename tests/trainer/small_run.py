@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = 48
 BATCH = 8
+LORA = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8, "dropout": 0.1, "targetModules": ["all-linear"]}}
 
 
 def small_model(*, tokenizer_folder: Path, to: Path) -> Path:
@@ -108,6 +109,12 @@ class SmallRun:
         assert process.wait(timeout=120) == 0, self.log("prepare")
         return self.message("prepare")
 
+    def train(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Train to the end; the result."""
+        process = self.stage(order, "train")
+        assert process.wait(timeout=120) == 0, self.log("train")
+        return self.message("train")
+
     def order(self, prepared: dict[str, Any], **changes: Any) -> dict[str, Any]:
         optimisation = {
             "epochs": None,
@@ -163,6 +170,29 @@ class SmallRun:
         for name in sorted(tensors):
             digest.update(name.encode() + tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallRuns:
+    """Runs of one small model on data prepared once."""
+
+    base: Path
+    prepared: dict[str, Any]
+    """What the Prepare stage said."""
+
+    @classmethod
+    def make(cls, folder: Path, *, tokenizer_folder: Path) -> SmallRuns:
+        """Make the model, and prepare the data."""
+        base = small_model(tokenizer_folder=tokenizer_folder, to=folder / "base")
+        return cls(base=base, prepared=SmallRun(root=folder / "prepared", base=base).prepare())
+
+    def new(self, name: str, **settings: Any) -> SmallRun:
+        """A run with a folder of its own."""
+        run = SmallRun(root=self.base.parent / name, base=self.base, **settings)
+        run.folder.mkdir(exist_ok=True)
+        if not (run.folder / "data").exists():
+            (run.folder / "data").symlink_to(self.base.parent / "prepared" / "run" / "data")
+        return run
 
 
 def _chat(number: int) -> dict[str, Any]:

@@ -1,0 +1,18 @@
+"""What the trainer's tests share: a small model, and data prepared once for each worker process."""
+
+from __future__ import annotations
+
+import pytest
+from demo import assets
+from tests.trainer.small_run import SmallRuns
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest modules first: where workers share the modules, they then end together."""
+    items.sort(key=lambda item: not item.path.name.startswith("test_training"))
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> SmallRuns:
+    """Runs of one model on one data set; each takes a name of its own."""
+    return SmallRuns.make(tmp_path_factory.mktemp("training"), tokenizer_folder=assets.smollm2_folder())

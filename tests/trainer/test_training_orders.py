@@ -1,0 +1,80 @@
+"""What the orders of a training run ask for, and how one ends that cannot do it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.trainer.small_run import LORA, SmallRun, SmallRuns, small_model
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def test_freezing_keeps_what_it_names(runs: SmallRuns) -> None:
+    run = runs.new("frozen", overrides={"maxSteps": 2})
+    freeze = {"type": "Full", "freeze": {"layers": "0", "patterns": ["embed_tokens"]}}
+    run.train(run.order(runs.prepared, method=freeze))
+    before, after = load_file(runs.base / "model.safetensors"), load_file(run.folder / "model" / "model.safetensors")
+    for name, tensor in after.items():
+        frozen = ".layers.0." in name or "embed_tokens" in name
+        assert torch.equal(tensor, before[name]) == frozen, name
+
+
+def test_early_stopping_takes_the_best_weights(runs: SmallRuns) -> None:
+    overrides = {"maxSteps": None, "epochs": 30.0, "learningRate": 0.05, "earlyStoppingPatience": 2}
+    run = runs.new("early", overrides=overrides)
+    result = run.train(run.order(runs.prepared))
+    assert result["stoppedEarly"] is True
+    lines = [json.loads(line) for line in (run.folder / "training_log.jsonl").read_text().splitlines()]
+    losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    assert result["validationLoss"] == pytest.approx(min(losses))
+    assert losses[-1] > min(losses)
+    assert len(losses) < 30
+
+
+def test_a_checkpoint_of_other_orders_is_not_taken(runs: SmallRuns) -> None:
+    run = runs.new("orders", overrides={"maxSteps": 6})
+    run.train(run.order(runs.prepared, method=LORA))
+    run.overrides = {"maxSteps": 6, "seed": 4}
+    result = run.train(run.order(runs.prepared, method=LORA))
+    assert "resumedFromStep" not in result
+    assert "belongs to other orders" in run.log("train")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_by_name(runs: SmallRuns) -> None:
+    broken = runs.base.parent / "broken"
+    if not broken.exists():
+        small_model(tokenizer_folder=runs.base, to=broken)
+        tensors = load_file(broken / "model.safetensors")
+        tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
+        save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    run = SmallRun(root=runs.base.parent / "not-finite", base=broken)
+    process = run.stage(run.order(run.prepare()), "train")
+    assert process.wait(timeout=60) == 70
+    failure = run.message("train")
+    assert (failure["reason"], "step 1" in failure["message"]) == ("LossNotFinite", True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_named_and_earlier_checkpoints_stay(runs: SmallRuns) -> None:
+    run = runs.new("full-disk", overrides={"maxSteps": 200})
+    disk = run.folder / "checkpoints"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=56m", "tmpfs", str(disk)], check=True)
+    try:
+        checkpoint = {"everySteps": 4, "keep": 9, "resume": "Latest"}
+        process = run.stage(run.order(runs.prepared, checkpoint=checkpoint), "train")
+        assert process.wait(timeout=120) == 73, run.log("train")
+        failure = run.message("train")
+        assert failure["reason"] == "CannotWrite"
+        assert "checkpoints/step-" in failure["message"]
+        kept = run.steps()
+        assert kept
+        assert f"checkpoints/step-{kept[-1] + 4} " in failure["message"]
+        assert kept == list(range(4, kept[-1] + 4, 4)), "none of the earlier ones was given up"
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
