@@ -28,7 +28,7 @@ $(UV): requirements/uv.txt
 .venv/.ready: $(UV) requirements/dev.txt pyproject.toml
 	@[ -x $(PY) ] || $(UV) venv -q --python $(PYTHON) .venv
 	@echo "Installing the locked Python environment (.venv, 5.5 GB with CUDA libraries; minutes when nothing is cached) ..."
-	@$(UV) pip sync -q --python $(PY) --require-hashes requirements/dev.txt
+	@$(UV) pip sync -q --compile-bytecode --python $(PY) --require-hashes requirements/dev.txt
 	@$(UV) pip install -q --python $(PY) --no-deps --no-build-isolation -e .
 	@touch $@
 
