@@ -17,6 +17,7 @@ from finetune_api.modelversion import ModelVersion
 from finetune_operator.endpoint.names import server_name
 from finetune_operator.endpoint.observed import ObservedEndpoint
 from finetune_operator.endpoint.plan import RolloutPlan, stored
+from finetune_operator.endpoint.requests import read_requests
 from finetune_operator.endpoint.routing import routes_of, same_content
 from finetune_operator.job.times import whole_second
 
@@ -77,7 +78,7 @@ def entered_next(*, observed: ObservedEndpoint, plan: RolloutPlan) -> ModelEndpo
     order = stages_of(plan)
     stage, index = order[order.index((status.step.stage, status.step.index)) + 1]
     if stage == "Promoting":
-        return promoted(observed)
+        return promoted(observed, by=_approver(observed=observed, plan=plan))
     return _entered(observed=observed, plan=plan, stage=stage, index=index)
 
 
@@ -97,7 +98,14 @@ def _entered(*, observed: ObservedEndpoint, plan: RolloutPlan, stage: RolloutSta
     return changed(after, step=step.model_copy(update={"since_epoch": _epoch_of(after, observed=observed, plan=plan)}))
 
 
-def promoted(observed: ObservedEndpoint) -> ModelEndpointStatus:
+def _approver(*, observed: ObservedEndpoint, plan: RolloutPlan) -> str:
+    """Who lets the candidate be promoted, for the record."""
+    requests, candidate = read_requests(observed.endpoint.metadata.annotations), observed.endpoint.status.candidate
+    approved = plan.approval == "Manual" and candidate is not None and requests.approve == candidate.uid
+    return requests.who if approved else "operator"
+
+
+def promoted(observed: ObservedEndpoint, *, by: str = "operator") -> ModelEndpointStatus:
     """The candidate becomes the stable version; the one before stays warm until the guard is over."""
     status, now = observed.endpoint.status, whole_second(observed.now)
     candidate = status.candidate
@@ -109,6 +117,7 @@ def promoted(observed: ObservedEndpoint) -> ModelEndpointStatus:
         outcome="Promoted",
         reason="proven" if status.stable is not None else "first version",
         now=now,
+        by=by,
     )
     step = StepStatus(
         stage="Promoting", name="promoting", percent=100.0, start_time=now, since_epoch=observed.epoch + 1

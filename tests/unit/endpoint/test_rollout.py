@@ -59,8 +59,17 @@ async def test_a_good_version_goes_through_every_phase() -> None:
         "Idle", "Shadowing", "Canary", "AwaitingApproval", "Promoting", "Guarding", "Idle"
     ]  # fmt: skip
     assert outcomes(status) == [("v1", "Promoted"), ("v2", "Promoted")]
+    assert [each.by for each in status.versions] == ["operator", "ann"], "who approved it is on record"
     await world.settle()
     assert await world.servers() == ["v2"], "the old one goes when the guard is over"
+
+
+async def test_an_approval_that_nobody_had_to_give_is_not_on_record() -> None:
+    world = await with_stable(approval="Automatic")
+    uid = await offer(world, "v2")
+    world.annotate(approve=uid, requested_by="ann")
+    status = await world.run(until=serving("v2"))
+    assert status.versions[-1].by == "operator"
 
 
 async def test_a_version_that_fails_in_shadow_never_sees_a_client() -> None:
