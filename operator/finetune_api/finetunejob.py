@@ -526,7 +526,10 @@ class RolloutStatus(ApiModel):
 
     endpoint: Name
     phase: str
-    weight: Annotated[int, Field(ge=0, le=100)] | None = None
+    weight: Annotated[float, Field(ge=0, le=100)] | None = None
+    """Percent of the endpoint's requests that the version answers."""
+    promoted: bool = False
+    """It is, or was, the endpoint's stable version."""
     message: str | None = None
 
 

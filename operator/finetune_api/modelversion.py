@@ -61,6 +61,9 @@ class EvaluationRecord(ApiModel):
     """The verdict and what it rests on."""
 
     verdict: Verdict
+    accepted: bool | None = None
+    """Whether the job's policy lets it go on: an Inconclusive one does with onInconclusive Proceed. None: if it passed.
+    """
     report: Uri | None = None
     results: Annotated[list[MetricResult], Field(max_length=32)] = Field(default_factory=list)
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_api.finetunejob import FineTuneJob
+from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.config import OperatorConfig
 from finetune_operator.controller import ChildRef
@@ -57,6 +58,7 @@ async def observe_job(
     if names:
         versions = await asyncio.gather(*(_version(cluster=cluster, job=job, name=name) for name in names))
         observed = replace(observed, versions=tuple(version for version in versions if version is not None))
+        observed = await _with_endpoint(cluster=cluster, observed=observed)
     waiting = questions.waiting_job(observed)
     if waiting is not None:
         observed = await _with_reason(cluster=cluster, observed=observed, job=waiting[0], reason=waiting[1])
@@ -68,9 +70,19 @@ async def _with_references(*, cluster: Cluster, observed: Observed) -> Observed:
     job = observed.job
     names = questions.claim_names(job)
     found = await asyncio.gather(*(_claim(cluster=cluster, job=job, name=name) for name in names))
-    baseline = questions.baseline_name(job)
+    observed = await _with_endpoint(cluster=cluster, observed=observed)
+    baseline = questions.baseline_name(job, endpoint=observed.endpoint)
     version = await _version(cluster=cluster, job=job, name=baseline) if baseline else None
     return replace(observed, claims=tuple(found), baseline=version)
+
+
+async def _with_endpoint(*, cluster: Cluster, observed: Observed) -> Observed:
+    job = observed.job
+    name = questions.endpoint_name(job)
+    if name is None:
+        return observed
+    found = await cluster.get(kind="ModelEndpoint", namespace=job.metadata.namespace, name=name)
+    return replace(observed, endpoint=ModelEndpoint.from_object(found) if found is not None else None)
 
 
 async def _with_children(*, cluster: Cluster, observed: Observed) -> Observed:

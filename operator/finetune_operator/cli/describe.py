@@ -17,9 +17,6 @@ from finetune_operator.cli.target import open_target
 from finetune_operator.job.times import parse_time
 from finetune_operator.ports import Manifest
 
-_INDENT = "  "
-_EVENTS = 20
-
 
 async def run(options: argparse.Namespace) -> int:
     """Print the description."""
@@ -43,11 +40,11 @@ def describe_job(job: FineTuneJob, *, events: list[Manifest], now: datetime) -> 
     """A job as text."""
     spec, status = job.spec, job.status
     sections = [
-        _fields(
+        sections.fields(
             {
                 "Name": job.metadata.name,
                 "Namespace": job.metadata.namespace,
-                "Created": _when(job.metadata.creation_timestamp, now=now),
+                "Created": sections.when(job.metadata.creation_timestamp, now=now),
                 "Phase": status.phase or "Pending",
                 "Message": status.message or "",
                 "Model": f"{spec.model.uri} ({spec.model.task})",
@@ -68,20 +65,20 @@ def describe_job(job: FineTuneJob, *, events: list[Manifest], now: datetime) -> 
                 stage.name,
                 stage.state,
                 str(stage.attempt),
-                _duration(stage.start_time, stage.completion_time, now=now),
+                sections.duration(stage.start_time, stage.completion_time, now=now),
                 words.stage_result(stage.result),
             )
             for stage in status.stages
         ]
         header = ("NAME", "STATE", "ATTEMPT", "TIME", "RESULT")
-        sections.append("Stages:\n" + table(header=header, rows=rows, indent=_INDENT))
+        sections.append("Stages:\n" + table(header=header, rows=rows, indent=INDENT))
     if status.phase == "Training" and status.trainer_status is not None:
         metrics = {metric.name: metric.value for metric in status.trainer_status.metrics or ()}
-        sections.append("Training:\n" + _fields(metrics, indent=_INDENT))
+        sections.append("Training:\n" + sections.fields(metrics, indent=INDENT))
     if status.evaluation is not None:
         sections.append(_comparison(job))
-    sections.append(_conditions(status.conditions, now=now))
-    sections.append(_events(events, now=now))
+    sections.append(sections.conditions(status.conditions, now=now))
+    sections.append(sections.events(events, now=now))
     return "\n\n".join(section for section in sections if section)
 
 
@@ -93,7 +90,7 @@ def describe_version(version: ModelVersion, *, now: datetime) -> str:
     fields = {
         "Name": version.metadata.name,
         "Namespace": version.metadata.namespace,
-        "Created": _when(version.metadata.creation_timestamp, now=now),
+        "Created": sections.when(version.metadata.creation_timestamp, now=now),
         "Endpoint": spec.endpoint_ref.name if spec.endpoint_ref else "",
         "Verdict": spec.evaluation.verdict,
         "Artifact": f"{spec.artifact.uri} ({spec.artifact.format}, {words.size(spec.artifact.size_bytes)})",
@@ -106,8 +103,8 @@ def describe_version(version: ModelVersion, *, now: datetime) -> str:
         "Made by": f"job {spec.lineage.job.name}{parent}",
         "Report": spec.evaluation.report or "",
     }
-    comparison = words.metric_table(spec.evaluation.results, baseline=spec.baseline.name, indent=_INDENT)
-    return f"{_fields(fields)}\n\nCompared with {spec.baseline.name}:\n{comparison}"
+    comparison = words.metric_table(spec.evaluation.results, baseline=spec.baseline.name, indent=INDENT)
+    return f"{sections.fields(fields)}\n\nCompared with {spec.baseline.name}:\n{comparison}"
 
 
 def _comparison(job: FineTuneJob) -> str:
@@ -116,8 +113,8 @@ def _comparison(job: FineTuneJob) -> str:
         return ""
     lines = [
         f"Evaluation: {evaluation.verdict}",
-        words.metric_table(evaluation.results, baseline="baseline", indent=_INDENT),
-        *(f"{_INDENT}{reason}" for reason in words.reasons(evaluation.results)),
+        words.metric_table(evaluation.results, baseline="baseline", indent=INDENT),
+        *(f"{INDENT}{reason}" for reason in words.reasons(evaluation.results)),
     ]
     return "\n".join(lines)
 
@@ -131,40 +128,3 @@ def _restarts(job: FineTuneJob) -> str:
         f"{words.count(restarts.failures, 'failure')}, {words.count(restarts.preemptions, 'interruption')}, "
         f"{words.count(restarts.steps_lost, 'step')} done again{last}"
     )
-
-
-def _conditions(conditions: Iterable[Condition], *, now: datetime) -> str:
-    rows = [
-        (each.type, each.status, each.reason, age(since=each.last_transition_time, now=now), each.message)
-        for each in conditions
-    ]
-    header = ("TYPE", "STATUS", "REASON", "AGE", "MESSAGE")
-    return "Conditions:\n" + table(header=header, rows=rows, indent=_INDENT) if rows else ""
-
-
-def _events(events: list[Manifest], *, now: datetime) -> str:
-    newest = sorted(events, key=lambda event: str(event.get("eventTime") or ""))[-_EVENTS:]
-    rows = [
-        (
-            age(since=parse_time(event.get("eventTime")), now=now),
-            str(event.get("type", "")),
-            str(event.get("reason", "")),
-            str(event.get("note", "")),
-        )
-        for event in newest
-    ]
-    return "Events:\n" + table(header=("AGE", "TYPE", "REASON", "MESSAGE"), rows=rows, indent=_INDENT) if rows else ""
-
-
-def _fields(fields: dict[str, str], *, indent: str = "") -> str:
-    shown = {name: value for name, value in fields.items() if value}
-    width = max((len(name) for name in shown), default=0) + 1
-    return "\n".join(f"{indent}{name + ':':<{width}} {value}" for name, value in shown.items())
-
-
-def _when(time: datetime | None, *, now: datetime) -> str:
-    return "" if time is None else f"{time:%Y-%m-%d %H:%M:%S} UTC ({age(since=time, now=now)} ago)"
-
-
-def _duration(start: datetime | None, end: datetime | None, *, now: datetime) -> str:
-    return "" if start is None else words.seconds(((end or now) - start).total_seconds())

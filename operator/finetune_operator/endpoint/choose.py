@@ -72,7 +72,7 @@ def _pinned(observed: ObservedEndpoint, *, name: str) -> Choice:
             "new version, or pin another one"
         )
         return Choice(problem=("VersionFailedBefore", message))
-    if version.spec.evaluation.verdict != "Pass":
+    if not _accepted(version):
         verdict = version.spec.evaluation.verdict
         return Choice(problem=("NotProven", f"{name} did not pass its evaluation ({verdict}); pin one that did"))
     return Choice(version=version)
@@ -86,7 +86,7 @@ def _newest(observed: ObservedEndpoint) -> Choice:
             version
             for version in observed.versions
             if version.metadata.uid not in tried
-            and version.spec.evaluation.verdict == "Pass"
+            and _accepted(version)
             and version.spec.endpoint_ref is not None
             and version.spec.endpoint_ref.name == observed.endpoint.metadata.name
         ),
@@ -107,6 +107,11 @@ def _newest(observed: ObservedEndpoint) -> Choice:
         else:
             return Choice(version=version, passed_over=tuple(waiting))
     return Choice(problem=problem)
+
+
+def _accepted(version: ModelVersion) -> bool:
+    evaluation = version.spec.evaluation
+    return evaluation.verdict == "Pass" if evaluation.accepted is None else evaluation.accepted
 
 
 def _in_use(status: ModelEndpointStatus) -> set[str]:

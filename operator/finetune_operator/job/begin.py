@@ -33,7 +33,12 @@ def begin(observed: Observed) -> Draft:
     status = job.status
     if status.start_time is None:
         status = status.model_copy(update={"start_time": whole_second(observed.now)})
-    refused = refusal(job=job, config=observed.config) or _claim_refusal(observed) or _baseline_refusal(observed)
+    refused = (
+        refusal(job=job, config=observed.config)
+        or _claim_refusal(observed)
+        or _endpoint_refusal(observed)
+        or _baseline_refusal(observed)
+    )
     if refused is not None:
         return refused_draft(status=status, refused=refused)
     missing = _missing(observed)
@@ -95,6 +100,17 @@ def _shared(*, claim: ObservedClaim, writable: bool) -> bool:
     return any(mode in claim.access_modes for mode in _needed_modes(writable=writable))
 
 
+def _endpoint_refusal(observed: Observed) -> Refusal | None:
+    endpoint, task = observed.endpoint, observed.job.spec.model.task
+    if endpoint is None or endpoint.spec.task == task:
+        return None
+    return Refusal(
+        reason="EndpointMismatch",
+        message=f"spec.endpointRef: ModelEndpoint {endpoint.metadata.name} is for task {endpoint.spec.task}, this job "
+        f"for {task}; name an endpoint of the same task",
+    )
+
+
 def _baseline_refusal(observed: Observed) -> Refusal | None:
     baseline, task = observed.baseline, observed.job.spec.model.task
     if baseline is None or baseline.spec.task == task:
@@ -108,7 +124,12 @@ def _baseline_refusal(observed: Observed) -> Refusal | None:
 
 def _missing(observed: Observed) -> Refusal | None:
     """Something that the job names and that is not there (yet)."""
-    name = baseline_name(observed.job)
+    endpoint = observed.job.spec.endpoint_ref
+    if endpoint is not None and observed.endpoint is None:
+        return Refusal(
+            reason="EndpointNotFound", message=f"spec.endpointRef: there is no ModelEndpoint {endpoint.name} here"
+        )
+    name = baseline_name(observed.job, endpoint=observed.endpoint)
     if name is not None and observed.baseline is None:
         return Refusal(
             reason="BaselineNotFound", message=f"spec.evaluation.baseline: there is no ModelVersion {name} here"

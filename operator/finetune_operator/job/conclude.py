@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from finetune_api.base import VersionReference
-from finetune_api.finetunejob import EvaluationStatus
 from finetune_operator.gates.policy import Comparison, judge
 from finetune_operator.job.cleanup import expiry, removals
 from finetune_operator.job.conditions import Summary
 from finetune_operator.job.decision import Draft
+from finetune_operator.job.mirror import mirror
 from finetune_operator.job.observed import Observed
 from finetune_operator.job.plan import ResolvedPlan
 from finetune_operator.job.stages import recorded_results
@@ -15,15 +15,29 @@ from finetune_operator.job.version import made_by, version_manifest
 
 
 def conclude(*, observed: Observed, plan: ResolvedPlan) -> Draft:
-    """Make the ModelVersion; once it is there, end the run with the verdict."""
+    """Make the ModelVersion; once it is there, end the run with the verdict, or follow its rollout to the end."""
     job, evaluation = observed.job, observed.job.status.evaluation
     results = recorded_results(job.status)
     if evaluation is None or results.evaluate is None:
         raise ValueError("all stages are complete, but the status holds no evaluation; was it edited?")
+    judgement = judge(
+        Comparison(
+            verdict=evaluation.verdict,
+            rows=evaluation.results,
+            examples=results.evaluate.examples,
+            baseline=plan.baseline.name if plan.baseline else "the base model",
+            on_inconclusive=plan.on_inconclusive,
+        )
+    )
     version = next((version for version in observed.versions if made_by(version=version, job=job)), None)
     if version is None:
         manifest = version_manifest(
-            job=job, plan=plan, results=results, evaluation=evaluation, taken=bool(observed.versions)
+            job=job,
+            plan=plan,
+            results=results,
+            evaluation=evaluation,
+            accepted=judgement.accepted,
+            taken=bool(observed.versions),
         )
         return Draft(
             status=job.status,
@@ -33,45 +47,21 @@ def conclude(*, observed: Observed, plan: ResolvedPlan) -> Draft:
             at_once=True,
         )
     reference = VersionReference(name=version.metadata.name, uid=version.metadata.uid)
-    return _end(
-        observed=observed,
-        plan=plan,
-        evaluation=evaluation,
-        examples=results.evaluate.examples,
-        version=reference,
-    )
-
-
-def _end(
-    *,
-    observed: Observed,
-    plan: ResolvedPlan,
-    evaluation: EvaluationStatus,
-    examples: int,
-    version: VersionReference,
-) -> Draft:
-    judgement = judge(
-        Comparison(
-            verdict=evaluation.verdict,
-            rows=evaluation.results,
-            examples=examples,
-            baseline=plan.baseline.name if plan.baseline else "the base model",
-            on_inconclusive=plan.on_inconclusive,
-        )
-    )
-    status = observed.job.status.model_copy(update={"model_version": version})
-    message = f"{version.name}: {judgement.message}"
-    if judgement.accepted:
+    status = job.status.model_copy(update={"model_version": reference})
+    message = f"{version.metadata.name}: {judgement.message}"
+    if not judgement.accepted:
         return Draft(
             status=status,
-            phase="Succeeded",
-            summary=Summary(state="Ready", reason="Succeeded", message=message),
+            phase="Rejected",
+            summary=Summary(state="Stalled", reason=judgement.reason, message=message),
             at_once=True,
         )
+    if job.spec.endpoint_ref is not None:
+        return mirror(observed=observed, status=status, version=reference)
     return Draft(
         status=status,
-        phase="Rejected",
-        summary=Summary(state="Stalled", reason=judgement.reason, message=message),
+        phase="Succeeded",
+        summary=Summary(state="Ready", reason="Succeeded", message=message),
         at_once=True,
     )
 

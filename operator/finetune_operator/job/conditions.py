@@ -54,6 +54,10 @@ def conditions(
     if suspended:
         wanted.append(_Wanted(type="Suspended", status="True", reason="Suspended", message="spec.suspend is true"))
     wanted += _stage_conditions(status)
+    if status.rollout is not None:
+        promoted = status.rollout.promoted
+        reason = "Serving" if promoted else status.rollout.phase
+        wanted.append(_Wanted(type="Promoted", status="True" if promoted else "False", reason=reason))
     return [_stamped(each, before=status.conditions, generation=generation, now=now) for each in wanted]
 
 

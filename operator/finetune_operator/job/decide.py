@@ -2,8 +2,8 @@
 
     Pending -> (Queued) -> Preparing -> Training -> Evaluating -> Succeeded | Rejected | Failed
 
-Suspended is between any two of these, and ends where it began. The rollout of a job with an endpoint will be mirrored
-between Evaluating and the end; `conclude.conclude` is where.
+Suspended is between any two of these, and ends where it began. A job with an endpoint mirrors the rollout of its
+version between Evaluating and the end (mirror.py).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_api.finetunejob import FineTuneJob, StageName
+from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.config import OperatorConfig
 from finetune_operator.controller import ChildRef
@@ -71,8 +72,10 @@ class Observed:
     """ConfigMaps and Services of attempts that are to be removed."""
     claims: tuple[ObservedClaim, ...] = ()
     """Looked at until the run is planned."""
+    endpoint: ModelEndpoint | None = None
+    """The endpoint that the job names: looked at until the run is planned, and again once it is evaluated."""
     baseline: ModelVersion | None = None
-    """The ModelVersion that evaluation.baseline names, looked at until the run is planned."""
+    """The ModelVersion to beat, looked at until the run is planned."""
     versions: tuple[ModelVersion, ...] = ()
     """ModelVersions under the names that this job's could have, looked at once it is evaluated."""
     progress: Progress | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJob
+from finetune_api.modelendpoint import ModelEndpoint
 from finetune_operator.job.attempt import judge
 from finetune_operator.job.names import version_name
 from finetune_operator.job.observed import ChildJob, Observed
@@ -22,10 +23,19 @@ def claim_names(job: FineTuneJob) -> list[str]:
     return [claim.name for claim in claims_of(job.spec)]
 
 
-def baseline_name(job: FineTuneJob) -> str | None:
+def endpoint_name(job: FineTuneJob) -> str | None:
+    """The endpoint that must be looked at now: for what is in production, or for how the rollout goes."""
+    if job.spec.endpoint_ref is None or job.status.phase in TERMINAL_PHASES:
+        return None
+    return job.spec.endpoint_ref.name if job.status.plan is None or job.status.evaluation is not None else None
+
+
+def baseline_name(job: FineTuneJob, *, endpoint: ModelEndpoint | None) -> str | None:
     """The ModelVersion that the job wants to beat; None: the base model."""
-    wanted = job.spec.evaluation.baseline if job.spec.evaluation else None
-    return None if wanted in (None, "Production", "Base") else wanted
+    wanted = (job.spec.evaluation.baseline if job.spec.evaluation else None) or "Production"
+    if wanted == "Production":
+        return endpoint.status.stable.name if endpoint is not None and endpoint.status.stable is not None else None
+    return None if wanted == "Base" else wanted
 
 
 def version_names(job: FineTuneJob) -> list[str]:

@@ -27,9 +27,17 @@ def made_by(*, version: ModelVersion, job: FineTuneJob) -> bool:
 
 
 def version_manifest(
-    *, job: FineTuneJob, plan: ResolvedPlan, results: Results, evaluation: EvaluationStatus, taken: bool
+    *,
+    job: FineTuneJob,
+    plan: ResolvedPlan,
+    results: Results,
+    evaluation: EvaluationStatus,
+    accepted: bool,
+    taken: bool,
 ) -> Manifest:
-    """The record of a run whose three stages are complete. `taken`: another run's version has the job's name.
+    """The record of a run whose three stages are complete.
+
+    `accepted`: the job's policy lets it go on. `taken`: another run's version has the job's name.
 
     Raises ValueError where a result is missing.
     """
@@ -43,11 +51,13 @@ def version_manifest(
             "namespace": job.metadata.namespace,
             "labels": labels,
         },
-        "spec": _spec(job=job, plan=plan, results=results, evaluation=evaluation).to_dict(),
+        "spec": _spec(job=job, plan=plan, results=results, evaluation=evaluation, accepted=accepted).to_dict(),
     }
 
 
-def _spec(*, job: FineTuneJob, plan: ResolvedPlan, results: Results, evaluation: EvaluationStatus) -> ModelVersionSpec:
+def _spec(
+    *, job: FineTuneJob, plan: ResolvedPlan, results: Results, evaluation: EvaluationStatus, accepted: bool
+) -> ModelVersionSpec:
     prepare, train, evaluate = results.prepare, results.train, results.evaluate
     if prepare is None or train is None or evaluate is None:
         raise ValueError("a ModelVersion needs the results of Prepare, Train and Evaluate")
@@ -71,7 +81,9 @@ def _spec(*, job: FineTuneJob, plan: ResolvedPlan, results: Results, evaluation:
             uid=baseline.uid if baseline else None,
             digest=evaluate.baseline_digest,
         ),
-        evaluation=EvaluationRecord(verdict=evaluation.verdict, report=evaluation.report, results=evaluation.results),
+        evaluation=EvaluationRecord(
+            verdict=evaluation.verdict, accepted=accepted, report=evaluation.report, results=evaluation.results
+        ),
         lineage=Lineage(job=JobReference(name=job.metadata.name, uid=job.metadata.uid)),
         software=Software(trainer_image=plan.trainer_image, packages=train.packages or None),
     )

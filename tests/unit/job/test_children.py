@@ -104,7 +104,7 @@ def test_children_are_as_recorded(name: str, of: FineTuneJob, stage: StageName, 
 def test_the_version_is_as_recorded() -> None:
     evaluation = EvaluationStatus(verdict="Pass", results=evaluate_result().results, report="pvc://models/report.html")
     version = version_manifest(
-        job=SMALL, plan=plan_of(SMALL), results=all_results(), evaluation=evaluation, taken=False
+        job=SMALL, plan=plan_of(SMALL), results=all_results(), evaluation=evaluation, accepted=True, taken=False
     )
     check("model_version", [version])
     ModelVersion.model_validate(version)
@@ -176,7 +176,7 @@ def test_a_queue_begins_suspended_and_only_then() -> None:
 def test_the_baseline_of_a_run_is_pinned() -> None:
     evaluation = EvaluationStatus(verdict="Pass", results=evaluate_result().results)
     manifest = version_manifest(
-        job=SMALL, plan=plan_of(SMALL), results=all_results(), evaluation=evaluation, taken=False
+        job=SMALL, plan=plan_of(SMALL), results=all_results(), evaluation=evaluation, accepted=True, taken=False
     )
     manifest["metadata"] |= {"uid": "11111111-2222", "creationTimestamp": START.isoformat()}
     version = ModelVersion.model_validate(manifest)

@@ -195,7 +195,9 @@ def version_of(task: str) -> ModelVersion:
         {"evaluation": {"verdict": "Pass", "results": [row.to_dict() for row in evaluate_result().results]}}
     ).evaluation
     assert evaluation is not None
-    manifest = version_manifest(job=run, plan=plan_of(run), results=all_results(), evaluation=evaluation, taken=False)
+    manifest = version_manifest(
+        job=run, plan=plan_of(run), results=all_results(), evaluation=evaluation, accepted=True, taken=False
+    )
     manifest["metadata"]["uid"] = "v1"
     manifest["spec"]["task"] = task
     return ModelVersion.model_validate(manifest)

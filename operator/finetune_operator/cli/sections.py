@@ -1,0 +1,57 @@
+"""The parts that descriptions of objects are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from finetune_api.base import Condition
+from finetune_operator.cli import words
+from finetune_operator.cli.tables import age, table
+from finetune_operator.job.times import parse_time
+from finetune_operator.ports import Manifest
+
+INDENT = "  "
+_EVENTS = 20
+
+
+def conditions(found: Iterable[Condition], *, now: datetime) -> str:
+    """The conditions, under their heading; "" where there are none."""
+    rows = [
+        (each.type, each.status, each.reason, age(since=each.last_transition_time, now=now), each.message)
+        for each in found
+    ]
+    header = ("TYPE", "STATUS", "REASON", "AGE", "MESSAGE")
+    return "Conditions:\n" + table(header=header, rows=rows, indent=INDENT) if rows else ""
+
+
+def events(found: list[Manifest], *, now: datetime) -> str:
+    """The newest events, under their heading; "" where there are none."""
+    newest = sorted(found, key=lambda event: str(event.get("eventTime") or ""))[-_EVENTS:]
+    rows = [
+        (
+            age(since=parse_time(event.get("eventTime")), now=now),
+            str(event.get("type", "")),
+            str(event.get("reason", "")),
+            str(event.get("note", "")),
+        )
+        for event in newest
+    ]
+    return "Events:\n" + table(header=("AGE", "TYPE", "REASON", "MESSAGE"), rows=rows, indent=INDENT) if rows else ""
+
+
+def fields(values: dict[str, str], *, indent: str = "") -> str:
+    """Names and values in two columns; those without a value are left out."""
+    shown = {name: value for name, value in values.items() if value}
+    width = max((len(name) for name in shown), default=0) + 1
+    return "\n".join(f"{indent}{name + ':':<{width}} {value}" for name, value in shown.items())
+
+
+def when(time: datetime | None, *, now: datetime) -> str:
+    """A moment, and how long ago it was."""
+    return "" if time is None else f"{time:%Y-%m-%d %H:%M:%S} UTC ({age(since=time, now=now)} ago)"
+
+
+def duration(start: datetime | None, end: datetime | None, *, now: datetime) -> str:
+    """From start to end, or until now; "" before the start."""
+    return "" if start is None else words.seconds(((end or now) - start).total_seconds())

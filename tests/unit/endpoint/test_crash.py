@@ -1,0 +1,105 @@
+"""The operator is killed at every single write of whole rollouts, and each time they end as if nothing had happened."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import pytest
+from tests.simulation.crashing import CrashingCluster, KilledError
+from tests.simulation.endpoint_world import EndpointWorld, Quality, endpoint_manifest, version_manifest
+
+from finetune_api.modelendpoint import ModelEndpointStatus
+
+SHORT = {
+    "shadow": {"percent": 100, "minSamples": 20, "maxDurationSeconds": 600},
+    "steps": [{"name": "half", "percent": 50, "minSamples": 20}],
+    "guard": {"durationSeconds": 6},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """What happens from the second version on, and how it ends."""
+
+    quality: Callable[[], Quality] = Quality
+    at: dict[str, Callable[[EndpointWorld], None]] | None = None
+    """What happens once, at the first look in this phase."""
+    end: tuple[str, str] = ("v2", "Promoted")
+
+
+def fails(**how: float) -> Callable[[EndpointWorld], None]:
+    def change(world: EndpointWorld) -> None:
+        for name, value in how.items():
+            setattr(world.qualities["v2"], name, value)
+
+    return change
+
+
+STORIES = {
+    "promoted": Story(),
+    "rejected in shadow": Story(quality=lambda: Quality(error=0.6), end=("v2", "Rejected")),
+    "rolled back in canary": Story(at={"Canary": fails(error=1.0)}, end=("v2", "RolledBack")),
+    "rolled back in guard": Story(at={"Guarding": fails(error=1.0)}, end=("v2", "RolledBack")),
+    "cannot be served": Story(
+        quality=lambda: Quality(ready_after=None, exits={"exitCode": 78}), end=("v2", "Rejected")
+    ),
+}
+
+
+async def play(story: Story, *, kill_at: int | None) -> tuple[EndpointWorld, list[str]]:
+    """The whole story, with the operator killed at a write. The world, and the writes of the first operator."""
+    world = EndpointWorld(seed=3)
+    await world.create(endpoint_manifest(**SHORT))
+    await world.create(version_manifest("v1"))
+    await world.run(until=lambda status: status.phase == "Idle")
+    crashing = CrashingCluster(inner=world.cluster, kill_at=kill_at)
+    world.restart_operator(cluster=lambda _: crashing)
+    await world.create(version_manifest("v2", baseline="1"), quality=story.quality())
+    pending = dict(story.at or {})
+
+    async def look(step: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await step()
+        except KilledError:
+            world.restart_operator()
+            await world.check()
+
+    def over(status: ModelEndpointStatus) -> bool:
+        return status.phase == "Idle" and status.versions[-1].name == "v2"
+
+    for _ in range(200):
+        await look(world.reconcile)
+        status = await world.status()
+        happening = pending.pop(status.phase or "", None)
+        if happening is not None:
+            happening(world)
+        if over(status):
+            for _ in range(6):
+                await world.tick()
+                await look(world.reconcile)
+            return world, crashing.writes
+        await world.tick()
+    raise AssertionError(f"killed at write {kill_at}: not over: {(await world.status()).to_dict()}")
+
+
+@pytest.mark.parametrize("name", STORIES)
+async def test_killed_at_every_write(name: str) -> None:
+    story = STORIES[name]
+    _, writes = await play(story, kill_at=None)
+    assert len(writes) >= 8
+    for number in range(1, len(writes) + 1):
+        world, _ = await play(story, kill_at=number)
+        status = await world.status()
+        where = f"killed at write {number} ({writes[number - 1]})"
+        assert (status.versions[-1].name, status.versions[-1].outcome) == story.end, where
+        assert [each.name for each in status.versions].count("v2") == (2 if name == "rolled back in guard" else 1), (
+            where
+        )
+        serving = "v2" if story.end[1] == "Promoted" else "v1"
+        assert await world.servers() == [serving], where
+        routes = await world.routes()
+        assert routes is not None
+        assert [variant.name for variant in routes.variants.values()] == [serving], where
+        assert status.routes is not None
+        assert status.routes.epoch == routes.epoch, where
