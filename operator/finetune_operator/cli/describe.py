@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from finetune_api.base import Condition
 from finetune_api.finetunejob import FineTuneJob
+from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
-from finetune_operator.cli import words
+from finetune_operator.cli import sections, words
 from finetune_operator.cli.columns import resource_of
-from finetune_operator.cli.errors import CommandError, ExitStatus
-from finetune_operator.cli.tables import age, table
-from finetune_operator.cli.target import open_target
-from finetune_operator.job.times import parse_time
+from finetune_operator.cli.describe_endpoint import describe_endpoint
+from finetune_operator.cli.errors import ExitStatus
+from finetune_operator.cli.sections import INDENT
+from finetune_operator.cli.tables import table
+from finetune_operator.cli.target import Target, open_target
 from finetune_operator.ports import Manifest
 
 
@@ -25,21 +25,28 @@ async def run(options: argparse.Namespace) -> int:
     async with open_target(options) as target:
         if resource.kind == "FineTuneJob":
             job = await target.read(kind="FineTuneJob", name=options.name)
-            events = await target.cluster.list(kind="Event", namespace=target.namespace)
-            own = [event for event in events if (event.get("regarding") or {}).get("uid") == job["metadata"]["uid"]]
-            print(describe_job(FineTuneJob.from_object(job), events=own, now=now))
+            events = await _events_of(job, target=target)
+            print(describe_job(FineTuneJob.from_object(job), events=events, now=now))
         elif resource.kind == "ModelVersion":
             version = await target.read(kind="ModelVersion", name=options.name)
             print(describe_version(ModelVersion.model_validate(version), now=now))
         else:
-            raise CommandError(f"describe knows jobs and versions, not {resource.plural}")
+            endpoint = await target.read(kind="ModelEndpoint", name=options.name)
+            events = await _events_of(endpoint, target=target)
+            print(describe_endpoint(ModelEndpoint.from_object(endpoint), events=events, now=now))
     return ExitStatus.DONE
+
+
+async def _events_of(manifest: Manifest, *, target: Target) -> list[Manifest]:
+    uid = manifest["metadata"]["uid"]
+    events = await target.cluster.list(kind="Event", namespace=target.namespace)
+    return [event for event in events if (event.get("regarding") or {}).get("uid") == uid]
 
 
 def describe_job(job: FineTuneJob, *, events: list[Manifest], now: datetime) -> str:
     """A job as text."""
     spec, status = job.spec, job.status
-    sections = [
+    parts = [
         sections.fields(
             {
                 "Name": job.metadata.name,
@@ -53,6 +60,7 @@ def describe_job(job: FineTuneJob, *, events: list[Manifest], now: datetime) -> 
                 "Data": ", ".join(f"{source.name} ({source.uri})" for source in spec.data.sources),
                 "Artifacts": spec.artifacts.uri,
                 "Version": status.model_version.name if status.model_version else "",
+                "Endpoint": _rollout(job),
                 "Report": (status.evaluation.report or "") if status.evaluation else "",
                 "Checkpoint": f"step {status.checkpoint.step} ({status.checkpoint.uri})" if status.checkpoint else "",
                 "Restarts": _restarts(job),
@@ -71,15 +79,15 @@ def describe_job(job: FineTuneJob, *, events: list[Manifest], now: datetime) -> 
             for stage in status.stages
         ]
         header = ("NAME", "STATE", "ATTEMPT", "TIME", "RESULT")
-        sections.append("Stages:\n" + table(header=header, rows=rows, indent=INDENT))
+        parts.append("Stages:\n" + table(header=header, rows=rows, indent=INDENT))
     if status.phase == "Training" and status.trainer_status is not None:
         metrics = {metric.name: metric.value for metric in status.trainer_status.metrics or ()}
-        sections.append("Training:\n" + sections.fields(metrics, indent=INDENT))
+        parts.append("Training:\n" + sections.fields(metrics, indent=INDENT))
     if status.evaluation is not None:
-        sections.append(_comparison(job))
-    sections.append(sections.conditions(status.conditions, now=now))
-    sections.append(sections.events(events, now=now))
-    return "\n\n".join(section for section in sections if section)
+        parts.append(_comparison(job))
+    parts.append(sections.conditions(status.conditions, now=now))
+    parts.append(sections.events(events, now=now))
+    return "\n\n".join(part for part in parts if part)
 
 
 def describe_version(version: ModelVersion, *, now: datetime) -> str:
@@ -117,6 +125,14 @@ def _comparison(job: FineTuneJob) -> str:
         *(f"{INDENT}{reason}" for reason in words.reasons(evaluation.results)),
     ]
     return "\n".join(lines)
+
+
+def _rollout(job: FineTuneJob) -> str:
+    endpoint, rollout = job.spec.endpoint_ref, job.status.rollout
+    if endpoint is None or rollout is None:
+        return endpoint.name if endpoint is not None else ""
+    weight = f", {rollout.weight:g} % of the requests" if rollout.weight is not None else ""
+    return f"{endpoint.name} ({rollout.phase}{weight})"
 
 
 def _restarts(job: FineTuneJob) -> str:

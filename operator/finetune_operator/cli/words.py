@@ -74,7 +74,7 @@ def metric_table(rows: Sequence[MetricResult], *, baseline: str, indent: str = "
                 number(row.baseline),
                 number(row.candidate),
                 number(row.difference, signed=True),
-                "" if row.low is None or row.high is None else _interval(row.low, row.high),
+                "" if row.low is None or row.high is None else interval(row.low, row.high),
                 str(row.n),
                 "reported" if row.report else (row.verdict or ""),
             )
@@ -89,6 +89,11 @@ def reasons(rows: Sequence[MetricResult]) -> list[str]:
     return [f"{row.metric}: {row.reason}" for row in rows if row.reason and row.verdict not in (None, "Pass")]
 
 
+def listed(items: Sequence[str], *, last: str = "and") -> str:
+    """a, b and c."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}" if items else ""
+
+
 def number(value: float | None, *, signed: bool = False) -> str:
     """Four significant digits."""
     if value is None:
@@ -96,5 +101,6 @@ def number(value: float | None, *, signed: bool = False) -> str:
     return f"{value:+.4g}" if signed else f"{value:.4g}"
 
 
-def _interval(low: float, high: float) -> str:
+def interval(low: float, high: float) -> str:
+    """-0.01 to +0.02."""
     return f"{number(low, signed=True)} to {number(high, signed=True)}"

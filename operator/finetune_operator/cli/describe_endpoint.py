@@ -1,0 +1,138 @@
+"""An endpoint as text: what serves, how the rollout goes, on what it is judged, and what became of the versions."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from finetune_api.modelendpoint import AnalysisRow, ModelEndpoint, ServedVersion, StepStatus, VersionOutcome
+from finetune_operator.cli import sections, words
+from finetune_operator.cli.sections import INDENT
+from finetune_operator.cli.tables import age, table
+from finetune_operator.endpoint.plan import RolloutPlan, read_plan
+from finetune_operator.endpoint.requests import read_requests
+from finetune_operator.ports import Manifest
+
+_OUTCOMES = 20
+
+
+def describe_endpoint(endpoint: ModelEndpoint, *, events: list[Manifest], now: datetime) -> str:
+    """An endpoint as text. `events`: those about it."""
+    spec, status = endpoint.spec, endpoint.status
+    routes = status.routes
+    acknowledged = f", served by {routes.acknowledged} of {words.count(routes.gateways, 'gateway')}" if routes else ""
+    parts = [
+        sections.fields(
+            {
+                "Name": endpoint.metadata.name,
+                "Namespace": endpoint.metadata.namespace,
+                "Created": sections.when(endpoint.metadata.creation_timestamp, now=now),
+                "Phase": status.phase or "Empty",
+                "Message": status.message or "",
+                "Task": spec.task,
+                "Runtime": _runtime(endpoint),
+                "Pinned": spec.version or "",
+                "Stable": _served(status.stable, now=now),
+                "Candidate": _served(status.candidate, now=now),
+                "Previous": _served(status.previous, now=now),
+                "Routes": f"epoch {routes.epoch}{acknowledged}" if routes else "",
+                "Requests": _requests(endpoint),
+            }
+        )
+    ]
+    if status.step is not None:
+        parts.append(_rollout(endpoint, step=status.step, now=now))
+    if status.analysis:
+        parts.append(_analysis(status.analysis, time=status.analysis_time, now=now))
+    parts.append(_outcomes(status.versions, now=now))
+    parts.append(sections.conditions(status.conditions, now=now))
+    parts.append(sections.events(events, now=now))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _runtime(endpoint: ModelEndpoint) -> str:
+    serving = endpoint.spec.serving
+    gpus = f" with {words.count(serving.gpus, 'GPU')} each" if serving.gpus else ""
+    return f"{serving.runtime}, {words.count(serving.replicas or 1, 'replica')} of each version{gpus}"
+
+
+def _served(version: ServedVersion | None, *, now: datetime) -> str:
+    if version is None:
+        return ""
+    since = f", for {age(since=version.since, now=now)}" if version.since is not None else ""
+    return f"{version.name} ({version.digest[:19]}{since})"
+
+
+def _requests(endpoint: ModelEndpoint) -> str:
+    """What the annotations ask for now, whether it has an effect or not."""
+    requests, served = read_requests(endpoint.metadata.annotations), _names(endpoint)
+    asked = [
+        f"{verb} {served.get(uid, f'a version that is not under way ({uid})')}"
+        for verb, uid in (("approve", requests.approve), ("reject", requests.reject), ("roll back", requests.rollback))
+        if uid
+    ]
+    asked += ["pause"] if requests.pause else []
+    return f"{', '.join(asked)} (by {requests.who})" if asked else ""
+
+
+def _names(endpoint: ModelEndpoint) -> dict[str, str]:
+    status = endpoint.status
+    served = (status.stable, status.candidate, status.previous)
+    return {outcome.uid: outcome.name for outcome in status.versions} | {
+        version.uid: version.name for version in served if version is not None
+    }
+
+
+def _rollout(endpoint: ModelEndpoint, *, step: StepStatus, now: datetime) -> str:
+    plan = read_plan(endpoint.status.plan) if endpoint.status.plan is not None else None
+    samples = f"{step.samples} of {step.needed} needed" if step.needed else str(step.samples) if step.samples else ""
+    fields = {
+        "Stage": f"{step.stage}" + (f" {step.name}" if step.stage == "Canary" else ""),
+        "Share": "" if step.percent is None else f"{step.percent:g} %",
+        "Since": sections.when(step.start_time, now=now),
+        "Samples": samples,
+        "Held": step.held or "",
+    }
+    if isinstance(plan, RolloutPlan):
+        fields["Plan"] = _plan(plan)
+        fields["Policy"] = f"onRegression {plan.on_regression}, onInconclusive {plan.on_inconclusive}"
+    return "Rollout:\n" + sections.fields(fields, indent=INDENT)
+
+
+def _plan(plan: RolloutPlan) -> str:
+    """The stages in order: `shadow 20 % -> internal 80 % -> five 5 % -> approval -> guard 1 h 0 min`."""
+    if plan.fast:
+        return "straight back to a version that was stable before"
+    stages = [f"shadow {plan.shadow.percent:g} %"] if plan.shadow else []
+    stages += [f"{step.name} {step.percent:g} %" for step in plan.steps]
+    stages += ["approval"] if plan.approval == "Manual" else []
+    stages += ["promotion"]
+    stages += [f"guard {words.seconds(plan.guard_seconds)}"] if plan.guard_seconds else []
+    return " -> ".join(stages)
+
+
+def _analysis(rows: list[AnalysisRow], *, time: datetime | None, now: datetime) -> str:
+    written = f" ({age(since=time, now=now)} ago)" if time is not None else ""
+    lines = [
+        (
+            row.metric,
+            words.number(row.baseline),
+            words.number(row.candidate),
+            "" if row.low is None or row.high is None else words.interval(row.low, row.high),
+            str(row.samples),
+            row.verdict,
+            row.reason or "",
+        )
+        for row in rows
+    ]
+    header = ("METRIC", "STABLE", "CANDIDATE", "DIFFERENCE", "SAMPLES", "VERDICT", "REASON")
+    return f"Analysis{written}:\n" + table(header=header, rows=lines, indent=INDENT)
+
+
+def _outcomes(versions: list[VersionOutcome], *, now: datetime) -> str:
+    """Newest first."""
+    rows = [
+        (each.name, each.outcome, age(since=each.time, now=now), each.by, each.reason)
+        for each in reversed(versions[-_OUTCOMES:])
+    ]
+    header = ("NAME", "OUTCOME", "AGE", "BY", "REASON")
+    return "Versions:\n" + table(header=header, rows=rows, indent=INDENT) if rows else ""
