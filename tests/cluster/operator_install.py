@@ -45,7 +45,11 @@ class InstalledOperator:
 
 def install(*, cluster: Cluster, trainer_image: str | None = None) -> InstalledOperator:
     """`kubectl apply -k manifests/default` with the images of this checkout, and wait until it is ready."""
-    images = {"finetune-operator": cluster.images.operator, "finetune-trainer": trainer_image or cluster.images.trainer}
+    images = {
+        "finetune-operator": cluster.images.operator,
+        "finetune-trainer": trainer_image or cluster.images.trainer,
+        "finetune-gateway": cluster.images.gateway,
+    }
     objects: list[Any] = list(
         yaml.safe_load_all(cluster.kubectl.run("kustomize", str(ROOT / "manifests" / "default"), timeout_s=60))
     )
@@ -66,5 +70,6 @@ def _set_images(deployment: dict[str, Any], images: dict[str, str]) -> None:
     container = deployment["spec"]["template"]["spec"]["containers"][0]
     container["image"] = images["finetune-operator"]
     for variable in container["env"]:
-        if variable["name"] == "FINETUNE_TRAINER_IMAGE":
-            variable["value"] = images["finetune-trainer"]
+        for name in ("trainer", "gateway"):
+            if variable["name"] == f"FINETUNE_{name.upper()}_IMAGE":
+                variable["value"] = images[f"finetune-{name}"]

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, cast
 from pydantic import ValidationError
 
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus
+from finetune_api.modelendpoint import ModelEndpoint, ModelEndpointStatus
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.ports import (
     AlreadyExistsError,
@@ -30,7 +31,7 @@ from finetune_operator.ports import (
 
 T = TypeVar("T")
 _Address = tuple[str, str, str]
-_TYPES: dict[str, Any] = {"FineTuneJob": FineTuneJob, "ModelVersion": ModelVersion}
+_TYPES: dict[str, Any] = {"FineTuneJob": FineTuneJob, "ModelVersion": ModelVersion, "ModelEndpoint": ModelEndpoint}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +214,8 @@ def _validate_status(manifest: Manifest) -> None:
     try:
         if manifest["kind"] == "FineTuneJob":
             FineTuneJobStatus.model_validate(manifest["status"])
+        if manifest["kind"] == "ModelEndpoint":
+            ModelEndpointStatus.model_validate(manifest["status"])
     except ValidationError as error:
         raise InvalidError(f"{manifest['kind']} {manifest['metadata']['name']} is invalid: status: {error}") from error
 
