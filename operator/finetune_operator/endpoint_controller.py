@@ -12,8 +12,9 @@ from finetune_operator.config import OperatorConfig
 from finetune_operator.controller import Event, Look, State
 from finetune_operator.endpoint.decide import decide
 from finetune_operator.endpoint.finish import held
+from finetune_operator.endpoint.names import SERVER_PORT
 from finetune_operator.metrics import Metrics
-from finetune_operator.observe_endpoint import observe_endpoint
+from finetune_operator.observe_endpoint import ServerUrl, observe_endpoint
 from finetune_operator.observe_job import is_owned
 from finetune_operator.ports import Clock, Cluster, Door, Key, Manifest, ObservationSource
 
@@ -32,6 +33,7 @@ class EndpointController:
         clock: Clock,
         metrics: Metrics,
         door: Callable[[], Door | None],
+        server_url: ServerUrl | None = None,
     ) -> None:
         self._cluster = cluster
         self._config = config
@@ -39,6 +41,7 @@ class EndpointController:
         self._clock = clock
         self._metrics = metrics
         self._door = door
+        self._server_url = server_url or self._by_setting
 
     async def look(self, *, manifest: Manifest) -> Look:
         """Observe and decide. A spec that this operator cannot read is left to a newer one."""
@@ -56,6 +59,7 @@ class EndpointController:
             config=self._config,
             observations=self._observations,
             door=self._door(),
+            server_url=self._server_url,
         )
         decision = decide(observed)
         status = decision.status
@@ -73,6 +77,9 @@ class EndpointController:
             requeue_seconds=decision.requeue_seconds,
             afterwards=lambda: self._metrics.endpoints.show(key=_key_of(manifest), status=status or endpoint.status),
         )
+
+    def _by_setting(self, namespace: str, service: str) -> str:
+        return self._config.server_url.format(service=service, namespace=namespace, port=SERVER_PORT)
 
     def hold(self, *, manifest: Manifest, state: State, reason: str, message: str) -> Look:
         """The conditions that say why nothing can be done now; nothing is said twice."""

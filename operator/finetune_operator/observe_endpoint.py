@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 _GATEWAY_KINDS: tuple[Kind, ...] = ("ServiceAccount", "Role", "RoleBinding", "ConfigMap", "PodDisruptionBudget")
 _SERVER_KINDS: tuple[Kind, ...] = ("ControllerRevision", "ConfigMap", "Service")
 
+ServerUrl = Callable[[str, str], str]
+"""Namespace and Service of a version's servers -> base URL, as the gateways reach it."""
+
 
 async def observe_endpoint(
     *,
@@ -50,6 +53,7 @@ async def observe_endpoint(
     config: OperatorConfig,
     observations: ObservationSource,
     door: Door | None,
+    server_url: ServerUrl,
 ) -> ObservedEndpoint:
     """One endpoint and the world around it. Raises UnavailableError."""
     namespace, name, uid = endpoint.metadata.namespace, endpoint.metadata.name, endpoint.metadata.uid
@@ -88,6 +92,9 @@ async def observe_endpoint(
             for deployment in servers
             if (version := _label(deployment, VERSION_UID_LABEL))
         },
+        server_urls={
+            each: server_url(namespace, server_name(endpoint=name, version_uid=each)) for each in _served(endpoint)
+        },
         gateways=Gateways(
             names=tuple(sorted(pod["metadata"]["name"] for pod in pods if _is_living_gateway(pod))),
             reports=observations.reports(namespace=namespace, endpoint=name),
@@ -103,14 +110,19 @@ async def observe_endpoint(
 
 def _names(*, endpoint: ModelEndpoint, servers: list[Manifest]) -> list[tuple[Kind, str]]:
     """What to read by name: the operator has no right to list it, or no label finds it."""
-    name, status = endpoint.metadata.name, endpoint.status
-    served = [each.uid for each in (status.stable, status.candidate, status.previous) if each is not None]
-    uids = {*served, *(_label(server, VERSION_UID_LABEL) for server in servers)} - {""}
+    name = endpoint.metadata.name
+    uids = {*_served(endpoint), *(_label(server, VERSION_UID_LABEL) for server in servers)} - {""}
     found: list[tuple[Kind, str]] = [("ConfigMap", routes_name(name)), ("ConfigMap", analysis_name(name))]
     found += [("Service", name), *((kind, gateway_name(name)) for kind in _GATEWAY_KINDS)]
     for uid in sorted(uids):
         found += [(kind, server_name(endpoint=name, version_uid=uid)) for kind in _SERVER_KINDS]
     return found
+
+
+def _served(endpoint: ModelEndpoint) -> list[str]:
+    """UIDs of the versions that the status names."""
+    status = endpoint.status
+    return [each.uid for each in (status.stable, status.candidate, status.previous) if each is not None]
 
 
 def _versions(manifests: Iterable[Manifest]) -> Iterable[ModelVersion]:

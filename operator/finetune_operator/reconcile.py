@@ -17,6 +17,7 @@ from finetune_operator.controller import Controller, Look, State
 from finetune_operator.endpoint_controller import EndpointController
 from finetune_operator.job_controller import JobController
 from finetune_operator.metrics import Metrics
+from finetune_operator.observe_endpoint import ServerUrl
 from finetune_operator.ports import (
     AlreadyExistsError,
     Clock,
@@ -56,7 +57,9 @@ class Reconciler:
         metrics: Metrics,
         door: Callable[[], Door | None],
         observations: ObservationSource,
+        server_url: ServerUrl | None = None,
     ) -> None:
+        """`server_url`: where versions' servers are; None: where the settings say."""
         self._cluster = cluster
         self._metrics = metrics
         self._controllers: Mapping[Kind, Controller] = {
@@ -64,7 +67,13 @@ class Reconciler:
                 cluster=cluster, config=config, progress=progress, clock=clock, metrics=metrics, door=door
             ),
             "ModelEndpoint": EndpointController(
-                cluster=cluster, config=config, observations=observations, clock=clock, metrics=metrics, door=door
+                cluster=cluster,
+                config=config,
+                observations=observations,
+                clock=clock,
+                metrics=metrics,
+                door=door,
+                server_url=server_url,
             ),
         }
 

@@ -115,7 +115,7 @@ def _routes(observed: ObservedEndpoint) -> Manifest | None:
         status=status,
         plan=plan,
         epoch=observed.epoch + 1,
-        base_url=observed.config.server_url,
+        server_urls=observed.server_urls,
     )
     if wanted is None or not _may_be_routed(observed, wanted):
         return None

@@ -347,7 +347,7 @@ def _in_force(observed: ObservedEndpoint, plan: RolloutPlan | None) -> bool:
         status=observed.endpoint.status,
         plan=plan,
         epoch=max(1, observed.epoch),
-        base_url=observed.config.server_url,
+        server_urls=observed.server_urls,
     )
     if wanted is None or observed.routes is None or not same_content(wanted, observed.routes):
         return False

@@ -201,7 +201,7 @@ def _epoch_of(status: ModelEndpointStatus, *, observed: ObservedEndpoint, plan: 
         status=status,
         plan=plan,
         epoch=max(1, observed.epoch),
-        base_url=observed.config.server_url,
+        server_urls=observed.server_urls,
     )
     same = wanted is not None and observed.routes is not None and same_content(wanted, observed.routes)
     return observed.epoch if same else observed.epoch + 1

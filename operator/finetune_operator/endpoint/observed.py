@@ -48,6 +48,8 @@ class ObservedEndpoint:
     """ModelVersions of the namespace that name this endpoint, and the pinned one."""
     servers: Mapping[str, Server] = field(default_factory=dict)
     """By version UID."""
+    server_urls: Mapping[str, str] = field(default_factory=dict)
+    """Base URL of the servers of each version that the status names, by UID."""
     gateways: Gateways
     gateway_ready: int = 0
     routes: Routes | None = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from finetune_api.modelendpoint import ModelEndpoint, ModelEndpointStatus, ServedVersion
 from finetune_api.routes import Breaker, Judging, ProbeOrder, RouteRule, Routes, ShadowOrder, Variant
-from finetune_operator.endpoint.names import SERVER_PORT, server_name
 from finetune_operator.endpoint.plan import PlannedStep, RolloutPlan
 
 DEFAULT_RULE = "default"
@@ -13,11 +14,16 @@ _OVERDUE_FACTOR = 2.0
 
 
 def routes_of(
-    *, endpoint: ModelEndpoint, status: ModelEndpointStatus, plan: RolloutPlan | None, epoch: int, base_url: str
+    *,
+    endpoint: ModelEndpoint,
+    status: ModelEndpointStatus,
+    plan: RolloutPlan | None,
+    epoch: int,
+    server_urls: Mapping[str, str],
 ) -> Routes | None:
     """The routes of an epoch; None where there is nothing to route to.
 
-    `base_url`: of a version's servers, with `{service}`, `{namespace}` and `{port}`.
+    `server_urls`: base URL of the servers of each version that the status names, by UID.
     """
     if status.stable is None:
         return None
@@ -27,7 +33,7 @@ def routes_of(
         endpoint=endpoint.metadata.name,
         model=endpoint.metadata.name,
         task=endpoint.spec.task,
-        variants={each.uid: _variant(each, endpoint=endpoint, base_url=base_url) for each in served},
+        variants={each.uid: _variant(each, url=server_urls[each.uid]) for each in served},
         stable=status.stable.uid,
         rules=_rules(status=status, plan=plan),
         shadow=_shadow(status=status, plan=plan),
@@ -63,9 +69,7 @@ def _candidate_share(rule: RouteRule, status: ModelEndpointStatus) -> float:
     return rule.weights.get(status.candidate.uid, 0.0) if status.candidate else 0.0
 
 
-def _variant(served: ServedVersion, *, endpoint: ModelEndpoint, base_url: str) -> Variant:
-    service = server_name(endpoint=endpoint.metadata.name, version_uid=served.uid)
-    url = base_url.format(service=service, namespace=endpoint.metadata.namespace, port=SERVER_PORT)
+def _variant(served: ServedVersion, *, url: str) -> Variant:
     return Variant(name=served.name, url=url, ready=True)
 
 
