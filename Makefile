@@ -8,6 +8,7 @@ UV := $(FINETUNE_CACHE)/uv/bin/uv
 PY := .venv/bin/python
 LOCK = $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
        --no-header --no-annotate --no-emit-package finetune-operator pyproject.toml
+CHART_FILES := charts/finetune-operator/files
 
 .PHONY: help
 help: ## List the targets
@@ -27,7 +28,7 @@ $(UV): requirements/uv.txt
 
 .venv/.ready: $(UV) requirements/dev.txt pyproject.toml
 	@[ -x $(PY) ] || $(UV) venv -q --python $(PYTHON) .venv
-	@echo "Installing the locked Python environment (.venv, 5.5 GB with CUDA libraries; minutes when nothing is cached) ..."
+	@echo "Installing the locked Python environment (.venv, 6.5 GB with CUDA libraries; minutes when nothing is cached) ..."
 	@$(UV) pip sync -q --compile-bytecode --python $(PY) --require-hashes requirements/dev.txt
 	@$(UV) pip install -q --python $(PY) --no-deps --no-build-isolation -e .
 	@touch $@
@@ -41,8 +42,12 @@ lock: $(UV) ## Resolve the newest versions that pyproject.toml allows into requi
 	for set in operator trainer gateway local; do $(LOCK) --extra $$set -c requirements/dev.txt -o requirements/$$set.txt; done
 
 .PHONY: generate
-generate: setup ## Write what is generated: CRDs, reference pages
+generate: setup ## Write what is generated: CRDs, reference pages, the chart's copies of manifests
 	$(PY) -m finetune_api manifests/crd
+	rm -rf $(CHART_FILES) && mkdir -p $(addprefix $(CHART_FILES)/,crd policy rbac)
+	cp $(filter-out %/kustomization.yaml,$(wildcard manifests/crd/*.yaml)) $(CHART_FILES)/crd
+	cp $(filter-out %/kustomization.yaml,$(wildcard manifests/policy/*.yaml)) $(CHART_FILES)/policy
+	cp $(addprefix manifests/rbac/,operator.yaml own_namespace.yaml users.yaml) $(CHART_FILES)/rbac
 	$(PY) -m finetune_operator.cli.reference docs/cli.md
 
 ## -- use ------------------------------------------------------------------------------------------------------------
@@ -59,7 +64,7 @@ cluster-down: setup ## Remove it
 
 ## -- tests ----------------------------------------------------------------------------------------------------------
 
-LAYERS := lint unit trainer local api cluster browser
+LAYERS := lint unit trainer local api cluster chart browser
 
 .PHONY: test
 test: setup ## All layers; says what was skipped and why
