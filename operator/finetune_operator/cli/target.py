@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import AsyncIterator
+import pwd
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,22 @@ class Target:
         if self.home is None and _has_local_home():
             hint = f"; this folder has a {DEFAULT_HOME} of local mode: --local looks there"
         raise CommandError(f"{kind} {name} was not found {where}{hint}")
+
+    async def user_name(self) -> str:
+        """Who types: as the cluster knows the user, or the account on this machine."""
+        if self.session is not None:
+            return await self.session.user_name()
+        try:
+            return pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:  # a container's arbitrary user
+            return str(os.getuid())
+
+    async def annotate(self, *, kind: Kind, name: str, annotations: Mapping[str, str | None]) -> Manifest:
+        """Write annotations at once; None removes. Raises InvalidError where a policy refuses, NotFoundError."""
+        if self.session is not None:
+            return await self.session.annotate(kind=kind, namespace=self.namespace, name=name, annotations=annotations)
+        assert isinstance(self.cluster, LocalCluster)  # noqa: S101 - without a session it is one
+        return self.cluster.annotate(kind=kind, namespace=self.namespace, name=name, annotations=annotations)
 
 
 @asynccontextmanager

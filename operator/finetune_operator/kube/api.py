@@ -36,6 +36,7 @@ Observer = Callable[[str, str, int, float], None]
 
 JSON = "application/json"
 APPLY_PATCH = "application/apply-patch+yaml"
+MERGE_PATCH = "application/merge-patch+json"
 PAGE_SIZE = 500
 CONNECTIONS = 32
 CONNECT_SECONDS = 5.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -12,9 +12,10 @@ from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.config.kube_config import list_kube_config_contexts
 
-from finetune_operator.kube.api import CONNECT_SECONDS, Api, load_configuration
+from finetune_operator.kube.api import CONNECT_SECONDS, MERGE_PATCH, Api, load_configuration
 from finetune_operator.kube.cluster import KubernetesCluster
-from finetune_operator.ports import Manifest, NotFoundError, UnavailableError
+from finetune_operator.kube.kinds import PLACES
+from finetune_operator.ports import Kind, Manifest, NotFoundError, UnavailableError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,25 @@ class UserSession:
         path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
         answer = await self.api.request(method="POST", path=path, body=review)
         return bool((answer.get("status") or {}).get("allowed"))
+
+    async def user_name(self) -> str:
+        """Who the apiserver takes the user for (SelfSubjectReview)."""
+        review: Manifest = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+        answer = await self.api.request(method="POST", path=path, body=review)
+        return str(answer["status"]["userInfo"]["username"])
+
+    async def annotate(
+        self, *, kind: Kind, namespace: str, name: str, annotations: Mapping[str, str | None]
+    ) -> Manifest:
+        """Write annotations in one patch; None removes. Raises NotFoundError, InvalidError where a policy refuses."""
+        return await self.api.request(
+            method="PATCH",
+            path=PLACES[kind].item(namespace=namespace, name=name),
+            query=[("fieldManager", "finetune")],
+            body={"metadata": {"annotations": dict(annotations)}},
+            content_type=MERGE_PATCH,
+        )
 
     async def find(self, *, path: str) -> Manifest | None:
         """Any object by its path, None where there is none."""

@@ -46,7 +46,7 @@ def rfc3339(time: datetime) -> str:
 
 
 class LocalCluster:
-    """Objects in a folder. Whoever writes must hold the home's lock.
+    """Objects in a folder. Whoever writes must hold the home's lock, except for `annotate`.
 
     A pod that runs is only marked for deletion, as by an apiserver: `stop_pod` is asked to end its processes, and
     whoever does that removes the object afterwards (`finalize`).
@@ -96,18 +96,23 @@ class LocalCluster:
 
     async def delete(self, *, kind: Kind, namespace: str, name: str, uid: str) -> None:
         """Delete this very object; its dependants follow. Raises ConflictError for another UID."""
-        current = self.store.read(kind=kind, namespace=namespace, name=name)
-        if current is None:
-            return
-        if current["metadata"]["uid"] != uid:
-            raise ConflictError(
-                f'{kind} "{name}": the UID in the precondition ({uid}) is not the object\'s'
-                f" ({current['metadata']['uid']})"
-            )
-        self._delete(current)
+        with self.store.alone():
+            current = self.store.read(kind=kind, namespace=namespace, name=name)
+            if current is None:
+                return
+            if current["metadata"]["uid"] != uid:
+                raise ConflictError(
+                    f'{kind} "{name}": the UID in the precondition ({uid}) is not the object\'s'
+                    f" ({current['metadata']['uid']})"
+                )
+            self._delete(current)
 
     async def replace_status(self, *, manifest: Manifest) -> Manifest:
         """Write the status as a whole, unless the object has changed since it was read."""
+        with self.store.alone():
+            return _shown(self._replace_status(manifest))
+
+    def _replace_status(self, manifest: Manifest) -> Manifest:
         current = self._read(manifest)
         metadata = manifest["metadata"]
         if current is None or (metadata.get("uid") and metadata["uid"] != current["metadata"]["uid"]):
@@ -116,8 +121,8 @@ class LocalCluster:
             raise ConflictError(f'{manifest["kind"]} "{metadata["name"]}": the object has been modified')
         status = validate_status(manifest, current) if _is_ours(manifest) else manifest.get("status", {})
         if status == current.get("status"):
-            return _shown(current)
-        return _shown(self.store.write({**current, "status": status}))
+            return current
+        return self.store.write({**current, "status": status})
 
     async def record_event(
         self, *, regarding: Manifest, type: Literal["Normal", "Warning"], reason: str, message: str
@@ -145,11 +150,27 @@ class LocalCluster:
 
     def submit(self, *, manifest: Manifest) -> Manifest:
         """What `kubectl apply` does for a user: create the object, or change its spec. Raises InvalidError."""
-        current = self._read(manifest)
-        if current is None:
-            return _shown(self._create(manifest))
-        changed = {**manifest, "metadata": {**current["metadata"], **manifest["metadata"]}}
-        return _shown(self._update(current, changed))
+        with self.store.alone():
+            current = self._read(manifest)
+            if current is None:
+                return _shown(self._create(manifest))
+            changed = {**manifest, "metadata": {**current["metadata"], **manifest["metadata"]}}
+            return _shown(self._update(current, changed))
+
+    def annotate(self, *, kind: Kind, namespace: str, name: str, annotations: Mapping[str, str | None]) -> Manifest:
+        """What `kubectl annotate` does for a user, at once for all; None removes. Raises NotFoundError, InvalidError.
+
+        It does not need the home's lock: whoever works in the home sees the new file.
+        """
+        with self.store.alone():
+            current = self.store.read(kind=kind, namespace=namespace, name=name)
+            if current is None:
+                raise NotFoundError(f'{kind} "{name}" not found')
+            merged = {**(current["metadata"].get("annotations") or {}), **annotations}
+            kept = {key: value for key, value in merged.items() if value is not None}
+            metadata = {key: value for key, value in current["metadata"].items() if key != "annotations"}
+            metadata |= {"annotations": kept} if kept else {}
+            return _shown(self._update(current, {**current, "metadata": metadata}))
 
     # -- what kubelet and the controllers do ---------------------------------------------------------------------------
 

@@ -83,6 +83,21 @@ class LocalHome:
         finally:
             os.close(descriptor)
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a process works here now."""
+        try:
+            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
     def _who(self, content: bytes) -> str:
         try:
             owner = json.loads(content)

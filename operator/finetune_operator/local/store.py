@@ -1,10 +1,17 @@
-"""Objects as JSON files: what etcd is to an apiserver. One process writes (home.LocalHome.locked), any may read."""
+"""Objects as JSON files: what etcd is to an apiserver.
+
+One process works on them (home.LocalHome.locked), any may read. Others may write, too, what users write on a cluster
+(annotations), so whoever reads an object in order to change it does so inside `alone`.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from finetune_operator.local.files import read_json, write_json
@@ -23,6 +30,19 @@ class ObjectStore:
         self._home = home
         self._listeners: list[Listener] = []
         self._version: int | None = None
+        self._depth = 0
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other process changes an object until the block ends. May be nested; never held across an await."""
+        self._depth += 1
+        descriptor = self._lock() if self._depth == 1 else None
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if descriptor is not None:
+                os.close(descriptor)
 
     def subscribe(self, listener: Listener) -> None:
         """Tell of every change from now on."""
@@ -50,7 +70,9 @@ class ObjectStore:
         for part in (metadata["namespace"], metadata["name"]):
             if not _NAME.fullmatch(part):
                 raise InvalidError(f'{manifest["kind"]} "{metadata["name"]}" is invalid: metadata.name: "{part}"')
-        stored = {**manifest, "metadata": {**metadata, "resourceVersion": self._next_version()}}
+        # What another process wrote has a resource version that this one has not counted.
+        known = max(self._version_of(manifest), self._version_of(self._stored(manifest) or manifest))
+        stored = {**manifest, "metadata": {**metadata, "resourceVersion": self._next_version(after=known)}}
         path = self._home.objects / manifest["kind"].lower() / metadata["namespace"] / f"{metadata['name']}.json"
         try:
             write_json(path, stored)
@@ -73,10 +95,21 @@ class ObjectStore:
                 shutil.rmtree(self._home.logs(namespace=namespace, job=name), ignore_errors=True)
         self._tell(manifest)
 
-    def _next_version(self) -> str:
+    def _lock(self) -> int:
+        """Wait for the lock; closing the descriptor opens it. Others hold it for as long as one write takes."""
+        self._home.objects.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._home.objects / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return descriptor
+
+    def _stored(self, manifest: Manifest) -> Manifest | None:
+        metadata = manifest["metadata"]
+        return self.read(kind=manifest["kind"], namespace=metadata["namespace"], name=metadata["name"])
+
+    def _next_version(self, *, after: int) -> str:
         if self._version is None:
             self._version = max((self._version_of(each) for each in self._everything()), default=0)
-        self._version += 1
+        self._version = max(self._version, after) + 1
         return str(self._version)
 
     def _everything(self) -> list[Manifest]:
