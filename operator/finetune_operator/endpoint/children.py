@@ -12,6 +12,7 @@ from typing import Any
 from finetune_api.modelendpoint import ModelEndpointStatus, ServedVersion
 from finetune_api.routes import ROUTES_KEY, Routes
 from finetune_operator.controller import ChildRef
+from finetune_operator.endpoint.choose import accepted, order_of
 from finetune_operator.endpoint.gateway import INPUTS_ANNOTATION, gateway_manifests, inputs_hash
 from finetune_operator.endpoint.names import gateway_name, metadata_of, routes_name
 from finetune_operator.endpoint.observed import ObservedEndpoint
@@ -31,6 +32,7 @@ class Children:
 
 
 NO_CHILDREN = Children()
+DEFAULT_HISTORY = 10
 
 
 def children_of(observed: ObservedEndpoint) -> Children:
@@ -70,6 +72,40 @@ def retired(observed: ObservedEndpoint) -> tuple[ChildRef, ...]:
         if observed.gateways.all_acknowledge(observed.epoch) and observed.gateways.in_flight(uid) == 0:
             gone += server.refs
     return tuple(gone)
+
+
+def outdated(observed: ObservedEndpoint) -> tuple[ChildRef, ...]:
+    """Records beyond spec.revisionHistoryLimit, oldest first: of versions that are settled and not served. The newest
+    that was promoted besides the stable one stays: it is what a rollback goes back to. Artifacts are kept."""
+    status, endpoint = observed.endpoint.status, observed.endpoint
+    limit = endpoint.spec.revision_history_limit
+    keep = {each.uid for each in _served(status)}
+    former = next(
+        (each.uid for each in reversed(status.versions) if each.outcome == "Promoted" and each.uid not in keep), ""
+    )
+    settled = {each.uid for each in status.versions}
+    old = sorted(
+        (
+            version
+            for version in observed.versions
+            if version.metadata.uid not in {*keep, former}
+            and version.spec.endpoint_ref is not None
+            and version.spec.endpoint_ref.name == endpoint.metadata.name
+            and (version.metadata.uid in settled or not accepted(version))
+            and version.metadata.name != endpoint.spec.version
+        ),
+        key=order_of,
+    )
+    surplus = old[: max(0, len(old) - (DEFAULT_HISTORY if limit is None else limit))]
+    return tuple(
+        ChildRef(
+            kind="ModelVersion",
+            namespace=version.metadata.namespace,
+            name=version.metadata.name,
+            uid=version.metadata.uid,
+        )
+        for version in surplus
+    )
 
 
 def covers(*, live: Any, wanted: Any) -> bool:

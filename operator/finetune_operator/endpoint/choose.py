@@ -72,7 +72,7 @@ def _pinned(observed: ObservedEndpoint, *, name: str) -> Choice:
             "new version, or pin another one"
         )
         return Choice(problem=("VersionFailedBefore", message))
-    if not _accepted(version):
+    if not accepted(version):
         verdict = version.spec.evaluation.verdict
         return Choice(problem=("NotProven", f"{name} did not pass its evaluation ({verdict}); pin one that did"))
     return Choice(version=version)
@@ -86,7 +86,7 @@ def _newest(observed: ObservedEndpoint) -> Choice:
             version
             for version in observed.versions
             if version.metadata.uid not in tried
-            and _accepted(version)
+            and accepted(version)
             and version.spec.endpoint_ref is not None
             and version.spec.endpoint_ref.name == observed.endpoint.metadata.name
         ),
@@ -109,7 +109,8 @@ def _newest(observed: ObservedEndpoint) -> Choice:
     return Choice(problem=problem)
 
 
-def _accepted(version: ModelVersion) -> bool:
+def accepted(version: ModelVersion) -> bool:
+    """Whether its evaluation, and its job's policy, let it go on."""
     evaluation = version.spec.evaluation
     return evaluation.verdict == "Pass" if evaluation.accepted is None else evaluation.accepted
 

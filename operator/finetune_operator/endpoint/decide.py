@@ -17,7 +17,7 @@ from finetune_api.modelendpoint import ModelEndpointStatus, Outcome
 from finetune_operator.controller import Event
 from finetune_operator.endpoint import facts
 from finetune_operator.endpoint.adopt import adopted
-from finetune_operator.endpoint.children import children_of, retired
+from finetune_operator.endpoint.children import children_of, outdated, retired
 from finetune_operator.endpoint.choose import PARTICIPLES, Choice, choose, choose_former, order_of
 from finetune_operator.endpoint.decision import Draft, EndpointDecision
 from finetune_operator.endpoint.finish import finish
@@ -42,7 +42,7 @@ def decide(observed: ObservedEndpoint) -> EndpointDecision:
         observed=observed,
         draft=draft,
         children=children_of(observed),
-        delete=retired(observed),
+        delete=(*retired(observed), *outdated(observed)),
     )
 
 

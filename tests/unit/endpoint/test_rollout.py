@@ -312,3 +312,16 @@ async def test_a_second_look_writes_nothing() -> None:
         before = world.cluster.snapshot()
         await world.reconcile()
         assert world.cluster.snapshot() == before
+
+
+async def test_old_records_go_and_the_one_to_go_back_to_stays() -> None:
+    world = EndpointWorld()
+    manifest = endpoint_manifest(shadow=None, steps=[], guard={"durationSeconds": 0})
+    manifest["spec"]["revisionHistoryLimit"] = 1
+    await world.create(manifest)
+    for number in range(1, 6):
+        await world.create(version_manifest(f"v{number}", baseline=str(number - 1)))
+        await world.run(until=serving(f"v{number}"))
+    await world.settle()
+    left = [each["metadata"]["name"] for each in await world.cluster.list(kind="ModelVersion", namespace="ml")]
+    assert left == ["v3", "v4", "v5"], "v5 serves, v4 is what a rollback goes back to, v3 is the history"
