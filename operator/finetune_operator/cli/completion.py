@@ -72,7 +72,12 @@ def _choices(commands: dict[str, argparse.ArgumentParser]) -> Iterator[str]:
 
 def _options(commands: dict[str, argparse.ArgumentParser]) -> Iterator[str]:
     """Options and fixed words of each command."""
-    words = {"get": "jobs versions", "describe": "job version", "completion": "bash zsh"}
+    words = {
+        "get": "jobs versions endpoints",
+        "describe": "job version endpoint",
+        "explain": "job endpoint",
+        "completion": "bash zsh",
+    }
     for name, parser in commands.items():
         options = [option for action in parser._actions for option in action.option_strings]
         offered = " ".join([*filter(None, [words.get(name, "")]), *options])

@@ -17,11 +17,15 @@ def build_parser(*, program: str = "finetune") -> argparse.ArgumentParser:
         description="Train a model and prove it better than the one before: on this machine, or on a cluster.",
         epilog="Exit status: 0 Succeeded, 1 Failed, 2 bad input, 3 Rejected or RolledBack, 130 interrupted.",
     )
+    parser.set_defaults(program=program)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _validate(commands)
     _run(commands)
     _get(commands)
     _describe(commands)
+    _explain(commands)
+    _decisions(commands)
+    _pauses(commands)
     _logs(commands)
     _report(commands)
     _doctor(commands)
@@ -69,14 +73,16 @@ def _run(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 
 def _get(commands: _Commands[argparse.ArgumentParser]) -> None:
-    text = "list jobs or versions"
+    text = "list jobs, versions or endpoints"
     example = (
         "  finetune get jobs --local\n"
         "  finetune get jobs -A -o wide --context production\n"
         "  finetune get version support-router-7 -o yaml"
     )
     parser = _command(commands, "get", "get:run", text, example)
-    parser.add_argument("kind", metavar="KIND", help="jobs or versions (also kubectl's names: ftj, mv, ...)")
+    parser.add_argument(
+        "kind", metavar="KIND", help="jobs, versions or endpoints (also kubectl's names: ftj, mv, mep, ...)"
+    )
     parser.add_argument("names", metavar="NAME", nargs="*", help="only these")
     parser.add_argument("-o", "--output", choices=OUTPUTS, default="table", help="form of the answer (table)")
     parser.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces")
@@ -85,12 +91,65 @@ def _get(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 
 def _describe(commands: _Commands[argparse.ArgumentParser]) -> None:
-    text = "say all about one job or version, in plain words"
-    example = "  finetune describe job support-router-7\n  finetune describe version support-router-7 --local"
+    text = "say all about one job, version or endpoint, in plain words"
+    example = (
+        "  finetune describe job support-router-7\n"
+        "  finetune describe version support-router-7 --local\n"
+        "  finetune describe endpoint support-router"
+    )
     parser = _command(commands, "describe", "describe:run", text, example)
-    parser.add_argument("kind", metavar="KIND", help="job or version")
+    parser.add_argument("kind", metavar="KIND", help="job, version or endpoint")
     parser.add_argument("name", metavar="NAME", help="its name")
     _target_options(parser)
+
+
+def _explain(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "say what happens with a job or an endpoint, what it waits for, and what would release it"
+    example = "  finetune explain endpoint support-router\n  finetune explain job support-router-7 --local"
+    parser = _command(commands, "explain", "explain:run", text, example)
+    parser.add_argument("kind", metavar="KIND", help="job or endpoint")
+    parser.add_argument("name", metavar="NAME", help="its name")
+    _target_options(parser)
+
+
+def _decisions(commands: _Commands[argparse.ArgumentParser]) -> None:
+    texts = {
+        "approve": ("let the version that an endpoint tries go on, and be promoted", "the candidate"),
+        "reject": ("give up the version that an endpoint tries", "the candidate"),
+        "rollback": (
+            "leave the version that an endpoint tries, or else its stable one",
+            "the candidate, or else stable",
+        ),
+    }
+    for verb, (text, meant) in texts.items():
+        example = (
+            f"  finetune {verb} support-router\n  finetune {verb} support-router --version support-router-7 --wait"
+        )
+        parser = _command(commands, verb, "act:run", text, example)
+        parser.set_defaults(verb=verb)
+        parser.add_argument("name", metavar="ENDPOINT", help="the endpoint's name")
+        parser.add_argument("--version", metavar="NAME", help=f"only if this version is the one under way ({meant})")
+        _waiting_options(parser)
+        _target_options(parser)
+
+
+def _pauses(commands: _Commands[argparse.ArgumentParser]) -> None:
+    texts = {
+        "pause": "keep an endpoint's rollout where it is; a regression is still acted on",
+        "resume": "let an endpoint's rollout go on",
+    }
+    for verb, text in texts.items():
+        parser = _command(commands, verb, "act:run", text, f"  finetune {verb} support-router")
+        parser.set_defaults(verb=verb)
+        parser.add_argument("name", metavar="ENDPOINT", help="the endpoint's name")
+        _waiting_options(parser)
+        _target_options(parser)
+
+
+def _waiting_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--wait", action="store_true", help="follow until the endpoint is in the state asked for")
+    help_ = "with --wait: give up following after this many seconds (never)"
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help=help_)
 
 
 def _logs(commands: _Commands[argparse.ArgumentParser]) -> None:

@@ -22,10 +22,11 @@ Where a command looks: at a cluster where kubectl would find one (`KUBECONFIG`, 
 account) or `--context`/`--kubeconfig` name one; else, and with `--local` or `--home`, at the folder of local mode.
 """
 _STATUSES = {
-    ExitStatus.DONE: "done; of `run`: the job Succeeded",
-    ExitStatus.FAILED: "the job Failed; or the cluster did not answer, or `doctor` found something that must be mended",
-    ExitStatus.BAD_INPUT: "bad input: wrong options, a manifest that is refused, a name that does not exist",
-    ExitStatus.REJECTED: "the job was Rejected (not proven better) or RolledBack",
+    ExitStatus.DONE: "done; of `run`: the job Succeeded; with `--wait`: the endpoint is in the state asked for",
+    ExitStatus.FAILED: "the job Failed; the cluster did not answer; `doctor` found something that must be mended; with"
+    " `--wait`: the state asked for was not reached in time, or cannot be",
+    ExitStatus.BAD_INPUT: "bad input: wrong options, a manifest or a request that is refused, a name that does not exist",
+    ExitStatus.REJECTED: "the job was Rejected (not proven better) or RolledBack; of `approve --wait`: the version was",
     ExitStatus.INTERRUPTED: "stopped by Ctrl-C; `run` can go on",
 }
 

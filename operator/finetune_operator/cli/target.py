@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_operator.cli.errors import CommandError
+from finetune_operator.cli.explanation import Shell
 from finetune_operator.local.cluster import LocalCluster
 from finetune_operator.local.home import DEFAULT_HOME, LocalHome
 from finetune_operator.ports import Cluster, Kind, Manifest
@@ -74,6 +75,23 @@ async def open_target(options: argparse.Namespace) -> AsyncIterator[Target]:
             yield Target(cluster=session.cluster, namespace=namespace, session=session)
     else:
         yield _local(options)
+
+
+def shell_of(options: argparse.Namespace, *, target: Target) -> Shell:
+    """How commands are typed that look where this one looked."""
+    flags = [*(["--local"] if options.local else [])]
+    kubectl = []
+    for flag, value in (("--home", options.home), ("--kubeconfig", options.kubeconfig), ("--context", options.context)):
+        flags += [flag, value] if value else []
+        kubectl += [flag, value] if value and flag != "--home" else []
+    flags += ["-n", options.namespace] if options.namespace else []
+    return Shell(
+        namespace=target.namespace,
+        program=options.program,
+        flags=tuple(flags),
+        local=target.home is not None,
+        kubectl_flags=tuple(kubectl),
+    )
 
 
 def _local(options: argparse.Namespace) -> Target:

@@ -84,6 +84,14 @@ def metric_table(rows: Sequence[MetricResult], *, baseline: str, indent: str = "
     )
 
 
+def comparison_line(row: MetricResult) -> str:
+    """One metric of a comparison: `exact_match: 0.89 against 0.81, difference +0.03 to +0.13, n 1200: Pass`."""
+    bounds = "" if row.low is None or row.high is None else f", difference {interval(row.low, row.high)}"
+    why = f" ({row.reason})" if row.reason and row.verdict != "Pass" else ""
+    verdict = f": {row.verdict}{why}" if row.verdict else ""
+    return f"{row.metric}: {number(row.candidate)} against {number(row.baseline)}{bounds}, n {row.n}{verdict}"
+
+
 def reasons(rows: Sequence[MetricResult]) -> list[str]:
     """Why metrics did not pass."""
     return [f"{row.metric}: {row.reason}" for row in rows if row.reason and row.verdict not in (None, "Pass")]
