@@ -125,7 +125,7 @@ def promoted(observed: ObservedEndpoint, *, by: str = "operator") -> ModelEndpoi
     return changed(
         status,
         stable=candidate.model_copy(update={"since": now}),
-        previous=status.stable,
+        previous=_worth_keeping(status),
         candidate=None,
         step=step,
         analysis=[],
@@ -188,6 +188,15 @@ def with_outcome(
     """The status with what became of a version; its last outcome is what counts."""
     record = VersionOutcome(name=name, uid=uid, outcome=outcome, reason=reason, time=now, by=by)
     return changed(status, versions=[*status.versions, record][-MOST_OUTCOMES:])
+
+
+def _worth_keeping(status: ModelEndpointStatus) -> ServedVersion | None:
+    """The stable version, unless somebody has just rolled it back: nothing should fall back to that."""
+    stable = status.stable
+    if stable is None:
+        return None
+    last = next((each.outcome for each in reversed(status.versions) if each.uid == stable.uid), None)
+    return None if last == "RolledBack" else stable
 
 
 def _rolling_back(now: datetime) -> StepStatus:

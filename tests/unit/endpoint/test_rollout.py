@@ -234,6 +234,7 @@ async def test_back_to_the_version_before_by_annotation_and_by_pin() -> None:
     status = await world.run(until=serving("v1"))
     assert outcomes(status)[2:] == [("v2", "RolledBack"), ("v1", "Promoted")]
     assert status.versions[2].by == "ann"
+    assert "Guarding" not in world.phases[world.phases.index("Idle", 6) :], "nothing falls back to what was left"
     await offer(world, "v3")
     await world.run(until=serving("v3"))
     world.phases.clear()
