@@ -19,6 +19,8 @@ class GatewayConfig:
     port: int = 8080
     status_port: int = 8081
     """Probes and metrics, not offered to clients."""
+    share_port: bool = False
+    """Local mode: listen where another gateway of the same user listens, which this one is about to replace."""
     routes_file: Path | None = None
     """A file with the routes (local mode). None: the ConfigMap `<endpoint>-routes`, watched by name."""
     keys_folder: Path | None = None
@@ -67,6 +69,7 @@ class GatewayConfig:
             host=text("HOST", "0.0.0.0"),  # noqa: S104
             port=int(number("PORT", 8080)),
             status_port=int(number("STATUS_PORT", 8081)),
+            share_port=text("SHARE_PORT", "false").lower() == "true",
             routes_file=path("ROUTES_FILE"),
             keys_folder=path("KEYS_FOLDER"),
             signing_key_file=path("SIGNING_KEY_FILE"),

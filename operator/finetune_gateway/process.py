@@ -48,7 +48,7 @@ async def serve(*, config: GatewayConfig) -> None:
         ]
         tasks = [asyncio.create_task(work) for work in background]
         status = await _listen(stack=stack, app=_status_application(app), host=config.host, port=config.status_port)
-        await _listen(stack=stack, app=app.build(), host=config.host, port=config.port)
+        await _listen(stack=stack, app=app.build(), host=config.host, port=config.port, share=config.share_port)
         logger.info("serving %s on port %d, status on port %s", config.endpoint, config.port, status)
         stopping = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -113,11 +113,11 @@ def _status_application(app: Application) -> web.Application:
     return status
 
 
-async def _listen(*, stack: AsyncExitStack, app: web.Application, host: str, port: int) -> int:
+async def _listen(*, stack: AsyncExitStack, app: web.Application, host: str, port: int, share: bool = False) -> int:
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=75)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, host, port, backlog=1024, reuse_address=True)
+    site = web.TCPSite(runner, host, port, backlog=1024, reuse_address=True, reuse_port=share)
     await site.start()
     return port
 

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,17 +27,12 @@ from finetune_operator.local.home import HomeLockedError, LocalHome
 from finetune_operator.local.limits import notices, obstacles
 from finetune_operator.local.progress import FileProgress
 from finetune_operator.local.runtime import LocalRuntime
+from finetune_operator.local.settings import local_config
 from finetune_operator.ports import InvalidError, Key, Manifest
 
 _LOOK_SECONDS = 0.2
 _HINT = "Ctrl-C stops after a checkpoint; the same command goes on from there."
-_LOCAL_SETTINGS = {
-    "FINETUNE_TRAINER_IMAGE": "local",
-    "FINETUNE_ALLOWED_ROOTS": "file:/// pvc:// s3:// gs:// hf://",
-    # Nobody else will make what the job names.
-    "FINETUNE_REFERENCE_DEADLINE_SECONDS": "1",
-    "FINETUNE_IMAGE_PULL_DEADLINE_SECONDS": "1",
-}
+_LOCK_SECONDS = 1.0
 
 
 async def run(options: argparse.Namespace) -> int:
@@ -50,15 +46,21 @@ async def run(options: argparse.Namespace) -> int:
     if existing is None:
         _refuse_impossible(job, config=config, home=home)
     command = f"finetune run -f {options.filename}"
-    try:
-        async with LocalRuntime.open(home=home, config=config, keys={key}) as runtime:
-            _submit(runtime.cluster, manifest, home=home)
-            return await _follow(_Run(runtime=runtime, key=key, home=home, options=options, command=command))
-    except HomeLockedError as error:
-        if existing is None or not _is_same(manifest, existing):
-            raise CommandError(str(error)) from error
-        print(f"{error}\nIt runs {key.name}; following.", file=sys.stderr)
-        return await _follow_from_outside(key=key, home=home, options=options)
+    while True:
+        try:
+            async with LocalRuntime.open(home=home, config=config, keys={key}) as runtime:
+                _submit(runtime.cluster, manifest, home=home)
+                return await _follow(_Run(runtime=runtime, key=key, home=home, options=options, command=command))
+        except HomeLockedError as error:
+            if error.takes_jobs:
+                _submit(LocalCluster(home=home), manifest, home=home)
+            elif existing is None or not _is_same(manifest, existing):
+                raise CommandError(str(error)) from error
+            print(f"{error}\nIt runs {key.name}; following.", file=sys.stderr)
+        ended = await _follow_from_outside(key=key, home=home, options=options)
+        if ended is not None:
+            return ended
+        print(f"Nobody works in {home.root} any more; going on with {key.name} here.", file=sys.stderr)
 
 
 def _manifest(options: argparse.Namespace) -> Manifest:
@@ -77,9 +79,8 @@ def _manifest(options: argparse.Namespace) -> Manifest:
 
 def _config(home: LocalHome) -> OperatorConfig:
     """The operator's settings, with defaults for one machine. Raises CommandError."""
-    settings = {**_LOCAL_SETTINGS, "FINETUNE_CLAIM_MOUNT_ROOT": str(home.claims)}
     try:
-        return OperatorConfig.from_environment({**settings, **os.environ})
+        return local_config(home=home, environment=os.environ)
     except ValueError as error:
         raise CommandError(str(error)) from error
 
@@ -184,11 +185,12 @@ def _held(run: _Run, snapshot: Snapshot) -> int:
     return ExitStatus.INTERRUPTED
 
 
-async def _follow_from_outside(*, key: Key, home: LocalHome, options: argparse.Namespace) -> int:
-    """Show a run that another process works on. Ctrl-C ends the showing, not the run."""
+async def _follow_from_outside(*, key: Key, home: LocalHome, options: argparse.Namespace) -> int | None:
+    """Show a run that another process works on. Ctrl-C ends the showing, not the run. None: that process has ended."""
     cluster = LocalCluster(home=home)
     progress = FileProgress(store=cluster.store, home=home, clock=utc_now)
     view = _view(options, hint="Another process runs this; Ctrl-C only ends the view.")
+    looked = time.monotonic()
     try:
         while True:
             snapshot = _snapshot(_read(cluster, key), progress=progress)
@@ -196,6 +198,10 @@ async def _follow_from_outside(*, key: Key, home: LocalHome, options: argparse.N
             if snapshot.phase in TERMINAL_PHASES:
                 break
             await asyncio.sleep(_LOOK_SECONDS)
+            if time.monotonic() - looked >= _LOCK_SECONDS:
+                looked = time.monotonic()
+                if not home.is_in_use:
+                    return None
     finally:
         view.close()
     print(outcome(snapshot.job, home=home, logs=None))

@@ -31,7 +31,8 @@ _DEFAULT_GRACE_SECONDS = 30
 # In the order in which dependants are looked for: owners before what they own.
 _KINDS: tuple[Kind, ...] = (
     "FineTuneJob", "ModelVersion", "ModelEndpoint", "Deployment", "Job", "Pod", "ConfigMap", "Secret", "Service",
-    "ControllerRevision", "PersistentVolumeClaim", "PodDisruptionBudget", "NetworkPolicy", "ServiceAccount", "Event",
+    "ControllerRevision", "PersistentVolumeClaim", "PodDisruptionBudget", "NetworkPolicy", "ServiceAccount", "Role",
+    "RoleBinding", "Event",
 )  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def rfc3339(time: datetime) -> str:
 
 
 class LocalCluster:
-    """Objects in a folder. Whoever writes must hold the home's lock, except for `annotate`.
+    """Objects in a folder. Whoever writes must hold the home's lock, except for `submit` and `annotate`.
 
     A pod that runs is only marked for deletion, as by an apiserver: `stop_pod` is asked to end its processes, and
     whoever does that removes the object afterwards (`finalize`).

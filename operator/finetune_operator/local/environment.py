@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.run import MASTER_ADDRESS_VARIABLE, MASTER_PORT_VARIABLE, NODE_RANK_VARIABLE, TERMINATION_LOG_VARIABLE
+from finetune_operator.job.names import ENDPOINT_LABEL, JOB_LABEL
+from finetune_operator.job.pod_template import RUN_KEY
+from finetune_operator.local.files import read_json, write_json
 from finetune_operator.local.home import LocalHome
 from finetune_operator.ports import Cluster, Kind, Manifest
 
@@ -49,14 +52,15 @@ class PodFiles:
         return self.folder / "volumes"
 
 
-def pod_files(*, home: LocalHome, pod: Manifest, job_label: str) -> PodFiles:
-    """The files of a pod; its log lies with those of its job's other pods."""
+def pod_files(*, home: LocalHome, pod: Manifest) -> PodFiles:
+    """The files of a pod; its log lies with those of the other pods of its job or endpoint."""
     metadata = pod["metadata"]
-    namespace, name = metadata["namespace"], metadata["name"]
-    job = (metadata.get("labels") or {}).get(job_label, name)
-    return PodFiles(
-        folder=home.pod(namespace=namespace, name=name), log=home.logs(namespace=namespace, job=job) / f"{name}.log"
-    )
+    namespace, name, labels = metadata["namespace"], metadata["name"], metadata.get("labels") or {}
+    if JOB_LABEL not in labels and ENDPOINT_LABEL in labels:
+        logs = home.endpoint_logs(namespace=namespace, endpoint=labels[ENDPOINT_LABEL])
+    else:
+        logs = home.logs(namespace=namespace, job=labels.get(JOB_LABEL, name))
+    return PodFiles(folder=home.pod(namespace=namespace, name=name), log=logs / f"{name}.log")
 
 
 class ContainerBuilder:
@@ -66,6 +70,7 @@ class ContainerBuilder:
         self._cluster = cluster
         self._home = home
         self._namespace: str = pod["metadata"]["namespace"]
+        self._metadata: dict[str, Any] = pod["metadata"]
         self._spec: dict[str, Any] = pod["spec"]
         self._container: dict[str, Any] = pod["spec"]["containers"][0]
         self._files = files
@@ -73,15 +78,19 @@ class ContainerBuilder:
     async def volumes(self) -> dict[str, Path]:
         """Fill the volumes. Mount path -> folder on this machine. Raises ContainerConfigError."""
         folders = {volume["name"]: await self._volume(volume) for volume in self._spec.get("volumes") or ()}
-        return {
+        mounts = {
             mount["mountPath"].rstrip("/"): folders[mount["name"]]
             for mount in self._container.get("volumeMounts") or ()
         }
+        for folder in folders.values():
+            _adapt_order(folder / RUN_KEY, mounts=mounts)
+        return mounts
 
     async def environment(
-        self, *, mounts: Mapping[str, Path], index: int, meeting_port: int, gpus: str
+        self, *, mounts: Mapping[str, Path], index: int, meeting_port: int, gpus: str, more: Mapping[str, str]
     ) -> dict[str, str]:
-        """The whole environment: this process's own, the container's, and what kubelet would add."""
+        """The whole environment: this process's own, the container's, what kubelet would add, and what only holds on
+        this machine (`more`)."""
         values = dict(os.environ)
         values |= {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(_package_folders())}
         for source in self._container.get("envFrom") or ():
@@ -99,7 +108,7 @@ class ContainerBuilder:
             values |= {MASTER_ADDRESS_VARIABLE: "127.0.0.1", MASTER_PORT_VARIABLE: str(meeting_port)}
         if "/tmp" in mounts:  # noqa: S108 - a mount point
             values["TMPDIR"] = str(mounts["/tmp"])  # noqa: S108
-        return values
+        return {**values, **more}
 
     def command(self, *, mounts: Mapping[str, Path]) -> list[str]:
         """The container's command, or the trainer image's where it has none of its own."""
@@ -145,6 +154,8 @@ class ContainerBuilder:
         if "valueFrom" not in entry:
             return str(entry.get("value", ""))
         source = entry["valueFrom"]
+        if source.get("fieldRef", {}).get("fieldPath") in ("metadata.name", "metadata.namespace"):
+            return str(self._metadata[source["fieldRef"]["fieldPath"].removeprefix("metadata.")])
         for kind, key in (("Secret", "secretKeyRef"), ("ConfigMap", "configMapKeyRef")):
             if key in source:
                 data = await self._data(kind=kind, name=source[key]["name"], optional=False)  # type: ignore[arg-type]
@@ -171,6 +182,17 @@ _SOURCES: tuple[tuple[Kind, str, str], ...] = (
     ("ConfigMap", "configMap", "name"),
     ("Secret", "secret", "secretName"),
 )
+
+
+def _adapt_order(path: Path, *, mounts: Mapping[str, Path]) -> None:
+    """A server's own folders are paths inside its container; all other URIs in an order are the user's."""
+    order = read_json(path)
+    if not isinstance(order, dict) or order.get("stage") != "Serve":
+        return
+    locations = order["locations"]
+    for name in ("run", "cache"):
+        locations[name] = "file://" + on_this_machine(locations[name].removeprefix("file://"), mounts=mounts)
+    write_json(path, order)
 
 
 def on_this_machine(text: str, *, mounts: Mapping[str, Path]) -> str:

@@ -3,7 +3,9 @@
 objects/KIND/NAMESPACE/NAME.json     the objects, as an apiserver would return them
 pods/NAMESPACE/POD/                  of each pod: its orders, process, volumes, last words
 logs/NAMESPACE/JOB/POD.log           what its container said; kept when the pod is gone
+endpoint-logs/NAMESPACE/ENDPOINT/    the same of an endpoint's gateway and servers
 services/NAMESPACE/NAME.json         where a Service's ports are on this machine
+routes/NAMESPACE/ENDPOINT.json       what an endpoint's gateway follows
 pvc/CLAIM/                           what pvc://CLAIM means
 secrets/NAME.env                     what secretRef NAME means: lines of KEY=VALUE
 lock                                 who works here
@@ -25,6 +27,11 @@ DEFAULT_HOME = ".finetune"
 
 class HomeLockedError(Exception):
     """Another process works in this folder. `str()` says which, and the way out."""
+
+    def __init__(self, message: str, *, takes_jobs: bool = False) -> None:
+        super().__init__(message)
+        self.takes_jobs = takes_jobs
+        """It works on every job of the folder, those to come included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,14 @@ class LocalHome:
         """The folder with the logs of a job's pods."""
         return self.root / "logs" / namespace / job
 
+    def endpoint_logs(self, *, namespace: str, endpoint: str) -> Path:
+        """The folder with the logs of an endpoint's pods."""
+        return self.root / "endpoint-logs" / namespace / endpoint
+
+    def routes(self, *, namespace: str, endpoint: str) -> Path:
+        """The file with the routes of an endpoint."""
+        return self.root / "routes" / namespace / f"{endpoint}.json"
+
     def service(self, *, namespace: str, name: str) -> Path:
         """The file that says where a Service is."""
         return self.root / "services" / namespace / f"{name}.json"
@@ -65,8 +80,11 @@ class LocalHome:
         return self.root / "secrets" / f"{name}.env"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Work here alone. The kernel opens the lock when this process ends, in any way. Raises HomeLockedError."""
+    def locked(self, *, takes_jobs: bool = False) -> Iterator[None]:
+        """Work here alone: on every job (`takes_jobs`), or on chosen objects. Raises HomeLockedError.
+
+        The kernel opens the lock when this process ends, in any way.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / ".gitignore").write_text("*\n")
         # The environment of containers is in there, and with it the values of Secrets.
@@ -76,9 +94,10 @@ class LocalHome:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise HomeLockedError(self._who(os.pread(descriptor, 4096, 0))) from None
+                raise self._refusal(os.pread(descriptor, 4096, 0)) from None
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "command": sys.argv[1:]}).encode(), 0)
+            owner = {"pid": os.getpid(), "command": sys.argv[1:], "takesJobs": takes_jobs}
+            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
             yield
         finally:
             os.close(descriptor)
@@ -98,10 +117,13 @@ class LocalHome:
             os.close(descriptor)
         return False
 
-    def _who(self, content: bytes) -> str:
+    def _refusal(self, content: bytes) -> HomeLockedError:
+        takes_jobs = False
         try:
             owner = json.loads(content)
             who = f"process {owner['pid']} (finetune {' '.join(owner['command'])})"
+            takes_jobs = owner.get("takesJobs", False)
         except (ValueError, KeyError, TypeError):
             who = "another process"
-        return f"{self.root} is in use by {who}; wait for it, or choose another folder with --home"
+        message = f"{self.root} is in use by {who}; wait for it, or choose another folder with --home"
+        return HomeLockedError(message, takes_jobs=takes_jobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -12,10 +13,9 @@ from finetune_operator.endpoint.names import COMPONENT_LABEL, GATEWAY
 from finetune_operator.job.names import ENDPOINT_LABEL
 from finetune_operator.local.environment import pod_files
 from finetune_operator.local.home import LocalHome
+from finetune_operator.local.listening import OBSERVATIONS_FILE
 from finetune_operator.local.store import ObjectStore
 from finetune_operator.ports import Manifest, Report
-
-FILE = "observations.json"
 
 
 class FileObservations:
@@ -24,6 +24,8 @@ class FileObservations:
     def __init__(self, *, store: ObjectStore, home: LocalHome) -> None:
         self._store = store
         self._home = home
+        self._quiet: set[tuple[str, str]] = set()
+        self._seen: dict[tuple[str, str], list[Any]] = {}
 
     def reports(self, *, namespace: str, endpoint: str) -> tuple[Report, ...]:
         """The newest report of each gateway process of an endpoint."""
@@ -31,10 +33,23 @@ class FileObservations:
         return tuple(report for report in read if report is not None)
 
     def counts_matter(self, *, namespace: str, endpoint: str, matter: bool) -> None:
-        """Files cost nothing to look at."""
+        """Whether counts alone are worth a look: while something is under analysis."""
+        (self._quiet.discard if matter else self._quiet.add)((namespace, endpoint))
 
     def forget(self, *, namespace: str, endpoint: str) -> None:
         """The files go with their pods."""
+        self._seen.pop((namespace, endpoint), None)
+        self._quiet.discard((namespace, endpoint))
+
+    def are_news(self, *, namespace: str, endpoint: str) -> bool:
+        """Whether the reports say anything worth a look that they did not say when this was asked the last time."""
+        key = namespace, endpoint
+        now = [
+            _worth_a_look(report.observations, counts=key not in self._quiet)
+            for report in self.reports(namespace=namespace, endpoint=endpoint)
+        ]
+        before, self._seen[key] = self._seen.get(key, []), now
+        return now != before
 
     def files(self, *, namespace: str, endpoint: str) -> list[Path]:
         """The reports of an endpoint's gateways, whether written yet or not."""
@@ -42,7 +57,12 @@ class FileObservations:
         return [self._file(pod) for pod in self._store.find(kind="Pod", namespace=namespace, labels=labels)]
 
     def _file(self, pod: Manifest) -> Path:
-        return pod_files(home=self._home, pod=pod, job_label=ENDPOINT_LABEL).folder / FILE
+        return pod_files(home=self._home, pod=pod).folder / OBSERVATIONS_FILE
+
+
+def _worth_a_look(report: Observations, *, counts: bool) -> list[Any]:
+    urgent = [report.boot_id, report.acknowledged_epoch, len(report.breakers), sorted(report.draining)]
+    return [*urgent, report.arms, report.pairs, report.shadow] if counts else urgent
 
 
 def _read(path: Path) -> Report | None:

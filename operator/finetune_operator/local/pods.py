@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
-from finetune_operator.job.names import JOB_LABEL
 from finetune_operator.job.pods import INDEX_ANNOTATION
-from finetune_operator.local import gpus
+from finetune_operator.job.times import parse_time
+from finetune_operator.local import gpus, listening, pod_status, probes
 from finetune_operator.local.cluster import LocalCluster, rfc3339
 from finetune_operator.local.environment import (
     ContainerBuilder,
@@ -21,6 +22,7 @@ from finetune_operator.local.environment import (
 )
 from finetune_operator.local.home import LocalHome
 from finetune_operator.local.processes import Container, Ended, Orders
+from finetune_operator.local.services import GANG_PORT, LocalServices
 from finetune_operator.ports import Clock, Manifest, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -30,26 +32,25 @@ _MESSAGE_BYTES = 4096
 _DEFAULT_GRACE_SECONDS = 30
 _CONFIG_RETRY_SECONDS = 2.0
 _DISK_RETRY_SECONDS = 1.0
+_POLL_SECONDS = 0.1
 _LAST_LOOK_SECONDS = 1.0
 """How long a deleted pod still shows how it ended: its last words may name a checkpoint."""
+_FIRST_BACKOFF_SECONDS = 0.5
+_LONGEST_BACKOFF_SECONDS = 30.0
+_CALM_SECONDS = 60.0
+"""A container that ran for this long is started again without much ado."""
 
 
 class PodRunner:
     """Runs pods. `on_end` is told when a container has ended, after the pod's status says so."""
 
     def __init__(
-        self,
-        *,
-        cluster: LocalCluster,
-        home: LocalHome,
-        clock: Clock,
-        meeting_port: Callable[[Manifest], int],
-        on_end: Callable[[Manifest], None],
+        self, *, cluster: LocalCluster, home: LocalHome, clock: Clock, on_end: Callable[[Manifest], None]
     ) -> None:
         self._cluster = cluster
         self._home = home
         self._clock = clock
-        self._meeting_port = meeting_port
+        self._services = LocalServices(home=home)
         self._on_end = on_end
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._starting: set[str] = set()
@@ -59,14 +60,15 @@ class PodRunner:
         """Whether there are processes, or an end of theirs that the pod's status does not tell yet."""
         if pod["metadata"]["uid"] in self._starting:
             return True
-        return not _is_over(pod) and Container(folder=self._files(pod).folder).exists
+        return not pod_status.is_over(pod) and Container(folder=self._files(pod).folder).exists
 
     def manage(self, pod: Manifest) -> None:
         """Run a pod, find its processes again, or end them: whatever its object asks for."""
         uid = pod["metadata"]["uid"]
-        if pod["metadata"].get("deletionTimestamp") is not None:
+        deleted = pod["metadata"].get("deletionTimestamp") is not None
+        if deleted:
             Container(folder=self._files(pod).folder).stop()
-        if uid not in self._tasks and (not _is_over(pod) or pod["metadata"].get("deletionTimestamp") is not None):
+        if uid not in self._tasks and (deleted or not pod_status.is_over(pod)):
             task = asyncio.create_task(self._run(pod), name=f"pod {pod['metadata']['name']}")
             self._tasks[uid] = task
             task.add_done_callback(lambda done: self._forget(uid, done))
@@ -87,58 +89,108 @@ class PodRunner:
         if not done.cancelled() and (error := done.exception()) is not None:
             log.error("%s: %s", done.get_name(), error, exc_info=error)
 
+    # -- the life of a pod ---------------------------------------------------------------------------------------------
+
     async def _run(self, pod: Manifest) -> None:
         """The life of a pod, from wherever it is now to its end."""
         files = self._files(pod)
-        container = Container(folder=files.folder)
-        if not container.exists:
-            if pod["metadata"].get("deletionTimestamp") is not None:
+        while True:
+            container = await self._found_or_started(pod, files)
+            if container is None:
                 self._finish(pod, None)
                 return
-            started = await self._start(pod, files)
-            if started is None:
-                return
-            container = started
-        if container.ended() is None:
-            self._set_status(pod, _running(pod, since=container.started_at or rfc3339(self._clock())))
-            current = self._current(pod)
-            if current is None or current["metadata"].get("deletionTimestamp") is not None:
-                container.stop()  # deleted while it was being started
-        ended = await container.wait()
+            ended = await self._watched(pod, container)
+            if pod["spec"].get("restartPolicy") != "Always" or not self._stays(pod):
+                break
+            await self._rest(pod, ended=ended, message=_last_words(files))
         clear_scratch(files=files, pod=pod)
-        status = _terminated(pod, ended=ended, message=_last_words(files), now=rfc3339(self._clock()))
+        now = rfc3339(self._clock())
+        status = pod_status.terminated(self._latest(pod), ended=ended, message=_last_words(files), now=now)
         await self._keep_trying(pod, status)
         await asyncio.sleep(0 if self._stays(pod) else _LAST_LOOK_SECONDS)
         self._finish(pod, status)
 
-    def _stays(self, pod: Manifest) -> bool:
-        """Whether the pod's object outlives its processes."""
-        current = self._current(pod)
-        return current is not None and current["metadata"].get("deletionTimestamp") is None
+    async def _found_or_started(self, pod: Manifest, files: PodFiles) -> Container | None:
+        """The container, started again where its end is known. None: the pod was deleted before."""
+        container = Container(folder=files.folder)
+        runs_again = container.exists and container.ended() is None
+        if container.exists and (runs_again or not pod_status.waits_to_restart(self._latest(pod))):
+            return container
+        if not self._stays(pod):
+            return None
+        if container.exists:
+            container.forget()
+            files.termination_log.unlink(missing_ok=True)
+        return await self._start(pod, files)
+
+    async def _watched(self, pod: Manifest, container: Container) -> Ended:
+        """How the container ends; meanwhile the pod's status says whether it is ready."""
+        if container.ended() is not None:
+            return await container.wait()
+        since = container.started_at or rfc3339(self._clock())
+        before = self._latest(pod)
+        ready = pod_status.is_ready(before) and pod_status.running_since(before) == since
+
+        def show(ready: bool) -> None:
+            current = self._latest(pod)
+            self._set_status(pod, pod_status.running(current, since=since, ready=ready, now=rfc3339(self._clock())))
+
+        def give_up(why: str) -> None:
+            log.warning("%s: %s; it is started again", pod["metadata"]["name"], why)
+            container.stop()
+
+        probed = any(name.endswith("Probe") for name in pod["spec"]["containers"][0])
+        show(ready or not probed)
+        if not self._stays(pod):
+            container.stop()  # deleted while it was being started
+        watching = asyncio.create_task(
+            probes.watch(
+                container=pod["spec"]["containers"][0],
+                ports=listening.assigned_ports(before),
+                ready=ready or not probed,
+                on_ready=show,
+                on_dead=give_up,
+            )
+        )
+        try:
+            return await container.wait()
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _rest(self, pod: Manifest, *, ended: Ended, message: str) -> None:
+        """Count a container's end, and wait before it is started again, the longer the oftener it has ended."""
+        now = self._clock()
+        current = self._latest(pod)
+        if not pod_status.waits_to_restart(current):
+            status = pod_status.crashed(current, ended=ended, message=message, now=rfc3339(now))
+            await self._keep_trying(pod, status)
+        due = asyncio.get_running_loop().time() + _backoff(restarts=pod_status.restarts(current), ended=ended, now=now)
+        while asyncio.get_running_loop().time() < due and self._stays(pod):  # noqa: ASYNC110 - a file may say so
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def _start(self, pod: Manifest, files: PodFiles) -> Container | None:
         """Start the container as soon as it can be made and there is room. None: the pod was deleted meanwhile."""
         while True:
             current = self._current(pod)
             if current is None or current["metadata"].get("deletionTimestamp") is not None:
-                self._finish(pod, None)
                 return None
             self._starting.add(current["metadata"]["uid"])
             try:
                 return await self._try_to_start(current, files)
             except _NoRoomError as error:
-                self._set_status(pod, _unschedulable(str(error), now=rfc3339(self._clock())))
+                self._set_status(pod, pod_status.unschedulable(str(error), now=rfc3339(self._clock())))
             except ContainerConfigError as error:
-                self._set_status(pod, _cannot_start(pod, str(error), now=rfc3339(self._clock())))
+                self._set_status(pod, pod_status.cannot_start(current, str(error)))
             except OSError as error:
                 message = f"{error.strerror or error}: {error.filename or files.folder}"
-                self._set_status(pod, _cannot_start(pod, message, now=rfc3339(self._clock())))
+                self._set_status(pod, pod_status.cannot_start(current, message))
             finally:
                 self._starting.discard(current["metadata"]["uid"])
             await asyncio.sleep(_CONFIG_RETRY_SECONDS)
 
     async def _try_to_start(self, pod: Manifest, files: PodFiles) -> Container:
-        pod = self._with_gpus(pod)
+        pod = self._with_ports(self._with_gpus(pod))
         builder = ContainerBuilder(cluster=self._cluster, home=self._home, pod=pod, files=files)
         for folder in (files.folder, files.log.parent):
             folder.mkdir(parents=True, exist_ok=True)
@@ -148,6 +200,7 @@ class PodRunner:
             index=int((pod["metadata"].get("annotations") or {}).get(INDEX_ANNOTATION, 0)),
             meeting_port=self._meeting_port(pod),
             gpus=gpus.assigned(pod),
+            more=listening.variables(pod, home=self._home),
         )
         orders = Orders(
             argv=builder.command(mounts=mounts),
@@ -158,13 +211,27 @@ class PodRunner:
         )
         return await Container.start(folder=files.folder, orders=orders)
 
+    def _meeting_port(self, pod: Manifest) -> int:
+        """Where the pods of a Job meet; 0 for pods of anything else."""
+        metadata = pod["metadata"]
+        owner = (metadata.get("ownerReferences") or ({"kind": "Job", "name": metadata["name"]},))[0]
+        if owner["kind"] != "Job":
+            return 0
+        return self._services.port(namespace=metadata["namespace"], name=owner["name"], port=GANG_PORT)
+
+    def _with_ports(self, pod: Manifest) -> Manifest:
+        """The pod with the ports that it listens at, recorded before they are used."""
+        if listening.assigned_ports(pod) or not pod["spec"]["containers"][0].get("ports"):
+            return pod
+        return self._cluster.store.write(listening.with_ports(pod, services=self._services))
+
     def _with_gpus(self, pod: Manifest) -> Manifest:
         """The pod with GPUs of its own, recorded before they are used."""
         wanted = gpus.gpus_wanted(pod)
         if wanted == 0 or gpus.assigned(pod):
             return pod
         machine = gpus.gpus_of_machine()
-        others = [each for each in self._cluster.store.find(kind="Pod") if not _is_over(each)]
+        others = [each for each in self._cluster.store.find(kind="Pod") if not pod_status.is_over(each)]
         free = gpus.free_gpus(running=others, machine=machine)
         if len(free) < wanted:
             raise _NoRoomError(
@@ -187,6 +254,8 @@ class PodRunner:
         if current["metadata"].get("deletionTimestamp") is not None:
             self._cluster.finalize(current)
 
+    # -- its object ----------------------------------------------------------------------------------------------------
+
     async def _keep_trying(self, pod: Manifest, status: dict[str, Any]) -> None:
         """How a pod ended must be recorded, however long the disk is full."""
         while True:
@@ -202,21 +271,34 @@ class PodRunner:
         with contextlib.suppress(UnavailableError):
             self._cluster.set_status(pod, status)
 
+    def _stays(self, pod: Manifest) -> bool:
+        """Whether the pod's object outlives its processes."""
+        current = self._current(pod)
+        return current is not None and current["metadata"].get("deletionTimestamp") is None
+
+    def _latest(self, pod: Manifest) -> Manifest:
+        """The pod as it is now, or as it was when it is gone."""
+        return self._current(pod) or pod
+
     def _current(self, pod: Manifest) -> Manifest | None:
         metadata = pod["metadata"]
         found = self._cluster.store.read(kind="Pod", namespace=metadata["namespace"], name=metadata["name"])
         return found if found is not None and found["metadata"]["uid"] == metadata["uid"] else None
 
     def _files(self, pod: Manifest) -> PodFiles:
-        return pod_files(home=self._home, pod=pod, job_label=JOB_LABEL)
+        return pod_files(home=self._home, pod=pod)
 
 
 class _NoRoomError(Exception):
     """There are not enough free GPUs now."""
 
 
-def _is_over(pod: Manifest) -> bool:
-    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+def _backoff(*, restarts: int, ended: Ended, now: datetime) -> float:
+    """Seconds to wait before a container is started again. `restarts`: how often it was before."""
+    started = parse_time(ended.started_at) if ended.started_at else None
+    if started is not None and (now - started).total_seconds() >= _CALM_SECONDS:
+        return _FIRST_BACKOFF_SECONDS
+    return min(_LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2.0 ** min(restarts, 16))
 
 
 def _last_words(files: PodFiles) -> str:
@@ -224,73 +306,3 @@ def _last_words(files: PodFiles) -> str:
         return files.termination_log.read_bytes()[:_MESSAGE_BYTES].decode(errors="replace")
     except OSError:
         return ""
-
-
-# -- status, in kubelet's shape ---------------------------------------------------------------------------------------
-
-
-def _status(*, phase: str, conditions: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    return {"phase": phase, "conditions": conditions, **more}
-
-
-def _scheduled(pod: Manifest) -> dict[str, Any]:
-    time = pod["metadata"]["creationTimestamp"]
-    return {"type": "PodScheduled", "status": "True", "lastTransitionTime": time}
-
-
-def _container_status(pod: Manifest, *, state: dict[str, Any], ready: bool = False) -> dict[str, Any]:
-    container = pod["spec"]["containers"][0]
-    return {
-        "name": container["name"],
-        "image": container.get("image", ""),
-        "ready": ready,
-        "restartCount": 0,
-        "state": state,
-    }
-
-
-def _unschedulable(message: str, *, now: str) -> dict[str, Any]:
-    condition = {
-        "type": "PodScheduled",
-        "status": "False",
-        "reason": "Unschedulable",
-        "message": message,
-        "lastTransitionTime": now,
-    }
-    return _status(phase="Pending", conditions=[condition])
-
-
-def _cannot_start(pod: Manifest, message: str, *, now: str) -> dict[str, Any]:
-    state = {"waiting": {"reason": "CreateContainerConfigError", "message": message}}
-    status = _container_status(pod, state=state)
-    return _status(phase="Pending", conditions=[_scheduled(pod)], containerStatuses=[status])
-
-
-def _running(pod: Manifest, *, since: str) -> dict[str, Any]:
-    status = _container_status(pod, state={"running": {"startedAt": since}}, ready=True)
-    ready = {"type": "Ready", "status": "True", "lastTransitionTime": since}
-    return _status(phase="Running", conditions=[_scheduled(pod), ready], startTime=since, containerStatuses=[status])
-
-
-def _terminated(pod: Manifest, *, ended: Ended, message: str, now: str) -> dict[str, Any]:
-    state: dict[str, Any] = {
-        "exitCode": ended.exit_code,
-        "reason": "ContainerStatusUnknown" if ended.unknown else ended.reason or _reason(ended),
-        "startedAt": ended.started_at or now,
-        "finishedAt": ended.finished_at or now,
-    }
-    if message or ended.message:
-        state["message"] = message or ended.message
-    if ended.signal is not None:
-        state["signal"] = ended.signal
-    status = _container_status(pod, state={"terminated": state})
-    return _status(
-        phase="Succeeded" if ended.exit_code == 0 else "Failed",
-        conditions=[_scheduled(pod)],
-        startTime=state["startedAt"],
-        containerStatuses=[status],
-    )
-
-
-def _reason(ended: Ended) -> str:
-    return "Completed" if ended.exit_code == 0 else "Error"

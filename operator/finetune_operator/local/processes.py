@@ -155,6 +155,12 @@ class Container:
             self._process("container").send(signal.SIGTERM)
         asked.touch()
 
+    def forget(self) -> None:
+        """Make room for another start in the same folder."""
+        # The orders last: while they are there, the end that was recorded is known.
+        for name in (shim.PROCESS_FILE, _ASKED_FILE, shim.ENDED_FILE, shim.ORDERS_FILE):
+            (self._folder / name).unlink(missing_ok=True)
+
     def kill(self) -> None:
         """SIGKILL now."""
         self._process("container").kill_group()

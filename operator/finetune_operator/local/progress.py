@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api.progress import ProgressReport
-from finetune_operator.job.names import JOB_LABEL, JOB_UID_LABEL
+from finetune_operator.job.names import JOB_UID_LABEL
 from finetune_operator.local.environment import pod_files
 from finetune_operator.local.home import LocalHome
 from finetune_operator.local.store import ObjectStore
@@ -46,7 +46,7 @@ class FileProgress:
         return [self._file(pod) for pod in self._store.find(kind="Pod", labels={JOB_UID_LABEL: uid})]
 
     def _file(self, pod: Manifest) -> Path:
-        return pod_files(home=self._home, pod=pod, job_label=JOB_LABEL).progress
+        return pod_files(home=self._home, pod=pod).progress
 
 
 def _read(path: Path) -> Progress | None:

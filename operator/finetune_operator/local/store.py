@@ -1,7 +1,7 @@
 """Objects as JSON files: what etcd is to an apiserver.
 
 One process works on them (home.LocalHome.locked), any may read. Others may write, too, what users write on a cluster
-(annotations), so whoever reads an object in order to change it does so inside `alone`.
+(annotations, new jobs), so whoever reads an object in order to change it does so inside `alone`.
 """
 
 from __future__ import annotations
@@ -91,6 +91,9 @@ class ObjectStore:
                 shutil.rmtree(self._home.pod(namespace=namespace, name=name), ignore_errors=True)
             case "Service" | "Job":
                 self._home.service(namespace=namespace, name=name).unlink(missing_ok=True)
+            case "ModelEndpoint":
+                shutil.rmtree(self._home.endpoint_logs(namespace=namespace, endpoint=name), ignore_errors=True)
+                self._home.routes(namespace=namespace, endpoint=name).unlink(missing_ok=True)
             case "FineTuneJob":
                 shutil.rmtree(self._home.logs(namespace=namespace, job=name), ignore_errors=True)
         self._tell(manifest)

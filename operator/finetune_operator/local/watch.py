@@ -1,39 +1,52 @@
-"""Changes of objects, of processes and of progress files, as keys (ports.WatchSource)."""
+"""Changes of objects, of processes and of what these report in files, as keys (ports.WatchSource)."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from finetune_api.progress import MINIMUM_INTERVAL_SECONDS
-from finetune_operator.job.names import JOB_LABEL
+from finetune_operator.job.names import ENDPOINT_LABEL, JOB_LABEL, OWNED_LABEL
+from finetune_operator.local.home import LocalHome
+from finetune_operator.local.observations import FileObservations
 from finetune_operator.local.progress import FileProgress
 from finetune_operator.local.store import ObjectStore
-from finetune_operator.ports import Enqueue, Key, Manifest
+from finetune_operator.ports import Enqueue, Key, Kind, Manifest
 
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 0.25
+_OURS: tuple[Kind, ...] = ("FineTuneJob", "ModelVersion", "ModelEndpoint")
+_RECONCILED: tuple[Kind, ...] = ("FineTuneJob", "ModelEndpoint")
+WorksOn = Callable[[Key], bool]
+"""Whether an object is one that this process works on."""
+_Mark = tuple[int, int]
+"""Time and number of a file: another one after each write."""
 
 
 class LocalWatchSource:
-    """Tells of some jobs' changes. `keys`: those it tells of; None: all."""
+    """Tells of changes of the objects that `works_on` names."""
 
     def __init__(
         self,
         *,
         store: ObjectStore,
+        home: LocalHome,
         progress: FileProgress,
-        keys: Collection[Key] | None = None,
+        observations: FileObservations,
+        works_on: WorksOn,
         relist_seconds: float = 30.0,
     ) -> None:
         self._store = store
+        self._home = home
         self._progress = progress
-        self._keys = keys
+        self._observations = observations
+        self._works_on = works_on
         self._relist_seconds = relist_seconds
         self._enqueue: Enqueue | None = None
         self._reported: dict[Key, tuple[float, float]] = {}
-        store.subscribe(self._changed)
+        self._marks: dict[Path, _Mark] = {}
+        store.subscribe(self._written)
 
     async def run(self, *, enqueue: Enqueue) -> None:
         """Watch until cancelled."""
@@ -43,40 +56,79 @@ class LocalWatchSource:
             while True:
                 if time.monotonic() - listed >= self._relist_seconds:
                     listed = time.monotonic()
-                    for job in self._store.find(kind="FineTuneJob"):
-                        self._changed(job)
+                    for kind in _RECONCILED:
+                        for each in self._store.find(kind=kind):
+                            self._changed(each)
+                self._look_at_objects()
                 self._look_at_progress()
+                self._look_at_observations()
                 await asyncio.sleep(_POLL_SECONDS)
         finally:
             self._enqueue = None
 
+    def _written(self, manifest: Manifest) -> None:
+        """This process has written or removed an object."""
+        if manifest["kind"] in _OURS:
+            metadata = manifest["metadata"]
+            path = self._home.objects / manifest["kind"].lower() / metadata["namespace"] / f"{metadata['name']}.json"
+            self._marks[path] = _mark(path)
+        self._changed(manifest)
+
     def _changed(self, manifest: Manifest) -> None:
         key = key_of(manifest)
-        if self._enqueue is not None and key is not None and (self._keys is None or key in self._keys):
+        if self._enqueue is not None and key is not None and self._works_on(key):
             self._enqueue(key)
+
+    def _look_at_objects(self) -> None:
+        """Tell of what other processes wrote: annotations, new jobs."""
+        for kind in _OURS:
+            for path in (self._home.objects / kind.lower()).glob("*/[!.]*.json"):
+                mark = _mark(path)
+                if self._marks.get(path) == mark:
+                    continue
+                self._marks[path] = mark
+                manifest = self._store.read(kind=kind, namespace=path.parent.name, name=path.stem)
+                if manifest is not None:
+                    self._changed(manifest)
 
     def _look_at_progress(self) -> None:
         """Tell of newer reports, of each job as often as a cluster's pods would report."""
         for job in self._store.find(kind="FineTuneJob"):
             key = key_of(job)
-            if key is None:
+            if key is None or not self._works_on(key):
                 continue
-            newest = max((_modified(path) for path in self._progress.files(uid=job["metadata"]["uid"])), default=0.0)
-            seen, told = self._reported.get(key, (0.0, float("-inf")))
+            newest = max((_mark(path)[0] for path in self._progress.files(uid=job["metadata"]["uid"])), default=0)
+            seen, told = self._reported.get(key, (0, float("-inf")))
             if newest > seen and time.monotonic() - told >= MINIMUM_INTERVAL_SECONDS:
                 self._reported[key] = (newest, time.monotonic())
                 self._changed(job)
 
+    def _look_at_observations(self) -> None:
+        """Tell of what gateways saw."""
+        for endpoint in self._store.find(kind="ModelEndpoint"):
+            key = key_of(endpoint)
+            if key is None or not self._works_on(key):
+                continue
+            if self._observations.are_news(namespace=key.namespace, endpoint=key.name):
+                self._changed(endpoint)
+
 
 def key_of(manifest: Manifest) -> Key | None:
-    """The job that a changed object concerns, None where it concerns none."""
-    metadata = manifest["metadata"]
-    name = metadata["name"] if manifest["kind"] == "FineTuneJob" else (metadata.get("labels") or {}).get(JOB_LABEL)
-    return Key(kind="FineTuneJob", namespace=metadata["namespace"], name=name) if name else None
+    """The object of ours that a changed object concerns, None where it concerns none."""
+    metadata, kind = manifest["metadata"], manifest["kind"]
+    labels = metadata.get("labels") or {}
+    if kind in _RECONCILED:
+        return Key(kind=kind, namespace=metadata["namespace"], name=metadata["name"])
+    if kind == "ModelVersion" or labels.get(OWNED_LABEL) == "ModelEndpoint":
+        endpoint = labels.get(ENDPOINT_LABEL)
+        return Key(kind="ModelEndpoint", namespace=metadata["namespace"], name=endpoint) if endpoint else None
+    job = labels.get(JOB_LABEL)
+    return Key(kind="FineTuneJob", namespace=metadata["namespace"], name=job) if job else None
 
 
-def _modified(path: Path) -> float:
+def _mark(path: Path) -> _Mark:
     try:
-        return path.stat().st_mtime
+        found = path.stat()
     except OSError:
-        return 0.0
+        return 0, 0
+    return found.st_mtime_ns, found.st_ino
