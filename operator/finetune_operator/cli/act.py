@@ -62,8 +62,8 @@ async def _wish(
         changes = resume_changes(endpoint)
         if not changes and held:
             raise CommandError(
-                f"{endpoint.metadata.name} was not paused by anybody: a regression holds it ({held}); approve, reject or"
-                " roll it back"
+                f"{endpoint.metadata.name} was not paused by anybody: a regression holds it ({held}); approve, reject"
+                " or roll it back"
             )
         return None, changes
     by = await target.user_name()
@@ -114,8 +114,6 @@ async def _follow(target: Target, *, name: str, verb: Verb, uid: str, timeout_se
                 status = ExitStatus.REJECTED if progress.given_up else ExitStatus.FAILED
                 raise CommandError(f"{name}: {progress.failed}", status=status)
         if time.monotonic() >= due:
-            message = (
-                f"{name} was not so far within {timeout_seconds:g} s; what was asked for stays asked for ({where})"
-            )
+            message = f"{name} was not so far within {timeout_seconds:g} s; the request stays ({where})"
             raise CommandError(message, status=ExitStatus.FAILED)
         await asyncio.sleep(_LOOK_SECONDS)

@@ -16,7 +16,6 @@ from finetune_operator.cli.explain_watched import held, watched
 from finetune_operator.cli.explanation import Explanation, Release, Shell
 from finetune_operator.cli.rollout_words import (
     Rollout,
-    approver,
     clients_of,
     gateways_behind,
     give_up,
@@ -42,9 +41,20 @@ def explain_endpoint(endpoint: ModelEndpoint, *, now: datetime, shell: Shell) ->
     for part in (_unseen, _stalled, _idle, _rolling_back, _starting, _promoting, held, watched, _guard):
         explanation = part(rollout)
         if explanation is not None:
-            return replace(explanation, headline=_headline(endpoint), notes=(*explanation.notes, *_notes(rollout)))
+            return _complete(explanation, rollout=rollout)
     message = status.message or "nothing is known"
-    return Explanation(headline=_headline(endpoint), now=(message,), notes=tuple(_notes(rollout)))
+    return _complete(Explanation(now=(message,)), rollout=rollout)
+
+
+def _complete(explanation: Explanation, *, rollout: Rollout) -> Explanation:
+    """With what is said of every state."""
+    decisions = tuple(f"{rollout.shell.program} {verb} " for verb in ("approve", "reject", "rollback"))
+    rights: tuple[str, ...] = ()
+    if not rollout.shell.local and any(each.command.startswith(decisions) for each in explanation.release):
+        rights = (
+            "approve, reject and rollback need the verb approve on modelendpoints (ClusterRole finetune-approve)",
+        )
+    return replace(explanation, headline=_headline(rollout.endpoint), notes=(*_notes(rollout), *rights))
 
 
 def _headline(endpoint: ModelEndpoint) -> str:
@@ -250,8 +260,7 @@ def _guard(rollout: Rollout) -> Explanation | None:
     warm = f"; {previous.name} stays warm" if previous is not None else ""
     back = Release(
         command=rollout.shell.finetune("rollback", rollout.name),
-        effect=f"all requests go back to {previous.name if previous else 'the version before'} at once"
-        + approver(rollout),
+        effect=f"all requests go back to {previous.name if previous else 'the version before'} at once",
     )
     paused = rollout.requests.pause
     ends = f"the guard ends at {due:%H:%M:%S} UTC, in {words.seconds(left)}: {stable.name} stays and the rest goes"
@@ -282,8 +291,8 @@ def _notes(rollout: Rollout) -> list[str]:
     last = status.versions[-1] if status.versions else None
     if status.step is None and last is not None and last.outcome in PARTICIPLES:
         found.append(
-            f"the last one tried, {last.name}, was {PARTICIPLES[last.outcome]} by {last.by} at {last.time:%Y-%m-%d %H:%M:%S}"
-            f" UTC: {last.reason}; it is not tried again"
+            f"the last one tried, {last.name}, was {PARTICIPLES[last.outcome]} by {last.by} at"
+            f" {last.time:%Y-%m-%d %H:%M:%S} UTC: {last.reason}; it is not tried again"
         )
     return found
 

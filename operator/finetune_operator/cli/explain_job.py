@@ -134,20 +134,20 @@ def _ended(job: FineTuneJob, *, endpoint: ModelEndpoint | None, shell: Shell) ->
     )
     rows = status.evaluation.results if status.evaluation is not None else []
     samples = tuple(words.comparison_line(row) for row in rows if not row.report)
-    base = Explanation(now=(message,), samples=samples, release=(report,) if rows else ())
+    outcome = Explanation(now=(message,), samples=samples, release=(report,) if rows else ())
     match status.phase:
         case "Succeeded":
-            return replace(base, by_itself=_made(job, endpoint=endpoint))
+            return replace(outcome, by_itself=_made(job, endpoint=endpoint))
         case "Rejected" if status.rollout is None:
             needs = [row.needed_n for row in rows if row.needed_n and row.verdict == "Inconclusive"]
             more = (f"about {max(needs)} held-out examples would decide it, in a new job",) if needs else ()
-            return replace(base, notes=(*more, "a run is a record: a changed one needs another metadata.name"))
+            return replace(outcome, notes=(*more, "a run is a record: a changed one needs another metadata.name"))
         case "Failed":
             logs = Release(command=shell.finetune("logs", name), effect="shows what the containers said last")
             stages = (logs,) if any(stage.child for stage in status.stages) else ()
             return replace(
-                base,
-                release=(*stages, *base.release),
+                outcome,
+                release=(*stages, *outcome.release),
                 notes=("a run is a record: to try again, create it under another metadata.name",),
             )
         case _:
@@ -158,7 +158,7 @@ def _ended(job: FineTuneJob, *, endpoint: ModelEndpoint | None, shell: Shell) ->
                 effect="shows what became of each version, and why",
             )
             note = "the version is not tried again; a new run makes a new one"
-            return replace(base, release=(*base.release, versions), notes=(note,))
+            return replace(outcome, release=(*outcome.release, versions), notes=(note,))
 
 
 def _made(job: FineTuneJob, *, endpoint: ModelEndpoint | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A candidate under the live statistics, or a version that a regression holds: how much was seen, how much is missing."""
+"""A candidate under the live statistics, or a version that a regression holds: what was seen, and what is missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from finetune_operator.cli import words
 from finetune_operator.cli.explanation import Explanation, Release, at_this_rate
 from finetune_operator.cli.rollout_words import (
     Rollout,
-    approver,
     clients_of,
     gateways_behind,
     give_up,
@@ -35,14 +34,14 @@ def held(rollout: Rollout) -> Explanation | None:
         release: tuple[Release, ...] = (
             Release(
                 command=rollout.shell.finetune("rollback", rollout.name),
-                effect=f"all requests go back to {back} at once{approver(rollout)}",
+                effect=f"all requests go back to {back} at once",
             ),
             go_on(rollout, effect=f"{name} stays in spite of it, and its guard goes on"),
         )
         where = f"{name} answers all requests, and"
     else:
         release = (give_up(rollout), go_on(rollout, effect=f"{name} goes on to the next step in spite of it"))
-        where = f"{name} stays at {_where(rollout)}, and"
+        where = f"{name} stays {_where(rollout)}, and"
     return Explanation(
         now=(f"{where} a regression is proven: {step.held}",),
         samples=rollout.sample_lines(),
@@ -65,7 +64,7 @@ def _approval(rollout: Rollout) -> Explanation:
     status, requests = rollout.status, rollout.requests
     candidate = status.candidate
     assert candidate is not None  # noqa: S101 - watched() has looked
-    share = f"; {_where(rollout)} goes on meanwhile" if status.step is not None and status.step.percent else ""
+    share = f"; meanwhile it stays {_where(rollout)}" if status.step is not None and status.step.percent else ""
     common = Explanation(
         now=(f"{candidate.name} has passed all steps{share}",),
         samples=rollout.sample_lines(),
@@ -103,7 +102,7 @@ def _sampling(rollout: Rollout) -> Explanation:
         seen = f"clients see only {clients_of(status)}'s answers"
         what = f"{candidate.name} answers {shadow}{probes}, for {since} so far; {seen}"
     else:
-        what = f"{candidate.name} answers clients' requests at {_where(rollout)}, for {since} so far"
+        what = f"{candidate.name} answers clients' requests {_where(rollout)}, for {since} so far"
     overdue = _overdue(rollout)
     waits = (*gateways_behind(rollout), *_missing(rollout))
     release: tuple[Release, ...] = (give_up(rollout),)
@@ -210,8 +209,8 @@ def _overdue(rollout: Rollout) -> str:
 
 
 def _where(rollout: Rollout) -> str:
-    """The place of the candidate: `shadow`, `step five, 5 % of the users`."""
+    """The place of the candidate: `in shadow`, `at step five, 5 % of the users`."""
     step, plan = rollout.status.step, rollout.plan
     if step is None or plan is None or step.stage == "Shadow" or not plan.steps:
-        return "shadow"
-    return step_words(plan, index=min(step.index, len(plan.steps) - 1))
+        return "in shadow"
+    return f"at {step_words(plan, index=min(step.index, len(plan.steps) - 1))}"

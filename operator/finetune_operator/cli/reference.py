@@ -25,7 +25,7 @@ _STATUSES = {
     ExitStatus.DONE: "done; of `run`: the job Succeeded; with `--wait`: the endpoint is in the state asked for",
     ExitStatus.FAILED: "the job Failed; the cluster did not answer; `doctor` found something that must be mended; with"
     " `--wait`: the state asked for was not reached in time, or cannot be",
-    ExitStatus.BAD_INPUT: "bad input: wrong options, a manifest or a request that is refused, a name that does not exist",
+    ExitStatus.BAD_INPUT: "bad input: wrong options, a manifest or request that is refused, a name that does not exist",
     ExitStatus.REJECTED: "the job was Rejected (not proven better) or RolledBack; of `approve --wait`: the version was",
     ExitStatus.INTERRUPTED: "stopped by Ctrl-C; `run` can go on",
 }

@@ -58,7 +58,7 @@ class Rollout:
         return "approval by a person" if stage == "Approval" else "promotion"
 
     def sample_lines(self) -> tuple[str, ...]:
-        """A line for each metric: how many samples, what was seen, between what the difference lies, and the verdict."""
+        """A line for each metric: how many samples, what was seen, where the difference lies, and the verdict."""
         step = self.status.step
         metrics = self.plan.metrics if self.plan is not None else []
         margins: dict[str, float] = {metric.name: metric.max_regression for metric in metrics}
@@ -102,25 +102,18 @@ def rolls_back(rollout: Rollout) -> str:
     return f"a regression that is proven sends all requests back to {back} at once (onRegression RollBack)"
 
 
-def approver(rollout: Rollout) -> str:
-    """Who may decide, as the end of a sentence."""
-    if rollout.shell.local:
-        return ""
-    return " (needs the verb approve on modelendpoints: ClusterRole finetune-approve)"
-
-
 def give_up(rollout: Rollout) -> Release:
     """To reject the candidate."""
     candidate, stable = rollout.status.candidate, rollout.status.stable
     name = candidate.name if candidate is not None else "the candidate"
     stays = f", {stable.name} goes on to serve" if stable is not None else ""
-    effect = f"gives {name} up for good{stays}{approver(rollout)}"
+    effect = f"gives {name} up for good{stays}"
     return Release(command=rollout.shell.finetune("reject", rollout.name), effect=effect)
 
 
 def go_on(rollout: Rollout, *, effect: str) -> Release:
     """To approve what is held."""
-    return Release(command=rollout.shell.finetune("approve", rollout.name), effect=effect + approver(rollout))
+    return Release(command=rollout.shell.finetune("approve", rollout.name), effect=effect)
 
 
 def resume(rollout: Rollout) -> Release:

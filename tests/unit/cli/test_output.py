@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.unit.cli.endpoints import V2, canary, idle, rolling_back
 from tests.unit.cli.jobs import NOW, at, ended, job_with, reported, snapshot_of, training
 from tests.wrong_manifests import valid
 
+from finetune_api.modelendpoint import APPROVE, REQUESTED_BY
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.cli import words
 from finetune_operator.cli.columns import resource_of, resource_table, value_at
 from finetune_operator.cli.describe import describe_job, describe_version
+from finetune_operator.cli.describe_endpoint import describe_endpoint
 from finetune_operator.cli.errors import CommandError
 from finetune_operator.cli.outcome import outcome
 from finetune_operator.cli.report import comparison
@@ -54,6 +57,19 @@ def test_describe_a_version() -> None:
     manifest = valid("version")
     manifest["metadata"] |= {"creationTimestamp": at(0)}
     assert_golden("describe-version", describe_version(ModelVersion.model_validate(manifest), now=NOW))
+
+
+def test_describe_an_endpoint() -> None:
+    asked = canary(annotations={APPROVE: V2, REQUESTED_BY: "ann"})
+    assert_golden("describe-endpoint-canary", describe_endpoint(asked, events=[EVENT], now=NOW))
+    assert_golden("describe-endpoint-back", describe_endpoint(rolling_back(), events=[], now=NOW))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_get_endpoints(wide: bool) -> None:
+    manifests = [each.to_dict() for each in (canary(), idle())]
+    text = resource_table(manifests, resource=resource_of("mep"), wide=wide, with_namespace=wide, now=NOW)
+    assert_golden(f"get-endpoints{'-wide' if wide else ''}", text)
 
 
 @pytest.mark.parametrize("wide", [False, True])
