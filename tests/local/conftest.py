@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import yaml
@@ -76,15 +76,15 @@ class Workspace:
         out, error = process.communicate(timeout=timeout)
         return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+    def start(self, *arguments: str | Path, stdout: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
         """Start a command in the workspace's folder."""
         process = subprocess.Popen(
             [sys.executable, "-m", "finetune_operator.cli", *map(str, arguments)],
             cwd=self.folder,
             env=self._environment(),
             text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=stdout,
+            stderr=subprocess.PIPE if stdout == subprocess.PIPE else subprocess.STDOUT,
         )
         self.processes.append(process)
         return process

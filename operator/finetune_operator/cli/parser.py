@@ -21,6 +21,7 @@ def build_parser(*, program: str = "finetune") -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _validate(commands)
     _run(commands)
+    _up(commands)
     _get(commands)
     _describe(commands)
     _explain(commands)
@@ -67,6 +68,24 @@ def _run(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "run", "run:run", text, example)
     _file_option(parser, several=False)
     help_ = "namespace of the job where its manifest has none (default)"
+    parser.add_argument("-n", "--namespace", default="default", metavar="NAME", help=help_)
+    parser.add_argument("--home", default=DEFAULT_HOME, metavar="DIR", help=f"folder of local mode ({DEFAULT_HOME})")
+    parser.add_argument("--plain", action="store_true", help="plain lines, also in a terminal")
+
+
+def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "serve ModelEndpoints on this machine, and replace their versions by better ones"
+    example = (
+        "  finetune up -f endpoint.yaml                 until Ctrl-C; the same command brings it back\n"
+        "  finetune run -f job.yaml                     meanwhile, in another terminal: makes the next version\n"
+        "  finetune approve NAME --local                what a person has to say\n\n"
+        "The first Ctrl-C lets requests under way finish, a second one does not. Jobs save a checkpoint."
+    )
+    parser = _command(commands, "up", "up:up", text, example)
+    _file_option(parser, several=True)
+    help_ = "where clients find the endpoint, at 127.0.0.1 (the port of before; at first 8080 or the next free one)"
+    parser.add_argument("--port", type=int, metavar="N", help=help_)
+    help_ = "namespace of endpoints whose manifests have none (default)"
     parser.add_argument("-n", "--namespace", default="default", metavar="NAME", help=help_)
     parser.add_argument("--home", default=DEFAULT_HOME, metavar="DIR", help=f"folder of local mode ({DEFAULT_HOME})")
     parser.add_argument("--plain", action="store_true", help="plain lines, also in a terminal")

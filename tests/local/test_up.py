@@ -1,0 +1,319 @@
+"""`finetune up` with real processes: gateway, servers with a real model, kills, a rollout, a hang, and its rollback.
+
+One endpoint lives through the tests in their order; each takes it up as the one before has left it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.local.conftest import Workspace, descendants
+from tests.local.eventually import wait_for
+
+from finetune_operator.local.cluster import LocalCluster
+from finetune_operator.local.files import read_json
+from finetune_operator.local.services import free_port
+
+pytestmark = pytest.mark.timeout(900)
+NAME = "topics"
+ROLLOUT = {
+    "shadow": {"percent": 100, "minSamples": 20},
+    "steps": [{"name": "half", "percent": 50, "minSamples": 20}],
+    "approval": "Manual",
+    "guard": {"durationSeconds": 600},
+    "metrics": [
+        {"name": "error_rate", "maxRegression": 0.2},
+        # Wide: the machine that tests run on may be busy. Requests that hang for twice as long open the breaker.
+        {"name": "latency_seconds", "limit": 2.0, "maxRegression": 0.4},
+    ],
+}
+
+
+@dataclass(kw_only=True)
+class Served:
+    """A workspace with an endpoint, and the `finetune up` that serves it."""
+
+    workspace: Workspace
+    port: int
+    up: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Run `finetune up`."""
+        out = (self.workspace.folder / "up.log").open("a")
+        self.up = self.workspace.start("up", "-f", "endpoint.yaml", "--port", str(self.port), stdout=out)
+
+    def said(self) -> str:
+        """All that it has printed, of all starts."""
+        return (self.workspace.folder / "up.log").read_text()
+
+    def end(self, number: signal.Signals) -> int:
+        """End `finetune up` by a signal; its exit status."""
+        assert self.up is not None
+        self.up.send_signal(number)
+        self.up.wait(timeout=120)
+        return self.up.returncode
+
+    def status(self) -> dict[str, Any]:
+        """The endpoint's."""
+        found = read_json(self.workspace.home.objects / "modelendpoint" / "default" / f"{NAME}.json") or {}
+        return found.get("status") or {}
+
+    def phase(self) -> str:
+        """The endpoint's."""
+        return str(self.status().get("phase"))
+
+    def pods(self, component: str) -> list[dict[str, Any]]:
+        """Pods of the gateway, or of servers."""
+        found = (read_json(path) for path in (self.workspace.home.objects / "pod" / "default").glob("[!.]*.json"))
+        return [pod for pod in found if pod and pod["metadata"]["labels"].get("finetune.dev/component") == component]
+
+    def pid(self, component: str, *, version: str | None = None) -> int:
+        """The process of a pod's container."""
+        fitting = [
+            pod
+            for pod in self.pods(component)
+            if version is None or pod["metadata"]["labels"]["finetune.dev/version"] == version
+        ]
+        assert len(fitting) == 1, fitting
+        process = read_json(
+            self.workspace.home.pod(namespace="default", name=fitting[0]["metadata"]["name"]) / "process.json"
+        )
+        return int(process["container"]["pid"])
+
+    def restarts(self, component: str) -> int:
+        """Of the only pod of the component, once it is ready again."""
+        (pod,) = self.pods(component)
+        state = (pod["status"].get("containerStatuses") or [{}])[0]
+        return int(state["restartCount"]) if state.get("ready") else -1
+
+    def ask(self, *, user: str = "ann") -> tuple[int, Any]:
+        """One request of a client: status and answer."""
+        body = json.dumps({"input": "who won the match?", "user": user}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/v1/classify", data=body, headers={"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def answers(self) -> bool:
+        """Whether clients are served."""
+        return self.ask()[0] == 200
+
+
+@dataclass(kw_only=True)
+class Traffic:
+    """Clients that ask all the time."""
+
+    served: Served
+    failures: list[tuple[int, Any]] = field(default_factory=list)
+    answered: int = 0
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def ask_on(self, first: int) -> None:
+        """Ask as one user after the other."""
+        number = first
+        while not self.stopped.is_set():
+            status, answer = self.served.ask(user=f"user-{number}")
+            if status == 200:
+                self.answered += 1
+            else:
+                self.failures.append((status, answer))
+            number += 2
+            time.sleep(0.05)
+
+
+@contextmanager
+def traffic(served: Served) -> Iterator[Traffic]:
+    """Two clients at a time."""
+    made = Traffic(served=served)
+    threads = [threading.Thread(target=made.ask_on, args=(first,)) for first in (0, 1)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield made
+    finally:
+        made.stopped.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """An endpoint without a version, served."""
+    workspace = Workspace(folder=tmp_path_factory.mktemp("up"))
+    endpoint = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "ModelEndpoint",
+        "metadata": {"name": NAME},
+        "spec": {
+            "task": "SequenceClassification",
+            "serving": {"runtime": "FastAPI", "replicas": 2},
+            "rollout": ROLLOUT,
+        },
+    }
+    (workspace.folder / "endpoint.yaml").write_text(yaml.safe_dump(endpoint))
+    made = Served(workspace=workspace, port=free_port())
+    try:
+        made.start()
+        yield made
+    finally:
+        for pid in [each for process in workspace.processes for each in descendants(process.pid)]:
+            os.kill(pid, signal.SIGKILL)
+        for path in workspace.home.root.glob("pods/*/*/process.json"):
+            process = read_json(path)
+            for name in ("shim", "container"):
+                for pid in descendants(process[name]["pid"]) if process else ():
+                    os.kill(pid, signal.SIGKILL)
+        workspace.close()
+
+
+def version(served: Served, name: str) -> dict[str, Any]:
+    """A stored ModelVersion."""
+    found = read_json(served.workspace.home.objects / "modelversion" / "default" / f"{name}.json")
+    assert found is not None
+    return dict(found)
+
+
+def until(served: Served, look: Callable[[], Any], *, what: str, seconds: float = 120) -> Any:
+    """Wait, and tell all that is known when it does not come."""
+    try:
+        return wait_for(look, seconds=seconds, what=what)
+    except TimeoutError:
+        status = json.dumps(served.status(), indent=1)
+        logs = "".join(
+            f"== {path.name}\n{path.read_text()[-1500:]}"
+            for path in served.workspace.home.root.glob("endpoint-logs/*/*/*.log")
+        )
+        raise AssertionError(f"{what} did not happen\n{status}\n{served.said()}\n{logs}") from None
+
+
+def test_a_job_that_runs_beside_it_brings_the_first_version(served: Served) -> None:
+    until(served, lambda: served.phase() == "Empty", what="looking at the endpoint")
+    workspace = served.workspace
+    workspace.write_data(rows=60)
+    job = workspace.write_job("first", endpointRef={"name": NAME}, training={"maxSteps": 8, "maxLength": 32},
+        evaluation={"baseline": "Base", "metrics": [{"name": "accuracy", "maxRegression": 0.9}]})  # fmt: skip
+    ended = workspace.finetune("run", "-f", job)
+    assert ended.returncode == 0, ended.stdout + ended.stderr + served.said()
+    assert "It runs first; following." in ended.stderr, "one process works in the folder: the one that serves"
+    until(served, lambda: served.phase() == "Idle", what="promotion")
+    assert served.status()["stable"]["name"] == "first"
+    status, answer = served.ask()
+    assert status == 200, answer
+    assert answer["label"] in ("ai", "food", "sports")
+    assert f"listening at http://127.0.0.1:{served.port}/v1" in served.said()
+
+
+def test_a_killed_server_and_a_killed_gateway_are_started_again(served: Served) -> None:
+    epoch = served.status()["routes"]["epoch"]
+    for component in ("server", "gateway"):
+        os.kill(served.pid(component), signal.SIGKILL)
+        until(served, lambda: served.restarts(component) == 1, what=f"a new {component}")  # noqa: B023 - called at once
+        until(served, served.answers, what="an answer")
+        (pod,) = served.pods(component)
+        assert pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 137
+    assert served.status()["routes"]["epoch"] == epoch, "both are where they were"
+
+
+def test_a_killed_up_is_taken_over_by_the_same_command(served: Served) -> None:
+    pids = served.pid("gateway"), served.pid("server")
+    served.end(signal.SIGKILL)
+    assert served.answers(), "clients notice nothing"
+    served.start()
+    until(served, lambda: served.said().count("will be at") == 2, what="the second start")
+    until(served, lambda: served.phase() == "Idle" and served.answers(), what="an answer")
+    time.sleep(1.0)
+    assert (served.pid("gateway"), served.pid("server")) == pids
+    assert [served.restarts(component) for component in ("server", "gateway")] == [1, 1]
+
+
+def test_a_next_version_goes_through_shadow_canary_and_approval(served: Served) -> None:
+    first = version(served, "first")
+    second = {key: value for key, value in copy.deepcopy(first).items() if key != "status"}
+    second["metadata"] = {"name": "second", "namespace": "default", "labels": first["metadata"]["labels"]}
+    second["spec"]["baseline"] = {"name": "first", "digest": first["spec"]["artifact"]["digest"]}
+    with traffic(served) as clients:
+        LocalCluster(home=served.workspace.home).submit(manifest=second)
+        until(served, lambda: served.phase() == "AwaitingApproval", what="the end of the canary")
+        approved = served.workspace.finetune("approve", NAME, "--local")
+        assert approved.returncode == 0, approved.stderr
+        until(served, lambda: served.phase() == "Guarding", what="promotion")
+    assert clients.failures == []
+    assert clients.answered > 40
+    assert served.status()["stable"]["name"] == "second"
+    until(served, lambda: "Guarding: " in served.said(), what="a line that says so")
+    phases = ["Shadowing: ", "Canary: ", "AwaitingApproval: ", "Guarding: "]
+    assert sorted(phases, key=served.said().index) == phases
+
+
+def test_a_server_that_hangs_under_guard_is_left(served: Served) -> None:
+    hanging = served.pid("server", version="second")
+    with traffic(served) as clients:
+        os.kill(hanging, signal.SIGSTOP)
+        began = time.monotonic()
+        until(served, lambda: served.status()["versions"][-1]["outcome"] == "RolledBack", what="the rollback")
+        took = time.monotonic() - began
+        until(served, lambda: served.phase() == "Idle", what="the end of the rollback")
+        os.kill(hanging, signal.SIGCONT)
+    assert clients.failures == []
+    assert served.status()["stable"]["name"] == "first"
+    assert served.status()["versions"][-1]["name"] == "second"
+    assert took < 20, f"{took:.1f} s"
+    until(served, lambda: len(served.pods("server")) == 1, what="the end of its server")
+
+
+def test_ctrl_c_ends_all_and_the_same_command_brings_it_back(served: Served) -> None:
+    assert served.end(signal.SIGINT) == 130
+    assert "All is ended; nothing was lost." in served.said()
+    assert processes_of(served.workspace.folder) == []
+    assert served.ask()[0] == 0
+    served.start()
+    until(served, served.answers, what="an answer")
+    assert served.status()["stable"]["name"] == "first"
+    assert served.end(signal.SIGTERM) == 130
+    assert processes_of(served.workspace.folder) == [], "nothing is left behind"
+
+
+def test_what_this_machine_cannot_do_is_said(served: Served) -> None:
+    workspace = served.workspace
+    text = (workspace.folder / "endpoint.yaml").read_text()
+    (workspace.folder / "gpus.yaml").write_text(text.replace("replicas: 2", "gpus: 64"))
+    refused = workspace.finetune("up", "-f", "gpus.yaml")
+    assert refused.returncode == 2
+    assert "spec.serving.gpus: 64 GPUs are wanted for each version, this machine has" in refused.stderr
+    taken = workspace.finetune("up", "-f", workspace.write_job("no-endpoint"))
+    assert taken.returncode == 2
+    assert "up takes ModelEndpoints, found FineTuneJob" in taken.stderr
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of processes that have to do with a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in text:
+            found.append(text)
+    return found
