@@ -44,6 +44,7 @@ class Running:
     url: str
     session: aiohttp.ClientSession
     inbox: ProgressInbox
+    observations: ObservationInbox
     enqueued: list[Key]
 
     async def post(
@@ -83,7 +84,8 @@ async def open_door(apiserver: ApiServer) -> AsyncIterator[Running]:
             serving(application=application, host="127.0.0.1", port=0, tls=tls) as port,
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust)) as session,
         ):
-            yield Running(url=f"https://127.0.0.1:{port}", session=session, inbox=inbox, enqueued=enqueued)
+            url = f"https://127.0.0.1:{port}"
+            yield Running(url=url, session=session, inbox=inbox, observations=observations, enqueued=enqueued)
 
 
 @pytest.fixture
