@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.api.people import members, policed, team
 from tests.harness import ApiServer, MissingPrerequisite
 from tests.harness.preparation import prepare_collected, prepare_for_api
 from tests.harness.prerequisites import require_for_api
 from tests.harness.store import ROOT
+
+__all__ = ["members", "policed", "team"]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from datetime import UTC, datetime
 
 from finetune_api.finetunejob import FineTuneJob
@@ -15,7 +16,7 @@ from finetune_operator.cli.errors import ExitStatus
 from finetune_operator.cli.sections import INDENT
 from finetune_operator.cli.tables import table
 from finetune_operator.cli.target import Target, open_target
-from finetune_operator.ports import Manifest
+from finetune_operator.ports import Manifest, UnavailableError
 
 
 async def run(options: argparse.Namespace) -> int:
@@ -39,7 +40,12 @@ async def run(options: argparse.Namespace) -> int:
 
 async def _events_of(manifest: Manifest, *, target: Target) -> list[Manifest]:
     uid = manifest["metadata"]["uid"]
-    events = await target.cluster.list(kind="Event", namespace=target.namespace)
+    """What was said about the object; nothing where the user may read the object and not the events."""
+    try:
+        events = await target.cluster.list(kind="Event", namespace=target.namespace)
+    except UnavailableError as error:
+        print(f"note: events are left out: {error}", file=sys.stderr)
+        return []
     return [event for event in events if (event.get("regarding") or {}).get("uid") == uid]
 
 

@@ -221,7 +221,7 @@ def stored(cluster: LocalCluster) -> Manifest:
     return found
 
 
-def annotations(cluster: LocalCluster) -> dict[str, str]:
+def asked(cluster: LocalCluster) -> dict[str, str]:
     return dict(stored(cluster)["metadata"].get("annotations", {}))
 
 
@@ -231,7 +231,7 @@ def test_approve_beside_a_process_that_works_in_the_folder(home: LocalHome, caps
     with home.locked():
         assert main(["approve", "router", "--local"]) == 0
     after = stored(cluster)
-    assert annotations(cluster) == {APPROVE: V2, REQUESTED_BY: ME}
+    assert asked(cluster) == {APPROVE: V2, REQUESTED_BY: ME}
     assert after["status"] == before["status"]
     assert after["spec"] == before["spec"]
     assert int(after["metadata"]["resourceVersion"]) > int(before["metadata"]["resourceVersion"])
@@ -256,7 +256,7 @@ async def test_a_status_that_was_computed_before_the_request_does_not_undo_it(ho
     assert fresh is not None
     written = await cluster.replace_status(manifest={**fresh, "status": {"phase": "Idle"}})
     assert int(written["metadata"]["resourceVersion"]) > int(fresh["metadata"]["resourceVersion"])
-    assert annotations(cluster) == {APPROVE: V2}
+    assert asked(cluster) == {APPROVE: V2}
 
 
 def test_writers_take_turns(home: LocalHome) -> None:
@@ -271,18 +271,18 @@ def test_writers_take_turns(home: LocalHome) -> None:
 
     with ThreadPoolExecutor(3) as writers:
         list(writers.map(annotate, range(3)))
-    assert len(annotations(cluster)) == 60
+    assert len(asked(cluster)) == 60
 
 
 def test_pause_and_resume(home: LocalHome, capsys: pytest.CaptureFixture[str]) -> None:
     cluster = store(home, canary())
     assert main(["pause", "router", "--local"]) == 0
-    assert annotations(cluster) == {PAUSE: "true", REQUESTED_BY: ME}
+    assert asked(cluster) == {PAUSE: "true", REQUESTED_BY: ME}
     assert "nothing works in this folder now: it takes effect when `finetune up` runs" in capsys.readouterr().out
     assert main(["pause", "router", "--local"]) == 0
     assert capsys.readouterr().out == "router is paused already\n"
     assert main(["resume", "router", "--local"]) == 0
-    assert annotations(cluster) == {}
+    assert asked(cluster) == {}
     capsys.readouterr()
     assert main(["resume", "router", "--local"]) == 0
     assert capsys.readouterr().out == "router is not paused by anybody\n"
@@ -322,7 +322,7 @@ def test_waiting(
     changed = then.to_dict()["status"]
 
     def change() -> None:
-        wait_until(lambda: APPROVE in annotations(cluster), what="the request", timeout_s=10)
+        wait_until(lambda: APPROVE in asked(cluster), what="the request", timeout_s=10)
         cluster.set_status(stored(cluster), changed)
 
     with ThreadPoolExecutor(1) as others:
@@ -354,6 +354,6 @@ def test_a_rollback_names_what_it_leaves(home: LocalHome, capsys: pytest.Capture
     cluster = store(home, guarding(conditions=[condition("Ready", "False", "Guarding", "")]))
     assert main(["rollback", "router", "--local", "--version", "v1"]) == 2
     assert "it can be done with v2" in capsys.readouterr().err
-    assert annotations(cluster) == {}
+    assert asked(cluster) == {}
     assert main(["rollback", "router", "--local", "--version", "v2"]) == 0
-    assert annotations(cluster) == {ROLLBACK: V2, REQUESTED_BY: ME}
+    assert asked(cluster) == {ROLLBACK: V2, REQUESTED_BY: ME}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -39,8 +39,8 @@ PAUSED = {PAUSE: "true", REQUESTED_BY: "bob"}
 LATE = NOW + timedelta(seconds=3601)
 
 
-def explained(found: ModelEndpoint, **more: Any) -> Explanation:
-    return explain_endpoint(found, **({"now": NOW, "shell": SHELL} | more))
+def explained(found: ModelEndpoint, *, now: datetime = NOW, shell: Shell = SHELL) -> Explanation:
+    return explain_endpoint(found, now=now, shell=shell)
 
 
 def typed(explanation: Explanation) -> list[str]:
