@@ -7,7 +7,7 @@ import asyncio
 import time
 from datetime import datetime
 
-from finetune_api.modelendpoint import APPROVE, ModelEndpoint, ServedVersion
+from finetune_api.modelendpoint import ModelEndpoint, ServedVersion
 from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.follow_ups import what_follows
 from finetune_operator.cli.target import Target, open_target, shell_of
@@ -19,6 +19,7 @@ from finetune_operator.cli.wishes import (
     progress_of,
     resume_changes,
     version_meant,
+    withdraws_approval,
 )
 from finetune_operator.ports import UnavailableError
 
@@ -85,7 +86,7 @@ def _say(
     subject = f"{version.name} at {name}" if version is not None else name
     print(f"{subject}: {_PARTICIPLES[verb]}")
     print(f"next: {what_follows(endpoint, verb=verb, version=version)}")
-    if verb == "pause" and changes.get(APPROVE, "") is None and APPROVE in endpoint.metadata.annotations:
+    if verb == "pause" and withdraws_approval(endpoint, changes=changes):
         print("the approval that somebody else had given is withdrawn")
     if target.home is not None and not target.home.is_in_use:
         print("nothing works in this folder now: it takes effect when `finetune up` runs")

@@ -83,6 +83,11 @@ def pause_changes(endpoint: ModelEndpoint, *, by: str) -> Changes:
     return {**_void_decisions(endpoint), **withdrawn, PAUSE: "true", REQUESTED_BY: by}
 
 
+def withdraws_approval(endpoint: ModelEndpoint, *, changes: Changes) -> bool:
+    """Whether these changes take back an approval that is in force."""
+    return changes.get(APPROVE, "") is None and APPROVE not in _void_decisions(endpoint)
+
+
 def resume_changes(endpoint: ModelEndpoint) -> Changes:
     """To go on; empty where nobody has paused it."""
     known = endpoint.metadata.annotations

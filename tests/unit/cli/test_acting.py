@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pwd
 from concurrent.futures import ThreadPoolExecutor
@@ -38,10 +39,14 @@ from finetune_operator.cli.wishes import (
     progress_of,
     resume_changes,
     version_meant,
+    withdraws_approval,
 )
-from finetune_operator.local.cluster import LocalCluster
+from finetune_operator.local.cluster import LocalCluster, utc_now
 from finetune_operator.local.home import LocalHome
-from finetune_operator.ports import ConflictError, Manifest
+from finetune_operator.local.observations import FileObservations
+from finetune_operator.local.progress import FileProgress
+from finetune_operator.local.watch import LocalWatchSource
+from finetune_operator.ports import ConflictError, Key, Manifest
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 HELD = {"step": {"held": "quality: worse"}, "rollout": {"onRegression": "Pause"}, "phase": "Paused"}
@@ -122,6 +127,14 @@ def test_a_decision_takes_the_place_of_all_others() -> None:
 )
 def test_a_pause_signs_for_nothing_but_itself(known: dict[str, str], by: str, changes: dict[str, Any]) -> None:
     assert pause_changes(canary(annotations=known), by=by) == changes
+
+
+@pytest.mark.parametrize(("uid", "withdrawn"), [(V2, True), (V3, False)], ids=["in force", "void"])
+def test_only_an_approval_in_force_is_withdrawn(uid: str, withdrawn: bool) -> None:
+    found = canary(annotations={APPROVE: uid, REQUESTED_BY: "ann"})
+    changes = pause_changes(found, by="bob")
+    assert changes[APPROVE] is None
+    assert withdraws_approval(found, changes=changes) == withdrawn
 
 
 @pytest.mark.parametrize(
@@ -257,6 +270,27 @@ async def test_a_status_that_was_computed_before_the_request_does_not_undo_it(ho
     written = await cluster.replace_status(manifest={**fresh, "status": {"phase": "Idle"}})
     assert int(written["metadata"]["resourceVersion"]) > int(fresh["metadata"]["resourceVersion"])
     assert asked(cluster) == {APPROVE: V2}
+
+
+async def test_whoever_works_in_the_folder_is_told(home: LocalHome) -> None:
+    working, mine = store(home, awaiting()), LocalCluster(home=home)
+    watch = LocalWatchSource(
+        store=working.store,
+        home=home,
+        progress=FileProgress(store=working.store, home=home, clock=utc_now),
+        observations=FileObservations(store=working.store, home=home),
+        works_on=lambda key: True,
+    )
+    told: asyncio.Queue[Key] = asyncio.Queue()
+    watching = asyncio.create_task(watch.run(enqueue=told.put_nowait))
+    key = Key(kind="ModelEndpoint", namespace="default", name="router")
+    assert await asyncio.wait_for(told.get(), 10) == key, "it lists what there is when it begins"
+    await asyncio.sleep(0)
+    while not told.empty():
+        told.get_nowait()
+    mine.annotate(kind="ModelEndpoint", namespace="default", name="router", annotations={APPROVE: V2})
+    assert await asyncio.wait_for(told.get(), 10) == key
+    watching.cancel()
 
 
 def test_writers_take_turns(home: LocalHome) -> None:
