@@ -8,7 +8,7 @@ A run's folder (`locations.run`):
 
     data/          train.jsonl validation.jsonl test.jsonl manifest.json (digests) quarantine.jsonl
     checkpoints/   step-N/ ... COMPLETE (last)
-    model/         the saved model ... COMPLETE (last)
+    model/         the saved model, probes.jsonl (held-out prompts for what serves it) ... COMPLETE (last)
     evaluation/    examples.jsonl (scores of each) report.json report.html
 """
 
@@ -30,6 +30,10 @@ MASTER_ADDRESS_VARIABLE = "FINETUNE_MASTER_ADDR"
 MASTER_PORT_VARIABLE = "FINETUNE_MASTER_PORT"
 NODE_RANK_VARIABLE = "JOB_COMPLETION_INDEX"
 """Set by Kubernetes in each pod of an Indexed Job."""
+SERVE_HOST_VARIABLE = "FINETUNE_SERVE_HOST"
+"""Address to serve at. Default: all of the container's."""
+SERVE_PORT_VARIABLE = "FINETUNE_SERVE_PORT"
+"""Instead of the order's port, where servers share one machine's (local mode)."""
 
 
 class Identity(StrictModel):
@@ -191,8 +195,18 @@ class ServeOrder(StrictModel):
     task: Task
     labels: list[str] | None = None
     """The classes of a classifier, in the order of its outputs."""
-    port: int = 8000
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    precision: Literal["Auto", "FP32", "BF16"] = "Auto"
+    """Auto: BF16 on a GPU that has it, FP32 (as evaluated) on a CPU."""
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 4
+    """Answers that take turns, token by token. Each holds its keys and values in memory."""
+    max_waiting: Annotated[int, Field(ge=0, le=10000)] = 64
+    """Requests beyond those that wait for their turn; more get 429."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=131072)] = 1024
+    """Longest answer, whatever a request asks for."""
+    grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 50.0
+    """After SIGTERM: how long requests under way may take. Less than the pod's own grace period."""
 
 
-Run = Annotated[PrepareRun | TrainRun | EvaluateRun, Field(discriminator="stage")]
-run_adapter: TypeAdapter[PrepareRun | TrainRun | EvaluateRun] = TypeAdapter(Run)
+Run = Annotated[PrepareRun | TrainRun | EvaluateRun | ServeOrder, Field(discriminator="stage")]
+run_adapter: TypeAdapter[PrepareRun | TrainRun | EvaluateRun | ServeOrder] = TypeAdapter(Run)

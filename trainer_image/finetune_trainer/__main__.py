@@ -1,17 +1,23 @@
 """The container's entry point: `python -m finetune_trainer` does the one stage that $FINETUNE_RUN_FILE orders.
 
+`serve` says that the order must be one to serve a version; `fetch` only verifies that version's files and links them
+for another server. `--run-file` names the file instead of the variable.
+
 It ends with an exit code of `finetune_api.results.ExitCode` and a termination message of at most 4 KiB, whatever
 happens short of SIGKILL.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import ValidationError
 
@@ -22,6 +28,7 @@ from finetune_api.run import (
     TERMINATION_LOG_VARIABLE,
     EvaluateRun,
     PrepareRun,
+    ServeOrder,
     TrainRun,
     run_adapter,
 )
@@ -29,6 +36,9 @@ from finetune_trainer import termination
 from finetune_trainer.cores import limit_threads
 from finetune_trainer.errors import StageError, bad_configuration, from_write_failure
 from finetune_trainer.logs import set_up_logging
+
+if TYPE_CHECKING:
+    from finetune_trainer.serving.process import Wrap
 
 log = logging.getLogger("finetune_trainer")
 
@@ -40,11 +50,28 @@ class _Stopped(BaseException):
     """SIGTERM. Not an Exception, so that no library's error handling takes it for one of its own."""
 
 
-def main() -> int:
-    """Do the stage; the process's exit code."""
+class _Arguments(argparse.ArgumentParser):
+    """Wrong arguments are a bad configuration like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise StageError (78)."""
+        raise bad_configuration("BadArguments", f"{message}; {self.format_usage().strip()}")
+
+
+def main(arguments: Sequence[str] | None = None, *, wrap: Wrap | None = None) -> int:
+    """Do the stage; the process's exit code. `wrap`: see `finetune_trainer.serving.process.serve`."""
     set_up_logging()
     try:
-        run = _read_run()
+        parser = _Arguments(prog="finetune_trainer", description="Do the one stage that a run file orders.")
+        parser.add_argument("command", nargs="?", choices=("serve", "fetch"), help="what the order must be for")
+        parser.add_argument("--run-file", help=f"the run file (default: ${RUN_FILE_VARIABLE})")
+        options = parser.parse_args(arguments)
+        run = _read_run(options.run_file or os.environ.get(RUN_FILE_VARIABLE))
+        if isinstance(run, ServeOrder):
+            _serve(run, only_fetch=options.command == "fetch", wrap=wrap)
+            return int(ExitCode.DONE)
+        if options.command is not None:
+            raise bad_configuration("BadRunFile", f"the order is to {run.stage}, not to {options.command}")
         if not isinstance(run, TrainRun):
             # Train handles SIGTERM itself: all its processes agree on a step and save.
             _stop_on_sigterm()
@@ -62,8 +89,23 @@ def main() -> int:
     return int(ExitCode.DONE)
 
 
-def _read_run() -> PrepareRun | TrainRun | EvaluateRun:
-    name = os.environ.get(RUN_FILE_VARIABLE)
+def _serve(order: ServeOrder, *, only_fetch: bool, wrap: Wrap | None) -> None:
+    limit_threads(os.environ)
+    if only_fetch:
+        _stop_on_sigterm()
+        from finetune_trainer.serving import artifact
+        from finetune_trainer.storage import Storage
+
+        log.info("verified: %s", artifact.link_files(order, storage=Storage(locations=order.locations)))
+        return
+    # Until the server has its own handler. An exception would not do: torch, half imported, aborts on it.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(ExitCode.DONE))
+    from finetune_trainer.serving import process
+
+    process.serve(order, wrap=wrap or (lambda app: app))
+
+
+def _read_run(name: str | None) -> PrepareRun | TrainRun | EvaluateRun | ServeOrder:
     if not name:
         raise bad_configuration(
             "BadRunFile", f"${RUN_FILE_VARIABLE} is not set; it names the file with the run's orders"

@@ -87,7 +87,7 @@ def load_model(folder: Path, *, task: Task, dtype: DType, labels: Sequence[str] 
     from torch's generator where the base has none of that size, so seed it first. Raises StageError (78) when the
     folder lacks weights that the model needs: transformers alone would fill them with random numbers.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
     options: dict[str, Any] = {
         "dtype": dtype,
@@ -107,7 +107,7 @@ def load_model(folder: Path, *, task: Task, dtype: DType, labels: Sequence[str] 
         }
         loader: Any = AutoModelForSequenceClassification
     else:
-        loader = AutoModelForCausalLM
+        loader = AutoModelForSeq2SeqLM if task == "Seq2Seq" else AutoModelForCausalLM
     try:
         model, report = loader.from_pretrained(str(folder), **options)
     except (OSError, ValueError, KeyError) as error:

@@ -1,7 +1,7 @@
 """The trained model as an artifact: saved, verified, loaded again by a process that knows nothing but the files.
 
 model/   LoRA: adapter_model.safetensors, adapter_config.json. Full: model.safetensors, config.json.
-         Both: the tokenizer, COMPLETE.
+         Both: the tokenizer, held-out prompts (probes.jsonl), COMPLETE.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -55,14 +56,7 @@ def load_artifact(
 
     Raises StageError: 66 where the artifact is gone or torn, 78 where it is not the one that was recorded.
     """
-    complete = storage.read_complete(artifact.uri)
-    if complete is None:
-        raise not_found(f"{artifact.uri} is gone or damaged", reason="ArtifactTorn")
-    if complete.digest != artifact.digest:
-        raise bad_configuration(
-            "ArtifactChanged",
-            f"{artifact.uri} is not the model that was recorded ({complete.digest} instead of {artifact.digest})",
-        )
+    verify_artifact(artifact, at=artifact.uri, storage=storage)
     with storage.local_copy(artifact.uri) as folder:
         if artifact.format != "Adapter":
             model = load_folder(folder, base=None, format=artifact.format, task=task, labels=labels, dtype=dtype)
@@ -70,6 +64,21 @@ def load_artifact(
             with base_model.local_folder(base, storage=storage) as base_folder:
                 model = load_folder(folder, base=base_folder, format="Adapter", task=task, labels=labels, dtype=dtype)
         return model, base_model.load_tokenizer(folder)
+
+
+def verify_artifact(artifact: Artifact, *, at: str, storage: Storage) -> None:
+    """Compare what lies at a URI (the artifact's own, or a copy's) with the record, byte for byte.
+
+    Raises StageError: 66 where it is gone or torn, 78 where it is not the one that was recorded.
+    """
+    complete = storage.read_complete(at)
+    if complete is None:
+        raise not_found(f"{artifact.uri} is gone or damaged", reason="ArtifactTorn")
+    if complete.digest != artifact.digest:
+        raise bad_configuration(
+            "ArtifactChanged",
+            f"{artifact.uri} is not the model that was recorded ({complete.digest} instead of {artifact.digest})",
+        )
 
 
 def load_folder(
@@ -99,8 +108,9 @@ def save(
     probe: Probe,
     input_digest: str,
     extra: dict[str, Any],
+    companions: Mapping[str, str] = MappingProxyType({}),
 ) -> Artifact:
-    """Save a trained model, verify it, and only then publish it.
+    """Save a trained model, verify it, and only then publish it. `companions`: more files, name -> text.
 
     Raises StageError: 70 ModelNotVerified where something is missing, not finite, or loads as another model.
     """
@@ -109,6 +119,8 @@ def save(
         model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card names paths of this container
+        for name, text in companions.items():
+            (folder / name).write_text(text, encoding="utf-8")
         check_tensors(model, folder)
         _load_again(folder, base_folder=base_folder, format=format, task=task, labels=labels, probe=probe)
         complete = storage.publish(folder, to=to, input_digest=input_digest, extra=extra)

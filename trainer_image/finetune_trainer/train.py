@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from finetune_api.results import ExitCode, TrainResult
 from finetune_api.run import TrainRun
 from finetune_api.shared_fields import Artifact
-from finetune_trainer import base_model, saved_model
+from finetune_trainer import base_model, held_out_probes, saved_model
 from finetune_trainer.checkpoint import Checkpoints, TrainingState
 from finetune_trainer.dataset import data_folder, read_manifest, read_split
 from finetune_trainer.encoding import IGNORED, Batch, Encoded, encode, pack, packed_batch, padded_batch
@@ -373,10 +373,17 @@ def _save(
             probe=saved_model.probe(model, input_ids=setup.examples[0].ids),
             input_digest=input_digest(setup.run),
             extra={"result": stored.to_dict()},
+            companions={held_out_probes.FILE_NAME: _probes(setup)},
         )
         result = result.model_copy(update={"artifact": artifact})
     setup.gang.wait()
     return result
+
+
+def _probes(setup: Setup) -> str:
+    """The test split's prompts, for whatever serves the model."""
+    held_out = read_split(setup.storage, data=data_folder(setup.run.locations.run), split="test")
+    return held_out_probes.to_text(held_out_probes.make_probes(held_out, task=setup.run.model.task))
 
 
 def _write_log(setup: Setup, state: TrainingState) -> None:

@@ -1,0 +1,210 @@
+"""OpenAI's API as its own client and as careless clients use it, answered by a small model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+from tests.trainer.serving.server_process import ENDPOINT, ServerProcess, get, order_for, post, serving
+
+from finetune_api.base import VersionReference
+
+pytestmark = pytest.mark.timeout(180)
+HELLO: Any = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(scope="module")
+def server(small_chat: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("chat-server")
+    order = order_for(small_chat, folder=folder, maxNewTokens=400, concurrency=2, maxWaiting=2)
+    with serving(folder, order) as process:
+        yield process
+
+
+@pytest.fixture
+async def client(server: ServerProcess) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+async def test_an_answer_is_the_same_streamed_and_whole(client: openai.AsyncOpenAI) -> None:
+    whole = await client.chat.completions.create(model=ENDPOINT, messages=HELLO, max_tokens=40)
+    stream = await client.chat.completions.create(
+        model=ENDPOINT, messages=HELLO, max_tokens=40, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert text.strip()
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason == "length"
+    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 40
+    assert len(chunks) > 10, "it is streamed as it is generated"
+
+
+async def test_decoding_is_greedy_unless_asked_and_seeds_repeat(client: openai.AsyncOpenAI) -> None:
+    async def ask(**options: Any) -> str | None:
+        answer = await client.chat.completions.create(model=ENDPOINT, messages=HELLO, max_tokens=12, **options)
+        return answer.choices[0].message.content
+
+    assert await ask() == await ask(temperature=0) == await ask(temperature=1.5, top_p=1e-9)
+    one, again, other = [await ask(temperature=1.5, seed=seed) for seed in (1, 1, 2)]
+    assert one == again != other
+
+
+async def test_stop_strings_end_an_answer_and_are_not_shown(client: openai.AsyncOpenAI) -> None:
+    whole = (await client.chat.completions.create(model=ENDPOINT, messages=HELLO, max_tokens=40)).choices[0]
+    stop = (whole.message.content or "")[20:24]
+    cut = (await client.chat.completions.create(model=ENDPOINT, messages=HELLO, max_tokens=40, stop=[stop])).choices[0]
+    assert cut.finish_reason == "stop"
+    assert cut.message.content == (whole.message.content or "").split(stop)[0]
+
+
+async def test_completions_and_models(client: openai.AsyncOpenAI) -> None:
+    answer = await client.completions.create(model=ENDPOINT, prompt="Once upon", max_tokens=5)
+    assert (answer.object, answer.usage and answer.usage.completion_tokens) == ("text_completion", 5)
+    assert [model.id async for model in client.models.list()] == [ENDPOINT]
+    assert (await client.models.retrieve(ENDPOINT)).id == ENDPOINT
+    with pytest.raises(openai.NotFoundError):
+        await client.models.retrieve("gpt-5")
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "named"),
+    [
+        ({"model": "gpt-5"}, 404, "'router' only"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": "Hello"}, 400, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 400, "messages.0"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "surrogate"),
+        ({"messages": [{"role": "user", "content": "word " * 400}]}, 400, "context is 256 tokens"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"max_tokens": "5"}, 400, "max_tokens"),
+        ({"temperature": 3}, 400, "temperature"),
+        ({"top_p": 0}, 400, "top_p"),
+        ({"n": 2}, 400, "n: "),
+        ({"stop": ["a"] * 5}, 400, "stop"),
+        ({"tools": [{"type": "function"}]}, 400, "tools: not supported"),
+        ({"logprobs": True}, 400, "logprobs: not supported"),
+        ({"stream": "yes"}, 400, "stream"),
+    ],
+)
+async def test_wrong_requests_are_refused_in_openai_s_form(
+    server: ServerProcess, change: dict[str, Any], status: int, named: str
+) -> None:
+    request = {"model": ENDPOINT, "messages": HELLO, "max_tokens": 1} | change
+    got, body = await post(f"{server.url}/v1/chat/completions", request)
+    assert (got, body["error"]["type"]) == (status, "invalid_request_error"), body
+    assert named in body["error"]["message"]
+
+
+@pytest.mark.parametrize(("raw", "status"), [(b"{", 400), (b"[]", 400), (b"[" * 100_000, 400), (b"", 400)])
+async def test_a_body_that_is_no_request(server: ServerProcess, raw: bytes, status: int) -> None:
+    got, body = await post(f"{server.url}/v1/chat/completions", None, raw=raw)
+    assert (got, body["error"]["type"]) == (status, "invalid_request_error")
+
+
+async def test_a_huge_body_is_refused(server: ServerProcess) -> None:
+    got, body = await post(f"{server.url}/v1/chat/completions", None, raw=b" " * (17 << 20))
+    assert (got, "larger than" in body["error"]["message"]) == (413, True)
+
+
+async def test_paths_of_other_tasks_and_unknown_ones(server: ServerProcess) -> None:
+    got, body = await post(f"{server.url}/v1/classify", {"input": "x"})
+    assert (got, "task is Chat" in body["error"]["message"]) == (404, True)
+    got, body = await post(f"{server.url}/v1/embeddings", {"input": "x"})
+    assert (got, body["error"]["type"]) == (404, "invalid_request_error")
+
+
+async def test_more_than_may_wait_are_told_to_come_back(server: ServerProcess) -> None:
+    """Two at work, two waiting, the others refused at once."""
+    request = {"messages": HELLO, "max_tokens": 200}
+    answers = await asyncio.gather(*(post(f"{server.url}/v1/chat/completions", request) for _ in range(8)))
+    statuses = sorted(status for status, _ in answers)
+    assert statuses == [200] * 4 + [429] * 4
+    refused = next(body for status, body in answers if status == 429)
+    assert refused["error"]["type"] == "rate_limit_error"
+
+
+async def test_a_short_answer_does_not_wait_for_a_long_one(server: ServerProcess) -> None:
+    url = f"{server.url}/v1/chat/completions"
+    long = asyncio.create_task(post(url, {"messages": HELLO, "max_tokens": 220}))
+    await asyncio.sleep(0.05)
+    status, _ = await post(url, {"messages": HELLO, "max_tokens": 2})
+    assert (status, long.done()) == (200, False)
+    assert (await long)[0] == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_hangs_up_ends_the_generation(server: ServerProcess, stream: bool) -> None:
+    abandoned = await _metric(server, "finetune_server_abandoned_requests_total")
+    generated = await _metric(server, "finetune_server_generated_tokens_total")
+    request = {"messages": HELLO, "max_tokens": 220, "stream": stream}
+    async with aiohttp.ClientSession() as session:
+        asking = session.post(f"{server.url}/v1/chat/completions", json=request)
+        if stream:
+            answer = await asking
+            await answer.content.readline()
+            answer.close()
+        else:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asking, timeout=0.2)
+    for _ in range(100):
+        if await _metric(server, "finetune_server_abandoned_requests_total") > abandoned:
+            break
+        await asyncio.sleep(0.02)
+    assert await _metric(server, "finetune_server_abandoned_requests_total") == abandoned + 1
+    assert await _metric(server, "finetune_server_requests_in_flight") == 0
+    assert await _metric(server, "finetune_server_generated_tokens_total") < generated + 200
+    status, _ = await post(f"{server.url}/v1/chat/completions", {"messages": HELLO, "max_tokens": 1})
+    assert status == 200
+
+
+async def test_a_client_that_reads_slowly_holds_up_nobody(server: ServerProcess) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    body = json.dumps({"messages": HELLO, "max_tokens": 200, "stream": True}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    writer.write(f"{head}\r\n\r\n".encode() + body)
+    assert await reader.readexactly(1) == b"H"
+    for _ in range(3):
+        status, _ = await post(f"{server.url}/v1/chat/completions", {"messages": HELLO, "max_tokens": 2})
+        assert status == 200
+        await reader.readexactly(1)
+    writer.close()
+
+
+async def test_probes_are_ready_to_be_sent(server: ServerProcess) -> None:
+    _, text = await get(f"{server.url}/finetune/probes")
+    probes = json.loads(text)["probes"]
+    assert len(probes) == 3
+    assert {probe["label"] for probe in probes} == {"movies"}
+    status, _ = await post(server.url + probes[0]["path"], probes[0]["request"])
+    assert (status, probes[0]["request"]["model"]) == (200, ENDPOINT)
+    _, text = await get(f"{server.url}/finetune/probes?offset=1&limit=1")
+    assert json.loads(text) == {"probes": [probes[1]], "total": 3}
+    status, _ = await get(f"{server.url}/finetune/probes?limit=0")
+    assert status == 400
+
+
+async def test_metrics_and_the_access_log_tell_what_was_served(server: ServerProcess) -> None:
+    await post(f"{server.url}/v1/chat/completions", {"messages": HELLO, "max_tokens": 3})
+    _, text = await get(f"{server.url}/metrics")
+    assert 'finetune_server_requests_total{code="200",route="/v1/chat/completions"}' in text
+    assert 'finetune_server_info{endpoint="router",task="Chat",uid="uid-7",version="router-7"} 1.0' in text
+    assert "finetune_server_ready 1.0" in text
+    assert VersionReference(name="router-7").name in server.log
+    line = server.access_lines()[-1]
+    assert (line["path"], line["status"], line["completion_tokens"]) == ("/v1/chat/completions", 200, 3)
+
+
+async def _metric(server: ServerProcess, name: str) -> float:
+    _, text = await get(f"{server.url}/metrics")
+    return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))

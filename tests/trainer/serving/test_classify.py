@@ -1,0 +1,124 @@
+"""A real encoder that has learned a real task answers /v1/classify."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import torch
+from demo import assets
+from tests.trainer.serving.server_process import ENDPOINT, ServerProcess, get, order_for, post, publish, serving
+
+from finetune_gateway.openai_format import answer_text
+from finetune_trainer import base_model
+from finetune_trainer.dataset import Example
+from finetune_trainer.held_out_probes import FILE_NAME, make_probes, to_text
+
+pytestmark = pytest.mark.timeout(180)
+TOPICS = ("sports", "coding", "emotion")
+_EVERY = 5
+
+
+def questions(folder: Path) -> tuple[list[Example], list[Example]]:
+    """(to learn from, held out): real questions on three topics."""
+    rows = [json.loads(line) for line in assets.topic_labelled(folder / "topics.jsonl").read_text().splitlines()]
+    chosen = {row["text"]: row["label"] for row in rows if row["label"] in TOPICS}
+    examples = [
+        Example(id=str(number), group=str(number), source="topics", text=text, label=label)
+        for number, (text, label) in enumerate(chosen.items())
+    ]
+    return [one for n, one in enumerate(examples) if n % _EVERY], examples[::_EVERY]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """MiniLM, trained for some seconds."""
+    folder = tmp_path_factory.mktemp("classifier")
+    learned, held_out = questions(folder)
+    torch.manual_seed(0)
+    model = base_model.load_model(assets.minilm(), task="SequenceClassification", dtype="float32", labels=TOPICS)
+    tokenizer = base_model.load_tokenizer(assets.minilm())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    for step in range(16):
+        batch = [learned[(step * 16 + n) * 37 % len(learned)] for n in range(16)]  # topics lie together
+        tokens = tokenizer([one.text for one in batch], padding=True, return_tensors="pt")
+        gold = torch.tensor([TOPICS.index(one.label or "") for one in batch])
+        model(**tokens, labels=gold).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return publish(
+        model.eval(),
+        tokenizer,
+        folder=folder / "stored",
+        base=assets.minilm(),
+        task="SequenceClassification",
+        companions={FILE_NAME: to_text(make_probes(held_out, task="SequenceClassification"))},
+    )
+
+
+@pytest.fixture(scope="module")
+def server(served: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("classify-server")
+    with serving(folder, order_for(served, folder=folder, labels=list(TOPICS))) as process:
+        yield process
+
+
+async def test_held_out_questions_are_mostly_right(server: ServerProcess) -> None:
+    """What a gateway does with the probes: it sends them, reads the label, and compares."""
+    _, text = await get(f"{server.url}/finetune/probes")
+    probes = json.loads(text)["probes"]
+    assert len(probes) >= 20
+    right = 0
+    async with aiohttp.ClientSession() as session:
+        for probe in probes:
+            async with session.post(server.url + probe["path"], json=probe["request"]) as answer:
+                assert answer.status == 200
+                right += answer_text(body=await answer.read()) == probe["label"]
+    assert right >= 0.8 * len(probes), f"{right} of {len(probes)}"
+
+
+async def test_one_text_and_several_agree(server: ServerProcess) -> None:
+    texts = ["What is baseball?", "Do you feel sad?", "what is a compiler?"]
+    status, several = await post(f"{server.url}/v1/classify", {"model": ENDPOINT, "input": texts})
+    assert status == 200
+    assert [entry["index"] for entry in several["data"]] == [0, 1, 2]
+    for text, entry in zip(texts, several["data"], strict=True):
+        _, one = await post(f"{server.url}/v1/classify", {"input": text})
+        assert one["label"] == one["data"][0]["label"] == entry["label"]
+        assert one["data"][0]["probabilities"] == pytest.approx(entry["probabilities"], abs=1e-4)
+        assert sum(entry["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert set(entry["probabilities"]) == set(TOPICS)
+        assert entry["label"] == next(iter(entry["probabilities"])), "the likeliest comes first"
+    assert "label" not in several
+    assert several["usage"]["prompt_tokens"] > 10
+
+
+async def test_a_text_longer_than_the_model_reads_is_cut_and_says_so(server: ServerProcess) -> None:
+    status, answer = await post(f"{server.url}/v1/classify", {"input": "baseball " * 2000})
+    assert (status, answer["data"][0]["truncated"]) == (200, True)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "named"),
+    [
+        ({"input": []}, 400, "input"),
+        ({"input": 5}, 400, "input"),
+        ({"input": ["x"] * 257}, 400, "256"),
+        ({}, 400, "input"),
+        ({"input": "x", "model": "bert"}, 404, "'router' only"),
+        ({"input": "\udc00"}, 400, "surrogate"),
+    ],
+)
+async def test_wrong_requests(server: ServerProcess, request_: dict[str, Any], status: int, named: str) -> None:
+    got, body = await post(f"{server.url}/v1/classify", request_)
+    assert (got, body["error"]["type"]) == (status, "invalid_request_error")
+    assert named in body["error"]["message"]
+
+
+async def test_chats_are_not_offered(server: ServerProcess) -> None:
+    got, body = await post(f"{server.url}/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]})
+    assert (got, "/v1/classify" in body["error"]["message"]) == (404, True)

@@ -1,0 +1,170 @@
+"""A server from its start to its end: readiness, what ends it before, and a graceful stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import torch
+from demo import assets
+from peft import LoraConfig, get_peft_model
+from tests.trainer.serving.server_process import ENDPOINT, ServerProcess, order_for, post, publish, serving
+from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+from finetune_api.results import ExitCode
+
+pytestmark = pytest.mark.timeout(180)
+HELLO: Any = [{"role": "user", "content": "Hello"}]
+
+
+async def states_until_ready(server: ServerProcess, *, seconds: float = 60) -> list[tuple[int, str]]:
+    """(status, state) of /readyz in the order in which they were seen; /healthz is 200 all the while."""
+    seen: list[tuple[int, str]] = []
+    deadline = time.monotonic() + seconds
+    async with aiohttp.ClientSession() as session:
+        while time.monotonic() < deadline:
+            try:
+                async with session.get(f"{server.url}/readyz") as answer:
+                    found = (answer.status, (await answer.json())["state"])
+                async with session.get(f"{server.url}/healthz") as answer:
+                    assert answer.status == 200
+            except aiohttp.ClientConnectionError:
+                await asyncio.sleep(0.05)
+                continue
+            if not seen or seen[-1] != found:
+                seen.append(found)
+            if found[0] == 200:
+                return seen
+            await asyncio.sleep(0.005)
+    raise AssertionError(server.log)
+
+
+async def test_ready_comes_after_an_answer_and_sigterm_lets_clients_finish(
+    small_chat: dict[str, Any], tmp_path: Path
+) -> None:
+    server = ServerProcess(folder=tmp_path, order=order_for(small_chat, folder=tmp_path))
+    url = f"{server.url}/v1/chat/completions"
+    try:
+        server.start()
+        states = await states_until_ready(server)
+        assert states[0] == (503, "Loading")
+        assert states[-1] == (200, "Ready")
+        assert "ready: the model has answered" in server.log
+
+        async with aiohttp.ClientSession() as session:
+            request = {"model": ENDPOINT, "messages": HELLO, "max_tokens": 230, "stream": True}
+            streamed = await session.post(url, json=request)
+            await streamed.content.readline()
+            assert server.process is not None
+            server.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            async with session.get(f"{server.url}/readyz") as answer:
+                assert (answer.status, (await answer.json())["state"]) == (503, "Draining")
+            status, _ = await post(url, {"messages": HELLO, "max_tokens": 2})
+            assert status == 200, "a client that has not heard yet is served"
+            assert (await streamed.read()).endswith(b"data: [DONE]\n\n")
+        assert await asyncio.to_thread(server.wait) == ExitCode.DONE
+    finally:
+        server.stop()
+    assert "cut off" not in server.log
+    assert "Traceback" not in server.log
+
+
+async def test_sigterm_while_it_loads_ends_it_at_once(small_chat: dict[str, Any], tmp_path: Path) -> None:
+    server = ServerProcess(folder=tmp_path, order=order_for(small_chat, folder=tmp_path, graceSeconds=0))
+    try:
+        server.start()
+        await asyncio.sleep(1.0)
+        assert server.process is not None
+        server.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(server.wait, seconds=20) == ExitCode.DONE, server.log
+    finally:
+        server.stop()
+    assert "ready" not in server.log
+
+
+@pytest.mark.parametrize("wrong", ["digest", "missing", "base", "runtime", "order"])
+def test_what_cannot_be_served_ends_it_with_a_reason(small_chat: dict[str, Any], tmp_path: Path, wrong: str) -> None:
+    order = order_for(small_chat, folder=tmp_path)
+    artifact = dict(order["artifact"])
+    match wrong:
+        case "digest":
+            order |= {"artifact": artifact | {"digest": "sha256:" + "1" * 64}}
+            expected = (ExitCode.BAD_CONFIGURATION, "ArtifactChanged", "not the model that was recorded")
+        case "missing":
+            order |= {"artifact": artifact | {"uri": artifact["uri"] + "-gone"}}
+            expected = (ExitCode.INPUT_NOT_FOUND, "ArtifactTorn", "model-gone is gone or damaged")
+        case "base":
+            order |= {"base": order["base"] | {"digest": "sha256:" + "2" * 64}}
+            expected = (ExitCode.BAD_CONFIGURATION, "BaseModelChanged", "was changed")
+        case "runtime":
+            order |= {"runtime": "FastAPI"}
+            expected = (ExitCode.BAD_CONFIGURATION, "BadRunFile", "runtime FastAPI does not serve task Chat")
+        case _:
+            order |= {"colour": "blue"}
+            expected = (ExitCode.BAD_CONFIGURATION, "BadRunFile", "Serve.colour")
+    server = ServerProcess(folder=tmp_path, order=order)
+    try:
+        server.start()
+        assert server.wait() == expected[0], server.log
+    finally:
+        server.stop()
+    assert server.last_words["reason"] == expected[1]
+    assert expected[2] in server.last_words["message"]
+
+
+def test_an_artifact_whose_files_are_no_model(small_base: Path, tmp_path: Path) -> None:
+    """The digest is right, and still it cannot be loaded: the process says so and ends."""
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(str(small_base)),
+        AutoTokenizer.from_pretrained(str(small_base)),
+    )
+    served = publish(
+        model, tokenizer, folder=tmp_path / "stored", base=small_base, task="Chat", companions={"config.json": "{}"}
+    )
+    server = ServerProcess(folder=tmp_path, order=order_for(served, folder=tmp_path))
+    try:
+        server.start()
+        assert server.wait() == ExitCode.BAD_CONFIGURATION, server.log
+    finally:
+        server.stop()
+    assert server.last_words["reason"] == "UnsupportedModel"
+
+
+async def test_smollm2_answers_for_real(tmp_path: Path) -> None:
+    """A real model with an adapter that changes nothing yet, as it is before the first step of training."""
+    base = assets.smollm2_folder()
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(str(base)), LoraConfig(r=2, target_modules="all-linear")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(str(base))
+    served = publish(model, tokenizer, folder=tmp_path / "stored", base=base, task="Chat", companions={})
+    del model
+    with serving(tmp_path, order_for(served, folder=tmp_path)) as server:
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        _, answer = await post(f"{server.url}/v1/chat/completions", {"messages": question, "max_tokens": 24})
+    choice = answer["choices"][0]
+    assert "Paris" in choice["message"]["content"]
+    assert choice["finish_reason"] == "stop", "it ends its turn by itself"
+
+
+async def test_seq2seq_generates(small_base: Path, tmp_path: Path) -> None:
+    """A random T5: the same text as transformers' own loop."""
+    tokenizer = AutoTokenizer.from_pretrained(str(small_base))
+    torch.manual_seed(1)
+    size = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    start = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": tokenizer.eos_token_id}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **size, **start)).eval()
+    served = publish(model, tokenizer, folder=tmp_path / "stored", base=small_base, task="Seq2Seq", companions={})
+    prompt = tokenizer("translate this", return_tensors="pt")
+    expected = model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, 1:]
+    with serving(tmp_path, order_for(served, folder=tmp_path)) as server:
+        _, answer = await post(f"{server.url}/v1/completions", {"prompt": "translate this", "max_tokens": 12})
+    assert answer["choices"][0]["text"] == tokenizer.decode(expected, skip_special_tokens=True)
+    assert json.loads(json.dumps(answer))["usage"]["completion_tokens"] == len(expected)

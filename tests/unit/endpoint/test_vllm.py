@@ -1,0 +1,73 @@
+"""vLLM's command line, word for word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_api.modelversion import ModelVersionSpec
+from finetune_operator.endpoint.vllm import NotServableError, vllm_arguments
+
+VALID = Path(__file__).parents[2] / "data" / "valid_version.yaml"
+
+
+def version(**changes: Any) -> ModelVersionSpec:
+    document = yaml.safe_load(VALID.read_text())["spec"] | changes
+    return ModelVersionSpec.model_validate(document)
+
+
+def full() -> ModelVersionSpec:
+    artifact = version().artifact.to_dict() | {"format": "Full"}
+    return version(artifact=artifact, method={"type": "Full"})
+
+
+def arguments(spec: ModelVersionSpec, **changes: Any) -> str:
+    options: dict[str, Any] = {"model_name": "router", "folder": "/models", "gpus": 1, "port": 8000} | changes
+    return " ".join(vllm_arguments(version=spec, **options))
+
+
+def test_a_full_model() -> None:
+    assert arguments(full(), gpus=4, max_model_len=8192) == (
+        "vllm serve /models/model --port 8000 --served-model-name router --tensor-parallel-size 4"
+        " --load-format safetensors --no-trust-remote-code --generation-config vllm"
+        ' --override-generation-config {"temperature": 0.0} --max-model-len 8192'
+    )
+
+
+def test_an_adapter() -> None:
+    assert arguments(version()) == (
+        "vllm serve /models/base --port 8000 --served-model-name router-base --tensor-parallel-size 1"
+        " --load-format safetensors --no-trust-remote-code --generation-config vllm"
+        ' --override-generation-config {"temperature": 0.0}'
+        " --tokenizer /models/model --enable-lora --lora-modules router=/models/model --max-loras 1 --max-lora-rank 16"
+    )
+
+
+@pytest.mark.parametrize(("rank", "accepted"), [(1, 1), (4, 8), (16, 16), (17, 32), (300, 320), (512, 512)])
+def test_the_next_rank_that_vllm_accepts(rank: int, accepted: int) -> None:
+    spec = version(method={"type": "LoRA", "lora": {"rank": rank}})
+    assert arguments(spec).endswith(f"--max-lora-rank {accepted}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "gpus", "named"),
+    [
+        (version(task="SequenceClassification"), 1, "runtime FastAPI"),
+        (version(), 0, "serving.gpus of 1 or more"),
+        (version(method={"type": "LoRA", "lora": {"rank": 513}}), 1, "up to rank 512"),
+        (version(method={"type": "IA3"}), 1, "made by IA3 without a rank"),
+    ],
+)
+def test_what_vllm_cannot_serve(spec: ModelVersionSpec, gpus: int, named: str) -> None:
+    with pytest.raises(NotServableError, match=named):
+        arguments(spec, gpus=gpus)
+
+
+def test_nothing_of_a_version_becomes_a_flag() -> None:
+    """A name is one word of the command, whatever is in it; there is no shell."""
+    words = vllm_arguments(version=full(), model_name="--trust-remote-code", folder="/models", gpus=1, port=8000)
+    assert words[words.index("--served-model-name") + 1] == "--trust-remote-code"
+    assert words.count("--no-trust-remote-code") == 1
