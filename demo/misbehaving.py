@@ -1,6 +1,6 @@
 """The serving process with a switch that makes it slow, failing or wrong: for demonstrations and tests only.
 
-    python demo/misbehaving.py serve --run-file FILE       the trainer's own command, with a wrapper around its application
+    python demo/misbehaving.py serve --run-file FILE       the trainer's own command with a wrapper around it
 
 The file that $MISBEHAVIOUR names is read at each request. Without it, or when it is empty, nothing is changed; else it
 holds one of

@@ -1,7 +1,7 @@
 """PURE: vLLM's command line for a version, full model or adapter. Not yet run on a GPU.
 
-The flags are those of vLLM's engine arguments (https://docs.vllm.ai/en/stable/configuration/engine_args.html) and of its
-LoRA guide (https://docs.vllm.ai/en/stable/features/lora.html). What it loads are local folders: an init container
+The flags are those of vLLM's engine arguments (https://docs.vllm.ai/en/stable/configuration/engine_args.html) and of
+its LoRA guide (https://docs.vllm.ai/en/stable/features/lora.html). What it loads are local folders: an init container
 (`finetune_trainer fetch`) has verified them by digest and linked them as `model` and `base`.
 """
 
@@ -23,9 +23,9 @@ def vllm_arguments(
 ) -> list[str]:
     """The arguments of `vllm serve`, the command itself included.
 
-    `model_name` is what clients call it; `folder` holds `model` and, for an adapter, `base`; `gpus` of the pod share each
-    layer (tensor parallelism). Without `max_model_len` the model's own context is taken. What a request leaves unset is
-    decoded greedily, as in the evaluation. Raises NotServableError.
+    `model_name` is what clients call it; `folder` holds `model` and, for an adapter, `base`; the pod's `gpus` share
+    each layer (tensor parallelism). Without `max_model_len` the model's own context is taken. What a request leaves
+    unset is decoded greedily, as in the evaluation. Raises NotServableError.
     """
     if version.task not in ("Chat", "CausalLM"):
         raise NotServableError(f"runtime VLLM does not serve task {version.task}; use serving.runtime FastAPI")

@@ -171,8 +171,8 @@ async def test_a_client_that_hangs_up_ends_the_generation(server: ServerProcess,
 async def test_a_client_that_reads_slowly_holds_up_nobody(server: ServerProcess) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     body = json.dumps({"messages": HELLO, "max_tokens": 200, "stream": True}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    writer.write(f"{head}\r\n\r\n".encode() + body)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
+    writer.write(f"{head}\r\nContent-Type: application/json\r\n\r\n".encode() + body)
     assert await reader.readexactly(1) == b"H"
     for _ in range(3):
         status, _ = await post(f"{server.url}/v1/chat/completions", {"messages": HELLO, "max_tokens": 2})

@@ -64,10 +64,3 @@ def test_the_next_rank_that_vllm_accepts(rank: int, accepted: int) -> None:
 def test_what_vllm_cannot_serve(spec: ModelVersionSpec, gpus: int, named: str) -> None:
     with pytest.raises(NotServableError, match=named):
         arguments(spec, gpus=gpus)
-
-
-def test_nothing_of_a_version_becomes_a_flag() -> None:
-    """A name is one word of the command, whatever is in it; there is no shell."""
-    words = vllm_arguments(version=full(), model_name="--trust-remote-code", folder="/models", gpus=1, port=8000)
-    assert words[words.index("--served-model-name") + 1] == "--trust-remote-code"
-    assert words.count("--no-trust-remote-code") == 1
