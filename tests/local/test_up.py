@@ -138,15 +138,15 @@ class Traffic:
                 self.answered += 1
             else:
                 self.failures.append((status, answer))
-            number += 2
+            number += 100
             time.sleep(0.05)
 
 
 @contextmanager
-def traffic(served: Served) -> Iterator[Traffic]:
-    """Two clients at a time."""
+def traffic(served: Served, *, clients: int = 2) -> Iterator[Traffic]:
+    """So many clients at a time, each with one request under way."""
     made = Traffic(served=served)
-    threads = [threading.Thread(target=made.ask_on, args=(first,)) for first in (0, 1)]
+    threads = [threading.Thread(target=made.ask_on, args=(first,)) for first in range(clients)]
     for thread in threads:
         thread.start()
     try:
@@ -268,7 +268,7 @@ def test_a_next_version_goes_through_shadow_canary_and_approval(served: Served) 
 
 def test_a_server_that_hangs_under_guard_is_left(served: Served) -> None:
     hanging = served.pid("server", version="second")
-    with traffic(served) as clients:
+    with traffic(served, clients=8) as clients:
         os.kill(hanging, signal.SIGSTOP)
         began = time.monotonic()
         until(served, lambda: served.status()["versions"][-1]["outcome"] == "RolledBack", what="the rollback")

@@ -162,17 +162,31 @@ async def _follow(run: _Run) -> int:
     with _logs_to(run), _signals_to(run):
         snapshot = run.snapshot()
         try:
-            while snapshot.phase not in TERMINAL_PHASES and not run.is_held(snapshot):
+            while not (snapshot.phase in TERMINAL_PHASES or run.is_held(snapshot) or _waits_for_endpoint(snapshot)):
                 run.view.show(snapshot)
                 await asyncio.sleep(_LOOK_SECONDS)
                 snapshot = run.snapshot()
             run.view.show(snapshot)
         finally:
             run.view.close()
+    if _waits_for_endpoint(snapshot):
+        return _proven(run, snapshot)
     if snapshot.phase not in TERMINAL_PHASES:
         return _held(run, snapshot)
     print(outcome(snapshot.job, home=run.home, logs=_newest_log(run)))
     return EXIT_STATUS_OF_PHASE[snapshot.phase]
+
+
+def _waits_for_endpoint(snapshot: Snapshot) -> bool:
+    """The version is there; what becomes of it is up to its endpoint, which this process does not work on."""
+    return snapshot.job.status.rollout is not None and snapshot.phase not in TERMINAL_PHASES
+
+
+def _proven(run: _Run, snapshot: Snapshot) -> int:
+    print(outcome(snapshot.job, home=run.home, logs=None))
+    endpoint = snapshot.job.spec.endpoint_ref.name if snapshot.job.spec.endpoint_ref else ""
+    print(f"It waits for the endpoint {endpoint}, which goes on with it: finetune up -f ENDPOINT.yaml")
+    return ExitStatus.DONE
 
 
 def _held(run: _Run, snapshot: Snapshot) -> int:

@@ -23,7 +23,8 @@ def is_ready(pod: Manifest) -> bool:
 
 def waits_to_restart(pod: Manifest) -> bool:
     """Whether its container has ended, was counted, and was not started again yet."""
-    return (_before(pod).get("state") or {}).get("waiting", {}).get("reason") == CRASH_LOOP
+    waiting = (_before(pod).get("state") or {}).get("waiting") or {}
+    return bool(waiting.get("reason") == CRASH_LOOP)
 
 
 def running_since(pod: Manifest) -> str | None:

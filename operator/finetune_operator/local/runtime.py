@@ -143,8 +143,10 @@ class LocalRuntime:
                     await asyncio.sleep(_POLL_SECONDS)
 
     def kill_all(self) -> None:
-        """End all processes now."""
-        for pod in self._living_pods():
+        """End all processes now, for good."""
+        for deployment in self._ours("Deployment"):
+            self._deployments.close(deployment)
+        for pod in list(self._living_pods()):
             self.kill_pod(pod)
 
     def replace_pods(self, *, key: Key, component: str) -> None:

@@ -35,7 +35,8 @@ class LocalServices:
     def known_port(self, *, namespace: str, name: str, port: str) -> int | None:
         """The port if it was chosen before."""
         known = read_json(self._home.service(namespace=namespace, name=name)) or {}
-        return known.get("ports", {}).get(port)
+        number: int | None = known.get("ports", {}).get(port)
+        return number
 
     def reserve(self, *, namespace: str, name: str, port: str, number: int) -> int:
         """Choose a port."""

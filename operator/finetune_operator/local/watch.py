@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from finetune_api.finetunejob import TERMINAL_PHASES
 from finetune_api.progress import MINIMUM_INTERVAL_SECONDS
 from finetune_operator.job.names import ENDPOINT_LABEL, JOB_LABEL, OWNED_LABEL
 from finetune_operator.local.home import LocalHome
@@ -95,7 +96,8 @@ class LocalWatchSource:
         """Tell of newer reports, of each job as often as a cluster's pods would report."""
         for job in self._store.find(kind="FineTuneJob"):
             key = key_of(job)
-            if key is None or not self._works_on(key):
+            ended = (job.get("status") or {}).get("phase") in TERMINAL_PHASES
+            if key is None or ended or not self._works_on(key):
                 continue
             newest = max((_mark(path)[0] for path in self._progress.files(uid=job["metadata"]["uid"])), default=0)
             seen, told = self._reported.get(key, (0, float("-inf")))
