@@ -323,6 +323,10 @@ class StepStatus(ApiModel):
     needed: Annotated[int, Field(ge=0)] = 0
     held: Annotated[str, Field(max_length=1024)] | None = None
     """Why it waits for a person: a regression with onRegression Pause."""
+    void_approval: bool = False
+    """The version had been approved before it was held: that says nothing about the regression. A new approval does."""
+    accepted: Annotated[str, Field(max_length=1024)] | None = None
+    """The regression that a person has accepted."""
 
 
 class AnalysisRow(ApiModel):

@@ -36,7 +36,9 @@ def choose_former(observed: ObservedEndpoint) -> Choice:
     stable = status.stable.uid if status.stable else ""
     for outcome in reversed(status.versions):
         version = observed.version(outcome.uid)
-        if outcome.outcome == "Promoted" and outcome.uid != stable and version is not None:
+        last = outcome_of(status, outcome.uid)
+        left = last is None or last.outcome != "Promoted"
+        if outcome.outcome == "Promoted" and not left and outcome.uid != stable and version is not None:
             return Choice(version=version, fast=True)
     message = "there is no other version that was stable before; apply a FineTuneJob, or pin one with spec.version"
     return Choice(problem=("NothingToRollBackTo", message))

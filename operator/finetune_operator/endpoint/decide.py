@@ -75,10 +75,10 @@ def _draft(observed: ObservedEndpoint) -> Draft:
 def _idle(observed: ObservedEndpoint) -> Draft:
     status = observed.endpoint.status
     requests = read_requests(observed.endpoint.metadata.annotations)
-    if requests.pause:
-        return _stay(observed, reason="Paused", message="paused: no version is tried until the annotation is removed")
     if status.stable is not None and requests.rollback == status.stable.uid:
         return _back(observed, requests)
+    if requests.pause:
+        return _stay(observed, reason="Paused", message="paused: no version is tried until the annotation is removed")
     choice = choose(observed)
     if choice.version is not None:
         return _begin(observed, choice, status=status)
@@ -198,8 +198,12 @@ def _watched_candidate(observed: ObservedEndpoint, plan: RolloutPlan, *, request
     assert step is not None  # noqa: S101
     judged = judge(observed=observed, plan=plan)
     approved = requests.approve == candidate.uid
-    if judged.regression is not None and not (step.held and approved):
-        return _regressed(observed, plan, judged=judged)
+    if judged.regression is not None and plan.on_regression == "RollBack":
+        outcome: Outcome = "Rejected" if step.stage == "Shadow" else "RolledBack"
+        after = facts.left_candidate(observed=observed, outcome=outcome, reason=judged.regression)
+        return _left(after, reason="Regression", message=f"{candidate.name} got worse: {judged.regression}")
+    if judged.regression is not None and step.accepted is None:
+        return _held(observed, name=candidate.name, judged=judged, approved=approved)
     if not _in_force(observed, plan):
         return _stay(observed, reason=_REASON[step.stage], message=_what(observed), judged=judged)
     ready, missing, due = _may_go_on(observed, plan, judged=judged, approved=approved)
@@ -227,8 +231,8 @@ def _may_go_on(
     if step.stage == "Approval":
         uid = status.candidate.uid if status.candidate else ""
         return approved, f"approval (annotation finetune.dev/approve: {uid})", None
-    if step.held is not None:
-        return approved, "a person: approve or reject it", None
+    if step.accepted is not None:
+        return True, "", None
     if step.stage == "Canary":
         soonest = step.start_time + timedelta(seconds=plan.steps[step.index].min_duration_seconds)
         if observed.now < soonest:
@@ -247,19 +251,22 @@ def _may_go_on(
     return plan.on_inconclusive == "Proceed", "reject" if plan.on_inconclusive == "Reject" else missing, None
 
 
-def _regressed(observed: ObservedEndpoint, plan: RolloutPlan, *, judged: Judgement) -> Draft:
-    status = observed.endpoint.status
-    candidate, step = status.candidate, status.step
-    assert candidate is not None  # noqa: S101
-    assert step is not None  # noqa: S101
-    assert judged.regression is not None  # noqa: S101
-    if plan.on_regression == "Pause":
-        after = status if step.held else facts.changed(status, step=step.model_copy(update={"held": judged.regression}))
-        message = f"{candidate.name} got worse: {judged.regression}; approve, reject or roll it back"
-        return _stay(_with_status(observed, after), reason="Regression", message=message, judged=judged)
-    outcome: Outcome = "Rejected" if step.stage == "Shadow" else "RolledBack"
-    after = facts.left_candidate(observed=observed, outcome=outcome, reason=judged.regression)
-    return _left(after, reason="Regression", message=f"{candidate.name} got worse: {judged.regression}")
+def _held(observed: ObservedEndpoint, *, name: str, judged: Judgement, approved: bool) -> Draft:
+    """onRegression Pause: a person decides, after the regression was seen and not before."""
+    step = observed.endpoint.status.step
+    assert step is not None  # noqa: S101 - something is under way
+    if step.held is None:
+        step = step.model_copy(update={"held": judged.regression, "void_approval": approved})
+    elif step.void_approval and not approved:
+        step = step.model_copy(update={"void_approval": False})
+    elif approved and not step.void_approval:
+        step = step.model_copy(update={"held": None, "accepted": judged.regression})
+        after = facts.changed(observed.endpoint.status, step=step)
+        return _moved(after, reason="RegressionAccepted", message=f"{name} goes on although {judged.regression}")
+    again = "remove the annotation and " if step.void_approval else ""
+    message = f"{name} got worse: {judged.regression}; {again}approve it, reject it or roll it back"
+    held = _with_status(observed, facts.changed(observed.endpoint.status, step=step))
+    return _stay(held, reason="Regression", message=message, judged=judged)
 
 
 # -- promotion and guard ----------------------------------------------------------------------------------------------
@@ -289,14 +296,11 @@ def _guard(observed: ObservedEndpoint, plan: RolloutPlan) -> Draft:
     if previous is not None and stable.uid in (requests.rollback, requests.reject):
         after = facts.left_promoted(observed=observed, reason="requested", by=requests.who)
         return _left(after, reason="RolledBack", message=f"{stable.name} was rolled back by {requests.who}")
-    if previous is not None and judged.regression is not None and requests.approve != stable.uid:
-        if plan.on_regression == "RollBack":
-            after = facts.left_promoted(observed=observed, reason=judged.regression)
-            message = f"{stable.name} got worse: {judged.regression}"
-            return _left(after, reason="Regression", message=message)
-        after = status if step.held else facts.changed(status, step=step.model_copy(update={"held": judged.regression}))
-        message = f"{stable.name} got worse: {judged.regression}; roll it back, or approve it"
-        return _stay(_with_status(observed, after), reason="Regression", message=message, judged=judged)
+    if previous is not None and judged.regression is not None and plan.on_regression == "RollBack":
+        after = facts.left_promoted(observed=observed, reason=judged.regression)
+        return _left(after, reason="Regression", message=f"{stable.name} got worse: {judged.regression}")
+    if previous is not None and judged.regression is not None and step.accepted is None:
+        return _held(observed, name=stable.name, judged=judged, approved=requests.approve == stable.uid)
     due = step.start_time + timedelta(seconds=plan.guard_seconds)
     if observed.now < due or requests.pause:
         warm = f", {previous.name} stays warm" if previous else ""

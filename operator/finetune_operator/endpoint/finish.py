@@ -206,7 +206,9 @@ def _facts(status: ModelEndpointStatus) -> dict[str, Any]:
     document = status.to_dict()
     step = document.get("step") or {}
     names = ("stable", "candidate", "previous", "plan", "versions")
-    return {name: document.get(name) for name in names} | {"stage": (step.get("stage"), step.get("index"))}
+    return {name: document.get(name) for name in names} | {
+        "stage": [step.get(key) for key in ("stage", "index", "held", "accepted", "voidApproval")]
+    }
 
 
 def _analysis(*, observed: ObservedEndpoint, draft: Draft, now: datetime, write: bool) -> tuple[Manifest, ...]:

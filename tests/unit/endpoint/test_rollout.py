@@ -326,3 +326,57 @@ async def test_old_records_go_and_the_one_to_go_back_to_stays() -> None:
     await world.settle()
     left = [each["metadata"]["name"] for each in await world.cluster.list(kind="ModelVersion", namespace="ml")]
     assert left == ["v3", "v4", "v5"], "v5 serves, v4 is what a rollback goes back to, v3 is the history"
+
+
+async def test_an_approval_is_no_licence_to_get_worse() -> None:
+    world = await with_stable(approval="Manual")
+    uid = await offer(world, "v2")
+    world.annotate(approve=uid, requested_by="ann")
+    await world.run(until=lambda status: status.phase == "Guarding")
+    world.qualities["v2"].error = 1.0
+    status = await world.run(until=serving("v1"))
+    assert outcomes(status)[-1] == ("v2", "RolledBack")
+
+
+async def test_an_approval_from_before_does_not_accept_a_regression() -> None:
+    world = await with_stable(onRegression="Pause")
+    uid = await offer(world, "v2")
+    world.annotate(approve=uid, requested_by="ann")
+    await world.run(until=lambda status: status.phase == "Canary")
+    world.qualities["v2"].bad = 0.8
+    status = await world.run(until=lambda status: status.phase == "Paused")
+    assert "remove the annotation and approve it" in (status.message or "")
+    status = await world.settle(ticks=30)
+    assert status.phase == "Paused"
+    world.annotate(approve=None)
+    await world.settle(ticks=2)
+    world.annotate(approve=uid, requested_by="ann")
+    status = await world.settle(ticks=3)
+    assert status.step is not None
+    assert status.step.name == "half", "somebody has seen it, and lets it go on"
+
+
+async def test_a_regression_accepted_under_guard_ends_the_pause() -> None:
+    world = await with_stable(onRegression="Pause")
+    uid = await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Guarding")
+    world.qualities["v2"].bad = 0.9
+    await world.run(until=lambda status: status.phase == "Paused")
+    world.annotate(approve=uid, requested_by="ann")
+    status = await world.settle(ticks=3)
+    assert status.phase == "Guarding"
+    await world.run(until=serving("v2"))
+
+
+async def test_what_was_rolled_back_is_not_what_one_goes_back_to() -> None:
+    world = await with_stable()
+    v2 = await offer(world, "v2")
+    await world.run(until=serving("v2"))
+    world.annotate(rollback=v2, requested_by="ann")
+    status = await world.run(until=serving("v1"))
+    assert status.stable is not None
+    world.annotate(rollback=status.stable.uid, pause="true")
+    status = await world.settle(ticks=10)
+    assert status.stable is not None
+    assert status.stable.name == "v1"
+    assert "there is no other version that was stable before" in (status.message or "")
