@@ -11,9 +11,9 @@ import pytest
 from tests.harness import tools
 from tests.harness.errors import MissingPrerequisite
 from tests.harness.images import build_images
-from tests.harness.prerequisites import require_for_api, require_for_cluster
+from tests.harness.prerequisites import require_for_api, require_for_chart, require_for_cluster
 
-TEST_PROGRAMS = tools.CLUSTER_PROGRAMS
+TEST_PROGRAMS = tuple(dict.fromkeys((*tools.CLUSTER_PROGRAMS, *tools.CHART_PROGRAMS)))
 """What the tests run. A program that a new test needs belongs here; benchmarks build theirs on demand."""
 
 
@@ -23,10 +23,16 @@ def prepare_for_api() -> None:
     tools.programs(tools.API_PROGRAMS)
 
 
+def prepare_for_chart() -> None:
+    """Build Helm and kube-apiserver; raises `MissingPrerequisite` where that cannot be."""
+    require_for_chart()
+    tools.programs(tools.CHART_PROGRAMS)
+
+
 def prepare_for_cluster() -> None:
     """Install packages, build programs and images; raises `MissingPrerequisite` where that cannot be."""
     require_for_cluster()
-    tools.programs(TEST_PROGRAMS)
+    tools.programs(tools.CLUSTER_PROGRAMS)
     build_images()
 
 

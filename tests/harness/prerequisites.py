@@ -39,6 +39,14 @@ def require_for_api() -> None:
         )
 
 
+def require_for_chart() -> None:
+    """Raise `MissingPrerequisite` when Helm and kube-apiserver can be neither built nor found in the cache."""
+    if tools.go_version() is None and not all(tools.is_built(name) for name in tools.CHART_PROGRAMS):
+        raise MissingPrerequisite(
+            "Go is missing, and the cache lacks helm or kube-apiserver: install Go (golang.org/dl, or golang-go)"
+        )
+
+
 def require_for_cluster() -> None:
     """Raise `MissingPrerequisite` naming what a real cluster lacks here; installs Debian packages where it may."""
     if os.geteuid() != 0:

@@ -2,6 +2,7 @@
 
 Nothing is downloaded as a binary: `go build` fetches sources through the machine's module proxy and checks them against
 the committed `go.sum`. A build is kept in the cache under a hash of the module files, the flags and Go's version.
+`source_folder` gives a module's sources themselves.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ MODULES = (
             "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform",
         },
     ),
+    ToolModule(name="helm4", programs={"helm4": "helm.sh/helm/v4/cmd/helm"}),
     ToolModule(name="versitygw", programs={"versitygw": "github.com/versity/versitygw/cmd/versitygw"}),
     ToolModule(
         name="kubeflow-trainer",
@@ -90,6 +92,8 @@ MODULES = (
 )
 API_PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 """What an apiserver-only environment needs."""
+CHART_PROGRAMS = (*API_PROGRAMS, "helm", "helm4")
+"""What the tests of the chart need: Helm 3 and Helm 4, which install differently."""
 CLUSTER_PROGRAMS = (*API_PROGRAMS, "kube-scheduler", "kubelet", "kube-proxy", "coredns")
 
 
@@ -111,6 +115,29 @@ def program(name: str) -> Path:
 def programs(names: Iterable[str]) -> dict[str, Path]:
     """`program` of each."""
     return {name: program(name) for name in names}
+
+
+def source_folder(name: str, *, module: str) -> Path:
+    """The sources of `module`, which `tests/tools/<name>/go.mod` pins, as Go unpacked them: read-only.
+
+    Raises `MissingPrerequisite` without Go, `HarnessError` with Go's words when it cannot fetch them.
+    """
+    if go_version() is None:
+        raise MissingPrerequisite(f"Go is missing, which fetches {module}: install Go (golang.org/dl, or golang-go)")
+    folder = ToolModule(name=name, programs={}).folder
+    for command in (["go", "mod", "download", module], ["go", "list", "-m", "-f", "{{.Dir}}", module]):
+        run = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, "GOWORK": "off"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        if run.returncode != 0:
+            raise HarnessError(f"{' '.join(command)} in {folder} failed:\n{_last_lines(run.stderr)}")
+    return Path(run.stdout.strip())
 
 
 def is_built(name: str) -> bool:

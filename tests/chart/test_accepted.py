@@ -1,0 +1,78 @@
+"""What the chart renders, before a real kube-apiserver that takes no unknown field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.chart.cluster import RESTRICTED, wait_for_type
+from tests.chart.helm import CI_VALUES, Helm
+from tests.harness import ApiServer, Kubectl, KubectlError, MissingPrerequisite, Object, tools
+
+PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator"
+SERVICE_MONITORS = "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml"
+
+
+@pytest.fixture(scope="module")
+def apiserver(programs: dict[str, Path]) -> Iterator[ApiServer]:
+    """One for all tests here: they only ask it."""
+    with ApiServer.running() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def namespace(apiserver: ApiServer) -> Iterator[str]:
+    """A namespace for releases."""
+    with apiserver.namespace_named("tuner", labels=RESTRICTED) as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def monitored(apiserver: ApiServer) -> ApiServer:
+    """With the CustomResourceDefinition of ServiceMonitors, as the Prometheus Operator ships it."""
+    try:
+        sources = tools.source_folder("prometheus-operator", module=PROMETHEUS_OPERATOR)
+    except MissingPrerequisite as missing:
+        pytest.skip(str(missing))
+    apiserver.kubectl.apply((sources / SERVICE_MONITORS).read_text())
+    wait_for_type(apiserver.kubectl, "servicemonitors.monitoring.coreos.com")
+    return apiserver
+
+
+def ask(kubectl: Kubectl, objects: list[Object]) -> list[str]:
+    """The names of the objects, if the apiserver would take them. Its warnings, Pod Security's for one, are errors."""
+    strictly = ("--server-side", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "--output=name")
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+    return kubectl.run("apply", *strictly, "-f", "-", text=text, timeout_s=60).split()
+
+
+@pytest.mark.parametrize("values", [None, *CI_VALUES], ids=lambda path: path.stem if path else "defaults")
+def test_all_objects_are_accepted(helm4: Helm, monitored: ApiServer, namespace: str, values: Path | None) -> None:
+    objects = helm4.objects(*([values] if values else []), namespace=namespace)
+    assert len(ask(monitored.kubectl, objects)) == len(objects)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "words"),
+    [
+        ("Deployment", "spec.template.spec.nodeselector", 'unknown field "nodeselector"'),
+        ("Deployment", "spec.template.spec.hostNetwork", "violate PodSecurity"),
+        ("ServiceMonitor", "spec.selectors", 'unknown field "selectors"'),
+    ],
+)
+def test_a_wrong_field_would_be_noticed(
+    helm4: Helm, monitored: ApiServer, namespace: str, kind: str, path: str, words: str
+) -> None:
+    """The test above can fail."""
+    objects = helm4.objects({"serviceMonitor": {"enabled": True}}, namespace=namespace)
+    (wrong,) = (item for item in objects if item["kind"] == kind)
+    *parents, field = path.split(".")
+    part = wrong
+    for parent in parents:
+        part = part[parent]
+    part[field] = True
+    with pytest.raises(KubectlError) as refusal:
+        ask(monitored.kubectl, [wrong])
+    assert words in refusal.value.stderr

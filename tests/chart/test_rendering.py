@@ -1,0 +1,206 @@
+"""What the chart renders to, beside what `kubectl apply -k manifests/default` applies."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.chart.helm import CI_VALUES, NAMESPACE, RELEASE, Helm, HelmError
+from tests.harness import Kubectl, Object
+from tests.harness.store import ROOT
+
+HELM_LABELS = {
+    "helm.sh/chart",
+    "app.kubernetes.io/instance",
+    "app.kubernetes.io/version",
+    "app.kubernetes.io/managed-by",
+}
+KEEP = "helm.sh/resource-policy"
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+Key = tuple[str, str, str]
+
+
+@pytest.fixture(scope="session")
+def manifests(programs: dict[str, Path]) -> dict[Key, Object]:
+    """The objects of manifests/default. Their Namespace is no part of a release: it is there before."""
+    kubectl = Kubectl(program=programs["kubectl"], kubeconfig=Path("/dev/null"))
+    found = _by_key(list(yaml.safe_load_all(kubectl.run("kustomize", str(ROOT / "manifests" / "default")))))
+    del found["Namespace", "", NAMESPACE]
+    return found
+
+
+def _by_key(objects: list[Object]) -> dict[Key, Object]:
+    found = {(item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]): item for item in objects}
+    assert len(found) == len(objects), "an object is rendered twice"
+    return found
+
+
+def _without_helm(item: Object) -> Object:
+    """Without what Helm's custom adds: four labels, and the annotation that keeps an object."""
+    plain = copy.deepcopy(item)
+    metadata = plain["metadata"]
+    for name, own in (("labels", HELM_LABELS), ("annotations", {KEEP})):
+        rest = {key: value for key, value in metadata.pop(name, {}).items() if key not in own}
+        if rest:
+            metadata[name] = rest
+    return plain
+
+
+def test_defaults_are_the_manifests(helm: Helm, manifests: dict[Key, Object]) -> None:
+    rendered = _by_key(helm.objects())
+    assert sorted(rendered) == sorted(manifests)
+    for key, manifest in manifests.items():
+        ours, theirs = (yaml.safe_dump(item) for item in (_without_helm(rendered[key]), manifest))
+        assert ours == theirs, key
+
+
+def test_all_objects_bear_the_labels_of_helm(helm4: Helm) -> None:
+    for item in helm4.objects({"commonLabels": {"team": "platform"}}):
+        assert set(item["metadata"]["labels"]) >= {*HELM_LABELS, "team"}, item["kind"]
+
+
+@pytest.mark.parametrize("values", [None, *CI_VALUES], ids=lambda path: path.stem if path else "defaults")
+def test_lint(helm: Helm, values: Path | None) -> None:
+    helm.lint(*([values] if values else []))
+
+
+def test_two_releases_share_no_object_but_the_types(helm4: Helm) -> None:
+    """Beside CRDs, which one of the two has to own, no name of one is a name of the other."""
+    one, two = (
+        {key for key in _by_key(helm4.objects(release=name, namespace=name)) if key[0] != "CustomResourceDefinition"}
+        for name in ("red", "blue")
+    )
+    assert len(one) == len(two) > 0
+    assert one & two == set()
+
+
+RELEASES: dict[str, tuple[str, tuple[Path, ...]]] = {
+    "defaults": (RELEASE, ()),
+    "another name": ("red", ()),
+    "a name with ours in it": ("finetune-operator-red", ()),
+    "the longest name": ("r" * 53, ()),
+    **{path.stem: ("blue", (path,)) for path in CI_VALUES},
+}
+
+
+@pytest.fixture(params=list(RELEASES.values()), ids=list(RELEASES))
+def release(request: pytest.FixtureRequest, helm4: Helm) -> list[Object]:
+    """Releases in a namespace of another name than the manifests'."""
+    name, values = request.param
+    return helm4.objects(*values, release=name, namespace="elsewhere")
+
+
+def test_every_reference_leads_to_an_object_of_the_release(release: list[Object]) -> None:
+    there = {(item["kind"], item["metadata"]["name"]) for item in release}
+    (deployment,) = (item for item in release if item["kind"] == "Deployment")
+    account = deployment["spec"]["template"]["spec"]["serviceAccountName"]
+    assert account == "default" or ("ServiceAccount", account) in there
+    for item in release:
+        if item["kind"].endswith("RoleBinding"):
+            assert (item["roleRef"]["kind"], item["roleRef"]["name"]) in there
+            assert item["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": "elsewhere"}]
+        if item["kind"] == "ValidatingAdmissionPolicyBinding":
+            assert ("ValidatingAdmissionPolicy", item["spec"]["policyName"]) in there
+
+
+def test_every_selector_finds_the_pods(release: list[Object]) -> None:
+    (deployment,) = (item for item in release if item["kind"] == "Deployment")
+    template = deployment["spec"]["template"]
+    labels = set(template["metadata"]["labels"].items())
+    spread = template["spec"].get("topologySpreadConstraints", [])
+    selectors = [
+        deployment["spec"]["selector"]["matchLabels"],
+        *(item["labelSelector"]["matchLabels"] for item in spread),
+        *(item["spec"]["podSelector"]["matchLabels"] for item in release if item["kind"] == "NetworkPolicy"),
+        *(item["spec"]["selector"]["matchLabels"] for item in release if item["kind"] == "PodDisruptionBudget"),
+        *(_with_selector(item) for item in release if item["kind"] == "Service"),
+    ]
+    assert all(set(selector.items()) <= labels for selector in selectors)
+    monitored = [item["spec"]["selector"]["matchLabels"] for item in release if item["kind"] == "ServiceMonitor"]
+    services = [item["metadata"]["labels"] for item in release if item["kind"] == "Service"]
+    for selector in monitored:
+        assert sum(set(selector.items()) <= set(service.items()) for service in services) == 1
+
+
+def _with_selector(service: Object) -> dict[str, str]:
+    selector: dict[str, str] = service["spec"].get("selector", {})
+    return selector
+
+
+def test_nothing_speaks_of_the_namespace_of_the_manifests(release: list[Object]) -> None:
+    assert NAMESPACE not in json.dumps(release)
+
+
+def test_messages_of_policies_name_the_role_of_the_release(helm4: Helm) -> None:
+    rendered = helm4.objects(release="red")
+    roles = {item["metadata"]["name"] for item in rendered if item["kind"] == "ClusterRole"}
+    policies = json.dumps([item for item in rendered if item["kind"] == "ValidatingAdmissionPolicy"])
+    assert "red-finetune-approve" in roles
+    assert policies.count("finetune-approve") == policies.count("red-finetune-approve") > 0
+
+
+def test_rights_do_not_depend_on_the_name(helm4: Helm, manifests: dict[Key, Object]) -> None:
+    """The names of the Lease, the door and its authority are fixed in the operator: rules name them as they are."""
+    assert _rules(helm4.objects(release="red")) == _rules(list(manifests.values()))
+
+
+def _rules(objects: list[Object]) -> list[Any]:
+    return sorted((item["rules"] for item in objects if item["kind"] in ("Role", "ClusterRole")), key=json.dumps)
+
+
+def test_named_namespaces_get_the_rights_in_place_of_the_cluster(helm4: Helm) -> None:
+    everywhere = helm4.objects()
+    some = helm4.objects({"namespaces": ["ml", NAMESPACE]})
+    assert _bound(everywhere, "finetune-operator") == [""]
+    assert _bound(some, "finetune-operator") == ["ml", NAMESPACE]
+    assert _bound(some, "finetune-operator-door") == [""], "token reviews have no namespace"
+    assert environment(some)["FINETUNE_NAMESPACES"] == f"ml {NAMESPACE}"
+
+
+def _bound(objects: list[Object], cluster_role: str) -> list[str]:
+    """The namespaces in which a ClusterRole is bound; "" is the whole cluster."""
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": cluster_role}
+    return [item["metadata"].get("namespace", "") for item in objects if item.get("roleRef") == role]
+
+
+def environment(objects: list[Object]) -> dict[str, str]:
+    """The variables of the operator's container that have plain values."""
+    (deployment,) = (item for item in objects if item["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    names = [variable["name"] for variable in container["env"]]
+    assert len(names) == len(set(names)), names
+    return {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
+
+
+@pytest.mark.parametrize(
+    ("image", "reference"),
+    [
+        ({}, "r.example/trainer:0.1.0"),
+        ({"tag": "7"}, "r.example/trainer:7"),
+        ({"digest": DIGEST}, f"r.example/trainer@{DIGEST}"),
+        ({"tag": "7", "digest": DIGEST}, f"r.example/trainer:7@{DIGEST}"),
+    ],
+)
+def test_an_image_is_named_by_tag_and_digest(helm4: Helm, image: dict[str, str], reference: str) -> None:
+    rendered = helm4.objects({"trainerImage": {"repository": "r.example/trainer", **image}})
+    assert environment(rendered)["FINETUNE_TRAINER_IMAGE"] == reference
+
+
+def test_an_account_that_is_not_made_must_be_named(helm: Helm) -> None:
+    with pytest.raises(HelmError, match=r"name the operator's account in serviceAccount\.name"):
+        helm.objects({"serviceAccount": {"create": False}})
+
+
+def test_only_types_and_policies_are_kept(helm4: Helm) -> None:
+    kept = {item["kind"] for item in helm4.objects() if item["metadata"].get("annotations", {}).get(KEEP) == "keep"}
+    assert kept == {
+        "CustomResourceDefinition",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+    }
+    lost = helm4.objects({"crds": {"keep": False}, "policies": {"keep": False}})
+    assert [item for item in lost if KEEP in item["metadata"].get("annotations", {})] == []
