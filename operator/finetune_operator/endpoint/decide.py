@@ -61,7 +61,7 @@ def _draft(observed: ObservedEndpoint) -> Draft:
         return _idle(observed)
     stage = status.step.stage
     if stage == "RollingBack":
-        return _rolling_back(observed)
+        return _rolling_back(observed, plan)
     if stage == "Promoting":
         return _promoting(observed, plan)
     if stage == "Guard":
@@ -314,10 +314,10 @@ def _guard(observed: ObservedEndpoint, plan: RolloutPlan) -> Draft:
     return _moved(facts.settled(status), reason="GuardPassed", message=message)
 
 
-def _rolling_back(observed: ObservedEndpoint) -> Draft:
+def _rolling_back(observed: ObservedEndpoint, plan: RolloutPlan) -> Draft:
     status = observed.endpoint.status
     stable = status.stable.name if status.stable else "nothing"
-    if not _in_force(observed, None):
+    if not _in_force(observed, plan):
         return _stay(observed, reason="RollingBack", message=f"moving all requests back to {stable}")
     return _moved(facts.settled(status), reason="Serving", message=f"{stable} serves all requests")
 
@@ -344,7 +344,7 @@ def _adopt(observed: ObservedEndpoint) -> Draft:
 # -- drafts -----------------------------------------------------------------------------------------------------------
 
 
-def _in_force(observed: ObservedEndpoint, plan: RolloutPlan | None) -> bool:
+def _in_force(observed: ObservedEndpoint, plan: RolloutPlan) -> bool:
     """Whether all gateways serve the routes that the recorded facts call for."""
     wanted = routes_of(
         endpoint=observed.endpoint,

@@ -112,6 +112,15 @@ async def test_a_regression_after_promotion_goes_back_to_the_warm_version(troubl
     assert world.stables == ["v1", "v2", "v1"]
 
 
+async def test_the_way_back_ends_also_where_latency_is_judged() -> None:
+    error_rate = {"name": "error_rate", "maxRegression": 0.05}
+    latency = {"name": "latency_seconds", "limit": 1.0, "maxRegression": 0.1}
+    world = await with_stable(metrics=[error_rate, latency])
+    await offer(world, "v2", Quality(error=0.5))
+    await world.run(until=lambda status: status.phase == "RollingBack")
+    await world.run(until=serving("v1"))
+
+
 async def test_a_breaker_that_opened_is_latched() -> None:
     world = await with_stable()
     await offer(world, "v2")
