@@ -124,6 +124,7 @@ async def test_what_fails_is_told_and_harms_nobody_else() -> None:
         assert engine.stop(timeout=5)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_a_broken_accelerator_ends_the_engine_and_fails_all() -> None:
     class AcceleratorError(RuntimeError):
         """torch's name for a GPU context that is broken."""

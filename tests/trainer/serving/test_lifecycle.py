@@ -144,7 +144,7 @@ async def test_smollm2_answers_for_real(tmp_path: Path) -> None:
     )
     tokenizer = AutoTokenizer.from_pretrained(str(base))
     served = publish(model, tokenizer, folder=tmp_path / "stored", base=base, task="Chat", companions={})
-    del model, plain
+    del model
     with serving(tmp_path, order_for(served, folder=tmp_path)) as server:
         question = [{"role": "user", "content": "What is the capital of France?"}]
         _, answer = await post(f"{server.url}/v1/chat/completions", {"messages": question, "max_tokens": 24})
