@@ -176,6 +176,19 @@ def environment(objects: list[Object]) -> dict[str, str]:
     return {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
 
 
+def test_names_that_look_like_numbers_stay_text(helm4: Helm) -> None:
+    values = {"namespaces": ["123"], "priorityClassName": "7", "serviceAccount": {"name": "1e3"}}
+    rendered = helm4.objects(values, release="0x1f", namespace="456")
+    for item in rendered:
+        assert item["metadata"]["labels"]["app.kubernetes.io/instance"] == "0x1f"
+        assert item["metadata"].get("namespace", "456") in ("456", "123")
+        for subject in item.get("subjects", []):
+            assert (subject["name"], subject["namespace"]) == ("1e3", "456")
+    assert environment(rendered)["FINETUNE_NAMESPACES"] == "123"
+    (pod,) = (item["spec"]["template"]["spec"] for item in rendered if item["kind"] == "Deployment")
+    assert (pod["serviceAccountName"], pod["priorityClassName"]) == ("1e3", "7")
+
+
 @pytest.mark.parametrize(
     ("image", "reference"),
     [

@@ -27,7 +27,7 @@
 {{/* Labels that Helm's users expect on every object. */}}
 {{- define "finetune-operator.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- with .Values.commonLabels }}
@@ -111,6 +111,6 @@ app.kubernetes.io/component: operator
 {{/* Whom a binding gives its role to. */}}
 {{- define "finetune-operator.subjects" -}}
 - kind: ServiceAccount
-  name: {{ include "finetune-operator.serviceAccount" . }}
-  namespace: {{ .Release.Namespace }}
+  name: {{ include "finetune-operator.serviceAccount" . | quote }}
+  namespace: {{ .Release.Namespace | quote }}
 {{- end -}}
