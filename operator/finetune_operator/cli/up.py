@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJob
+from finetune_api.finetunejob import TERMINAL_PHASES
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.manifests import manifests_from
@@ -157,19 +157,20 @@ class _Up:
         if found is None:
             return None
         port = self._runtime.services.port(namespace=key.namespace, name=key.name, port=HTTP_PORT)
-        jobs = [FineTuneJob.from_object(each) for each in store.find(kind="FineTuneJob", namespace=key.namespace)]
         return EndpointView(
             endpoint=ModelEndpoint.from_object(found),
             url=f"http://{HOST}:{port}/v1",
             now=utc_now(),
-            jobs=tuple(
-                (job.metadata.name, job.status.phase or "Pending")
-                for job in jobs
-                if job.spec.endpoint_ref is not None
-                and job.spec.endpoint_ref.name == key.name
-                and job.status.phase not in TERMINAL_PHASES
-            ),
+            jobs=tuple(_jobs_of(key, manifests=store.find(kind="FineTuneJob", namespace=key.namespace))),
         )
+
+
+def _jobs_of(key: Key, *, manifests: list[Manifest]) -> Iterator[tuple[str, str]]:
+    """Name and phase of the jobs for an endpoint that have not ended."""
+    for manifest in manifests:
+        phase = (manifest.get("status") or {}).get("phase") or "Pending"
+        if (manifest["spec"].get("endpointRef") or {}).get("name") == key.name and phase not in TERMINAL_PHASES:
+            yield manifest["metadata"]["name"], phase
 
 
 def _key_of(manifest: Manifest) -> Key:
