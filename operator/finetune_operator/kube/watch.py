@@ -10,6 +10,7 @@ which in a shared loop would be our workers, servers and the election; and it ta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import random
@@ -41,6 +42,8 @@ _KINDS: tuple[Kind, ...] = (*_OWN_KINDS, "ModelVersion", *CHILD_KINDS)
 RELIST_SECONDS = 600.0
 _RETRY_SECONDS = 2.0
 _STOP_SECONDS = 6.0
+_PATIENCE_SECONDS = 2.0
+_INSIST_SECONDS = 0.5
 _GUARD_SECONDS = 1.0
 
 
@@ -100,17 +103,26 @@ class KopfWatchSource:
             if not stop.is_set():
                 loop.call_soon_threadsafe(enqueue, key)
 
-        thread = loop.run_in_executor(None, self._kopf_thread, notify, stop)
+        ended = loop.create_future()
+
+        def host() -> None:
+            result: BaseException | None = None
+            try:
+                asyncio.run(self._host_kopf(notify=notify, stop=stop))
+            except BaseException as error:
+                result = error
+            with contextlib.suppress(RuntimeError):  # our loop was not there to see it
+                loop.call_soon_threadsafe(_settle, ended, result)
+
+        # A thread that nobody waits for, unlike the loop's own: kopf must not keep the process from ending.
+        threading.Thread(target=host, name="kopf", daemon=True).start()
         try:
-            await asyncio.shield(thread)
+            await asyncio.shield(ended)
         finally:
             stop.set()
-            _, running = await asyncio.wait({thread}, timeout=_STOP_SECONDS)
+            _, running = await asyncio.wait({ended}, timeout=_STOP_SECONDS)
             if running:
                 log.error("kopf did not stop within %.0f s; its events are no longer listened to", _STOP_SECONDS)
-
-    def _kopf_thread(self, notify: Enqueue, stop: threading.Event) -> None:
-        asyncio.run(self._host_kopf(notify=notify, stop=stop))
 
     async def _host_kopf(self, *, notify: Enqueue, stop: threading.Event) -> None:
         """Run kopf until told to stop, or until one of its watches has died: it would go on without it, deaf."""
@@ -129,7 +141,7 @@ class KopfWatchSource:
         died = guard.done() and not stop.is_set()
         guard.cancel()
         stop.set()
-        await operator
+        await _ended(operator)
         if died:
             raise RuntimeError("one of the watches has died")
 
@@ -167,6 +179,13 @@ class KopfWatchSource:
                 log.warning("relisting failed: %s", error)
 
 
+def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+
+
 class _Forever:
     """Pauses between attempts, without an end: the last failed attempt would kill a watch.
 
@@ -187,6 +206,21 @@ async def _a_watch_dies(*, expected: int) -> None:
             return
         complete = complete or alive >= expected
         await asyncio.sleep(_GUARD_SECONDS)
+
+
+async def _ended(operator: asyncio.Task[None]) -> None:
+    """Wait for kopf to end, and insist after a while. Raises what it failed with.
+
+    Once one watch has failed, kopf cancels the others together with the tasks by which it would pause them. A watch
+    that finds itself cancelled and paused takes it for a pause, and connects again (api.stream of kopf 1.45).
+    """
+    patience = _PATIENCE_SECONDS
+    while not (await asyncio.wait({operator}, timeout=patience))[0]:
+        for task in asyncio.all_tasks() - {operator, asyncio.current_task()}:
+            task.cancel()
+        patience = _INSIST_SECONDS
+    if not operator.cancelled():
+        operator.result()
 
 
 def key_of(*, manifest: Any) -> Key | None:
