@@ -38,6 +38,11 @@ class InstalledOperator:
             timeout_s=timeout_s,
         )
 
+    def is_led_by_a_staying_pod(self) -> bool:
+        """Whether a pod leads that nobody has deleted."""
+        staying = {pod["metadata"]["name"] for pod in self.pods() if "deletionTimestamp" not in pod["metadata"]}
+        return self.leader().split("_")[0] in staying
+
     def pods(self) -> Sequence[Object]:
         """The operator's pods."""
         return self.kubectl.list("pods", namespace=SYSTEM, selector="app.kubernetes.io/component=operator")
@@ -61,7 +66,8 @@ def install(*, cluster: Cluster, trainer_image: str | None = None) -> InstalledO
         "rollout", "status", "deployment/finetune-operator", "-n", SYSTEM, "--timeout=120s", timeout_s=130
     )
     operator = InstalledOperator(cluster=cluster)
-    operator.wait_for_leader()
+    # An old replica is no longer counted while it ends, but it may lead until then, with the old image.
+    wait_until(operator.is_led_by_a_staying_pod, what="a leader of the new version", timeout_s=60)
     return operator
 
 

@@ -10,7 +10,8 @@ from tests.cluster.operator_install import SYSTEM, InstalledOperator, install
 from tests.harness import Object
 
 pytestmark = pytest.mark.timeout(1200)
-LONG = {"epochs": 4}
+# Three checkpoints: time to break it after the first one, little to wait for after that.
+LONG = {"epochs": None, "maxSteps": 64}
 KILL_ALL = """
 import os, signal
 for entry in os.listdir("/proc"):

@@ -58,7 +58,7 @@ def test_a_model_that_is_not_better_is_rejected(workspace: Workspace) -> None:
 
 @pytest.mark.timeout(1200)
 def test_suspending_keeps_what_was_trained(workspace: Workspace) -> None:
-    workspace.apply(classifier("pausing", training={"epochs": 4}))
+    workspace.apply(classifier("pausing", training={"epochs": None, "maxSteps": 64}))
     workspace.wait(
         "pausing", lambda job: (job.get("status", {}).get("checkpoint") or {}).get("step"), what="a checkpoint"
     )
