@@ -135,7 +135,7 @@ def publish(*, folder: Path) -> tuple[str, int]:
     )
     with storage.staging_folder(f"file://{folder}") as staging:
         for path in assets.smollm2_folder().iterdir():
-            if path.is_file():
+            if path.is_file() and path.name != "COMPLETE":
                 shutil.copy(path, staging / path.name)
         complete = storage.publish(staging, to=f"file://{folder}", input_digest="sha256:test", extra={})
     for path in [folder.parent, folder, *folder.rglob("*")]:
