@@ -56,7 +56,8 @@ LAYERS = {
     "lint": Layer(limit_s=300),
     "unit": Layer(limit_s=300, workers=2),
     "trainer": Layer(limit_s=1500, workers=2),
-    "local": Layer(limit_s=1200),
+    "local": Layer(limit_s=1200, workers=2),
+    "api": Layer(limit_s=900, workers=2),
     "cluster": Layer(limit_s=2400),
     "browser": Layer(limit_s=300),
 }
