@@ -70,7 +70,7 @@ class Flights:
             flight.arm.errors += failed
             flight.arm.latency_sum_seconds += seconds
         epoch, rule, variant = flight.key
-        if not flight.overdue or failed:
+        if not flight.overdue:  # counted when it became so
             self.live.record(epoch=epoch, rule=rule, variant=variant, failed=failed, what=what)
 
     async def sweep(self) -> None:
@@ -80,7 +80,7 @@ class Flights:
             self.sweep_once(now=time.monotonic())
 
     def sweep_once(self, *, now: float) -> None:
-        """Count what is slow or overdue, and wake requests that wait for a variant that was left."""
+        """Count what is slow or overdue, and wake requests that wait for too long or for a variant that was left."""
         routes = self.live.current
         limit = routes.judging.latency_limit_seconds if routes is not None else None
         for flight in list(self.under_way):
@@ -95,5 +95,7 @@ class Flights:
                 self.live.record(
                     epoch=epoch, rule=rule, variant=variant, failed=True, what=f"no answer within {overdue:g} s"
                 )
+                if flight.upstream is not None:
+                    flight.upstream.cancel()  # its client is answered by the fallback
             if waiting and flight.upstream is not None and self.live.is_open(rule, variant):
                 flight.upstream.cancel()

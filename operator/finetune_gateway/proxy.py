@@ -149,10 +149,12 @@ class Proxy:
         try:
             return await task
         except asyncio.CancelledError:
-            if not self.live.is_open(flight.key[1], flight.key[2]) or asyncio.current_task().cancelling():  # type: ignore[union-attr]
+            left = self.live.is_open(flight.key[1], flight.key[2])
+            if not (left or flight.overdue) or asyncio.current_task().cancelling():  # type: ignore[union-attr]
                 task.cancel()
                 raise
-            raise _RetryError(reason="breaker", what="left while waiting for its answer") from None
+            reason, what = ("breaker", "left while waiting") if left else ("overdue", "no answer in time")
+            raise _RetryError(reason=reason, what=what) from None
         finally:
             flight.upstream = None
 

@@ -23,14 +23,15 @@ from finetune_operator.endpoint.names import (
     metadata_of,
     routes_name,
 )
-from finetune_operator.endpoint.pod import CONTAINER_SECURITY, merged_metadata, overlay_of, pod_security
+from finetune_operator.endpoint.pod import CONTAINER_SECURITY, STOP_HOOK, merged_metadata, overlay_of, pod_security
 from finetune_operator.job.pod_template import TOKEN_FOLDER, TOKEN_SECONDS
 from finetune_operator.ports import Door, Manifest
 
 INPUTS_ANNOTATION = f"{GROUP}/rendered-from"
 _CA_FOLDER = "/etc/finetune-door"
 _KEYS_FOLDER = "/etc/finetune-keys"
-_DRAIN_SECONDS = 60
+_GRACE_SECONDS = 60
+_DRAIN_SECONDS = 45
 
 
 def inputs_hash(endpoint: ModelEndpoint) -> str:
@@ -145,6 +146,7 @@ def _template(
             "failureThreshold": 6,
         },
         "resources": (gateway.resources or config.gateway_resources).to_dict(),
+        "lifecycle": STOP_HOOK,
         "securityContext": CONTAINER_SECURITY,
         "volumeMounts": mounts,
     }
@@ -152,7 +154,7 @@ def _template(
         "serviceAccountName": name,
         "automountServiceAccountToken": True,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": _DRAIN_SECONDS,
+        "terminationGracePeriodSeconds": _GRACE_SECONDS,
         "securityContext": pod_security(),
         "containers": [container],
         "volumes": volumes,
@@ -170,7 +172,7 @@ def _environment(*, endpoint: ModelEndpoint, gateway: Gateway) -> dict[str, str]
         "NAMESPACE": endpoint.metadata.namespace,
         "PORT": str(GATEWAY_PORT),
         "STATUS_PORT": str(GATEWAY_STATUS_PORT),
-        "DRAIN_SECONDS": str(_DRAIN_SECONDS - 5),
+        "DRAIN_SECONDS": str(_DRAIN_SECONDS),
     }
     given = {
         "BODY_BYTES": limits.body_bytes,

@@ -15,6 +15,10 @@ CONTAINER_SECURITY: dict[str, Any] = {
 }
 
 
+STOP_HOOK: dict[str, Any] = {"preStop": {"sleep": {"seconds": 5}}}
+"""Before SIGTERM: the time that nodes take to hear that a Service does not lead here any more (Kubernetes 1.30)."""
+
+
 def pod_security() -> dict[str, Any]:
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
     return {

@@ -9,7 +9,7 @@ from finetune_api.routes import Breaker, Judging, ProbeOrder, RouteRule, Routes,
 from finetune_operator.endpoint.plan import PlannedStep, RolloutPlan
 
 DEFAULT_RULE = "default"
-_OVERDUE_SECONDS = 10.0
+_OVERDUE_SECONDS = 30.0
 _OVERDUE_FACTOR = 2.0
 
 

@@ -22,7 +22,7 @@ from finetune_operator.endpoint.names import (
     metadata_of,
     server_name,
 )
-from finetune_operator.endpoint.pod import CONTAINER_SECURITY, merged_metadata, overlay_of, pod_security
+from finetune_operator.endpoint.pod import CONTAINER_SECURITY, STOP_HOOK, merged_metadata, overlay_of, pod_security
 from finetune_operator.endpoint.servers import CONTAINER
 from finetune_operator.job.names import short_hash
 from finetune_operator.job.pod_template import RUN_FOLDER, RUN_KEY
@@ -124,6 +124,7 @@ def _deployment(
         "readinessProbe": _probe("/readyz", seconds=2, failures=2),
         "livenessProbe": _probe("/healthz", seconds=10, failures=6),
         "resources": _resources(endpoint, config),
+        "lifecycle": STOP_HOOK,
         "securityContext": CONTAINER_SECURITY,
         "terminationMessagePolicy": "File",
         "volumeMounts": _mounts(version, config),

@@ -106,6 +106,21 @@ async def test_a_candidate_that_hangs_is_left_and_its_clients_are_answered_by_st
     assert "no answer within 0.5 s" in gateway.observations()["breakers"][0]["reason"]
 
 
+async def test_one_request_that_is_overdue_is_answered_by_stable(
+    gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable, candidate, rules=canary())
+    gateway.start()
+    await gateway.ready()
+    candidate.delay = 60
+    began = time.monotonic()
+    status, answer = await post(client, gateway)
+    assert (status, answer["choices"][0]["message"]["content"]) == (200, "old says hello")
+    assert time.monotonic() - began < 3
+    await eventually(lambda: arm(gateway, "new")["errors"] == 1)
+    assert gateway.observations()["breakers"] == [], "one is too few to leave a version for good"
+
+
 async def test_a_candidate_that_is_gone_costs_no_request(
     gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
 ) -> None:
