@@ -163,6 +163,18 @@ async def test_each_index_gets_its_process_and_what_a_container_has(runtime: Loc
         assert not os.path.exists(each["scratch"]), "/tmp goes with the container"  # noqa: PTH110, ASYNC240
 
 
+async def test_an_interpreter_below_a_mount_point_is_found(runtime: LocalRuntime, home: LocalHome) -> None:
+    """As in a checkout below /tmp, where every container has a volume."""
+    manifest = job("print('here')")
+    container = manifest["spec"]["template"]["spec"]["containers"][0]
+    container["volumeMounts"].append({"name": "tmp", "mountPath": str(Path(sys.executable).parent)})
+    del container["command"]  # the trainer's own
+    await start(runtime, home, manifest)
+    await until(runtime, "Failed")
+    (pod,) = await pods_of(runtime)
+    assert ended(pod)["exitCode"] == 78, "the trainer has run, and does not like its orders"
+
+
 @pytest.mark.parametrize(
     ("code", "reason", "message"),
     [

@@ -24,6 +24,8 @@ from finetune_operator.job.verdicts import Broken, Result
 
 _STATUS_UNKNOWN = "ContainerStatusUnknown"
 """Kubelet's word for a container that was gone when it came back: its node was away."""
+_NOT_STARTED = {"StartError", "ContainerCannotRun"}
+"""The runtimes' words for a container whose command could not be run. The message is then theirs."""
 
 
 def cause_of_end(*, job: ChildJob, pods: Sequence[PodState], size: int) -> Broken:
@@ -107,6 +109,9 @@ def _failed_container(*, pod: PodState, ended: Ended, said: Failure | None) -> B
         # Killed at the end of its grace period, or by whoever deleted it.
         message = f"pod {pod.name} was deleted (exit code {ended.exit_code})"
         return Broken(cause=Cause.POD_DELETED, reason=Cause.POD_DELETED, message=message)
+    if said is None and ended.reason in _NOT_STARTED:
+        message = f"pod {pod.name} could not be started: {ended.message}"
+        return Broken(cause=Cause.CONTAINER_FAILED, reason=ended.reason, message=message)
     return Broken(
         cause=Cause.CONTAINER_FAILED,
         reason=said.reason if said else _exit_name(ended.exit_code),

@@ -112,8 +112,11 @@ class ContainerBuilder:
 
     def command(self, *, mounts: Mapping[str, Path]) -> list[str]:
         """The container's command, or the trainer image's where it has none of its own."""
-        command = self._container.get("command") or [sys.executable, *TRAINER_COMMAND]
-        words = [*command, *(self._container.get("args") or ())]
+        words = [
+            *(self._container.get("command") or ["python", *TRAINER_COMMAND]),
+            *(self._container.get("args") or ()),
+        ]
+        # Our interpreter's path is of this machine, also where it is below a mount point such as /tmp.
         interpreter = {"python": sys.executable, "python3": sys.executable}
         return [interpreter.get(word, on_this_machine(word, mounts=mounts)) for word in words]
 

@@ -78,6 +78,14 @@ def test_a_result_that_is_none_is_a_failure(message: str) -> None:
     assert (found.cause, found.reason) == (Cause.CONTAINER_FAILED, "InvalidResult")
 
 
+def test_why_a_container_could_not_be_started_is_told() -> None:
+    ended = Ended(exit_code=128, reason="StartError", message='exec: "pythn": executable file not found in $PATH')
+    found = verdict(pod(phase="Failed", ended=ended))
+    assert isinstance(found, Broken)
+    assert (found.cause, found.reason) == (Cause.CONTAINER_FAILED, "StartError")
+    assert found.message.endswith(f"could not be started: {ended.message}")
+
+
 # -- causes -----------------------------------------------------------------------------------------------------------
 
 
