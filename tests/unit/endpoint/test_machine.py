@@ -108,7 +108,7 @@ async def play(events: list[str], *, policy: dict[str, str]) -> None:
     assert await world.servers() == [status.stable.name]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     events=st.lists(st.sampled_from(EVENTS), min_size=1, max_size=14),
     policy=st.sampled_from(
