@@ -25,6 +25,8 @@ class OperatorConfig:
     """Image of all containers of a run. A run keeps the one that it began with."""
     gateway_image: str = ""
     """Image of the endpoints' gateways. Endpoints are refused where it is not set."""
+    vllm_image: str = ""
+    """Image of servers with runtime VLLM, such as vllm/vllm-openai:VERSION. Such endpoints wait where it is not set."""
     image_pull_policy: str = "IfNotPresent"
     namespaces: tuple[str, ...] = ()
     """Namespaces that are watched; empty: all."""
@@ -97,6 +99,7 @@ def variable(name: str) -> str:
 _TEXTS = {
     "trainer_image",
     "gateway_image",
+    "vllm_image",
     "server_url",
     "image_pull_policy",
     "token_audience",

@@ -52,6 +52,9 @@ class EndpointController:
         if not self._config.gateway_image:
             message = "the operator has no gateway image; set FINETUNE_GATEWAY_IMAGE in its Deployment"
             return self.hold(manifest=manifest, state="Stalled", reason="NoGatewayImage", message=message)
+        if endpoint.spec.serving.runtime == "VLLM" and not self._config.vllm_image:
+            message = "the operator has no image for runtime VLLM; set FINETUNE_VLLM_IMAGE in its Deployment"
+            return self.hold(manifest=manifest, state="Stalled", reason="NoVllmImage", message=message)
         observed = await observe_endpoint(
             cluster=self._cluster,
             endpoint=endpoint,

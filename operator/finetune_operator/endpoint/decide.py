@@ -26,6 +26,7 @@ from finetune_operator.endpoint.observed import ObservedEndpoint
 from finetune_operator.endpoint.plan import RolloutPlan, read_plan, resolve
 from finetune_operator.endpoint.requests import Requests, read_requests
 from finetune_operator.endpoint.routing import routes_of, same_content
+from finetune_operator.endpoint.serving import unservable
 from finetune_operator.job.conditions import Summary
 
 _NOTHING_SEEN = Judgement(state=None, rows=[], trip=None)
@@ -116,6 +117,13 @@ def _back(observed: ObservedEndpoint, requests: Requests) -> Draft:
 def _begin(observed: ObservedEndpoint, choice: Choice, *, status: ModelEndpointStatus) -> Draft:
     assert choice.version is not None  # noqa: S101 - the callers have looked
     observed = _with_status(observed, status)
+    problem = unservable(endpoint=observed.endpoint, version=choice.version, config=observed.config)
+    if problem is not None:
+        metadata = choice.version.metadata
+        refused = facts.with_outcome(
+            status, name=metadata.name, uid=metadata.uid, outcome="Rejected", reason=problem, now=observed.now
+        )
+        return _left(refused, reason="NotServable", message=f"{metadata.name} cannot be served: {problem}")
     plan = resolve(spec=observed.endpoint.spec, fast=choice.fast)
     after = facts.begun(observed=observed, version=choice.version, plan=plan, passed_over=choice.passed_over)
     name = choice.version.metadata.name

@@ -24,6 +24,7 @@ from finetune_operator.endpoint.names import (
 )
 from finetune_operator.endpoint.pod import CONTAINER_SECURITY, STOP_HOOK, merged_metadata, overlay_of, pod_security
 from finetune_operator.endpoint.servers import CONTAINER
+from finetune_operator.endpoint.vllm import NotServableError, vllm_arguments
 from finetune_operator.job.names import short_hash
 from finetune_operator.job.pod_template import RUN_FOLDER, RUN_KEY
 from finetune_operator.job.stages import GPU_RESOURCE, mount_path
@@ -113,29 +114,13 @@ def _deployment(
     *, endpoint: ModelEndpoint, version: ModelVersion, config: OperatorConfig, metadata: dict[str, Any]
 ) -> Manifest:
     serving = endpoint.spec.serving
-    container = {
-        "name": CONTAINER,
-        "image": config.trainer_image,
-        "imagePullPolicy": config.image_pull_policy,
-        "args": ["serve"],
-        "env": [{"name": RUN_FILE_VARIABLE, "value": f"{RUN_FOLDER}/{RUN_KEY}"}],
-        "ports": [{"name": "http", "containerPort": SERVER_PORT}],
-        "startupProbe": _probe("/readyz", seconds=2, failures=_START_SECONDS // 2),
-        "readinessProbe": _probe("/readyz", seconds=2, failures=2),
-        "livenessProbe": _probe("/healthz", seconds=10, failures=6),
-        "resources": _resources(endpoint, config),
-        "lifecycle": STOP_HOOK,
-        "securityContext": CONTAINER_SECURITY,
-        "terminationMessagePolicy": "File",
-        "volumeMounts": _mounts(version, config),
-    }
     spec: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": _GRACE_SECONDS,
         "securityContext": pod_security(),
-        "containers": [container],
-        "volumes": _volumes(version, name=metadata["name"]),
+        **_containers(endpoint=endpoint, version=version, config=config),
+        "volumes": _volumes(version, name=metadata["name"], shared_memory=serving.runtime == "VLLM"),
     }
     return {
         "apiVersion": "apps/v1",
@@ -152,6 +137,64 @@ def _deployment(
                 "spec": {**spec, **overlay_of(serving.pod_template)},
             },
         },
+    }
+
+
+def _containers(*, endpoint: ModelEndpoint, version: ModelVersion, config: OperatorConfig) -> dict[str, Any]:
+    """Our own runtimes fetch and verify the artifact themselves; for vLLM an init container does that first."""
+    ours: dict[str, Any] = {
+        "image": config.trainer_image,
+        "imagePullPolicy": config.image_pull_policy,
+        "env": [{"name": RUN_FILE_VARIABLE, "value": f"{RUN_FOLDER}/{RUN_KEY}"}],
+        "securityContext": CONTAINER_SECURITY,
+        "terminationMessagePolicy": "File",
+        "volumeMounts": _mounts(version, config),
+    }
+    server: dict[str, Any] = {
+        "name": CONTAINER,
+        "ports": [{"name": "http", "containerPort": SERVER_PORT}],
+        "resources": _resources(endpoint, config),
+        "lifecycle": STOP_HOOK,
+    }
+    if endpoint.spec.serving.runtime != "VLLM":
+        return {"containers": [{**ours, **server, "args": ["serve"], **_probes(live="/healthz", ready="/readyz")}]}
+    folders = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache", "HF_HUB_OFFLINE": "1"}  # noqa: S108 - a mount point
+    shared = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - a mount point
+    vllm = {
+        **server,
+        "image": config.vllm_image,
+        "imagePullPolicy": config.image_pull_policy,
+        "command": vllm_arguments(
+            version=version.spec,
+            model_name=endpoint.metadata.name,
+            folder=f"{_CACHE_FOLDER}/run",
+            gpus=endpoint.spec.serving.gpus or 0,
+            port=SERVER_PORT,
+        ),
+        "env": [{"name": name, "value": value} for name, value in folders.items()],
+        "securityContext": CONTAINER_SECURITY,
+        "volumeMounts": [*_mounts(version, config), shared],
+        **_probes(live="/health", ready="/health"),
+    }
+    return {"initContainers": [{**ours, "name": "fetch", "args": ["fetch"]}], "containers": [vllm]}
+
+
+def unservable(*, endpoint: ModelEndpoint, version: ModelVersion, config: OperatorConfig) -> str | None:
+    """Why the endpoint's runtime cannot serve a version, or None."""
+    if endpoint.spec.serving.runtime != "VLLM":
+        return None
+    try:
+        _containers(endpoint=endpoint, version=version, config=config)
+    except NotServableError as error:
+        return str(error)
+    return None
+
+
+def _probes(*, live: str, ready: str) -> dict[str, Any]:
+    return {
+        "startupProbe": _probe(ready, seconds=2, failures=_START_SECONDS // 2),
+        "readinessProbe": _probe(ready, seconds=2, failures=2),
+        "livenessProbe": _probe(live, seconds=10, failures=6),
     }
 
 
@@ -178,12 +221,14 @@ def _claims(version: ModelVersion) -> list[str]:
     return sorted({uri.removeprefix("pvc://").split("/", 1)[0] for uri in uris if uri.startswith("pvc://")})
 
 
-def _volumes(version: ModelVersion, *, name: str) -> list[dict[str, Any]]:
+def _volumes(version: ModelVersion, *, name: str, shared_memory: bool) -> list[dict[str, Any]]:
     volumes: list[dict[str, Any]] = [
         {"name": "run", "configMap": {"name": name}},
         {"name": "tmp", "emptyDir": {}},
         {"name": "cache", "emptyDir": {}},
     ]
+    if shared_memory:
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
     for number, claim in enumerate(_claims(version)):
         source = {"claimName": claim, "readOnly": True}
         volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": source})

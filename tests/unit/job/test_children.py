@@ -6,12 +6,9 @@ After a change that is meant: `FINETUNE_UPDATE_GOLDEN=1 pytest tests/unit/job/te
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
+from tests.conformance.golden import check
 from tests.conformance.objects import CONFIG, START, all_results, digest, evaluate_result, job, plan_of
 
 from finetune_api.finetunejob import EvaluationStatus, FineTuneJob, StageName
@@ -22,8 +19,6 @@ from finetune_operator.job.resolve import resolve
 from finetune_operator.job.version import baseline_order, version_manifest
 from finetune_operator.ports import Door, Manifest
 
-GOLDEN = Path(__file__).resolve().parents[2] / "data" / "golden"
-UPDATE = "FINETUNE_UPDATE_GOLDEN"
 DOOR = Door(url="https://finetune-door.finetune-system.svc", ca_bundle="-----BEGIN CERTIFICATE-----\nMII\n")
 
 LARGE = job(
@@ -65,25 +60,6 @@ def children(of: FineTuneJob, *, stage: StageName, attempt: int = 1, door: Door 
         config=CONFIG,
         door=door,
     )
-
-
-class _Readable(yaml.SafeDumper):
-    """Texts of several lines as blocks, so that a difference in one line shows as one line."""
-
-
-_Readable.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
-)
-
-
-def check(name: str, manifests: Any) -> None:
-    """Compare with the golden file, or write it where that is asked for."""
-    path = GOLDEN / f"{name}.yaml"
-    text = yaml.dump_all(manifests, Dumper=_Readable, sort_keys=False, width=120)
-    if os.environ.get(UPDATE):
-        path.write_text(text)
-    assert text == path.read_text(), f"{path.name} differs; if that is meant: {UPDATE}=1 pytest {__file__}"
 
 
 @pytest.mark.parametrize(

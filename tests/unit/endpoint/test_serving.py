@@ -1,0 +1,81 @@
+"""The manifests that serve a version: word for word as recorded, and restricted whatever the runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.conformance.golden import check
+from tests.simulation.endpoint_world import CONFIG, endpoint_manifest, version_manifest
+
+from finetune_api.modelendpoint import ModelEndpoint
+from finetune_api.modelversion import ModelVersion
+from finetune_operator.config import OperatorConfig
+from finetune_operator.endpoint.gateway import gateway_manifests
+from finetune_operator.endpoint.serving import render_revision, rendered, scaled, unservable
+from finetune_operator.ports import Door
+
+VLLM_CONFIG = OperatorConfig(trainer_image="trainer:1", gateway_image="gateway:1", vllm_image="vllm/vllm-openai:v0")
+
+
+def endpoint(**spec: Any) -> ModelEndpoint:
+    manifest = endpoint_manifest()
+    manifest["metadata"]["uid"] = "e-uid"
+    manifest["spec"] |= spec
+    return ModelEndpoint.from_object(manifest)
+
+
+def version(**spec: Any) -> ModelVersion:
+    manifest = version_manifest("v1")
+    manifest["metadata"]["uid"] = "v-uid"
+    manifest["spec"] |= {"method": {"type": "LoRA", "lora": {"rank": 16}}} | spec
+    return ModelVersion.model_validate(manifest)
+
+
+def servers(runtime: str) -> tuple[Any, ...]:
+    serving = {"runtime": runtime, "gpus": 2 if runtime == "VLLM" else 0}
+    revision = render_revision(endpoint=endpoint(serving=serving), version=version(), config=VLLM_CONFIG)
+    return rendered(revision)
+
+
+@pytest.mark.parametrize("runtime", ["Transformers", "VLLM"])
+def test_servers_are_as_recorded(runtime: str) -> None:
+    check(f"servers_{runtime.lower()}", list(servers(runtime)))
+
+
+def test_a_gateway_is_as_recorded() -> None:
+    door = Door(url="https://door.example", ca_bundle="CERTIFICATE\n")
+    gateway = {"replicas": 3, "apiKeysSecretRef": {"name": "keys"}, "limits": {"bodyBytes": 4096}}
+    check("gateway", list(gateway_manifests(endpoint=endpoint(gateway=gateway), config=CONFIG, door=door)))
+
+
+@pytest.mark.parametrize("runtime", ["Transformers", "VLLM"])
+def test_pods_are_restricted(runtime: str) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, and more."""
+    (deployment,) = [each for each in servers(runtime) if each["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    for container in [*pod["containers"], *pod.get("initContainers", [])]:
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    for volume in pod["volumes"]:
+        if "persistentVolumeClaim" in volume:
+            assert volume["persistentVolumeClaim"]["readOnly"] is True
+
+
+def test_replicas_follow_the_spec_and_nothing_else_does() -> None:
+    manifests = servers("Transformers")
+    more = scaled(manifests, replicas=5)
+    changed = [(old, new) for old, new in zip(manifests, more, strict=True) if old != new]
+    ((old, new),) = changed
+    assert new["spec"].pop("replicas") == 5
+    assert old["spec"] | {"replicas": None} == new["spec"] | {"replicas": None}
+
+
+def test_what_vllm_cannot_serve_is_told() -> None:
+    served = endpoint(serving={"runtime": "VLLM", "gpus": 1})
+    odd = version(method={"type": "IA3"})
+    assert "LoRA adapters" in str(unservable(endpoint=served, version=odd, config=VLLM_CONFIG))
+    assert unservable(endpoint=served, version=version(), config=VLLM_CONFIG) is None
+    assert unservable(endpoint=endpoint(), version=odd, config=CONFIG) is None
