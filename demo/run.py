@@ -7,6 +7,7 @@ puts them where the two manifests beside this file look for them, and runs the m
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -40,8 +41,9 @@ def main() -> int:
         if status != 0:
             return status
     print(f"\nThe demo took {words.seconds(time.monotonic() - began)}. To look around:")
-    print(f"  finetune get jobs --home {options.home}          finetune describe job demo-chat --home {options.home}")
-    print(f"  finetune logs demo-chat --home {options.home}    finetune report demo-chat --home {options.home} --open")
+    finetune = os.path.relpath(Path(sys.executable).with_name("finetune"))  # nobody's PATH has it yet
+    for command in ("get jobs", "describe job demo-chat", "logs demo-chat", "report demo-chat --open"):
+        print(f"  {finetune} {command} --home {options.home}")
     return 0
 
 
