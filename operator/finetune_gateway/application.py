@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
 import random
 import time
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from finetune_api.routes import Routes
+from finetune_gateway.access_log import AccessLog
 from finetune_gateway.config import GatewayConfig
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
@@ -20,8 +20,6 @@ from finetune_gateway.proxy import Incoming, Proxy, refuse
 from finetune_gateway.routing import user_position
 from finetune_gateway.votes import Votes
 
-logger = logging.getLogger(__name__)
-access_logger = logging.getLogger("finetune_gateway.access")
 USER_HEADER = "X-Finetune-User"
 _KEYS_SECONDS = 5.0
 _TASKS: dict[str, tuple[str, ...]] = {
@@ -70,6 +68,7 @@ class Application:
     keys: ApiKeys
     votes: Votes
     metrics: Metrics
+    access_log: AccessLog
     in_flight: int = 0
     draining: bool = False
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -110,11 +109,13 @@ class Application:
                 self.metrics.in_flight.dec()
         if self.draining:
             response.force_close()
-        if self.config.access_log:
-            seconds = time.monotonic() - began
-            access_logger.info(
-                "%s %s %d %.4fs client=%s", request.method, request.path, response.status, seconds, client
-            )
+        self.access_log.add(
+            method=request.method,
+            path=request.rel_url.raw_path,
+            status=response.status,
+            seconds=time.monotonic() - began,
+            client=client,
+        )
         return response
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
@@ -153,19 +154,24 @@ class Application:
 
     async def _read(self, request: web.Request) -> bytes | web.Response:
         limit = self.config.body_bytes
-        too_large = refuse(status=413, message=f"the body is larger than {limit} bytes")
         if request.content_length is not None and request.content_length > limit:
+            too_large = self._too_large()
             too_large.force_close()
             return too_large
         try:
+            if request.content.is_eof():  # all of it came with the head, as most do: no timer is needed
+                return await request.read()
             async with asyncio.timeout(self.config.body_timeout_seconds):
                 return await request.read()
         except web.HTTPRequestEntityTooLarge:
-            return too_large
+            return self._too_large()
         except TimeoutError:
             slow = refuse(status=408, message=f"the body did not arrive within {self.config.body_timeout_seconds:g} s")
             slow.force_close()
             return slow
+
+    def _too_large(self) -> web.Response:
+        return refuse(status=413, message=f"the body is larger than {self.config.body_bytes} bytes")
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         routes = self.live.current

@@ -21,6 +21,8 @@ class Metrics:
     epoch: Gauge = field(init=False)
     breakers: Counter = field(init=False)
     shadow: Counter = field(init=False)
+    _of: dict[tuple[str, int], tuple[Counter, Histogram | None]] = field(default_factory=dict)
+    """Children of `requests` and `latency` by variant and status: looking them up by label takes longer than counting."""
 
     def __post_init__(self) -> None:
         """Register everything at zero."""
@@ -54,3 +56,14 @@ class Metrics:
             self.retries.labels(reason)
         for result in ("completed", "dropped"):
             self.shadow.labels(result)
+
+    def answered(self, *, variant: str, code: int, seconds: float) -> None:
+        """Count one attempt to have a request answered. Latency is that of answers that came."""
+        found = self._of.get((variant, code))
+        if found is None:
+            histogram = self.latency.labels(variant) if code == 200 else None
+            found = self._of[variant, code] = self.requests.labels(variant, str(code)), histogram
+        counter, histogram = found
+        counter.inc()
+        if histogram is not None:
+            histogram.observe(seconds)

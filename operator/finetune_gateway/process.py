@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -14,6 +15,7 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from finetune_gateway.access_log import AccessLog
 from finetune_gateway.application import ApiKeys, Application
 from finetune_gateway.config import GatewayConfig
 from finetune_gateway.flights import Flights
@@ -38,18 +40,24 @@ async def serve(*, config: GatewayConfig) -> None:
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         connector = aiohttp.TCPConnector(limit=_UPSTREAM_CONNECTIONS, keepalive_timeout=30)
-        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector, auto_decompress=False))
+        session = await stack.enter_async_context(
+            # Nothing of one client's answer may reach another one's request.
+            aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
+        )
         app = _assemble(config=config, session=session)
         background = [
             _routes(config=config, live=app.live),
             app.proxy.flights.sweep(),
             app.proxy.comparator.probe(),
+            app.access_log.keep_writing(),
             report(config=config, live=app.live, tally=app.live.tally, metrics=app.metrics),
         ]
         tasks = [asyncio.create_task(work) for work in background]
         status = await _listen(stack=stack, app=_status_application(app), host=config.host, port=config.status_port)
         await _listen(stack=stack, app=app.build(), host=config.host, port=config.port, share=config.share_port)
         logger.info("serving %s on port %d, status on port %s", config.endpoint, config.port, status)
+        gc.collect()
+        gc.freeze()  # what was imported stays for good; looking through it again and again only makes requests wait
         stopping = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
         await _drain(app)
@@ -77,7 +85,15 @@ def _assemble(*, config: GatewayConfig, session: aiohttp.ClientSession) -> Appli
         session=session,
         signing_key=key,
     )
-    return Application(config=config, live=live, proxy=proxy, keys=ApiKeys(config=config), votes=votes, metrics=metrics)
+    return Application(
+        config=config,
+        live=live,
+        proxy=proxy,
+        keys=ApiKeys(config=config),
+        votes=votes,
+        metrics=metrics,
+        access_log=AccessLog(enabled=config.access_log),
+    )
 
 
 def _routes(*, config: GatewayConfig, live: LiveRoutes) -> Coroutine[None, None, None]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp import web
+from multidict import CIMultiDict
 
 from finetune_api.routes import Routes
 from finetune_gateway.config import GatewayConfig
@@ -27,6 +28,7 @@ CONNECT_SECONDS = 2.0
 _SHADOWED_BYTES = 1 << 20
 """Longer answers are passed on but not judged: judging must not cost memory."""
 _PASSED_HEADERS = ("Content-Type", "Cache-Control", "OpenAI-Processing-Ms")
+_SENT_HEADERS = CIMultiDict({"Content-Type": "application/json"})
 
 
 class _RetryError(Exception):
@@ -69,6 +71,11 @@ class Proxy:
     metrics: Metrics
     session: aiohttp.ClientSession
     signing_key: bytes
+    _timeout: aiohttp.ClientTimeout = field(init=False)
+
+    def __post_init__(self) -> None:
+        """What is the same for every request is made once."""
+        self._timeout = aiohttp.ClientTimeout(total=self.config.timeout_seconds, sock_connect=CONNECT_SECONDS)
 
     async def answer(self, incoming: Incoming) -> web.StreamResponse:
         """The client's answer: a variant's, or an error in OpenAI's form."""
@@ -129,18 +136,17 @@ class Proxy:
             raise
         finally:
             self.flights.end(flight, failed=failed, what=what, judged=judged)
-            name = routes.variants[variant].name
-            self.metrics.requests.labels(name, str(code)).inc()
-            if code == 200:
-                self.metrics.latency.labels(name).observe(asyncio.get_running_loop().time() - flight.began)
+            seconds = asyncio.get_running_loop().time() - flight.began
+            self.metrics.answered(variant=routes.variants[variant].name, code=code, seconds=seconds)
 
     async def _first_byte(self, *, incoming: Incoming, url: str, flight: Flight) -> aiohttp.ClientResponse:
         """Send the request and wait for the answer's head. A variant that is left meanwhile is not waited for."""
         waiting = self.session.post(
             url + incoming.path,
             data=incoming.body,
-            headers={"Content-Type": "application/json"},
-            timeout=aiohttp.ClientTimeout(total=self.config.timeout_seconds, sock_connect=CONNECT_SECONDS),
+            headers=_SENT_HEADERS,
+            timeout=self._timeout,
+            allow_redirects=False,
         )
         if self.live.overdue_seconds(flight.key[1], flight.key[2]) is None:
             return await waiting

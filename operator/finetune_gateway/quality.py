@@ -50,18 +50,17 @@ def _repeats(text: str) -> bool:
     if len(words) < _MINIMUM_REPEATED_WORDS:
         longest_run = max((len(match.group()) for match in re.finditer(r"(\S)\1+", text)), default=0)
         return longest_run >= 32
-    tail = words[-200:]
-    for length in range(1, 9):
-        period = tail[-length:]
-        matching = sum(1 for index, word in enumerate(reversed(tail)) if word == period[-1 - index % length])
-        run = 0
-        for index, word in enumerate(reversed(tail)):
-            if word != period[-1 - index % length]:
-                break
-            run += 1
-        if run >= max(_MINIMUM_REPEATED_WORDS, 4 * length) and matching >= 0.5 * len(tail):
-            return True
-    return False
+    tail = words[:-201:-1]  # the last word first
+    return any(_has_period(tail, length=length) for length in range(1, 9))
+
+
+def _has_period(tail: list[str], *, length: int) -> bool:
+    """Whether the first `length` words come again and again: in a long run, and in at least half of all places."""
+    needed = max(_MINIMUM_REPEATED_WORDS, 4 * length)
+    if tail[length:needed] != tail[: needed - length]:  # a run of this period equals itself, moved by the period
+        return False
+    matching = sum(1 for index, word in enumerate(tail) if word == tail[index % length])
+    return matching >= 0.5 * len(tail)
 
 
 def normalised(text: str) -> str:
