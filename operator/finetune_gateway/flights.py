@@ -21,6 +21,9 @@ class Flight:
     counted: bool
     """False for users beyond their weight cap."""
     began: float
+    overdue_seconds: float | None
+    """After how long without a first byte the attempt has failed, by the routes it began under: a request that hangs
+    is not left alone with its version when the routes change. None: it has as long as any request."""
     upstream: asyncio.Task[object] | None = None
     """The wait for the first byte, cancelled when the variant is left."""
     slow: bool = False
@@ -47,7 +50,8 @@ class Flights:
         """Start an attempt."""
         arm = self.tally.arm(key)
         counted = self.tally.counts_for_user(epoch=key[0], variant=key[2], user=user, cap=cap)
-        flight = Flight(key=key, arm=arm, counted=counted, began=time.monotonic())
+        overdue = self.live.overdue_seconds(key[1], key[2])
+        flight = Flight(key=key, arm=arm, counted=counted, began=time.monotonic(), overdue_seconds=overdue)
         if not counted:
             arm.capped += 1
         self.under_way.add(flight)
@@ -88,7 +92,7 @@ class Flights:
             age = now - flight.began
             if limit is not None and age > limit:
                 flight.count_slow()
-            overdue = self.live.overdue_seconds(rule, variant)
+            overdue = flight.overdue_seconds
             waiting = flight.upstream is not None and not flight.upstream.done()
             if waiting and not flight.overdue and overdue is not None and age > overdue:
                 flight.overdue = True

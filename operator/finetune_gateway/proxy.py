@@ -148,7 +148,7 @@ class Proxy:
             timeout=self._timeout,
             allow_redirects=False,
         )
-        if self.live.overdue_seconds(flight.key[1], flight.key[2]) is None:
+        if flight.overdue_seconds is None:
             return await waiting
         task = asyncio.ensure_future(waiting)
         flight.upstream = task

@@ -121,6 +121,25 @@ async def test_one_request_that_is_overdue_is_answered_by_stable(
     assert gateway.observations()["breakers"] == [], "one is too few to leave a version for good"
 
 
+async def test_a_request_that_hangs_is_answered_by_stable_although_its_version_has_left_the_routes(
+    gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable, candidate, rules=canary(overdueSeconds=1.0))
+    gateway.start()
+    await gateway.ready()
+    candidate.delay = 60
+    began = time.monotonic()
+    hanging = asyncio.create_task(post(client, gateway))
+    await eventually(lambda: candidate.seen)
+    epoch = gateway.route(stable)
+    await gateway.acknowledged(epoch)
+    assert not hanging.done(), "the routes changed while it was under way"
+    status, answer = await hanging
+    assert (status, answer["choices"][0]["message"]["content"]) == (200, "old says hello")
+    assert time.monotonic() - began < 4
+    await eventually(lambda: not gateway.observations()["draining"])
+
+
 async def test_a_candidate_that_is_gone_costs_no_request(
     gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
 ) -> None:
