@@ -22,7 +22,7 @@ class Metrics:
     breakers: Counter = field(init=False)
     shadow: Counter = field(init=False)
     _of: dict[tuple[str, int], tuple[Counter, Histogram | None]] = field(default_factory=dict)
-    """Children of `requests` and `latency` by variant and status: looking them up by label takes longer than counting."""
+    """Children of `requests` and `latency` by variant and status: looking them up by label costs more than counting."""
 
     def __post_init__(self) -> None:
         """Register everything at zero."""
