@@ -79,10 +79,14 @@ lint: test-lint ## ruff, mypy --strict, import-linter
 format: setup ## Format the code
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
 
-.PHONY: bench-operator bench-training bench-gate
+.PHONY: bench-operator bench-training bench-gate bench-gateway bench-rollback
 bench-operator: setup ## Apply-to-pods latency and memory, beside a bare Job and Kubeflow Trainer (root)
 	@$(PY) -m tests.bench.operator
 bench-training: setup ## Tokens per second beside a plain TRL script
 	@$(PY) -m tests.bench.training
 bench-gate: setup ## Error rates of the statistics, by simulation
 	@$(PY) -m tests.bench.gate
+bench-gateway: setup ## What the gateway adds to a request, beside a bare proxy and LiteLLM
+	@$(PY) -m tests.bench.gateway --uv $(UV)
+bench-rollback: setup ## From the first bad answer to all traffic on the version before
+	@$(PY) -m tests.bench.rollback

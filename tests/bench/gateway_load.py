@@ -100,7 +100,9 @@ def request_bytes(*, port: int, body: bytes) -> bytes:
 
 async def open_loop(*, port: int, body: bytes, rate: float, seconds: float, seed: int) -> Load:
     """`rate` requests a second for `seconds`. The same seed gives the same times."""
-    load, idle, under_way = Load(), [], set()
+    load = Load()
+    idle: list[Connection] = []
+    under_way: set[asyncio.Task[None]] = set()
     request, rng, loop = request_bytes(port=port, body=body), random.Random(seed), asyncio.get_running_loop()
 
     async def one(due: float) -> None:

@@ -81,7 +81,7 @@ def running(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            preexec_fn=pin,  # noqa: PLW1509 - no threads are running when servers are started
+            preexec_fn=pin,
             start_new_session=True,
         )
     server = Server(name=name, port=port, process=process)
@@ -99,7 +99,7 @@ def _await_answer(server: Server, *, path: str, seconds: float, log: Path) -> No
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and server.process.poll() is None:
         with suppress(OSError, urllib.error.URLError):
-            request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310 - loopback
+            request = urllib.request.Request(url, data=body, headers=headers)
             with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
                 if answer.status == 200:
                     return
@@ -113,10 +113,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGCONT, signal.SIGTERM):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        pass
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -202,7 +200,7 @@ def shadow_counts(folder: Path) -> dict[str, int]:
 
 
 def litellm_python(uv: str) -> Path:
-    """The interpreter of an environment with LiteLLM's proxy, made when missing. Raises RuntimeError with the reason."""
+    """The interpreter of an environment with LiteLLM's proxy, made when missing. Raises RuntimeError: why not."""
     folder = cache() / f"bench-litellm-{digest(paths=[LITELLM_LOCK])}"
     python = folder / "bin" / "python"
     with locked("bench-litellm"):

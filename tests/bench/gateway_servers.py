@@ -1,7 +1,7 @@
 """The servers around the gateway in its benchmark, each run as a process of its own.
 
     python -m tests.bench.gateway_servers upstream PORT            answers every request with one canned chat completion
-    python -m tests.bench.gateway_servers floor PORT UPSTREAM      passes requests on with aiohttp, and does nothing else
+    python -m tests.bench.gateway_servers floor PORT UPSTREAM      passes requests on with aiohttp and does nothing else
 
 The upstream speaks just enough HTTP/1.1 to answer keep-alive requests with a body, so that it costs next to nothing.
 The floor is what any proxy written with aiohttp pays at least.
