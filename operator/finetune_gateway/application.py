@@ -76,6 +76,7 @@ class Application:
 
     def build(self) -> web.Application:
         """The aiohttp application."""
+        self.metrics.in_flight.set_function(lambda: self.in_flight)
         app = web.Application(client_max_size=self.config.body_bytes + 1, middlewares=[self._outermost])
         for path in _TASKS:
             app.router.add_post(path, self._forward)
@@ -97,7 +98,6 @@ class Application:
             request["client"] = client
             self.in_flight += 1
             self.idle.clear()
-            self.metrics.in_flight.inc()
             try:
                 response = await handler(request)  # type: ignore[operator]
             except web.HTTPException as error:
@@ -106,7 +106,6 @@ class Application:
                 self.in_flight -= 1
                 if self.in_flight == 0:
                     self.idle.set()
-                self.metrics.in_flight.dec()
         if self.draining:
             response.force_close()
         self.access_log.add(

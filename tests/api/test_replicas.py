@@ -38,7 +38,8 @@ def test_one_leads_and_both_are_ready(installed: ApiServer, tmp_path: Path) -> N
             assert replica.get("/healthz") == (200, "ok\n")
             assert replica.get("/readyz") == (200, "ok\n")
         assert not standby.said("the door is open")
-        assert leader.metric('finetune_kubernetes_requests_total{method="PUT",resource="leases",status="200"}') > 0
+        renewals = 'finetune_kubernetes_requests_total{method="PUT",resource="leases",status="200"}'
+        seconds_until(lambda: leader.metric(renewals) > 0, timeout_s=PATIENCE_S, what="the lease's first renewal")
 
 
 def test_the_door_is_where_the_leader_is(installed: ApiServer, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def running_gateway(*, stable: Server, candidate: Server | None, folder: Path, c
 
 
 def _routes(*, stable: Server, candidate: Server | None) -> dict[str, object]:
-    """A breaker and a latency limit are in force, as they are under a rollout."""
+    """As the operator writes them while one version serves everybody, or while another one is its shadow."""
     served = {each.name: each for each in (stable, candidate) if each is not None}
     routes: dict[str, object] = {
         "epoch": 1,
@@ -182,11 +182,10 @@ def _routes(*, stable: Server, candidate: Server | None) -> dict[str, object]:
             for name, server in served.items()
         },
         "rules": [{"name": "default", "weights": {stable.name: 100}}],
-        "judging": {"latencyLimitSeconds": 2.0},
     }
     if candidate is not None:
         order = {"candidate": candidate.name, "stable": stable.name, "percent": 100, "timeoutSeconds": 30}
-        routes["shadow"] = order
+        routes |= {"shadow": order, "judging": {"latencyLimitSeconds": 2.0}}
     return routes
 
 

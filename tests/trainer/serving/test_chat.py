@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -15,6 +16,8 @@ from tests.trainer.serving.server_process import ENDPOINT, ServerProcess, get, o
 from finetune_api.base import VersionReference
 
 pytestmark = pytest.mark.timeout(180)
+DELIBERATE = Path(__file__).with_name("deliberate.py")
+"""220 tokens take more than a second, whatever the machine."""
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 
 
@@ -22,7 +25,7 @@ HELLO: Any = [{"role": "user", "content": "Hello"}]
 def server(small_chat: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("chat-server")
     order = order_for(small_chat, folder=folder, maxNewTokens=400, concurrency=2, maxWaiting=2)
-    with serving(folder, order) as process:
+    with serving(folder, order, program=(str(DELIBERATE), "serve")) as process:
         yield process
 
 

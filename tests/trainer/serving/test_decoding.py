@@ -102,9 +102,9 @@ async def test_work_takes_turns_and_later_work_waits() -> None:
         events = [[event async for event in ticket] for ticket in tickets]
         assert events == [["a0", "a1", "a2"], ["b0", "b1", "b2"], ["c0"]]
         assert "".join(order) == "abababc"
-        assert (engine.active, engine.waiting) == (0, 0)
     finally:
         assert engine.stop(timeout=5)
+    assert (engine.active, engine.waiting) == (0, 0)
 
 
 async def test_what_fails_is_told_and_harms_nobody_else() -> None:
