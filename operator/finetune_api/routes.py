@@ -65,6 +65,8 @@ class ProbeOrder(StrictModel):
     """Held-out prompts to send through candidate and stable."""
 
     rate_per_second: Annotated[float, Field(gt=0)]
+    repeat: bool = False
+    """Begin again when all were asked. A prompt that was asked before counts only for what has changed since."""
 
 
 class ShadowOrder(StrictModel):

@@ -1,7 +1,9 @@
 """Shadow and probes: the same prompt to candidate and stable, off the client's path.
 
 A bounded number of comparisons is under way at a time; what does not fit is dropped and counted. Probes are held-out
-prompts that the candidate's own server hands out; a prompt counts once per epoch.
+prompts that the candidate's own server hands out. A prompt counts once per epoch; under an order to repeat them it
+counts again for what has changed since it was first asked, and for nothing else: one that the candidate has always
+answered worse is no news, however often it is asked.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -26,6 +28,8 @@ from finetune_gateway.tally import Tally
 logger = logging.getLogger(__name__)
 _PROBES_PATH = "/finetune/probes"
 _MAXIMUM_TEXT = 100_000
+Measures = dict[str, tuple[bool, bool]]
+"""By metric: whether the candidate's answer is bad, and whether stable's is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,8 @@ class Comparator:
     tally: Tally
     session: aiohttp.ClientSession
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _probed: set[tuple[int, bytes]] = field(default_factory=set)
+    _first: dict[tuple[int, bytes], Measures | None] = field(default_factory=dict)
+    """What a prompt of an epoch came to when it was first asked; None while it is."""
 
     def offer(self, *, path: str, body: bytes, variant: str, stable: Answer, json_expected: bool) -> None:
         """Maybe copy a request that stable has just answered to the candidate. Returns at once."""
@@ -74,6 +79,7 @@ class Comparator:
     async def probe(self) -> None:
         """Send probes at the ordered rate. Runs until cancelled."""
         prompts: list[dict[str, object]] = []
+        left: list[dict[str, object]] = []
         fetched_for: tuple[int, str] | None = None
         while True:
             routes = self.live.current
@@ -84,16 +90,13 @@ class Comparator:
             if fetched_for != (routes.epoch, order.candidate):
                 prompts = await self._fetch_probes(routes=routes, order=order)
                 fetched_for = (routes.epoch, order.candidate) if prompts else None
-                self._probed = {key for key in self._probed if key[0] == routes.epoch}
-            await asyncio.sleep(1.0 / order.probe.rate_per_second if prompts else 2.0)
-            while prompts and len(self._tasks) < order.max_in_flight:
-                prompt = prompts.pop()
-                body = json.dumps(prompt["request"]).encode()
-                key = (routes.epoch, hashlib.sha256(body).digest())
-                if key not in self._probed:
-                    self._probed.add(key)
-                    self._start(self._probe_one(routes=routes, order=order, prompt=prompt, body=body))
-                    break
+                self._first = {key: measures for key, measures in self._first.items() if key[0] == routes.epoch}
+                left = _shuffled([each for each in prompts if _key_of(each, epoch=routes.epoch) not in self._first])
+            elif not left and order.probe.repeat:
+                left = _shuffled(prompts)
+            await asyncio.sleep(1.0 / order.probe.rate_per_second if left else 2.0)
+            if left and len(self._tasks) < order.max_in_flight:
+                self._start(self._probe_one(routes=routes, order=order, prompt=left.pop()))
 
     async def close(self) -> None:
         """Cancel what is under way."""
@@ -116,26 +119,46 @@ class Comparator:
     ) -> None:
         copied = without_stream(body=body)
         candidate = await self._ask(routes=routes, variant=order.candidate, path=path, body=copied, order=order)
-        self._count(
-            routes=routes, order=order, source="Shadow", candidate=candidate, stable=stable, json_expected=json_expected
-        )
 
-    async def _probe_one(self, *, routes: Routes, order: ShadowOrder, prompt: dict[str, object], body: bytes) -> None:
-        path = str(prompt["path"])
-        label = prompt.get("label")
+        def bad(answer: Answer) -> bool:
+            return (
+                answer.failed
+                or answer.text is None
+                or fault_of(text=answer.text, json_expected=json_expected) is not None
+            )
+
+        measures = _measures(candidate, stable, bad=bad, latency_limit=routes.judging.latency_limit_seconds)
+        self._count(measures, routes=routes, order=order, source="Shadow")
+        counts = self.tally.shadow(routes.epoch)
+        counts.completed += 1
+        one, two = (candidate.text or "")[:_MAXIMUM_TEXT], (stable.text or "")[:_MAXIMUM_TEXT]
+        counts.agreed += normalised(one) == normalised(two)
+        counts.similarity_sum += similarity(first=one, second=two)
+
+    async def _probe_one(self, *, routes: Routes, order: ShadowOrder, prompt: dict[str, object]) -> None:
+        path, label = str(prompt["path"]), prompt.get("label")
+        body = json.dumps(prompt["request"]).encode()
+        key = _key_of(prompt, epoch=routes.epoch)
+        asked_before = key in self._first
+        first = self._first.setdefault(key, None)
         stable, candidate = await asyncio.gather(
             self._ask(routes=routes, variant=order.stable, path=path, body=body, order=order),
             self._ask(routes=routes, variant=order.candidate, path=path, body=body, order=order),
         )
-        self._count(
-            routes=routes,
-            order=order,
-            source="Probe",
-            candidate=candidate,
-            stable=stable,
-            json_expected=False,
-            label=label if isinstance(label, str) else None,
-        )
+
+        def bad(answer: Answer) -> bool:
+            if answer.failed or answer.text is None:
+                return True
+            if isinstance(label, str):
+                return normalised(answer.text) != normalised(label)
+            return fault_of(text=answer.text) is not None
+
+        measures = _measures(candidate, stable, bad=bad, latency_limit=routes.judging.latency_limit_seconds)
+        if not asked_before:
+            self._first[key] = measures
+            self._count(measures, routes=routes, order=order, source="Probe")
+        elif first is not None:
+            self._count(_changes(first=first, now=measures), routes=routes, order=order, source="Probe")
 
     async def _ask(self, *, routes: Routes, variant: str, path: str, body: bytes, order: ShadowOrder) -> Answer:
         began = time.monotonic()
@@ -151,53 +174,50 @@ class Comparator:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return Answer(status=0, text=None, seconds=time.monotonic() - began)
 
-    def _count(
-        self,
-        *,
-        routes: Routes,
-        order: ShadowOrder,
-        source: str,
-        candidate: Answer,
-        stable: Answer,
-        json_expected: bool,
-        label: str | None = None,
-    ) -> None:
-        def bad(answer: Answer) -> bool:
-            if answer.failed or answer.text is None:
-                return True
-            if label is not None:
-                return normalised(answer.text) != normalised(label)
-            return fault_of(text=answer.text, json_expected=json_expected) is not None
-
-        limit = routes.judging.latency_limit_seconds
-        measures = {
-            "error_rate": (candidate.failed, stable.failed),
-            "quality": (bad(candidate), bad(stable)),
-        }
-        if limit is not None:
-            measures["latency_seconds"] = (
-                candidate.failed or candidate.seconds > limit,
-                stable.failed or stable.seconds > limit,
-            )
+    def _count(self, measures: Measures, *, routes: Routes, order: ShadowOrder, source: str) -> None:
         for metric, (candidate_bad, stable_bad) in measures.items():
             key = (routes.epoch, source, order.candidate, order.stable, metric)
             self.tally.pair(key).add(candidate_bad=candidate_bad, stable_bad=stable_bad)
-        if source == "Shadow":
-            counts = self.tally.shadow(routes.epoch)
-            counts.completed += 1
-            one, two = (candidate.text or "")[:_MAXIMUM_TEXT], (stable.text or "")[:_MAXIMUM_TEXT]
-            counts.agreed += normalised(one) == normalised(two)
-            counts.similarity_sum += similarity(first=one, second=two)
 
     async def _fetch_probes(self, *, routes: Routes, order: ShadowOrder) -> list[dict[str, object]]:
-        """Held-out requests from the candidate's server: `[{path, request, label?}]`, in random order."""
+        """Held-out requests from the candidate's server: `[{path, request, label?}]`, each once."""
         try:
             url = routes.variants[order.candidate].url + _PROBES_PATH
             async with self.session.get(url, timeout=aiohttp.ClientTimeout(total=10)) as answer:
                 if answer.status != 200:
                     return []
                 prompts: list[dict[str, object]] = (await answer.json())["probes"]
+                return list({_key_of(prompt, epoch=0): prompt for prompt in prompts}.values())
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
             return []
-        random.shuffle(prompts)
-        return prompts
+
+
+def _measures(
+    candidate: Answer, stable: Answer, *, bad: Callable[[Answer], bool], latency_limit: float | None
+) -> Measures:
+    measures: Measures = {
+        "error_rate": (candidate.failed, stable.failed),
+        "quality": (bad(candidate), bad(stable)),
+    }
+    if latency_limit is not None:
+        slow = [answer.failed or answer.seconds > latency_limit for answer in (candidate, stable)]
+        measures["latency_seconds"] = (slow[0], slow[1])
+    return measures
+
+
+def _changes(*, first: Measures, now: Measures) -> Measures:
+    """Who has got worse since: the difference of the two answers now, against their difference then."""
+    changes: Measures = {}
+    for metric, (candidate_bad, stable_bad) in now.items():
+        candidate_was, stable_was = first.get(metric, (candidate_bad, stable_bad))
+        change = (candidate_bad - stable_bad) - (candidate_was - stable_was)
+        changes[metric] = (change > 0, change < 0)
+    return changes
+
+
+def _key_of(prompt: dict[str, object], *, epoch: int) -> tuple[int, bytes]:
+    return epoch, hashlib.sha256(json.dumps(prompt["request"]).encode()).digest()
+
+
+def _shuffled(prompts: list[dict[str, object]]) -> list[dict[str, object]]:
+    return random.sample(prompts, k=len(prompts))

@@ -113,8 +113,8 @@ def _shadow(*, status: ModelEndpointStatus, plan: RolloutPlan | None) -> ShadowO
     """Copies in the shadow stage; probes from then on to the end of the guard."""
     if plan is None or plan.shadow is None or status.stable is None or status.step is None:
         return None
-    probe = ProbeOrder(rate_per_second=plan.shadow.probe_rate) if plan.shadow.probe_rate else None
-    in_shadow = status.step.stage == "Shadow"
+    in_shadow, in_guard = status.step.stage == "Shadow", status.step.stage == "Guard"
+    probe = ProbeOrder(rate_per_second=plan.shadow.probe_rate, repeat=in_guard) if plan.shadow.probe_rate else None
     candidate = candidate_in_routes(status)
     if candidate is not None:
         pair = candidate.uid, status.stable.uid

@@ -328,6 +328,31 @@ async def test_probes_count_each_prompt_once(gateway: GatewayProcess, stable: Up
     assert len(stable.seen) == 5
 
 
+async def test_repeated_probes_count_what_has_changed(
+    gateway: GatewayProcess, stable: Upstream, candidate: Upstream
+) -> None:
+    probe = {"ratePerSecond": 50, "repeat": True}
+    shadow = {"candidate": "new", "stable": "old", "percent": 0, "timeoutSeconds": 2, "probe": probe}
+    gateway.route(stable, candidate, shadow=shadow)
+    gateway.start()
+    await gateway.ready()
+    candidate.text = ""
+
+    def table() -> dict[str, int]:
+        tables = gateway.observations()["pairs"]
+        found = [each for each in tables if (each["metric"], each["source"]) == ("quality", "Probe")]
+        return found[0] if found else {"pairs": 0, "candidateOnly": 0, "stableOnly": 0}
+
+    await eventually(lambda: table()["pairs"] >= 20)
+    assert table()["candidateOnly"] == 5, "what it has always answered worse is no news"
+    candidate.text = None
+    await eventually(lambda: table()["stableOnly"] >= 5)
+    stable.text = ""
+    before = table()
+    await eventually(lambda: table()["pairs"] >= before["pairs"] + 20)
+    assert table()["candidateOnly"] == 5
+
+
 async def test_one_user_cannot_decide(gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession) -> None:
     gateway.route(stable, judging={"userWeightCap": 3})
     gateway.start()
