@@ -20,7 +20,6 @@ from finetune_operator.endpoint.analysis import AnalysisState, state_from_dict
 from finetune_operator.endpoint.finish import ANALYSIS_KEY
 from finetune_operator.endpoint.names import (
     COMPONENT_LABEL,
-    ENDPOINT_UID_LABEL,
     GATEWAY,
     VERSION_UID_LABEL,
     analysis_name,
@@ -31,9 +30,8 @@ from finetune_operator.endpoint.names import (
 from finetune_operator.endpoint.observed import ObservedEndpoint
 from finetune_operator.endpoint.reports import Gateways
 from finetune_operator.endpoint.servers import server_of
-from finetune_operator.job.names import ENDPOINT_LABEL
+from finetune_operator.job.names import ENDPOINT_LABEL, OWNED_LABEL
 from finetune_operator.job.observed import ref_of
-from finetune_operator.observe_job import is_owned
 from finetune_operator.ports import Cluster, Door, Kind, Manifest, ObservationSource
 
 log = logging.getLogger(__name__)
@@ -56,8 +54,8 @@ async def observe_endpoint(
     server_url: ServerUrl,
 ) -> ObservedEndpoint:
     """One endpoint and the world around it. Raises UnavailableError."""
-    namespace, name, uid = endpoint.metadata.namespace, endpoint.metadata.name, endpoint.metadata.uid
-    mine = {ENDPOINT_UID_LABEL: uid}
+    namespace, name = endpoint.metadata.namespace, endpoint.metadata.name
+    mine = {OWNED_LABEL: "ModelEndpoint", ENDPOINT_LABEL: name}  # by name: a restored endpoint has another UID
     deployments, pods, versions = await asyncio.gather(
         cluster.list(kind="Deployment", namespace=namespace, labels=mine),
         cluster.list(kind="Pod", namespace=namespace, labels=mine),
@@ -86,7 +84,7 @@ async def observe_endpoint(
                 refs=tuple(
                     ref_of(child)
                     for (_, child_name), child in sorted(children.items())
-                    if child_name == deployment["metadata"]["name"] and is_owned(child, uid=uid)
+                    if child_name == deployment["metadata"]["name"] and _is_ours(child, name=name)
                 ),
             )
             for deployment in servers
@@ -167,6 +165,15 @@ def _is_living_gateway(pod: Mapping[str, Any]) -> bool:
         "running" in (each.get("state") or {}) for each in (pod.get("status") or {}).get("containerStatuses") or ()
     )
     return _label(pod, COMPONENT_LABEL) == GATEWAY and phase == "Running" and started
+
+
+def _is_ours(child: Manifest, *, name: str) -> bool:
+    """Whether it may be taken away with its servers: it was made for the endpoint of this name, and nobody else has
+    taken it over. What a restored endpoint finds has no owner, or one that is gone."""
+    owners = child["metadata"].get("ownerReferences") or ()
+    others = [each for each in owners if (each.get("kind"), each.get("name")) != ("ModelEndpoint", name)]
+    made_for = _label(child, OWNED_LABEL), _label(child, ENDPOINT_LABEL)
+    return made_for == ("ModelEndpoint", name) and not others
 
 
 def _label(manifest: Mapping[str, Any], name: str) -> str:

@@ -2,36 +2,91 @@
 
 from __future__ import annotations
 
+import json
+
 from finetune_api.modelendpoint import ModelEndpointStatus, ServedVersion
+from finetune_api.routes import Routes
 from finetune_operator.endpoint.facts import with_outcome
 from finetune_operator.endpoint.names import server_name
 from finetune_operator.endpoint.observed import ObservedEndpoint
+from finetune_operator.job.pod_template import RUN_KEY
 from finetune_operator.job.times import whole_second
 
 
 def adopted(observed: ObservedEndpoint) -> ModelEndpointStatus | None:
     """A status in which the version that most clients are sent to is stable; None where it cannot be told.
 
-    A restore in another cluster gives objects new UIDs, so a version is found by UID or else by name.
+    A restore gives objects new UIDs. Servers that run are adopted under the UID that they were made for, whatever
+    became of the ModelVersion; else they are made anew from the ModelVersion with this UID or else this name.
     """
     routes = observed.routes
     if routes is None:
         return None
+    stable = _running(observed, routes=routes) or _recorded(observed, routes=routes)
+    if stable is None:
+        return None
+    status = _settled_others(observed, routes=routes, stable=stable)
+    return with_outcome(
+        status.model_copy(update={"stable": stable}),
+        name=stable.name,
+        uid=stable.uid,
+        outcome="Promoted",
+        reason="adopted from restored routes",
+        now=whole_second(observed.now),
+    )
+
+
+def _stable_of(routes: Routes) -> str:
+    """UID of the version that most clients are sent to."""
     weights = routes.rules[-1].weights
-    chosen = routes.stable or max(sorted(weights), key=lambda uid: weights[uid])
-    name = routes.variants[chosen].name
-    version = observed.version(chosen) or next((each for each in observed.versions if each.metadata.name == name), None)
+    return routes.stable or max(sorted(weights), key=lambda uid: weights[uid])
+
+
+def _running(observed: ObservedEndpoint, *, routes: Routes) -> ServedVersion | None:
+    """What runs, as its own orders say."""
+    uid = _stable_of(routes)
+    revision = server_name(endpoint=observed.endpoint.metadata.name, version_uid=uid)
+    orders = observed.children.get(("ConfigMap", revision))
+    if uid not in observed.servers or orders is None or ("ControllerRevision", revision) not in observed.children:
+        return None
+    try:
+        digest = str(json.loads(orders["data"][RUN_KEY])["artifact"]["digest"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    now = whole_second(observed.now)
+    return ServedVersion(name=routes.variants[uid].name, uid=uid, digest=digest, revision=revision, since=now)
+
+
+def _recorded(observed: ObservedEndpoint, *, routes: Routes) -> ServedVersion | None:
+    """What a ModelVersion says of it."""
+    uid = _stable_of(routes)
+    name = routes.variants[uid].name
+    version = observed.version(uid) or next((each for each in observed.versions if each.metadata.name == name), None)
     if version is None:
         return None
-    uid, now = version.metadata.uid, whole_second(observed.now)
-    stable = ServedVersion(
+    return ServedVersion(
         name=version.metadata.name,
-        uid=uid,
+        uid=version.metadata.uid,
         digest=version.spec.artifact.digest,
-        revision=server_name(endpoint=observed.endpoint.metadata.name, version_uid=uid),
-        since=now,
+        revision=server_name(endpoint=observed.endpoint.metadata.name, version_uid=version.metadata.uid),
+        since=whole_second(observed.now),
     )
-    status = observed.endpoint.status.model_copy(update={"stable": stable})
-    return with_outcome(
-        status, name=stable.name, uid=uid, outcome="Promoted", reason="adopted from restored routes", now=now
-    )
+
+
+def _settled_others(observed: ObservedEndpoint, *, routes: Routes, stable: ServedVersion) -> ModelEndpointStatus:
+    """What became of the other versions was lost with the status: one that was rejected must not be tried again.
+
+    A candidate that the routes name was under way, and may begin anew.
+    """
+    status, now = observed.endpoint.status, whole_second(observed.now)
+    under_way = {variant.name for variant in routes.variants.values()} - {stable.name}
+    for version in observed.versions:
+        metadata = version.metadata
+        if metadata.uid == stable.uid or metadata.name in under_way:
+            continue
+        same = metadata.name == stable.name
+        reason = "serves already, under the UID it had before the restore" if same else "restored without its history"
+        status = with_outcome(
+            status, name=metadata.name, uid=metadata.uid, outcome="Superseded", reason=reason, now=now
+        )
+    return status

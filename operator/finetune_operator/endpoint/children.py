@@ -14,7 +14,7 @@ from finetune_api.routes import ROUTES_KEY, Routes
 from finetune_operator.controller import ChildRef
 from finetune_operator.endpoint.choose import accepted, order_of
 from finetune_operator.endpoint.gateway import INPUTS_ANNOTATION, gateway_manifests, inputs_hash
-from finetune_operator.endpoint.names import gateway_name, metadata_of, routes_name
+from finetune_operator.endpoint.names import analysis_name, gateway_name, metadata_of, owned, routes_name
 from finetune_operator.endpoint.observed import ObservedEndpoint
 from finetune_operator.endpoint.plan import RolloutPlan, read_plan
 from finetune_operator.endpoint.routing import routes_of, same_content
@@ -48,9 +48,11 @@ def children_of(observed: ObservedEndpoint) -> Children:
                 continue  # nothing to render from; what runs goes on to run
             revision = render_revision(endpoint=observed.endpoint, version=version, config=observed.config)
             create.append(revision)
-        wanted += scaled(rendered(revision), replicas=observed.endpoint.spec.serving.replicas or 1)
+        manifests = scaled(rendered(revision), replicas=observed.endpoint.spec.serving.replicas or 1)
+        wanted += [owned(each, endpoint=observed.endpoint) for each in manifests]
     if _served(status) or observed.routes is not None:
         wanted += _gateway(observed)
+        wanted += _kept(observed)
     apply = [each for each in wanted if not _is_there(each, observed)]
     routes = _routes(observed)
     if routes is not None:
@@ -79,7 +81,7 @@ def outdated(observed: ObservedEndpoint) -> tuple[ChildRef, ...]:
     that was promoted besides the stable one stays: it is what a rollback goes back to. Artifacts are kept."""
     status, endpoint = observed.endpoint.status, observed.endpoint
     limit = endpoint.spec.revision_history_limit
-    keep = {each.uid for each in _served(status)}
+    keep, names = {each.uid for each in _served(status)}, {each.name for each in _served(status)}
     former = next(
         (each.uid for each in reversed(status.versions) if each.outcome == "Promoted" and each.uid not in keep), ""
     )
@@ -89,6 +91,7 @@ def outdated(observed: ObservedEndpoint) -> tuple[ChildRef, ...]:
             version
             for version in observed.versions
             if version.metadata.uid not in {*keep, former}
+            and version.metadata.name not in names
             and version.spec.endpoint_ref is not None
             and version.spec.endpoint_ref.name == endpoint.metadata.name
             and (version.metadata.uid in settled or not accepted(version))
@@ -136,8 +139,24 @@ def _gateway(observed: ObservedEndpoint) -> list[Manifest]:
     annotations = (live or {}).get("metadata", {}).get("annotations") or {}
     if live is not None and annotations.get(INPUTS_ANNOTATION) == inputs_hash(observed.endpoint):
         # Only what does not restart it: a newer operator would render another pod.
-        return [each for each in manifests if each["kind"] not in ("Deployment",)]
+        return [{**each, "spec": live["spec"]} if each["kind"] == "Deployment" else each for each in manifests]
     return list(manifests)
+
+
+def _kept(observed: ObservedEndpoint) -> list[Manifest]:
+    """Routes and statistics as they are, as ours: those of a restored endpoint have no owner."""
+    name = observed.endpoint.metadata.name
+    found = [("routes", routes_name(name)), ("analysis", analysis_name(name))]
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": metadata_of(endpoint=observed.endpoint, name=each, component=component),
+            "data": live.get("data") or {},
+        }
+        for component, each in found
+        if (live := observed.children.get(("ConfigMap", each))) is not None
+    ]
 
 
 def _routes(observed: ObservedEndpoint) -> Manifest | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from finetune_api.modelendpoint import ModelEndpointStatus, VersionOutcome
+from finetune_api.modelendpoint import ModelEndpointStatus, ServedVersion, VersionOutcome
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.endpoint.observed import ObservedEndpoint
 from finetune_operator.job.times import BEGINNING
@@ -61,7 +61,7 @@ def _pinned(observed: ObservedEndpoint, *, name: str) -> Choice:
         message = f'spec.version names "{name}", which does not exist; correct it, or leave it empty for the newest'
         return Choice(problem=("VersionNotFound", message))
     uid = version.metadata.uid
-    if uid in _in_use(status):
+    if uid in _in_use(status) or _is_record_of(version, status.stable):
         return Choice()
     if version.spec.task != observed.endpoint.spec.task:
         return Choice(problem=("WrongTask", _wrong_task(version, observed)))
@@ -119,6 +119,12 @@ def accepted(version: ModelVersion) -> bool:
 
 def _in_use(status: ModelEndpointStatus) -> set[str]:
     return {served.uid for served in (status.stable, status.candidate, status.previous) if served is not None}
+
+
+def _is_record_of(version: ModelVersion, served: ServedVersion | None) -> bool:
+    """Whether it is what serves under another UID: the ModelVersion was restored."""
+    wanted = version.metadata.name, version.spec.artifact.digest
+    return served is not None and wanted == (served.name, served.digest)
 
 
 def _wrong_task(version: ModelVersion, observed: ObservedEndpoint) -> str:

@@ -22,6 +22,7 @@ from finetune_operator.endpoint.names import (
     labels,
     metadata_of,
     routes_name,
+    selector,
 )
 from finetune_operator.endpoint.pod import CONTAINER_SECURITY, STOP_HOOK, merged_metadata, overlay_of, pod_security
 from finetune_operator.job.pod_template import TOKEN_FOLDER, TOKEN_SECONDS
@@ -45,7 +46,7 @@ def gateway_manifests(*, endpoint: ModelEndpoint, config: OperatorConfig, door: 
     gateway = endpoint.spec.gateway or Gateway()
     name = gateway_name(endpoint.metadata.name)
     metadata = metadata_of(endpoint=endpoint, name=name, component=GATEWAY)
-    selector = labels(endpoint=endpoint, component=GATEWAY)
+    selected = selector(endpoint=endpoint.metadata.name, component=GATEWAY)
     replicas = gateway.replicas or 2
     return (
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata, "automountServiceAccountToken": False},
@@ -60,13 +61,13 @@ def gateway_manifests(*, endpoint: ModelEndpoint, config: OperatorConfig, door: 
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {**metadata, "name": endpoint.metadata.name},
-            "spec": {"selector": selector, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
+            "spec": {"selector": selected, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
         },
         {
             "apiVersion": "policy/v1",
             "kind": "PodDisruptionBudget",
             "metadata": metadata,
-            "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector}},
+            "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selected}},
         },
         {
             "apiVersion": "apps/v1",
@@ -74,7 +75,7 @@ def gateway_manifests(*, endpoint: ModelEndpoint, config: OperatorConfig, door: 
             "metadata": {**metadata, "annotations": {INPUTS_ANNOTATION: inputs_hash(endpoint)}},
             "spec": {
                 "replicas": replicas,
-                "selector": {"matchLabels": selector},
+                "selector": {"matchLabels": selected},
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
                 "template": _template(endpoint=endpoint, gateway=gateway, config=config, door=door, name=name),
             },

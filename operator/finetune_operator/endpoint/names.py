@@ -8,6 +8,7 @@ from typing import Any
 from finetune_api import API_VERSION, GROUP
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_operator.job.names import ENDPOINT_LABEL, OWNED_LABEL, short_hash
+from finetune_operator.ports import Manifest
 
 COMPONENT_LABEL = f"{GROUP}/component"
 ENDPOINT_UID_LABEL = f"{GROUP}/endpoint-uid"
@@ -62,6 +63,12 @@ def labels(*, endpoint: ModelEndpoint, component: str) -> dict[str, str]:
     }
 
 
+def selector(*, endpoint: str, component: str) -> dict[str, str]:
+    """What selects children by the endpoint's name alone: an object that was restored has another UID, and what serves
+    goes on to be found."""
+    return {OWNED_LABEL: "ModelEndpoint", ENDPOINT_LABEL: endpoint, COMPONENT_LABEL: component}
+
+
 def owner_reference(endpoint: ModelEndpoint) -> dict[str, Any]:
     """The controlling owner of all children."""
     return {
@@ -71,6 +78,20 @@ def owner_reference(endpoint: ModelEndpoint) -> dict[str, Any]:
         "uid": endpoint.metadata.uid,
         "controller": True,
         "blockOwnerDeletion": True,
+    }
+
+
+def owned(manifest: Manifest, *, endpoint: ModelEndpoint) -> Manifest:
+    """The manifest of a child as one of this very object: it may have been rendered for the one before a restore."""
+    metadata = manifest["metadata"]
+    ours = {ENDPOINT_UID_LABEL: endpoint.metadata.uid}
+    return {
+        **manifest,
+        "metadata": {
+            **metadata,
+            "labels": {**metadata["labels"], **ours},
+            "ownerReferences": [owner_reference(endpoint)],
+        },
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tests.simulation.endpoint_world import EndpointWorld, Quality, endpoint_manifest, version_manifest
+from tests.simulation.world import void
 
 from finetune_api.modelendpoint import ModelEndpointStatus
 
@@ -285,6 +286,80 @@ async def test_restored_without_a_status_goes_on_to_serve() -> None:
     assert after is not None
     assert after.epoch >= routes.epoch
     await world.run(until=serving("v2"))
+
+
+async def restored(world: EndpointWorld) -> None:
+    """What a backup tool does: the children stay, without an owner; the objects come again, without status and UID."""
+    kinds = ("ModelVersion", "ModelEndpoint")
+    backup = [each for kind in kinds for each in await world.cluster.list(kind=kind, namespace="ml")]  # type: ignore[arg-type]
+    for kind, namespace, name in world.cluster.snapshot():
+        world.cluster.edit(
+            kind=kind,  # type: ignore[arg-type]
+            namespace=namespace,
+            name=name,
+            change=lambda found: void(found["metadata"].pop("ownerReferences", None)),
+        )
+    for each in backup:
+        metadata = each["metadata"]
+        world.cluster.remove(kind=each["kind"], namespace="ml", name=metadata["name"])
+        kept = {key: metadata[key] for key in ("name", "namespace", "labels", "annotations") if key in metadata}
+        await world.cluster.create(manifest={**each, "metadata": kept})
+    world.restart_operator()
+
+
+async def test_restored_under_new_uids_what_runs_goes_on_untouched() -> None:
+    world = await with_stable()
+    await offer(world, "v2", Quality(error=0.5))
+    await world.run(until=lambda status: status.versions[-1].name == "v2" and serving("v1")(status))
+    await world.settle()
+    before, routes = await world.status(), await world.routes()
+    running = {
+        address: each["spec"]
+        for address, each in world.cluster.snapshot().items()
+        if address[0] in ("Deployment", "Pod")
+    }
+    await restored(world)
+    status = await world.run(until=serving("v1"))
+    await world.settle()
+    snapshot = world.cluster.snapshot()
+    assert {
+        address: each["spec"] for address, each in snapshot.items() if address[0] in ("Deployment", "Pod")
+    } == running
+    assert await world.routes() == routes, "the same epoch: no gateway has noticed"
+    assert status.stable is not None
+    assert before.stable is not None
+    assert (status.stable.uid, status.stable.digest) == (before.stable.uid, before.stable.digest)
+    assert (await world.status()).phase == "Idle", "v2 was rejected once: it is not tried again"
+    assert (await world.status()).message == "v1 serves all requests"
+    endpoint = (await world.endpoint()).metadata.uid
+    left = {
+        address
+        for address, each in snapshot.items()
+        if address[0] not in ("ModelEndpoint", "ModelVersion", "Pod", "ControllerRevision")
+        and [owner["uid"] for owner in each["metadata"].get("ownerReferences") or ()] != [endpoint]
+    }
+    assert not left, "all would go with the endpoint"
+    world.change_spec(version="v1")
+    await world.settle()
+    assert (await world.status()).phase == "Idle", "what is pinned serves already"
+    world.change_spec(version="")
+    await world.create(version_manifest("v3", baseline="1"))
+    await world.run(until=serving("v3"))
+    await world.settle()
+    assert await world.servers() == ["v3"], "the servers from before the restore go like any others"
+
+
+async def test_restored_in_the_middle_of_a_rollout_the_candidate_begins_anew() -> None:
+    world = await with_stable()
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Canary")
+    await restored(world)
+    status = await world.run(until=lambda status: status.stable is not None)
+    assert status.stable is not None
+    assert status.stable.name == "v1"
+    await world.run(until=serving("v2"))
+    await world.settle()
+    assert await world.servers() == ["v2"]
 
 
 async def test_a_gateway_that_does_not_hear_holds_up_the_end_of_the_old_servers() -> None:
