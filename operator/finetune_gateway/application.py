@@ -12,6 +12,7 @@ from aiohttp import web
 
 from finetune_api.routes import Routes
 from finetune_gateway.access_log import AccessLog
+from finetune_gateway.client_stream import HungUpError
 from finetune_gateway.config import GatewayConfig
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
@@ -22,6 +23,8 @@ from finetune_gateway.votes import Votes
 
 USER_HEADER = "X-Finetune-User"
 _KEYS_SECONDS = 5.0
+_HUNG_UP = 499
+"""In the access log: the client went before it had its answer."""
 _TASKS: dict[str, tuple[str, ...]] = {
     "/v1/chat/completions": ("Chat",),
     "/v1/completions": ("CausalLM", "Seq2Seq", "Chat"),
@@ -102,20 +105,27 @@ class Application:
                 response = await handler(request)  # type: ignore[operator]
             except web.HTTPException as error:
                 response = refuse(status=error.status, message=error.reason)
+            except HungUpError:
+                if request.transport is not None:
+                    request.transport.abort()
+                response = web.Response(status=_HUNG_UP)  # for the log: nobody listens
+            except asyncio.CancelledError:
+                self._log(request, status=_HUNG_UP, began=began, client=client)
+                raise
             finally:
                 self.in_flight -= 1
                 if self.in_flight == 0:
                     self.idle.set()
         if self.draining:
             response.force_close()
-        self.access_log.add(
-            method=request.method,
-            path=request.rel_url.raw_path,
-            status=response.status,
-            seconds=time.monotonic() - began,
-            client=client,
-        )
+        self._log(request, status=response.status, began=began, client=client)
         return response
+
+    def _log(self, request: web.Request, *, status: int, began: float, client: str | None) -> None:
+        seconds = time.monotonic() - began
+        self.access_log.add(
+            method=request.method, path=request.rel_url.raw_path, status=status, seconds=seconds, client=client
+        )
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         routes = self.live.current

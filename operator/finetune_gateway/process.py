@@ -30,6 +30,8 @@ from finetune_gateway.votes import Votes
 
 logger = logging.getLogger(__name__)
 _UPSTREAM_CONNECTIONS = 1024
+_CUT_OFF_SECONDS = 1.0
+"""For what is still under way after the time to drain: a client that does not read holds up nobody's end."""
 
 
 async def serve(*, config: GatewayConfig) -> None:
@@ -130,7 +132,13 @@ def _status_application(app: Application) -> web.Application:
 
 
 async def _listen(*, stack: AsyncExitStack, app: web.Application, host: str, port: int, share: bool = False) -> int:
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=75)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        keepalive_timeout=75,
+        shutdown_timeout=_CUT_OFF_SECONDS,
+    )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     site = web.TCPSite(runner, host, port, backlog=1024, reuse_address=True, reuse_port=share)

@@ -11,6 +11,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from finetune_api.routes import Routes
+from finetune_gateway.client_stream import ClientStream, HungUpError
 from finetune_gateway.config import GatewayConfig
 from finetune_gateway.flights import Flight, Flights
 from finetune_gateway.live_routes import LiveRoutes
@@ -185,19 +186,25 @@ class Proxy:
         key: ArmKey,
         flight: Flight,
     ) -> web.StreamResponse:
-        response = web.StreamResponse(status=upstream.status, headers=headers)
-        await response.prepare(incoming.request)
+        timeout = self.config.timeout_seconds
+        stream = ClientStream(
+            request=incoming.request, status=upstream.status, headers=headers, due=flight.began + timeout
+        )
         kept = bytearray()
-        try:
-            async for chunk in upstream.content.iter_any():
-                if len(kept) < _SHADOWED_BYTES:
-                    kept += chunk
-                await response.write(chunk)
-        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError) as error:
-            await response.write(b'data: {"error": {"message": "the answer broke off", "type": "server_error"}}\n\n')
-            response.force_close()
-            raise _BrokenError(what=f"the answer broke off: {error}", response=response) from error
-        await response.write_eof()
+        async with stream:
+            try:
+                async for chunk in upstream.content.iter_any():
+                    if len(kept) < _SHADOWED_BYTES:
+                        kept += chunk
+                    await stream.write(chunk)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                late = isinstance(error, TimeoutError)
+                if late and stream.waited_seconds > timeout / 2:
+                    raise HungUpError from error
+                said = f"the answer was not complete within {timeout:g} s" if late else "the answer broke off"
+                await stream.break_off(message=said)
+                raise _BrokenError(what=f"{said}: {error}", response=stream.response) from error
+            await stream.end()
         self._after(
             incoming,
             key=key,
@@ -206,7 +213,7 @@ class Proxy:
             body=bytes(kept),
             status=upstream.status,
         )
-        return response
+        return stream.response
 
     def _after(
         self, incoming: Incoming, *, key: ArmKey, request_id: str, flight: Flight, body: bytes, status: int

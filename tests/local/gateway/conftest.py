@@ -37,7 +37,12 @@ class Upstream:
     delay: float = 0.0
     text: str | None = None
     break_after_chunks: int | None = None
+    endless: bool = False
+    """Streams for as long as somebody listens."""
+    open_streams: int = 0
     seen: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[set[str]] = field(default_factory=list)
+    """Lower-case names of the headers of each request seen."""
     _runner: web.AppRunner | None = None
 
     @property
@@ -60,6 +65,7 @@ class Upstream:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         document = await request.json()
         self.seen.append(document)
+        self.headers.append({name.lower() for name in request.headers})
         await asyncio.sleep(self.delay)
         if self.status != 200:
             return web.json_response({"error": {"message": "broken"}}, status=self.status)
@@ -69,8 +75,18 @@ class Upstream:
             return web.json_response(
                 {"id": "x", "object": "chat.completion", "created": 0, "model": "router", "choices": [choice]}
             )
+        self.open_streams += 1
+        try:
+            return await self._stream(request, text=text)
+        finally:
+            self.open_streams -= 1
+
+    async def _stream(self, request: web.Request, *, text: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
+        while self.endless:
+            await response.write(b": and so on and so forth\n" * 1000)
+            await asyncio.sleep(0.001)
         for number, word in enumerate(text.split(" ")):
             if number == self.break_after_chunks:
                 assert request.transport is not None

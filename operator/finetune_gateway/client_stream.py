@@ -1,0 +1,74 @@
+"""An answer passed on to its client as it comes. Clients hang up, and read as slowly as they like."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import aiohttp
+from aiohttp import web
+
+_GRACE_SECONDS = 1.0
+"""A version that takes too long is noticed first: its client is told, one that does not read is just let go."""
+
+
+class HungUpError(ConnectionResetError):
+    """The client is gone, or as good as gone. That says nothing about the version."""
+
+
+@dataclass(kw_only=True)
+class ClientStream:
+    """The client's side of one streamed answer. Use as a context manager: past `due` the client is let go."""
+
+    request: web.Request
+    status: int
+    headers: Mapping[str, str]
+    due: float
+    """By the event loop's clock: when the whole answer should be with the client."""
+    waited_seconds: float = 0.0
+    """How long the client has kept others waiting so far."""
+    response: web.StreamResponse = field(init=False)
+    _let_go: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> ClientStream:
+        """Send the head. Raises HungUpError."""
+        self.response = web.StreamResponse(status=self.status, headers=self.headers)
+        transport = self.request.transport
+        if transport is None:
+            raise HungUpError
+        # One that does not read would hold its version's connection and a place among the requests for ever.
+        self._let_go = asyncio.get_running_loop().call_at(self.due + _GRACE_SECONDS, transport.abort)
+        try:
+            await self.response.prepare(self.request)
+        except (ConnectionError, aiohttp.ClientConnectionError) as error:
+            self._let_go.cancel()
+            raise HungUpError from error
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """The connection may serve its next request."""
+        if self._let_go is not None:
+            self._let_go.cancel()
+
+    async def write(self, chunk: bytes) -> None:
+        """Send a part. Raises HungUpError."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            await self.response.write(chunk)
+        except (ConnectionError, aiohttp.ClientConnectionError) as error:
+            raise HungUpError from error
+        self.waited_seconds += loop.time() - began
+
+    async def end(self) -> None:
+        """Nothing follows. Raises HungUpError."""
+        try:
+            await self.response.write_eof()
+        except (ConnectionError, aiohttp.ClientConnectionError) as error:
+            raise HungUpError from error
+
+    async def break_off(self, *, message: str) -> None:
+        """End an answer that is not complete with an event that says so. Raises HungUpError."""
+        await self.write(b'data: {"error": {"message": "%s", "type": "server_error"}}\n\n' % message.encode())
+        self.response.force_close()

@@ -1,0 +1,192 @@
+"""Clients that hang up, read too slowly, send far too much or the wrong key: nothing of theirs stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import aiohttp
+import openai
+import pytest
+from tests.local.gateway.conftest import GatewayProcess, Upstream, eventually
+from tests.local.gateway.test_gateway_process import HELLO, arm, post
+
+PROMPT_BYTES = 10_000_000
+STREAM = json.dumps({**HELLO, "stream": True}).encode()
+
+
+async def under_way(client: aiohttp.ClientSession, gateway: GatewayProcess) -> float:
+    """Client requests that the gateway holds, by its own count."""
+    async with client.get(f"http://127.0.0.1:{gateway.status_port}/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith("finetune_gateway_requests_in_flight "))
+
+
+async def nothing_stays(client: aiohttp.ClientSession, gateway: GatewayProcess, upstream: Upstream) -> None:
+    """Neither a request under way nor a connection to the version."""
+    await eventually(lambda: upstream.open_streams == 0, seconds=3)
+    deadline = time.monotonic() + 3
+    while await under_way(client, gateway) > 0:
+        assert time.monotonic() < deadline, "a request stays under way"
+        await asyncio.sleep(0.05)
+    await eventually(lambda: not gateway.observations()["draining"])
+
+
+async def told(gateway: GatewayProcess) -> None:
+    """The access log has the request that nobody waited for, and nothing went wrong in the gateway."""
+    log = gateway.folder / "gateway.log"
+    await eventually(lambda: " POST /v1/chat/completions 499 " in log.read_text())
+    assert "Traceback" not in log.read_text()
+
+
+async def slow_reader(gateway: GatewayProcess) -> socket.socket:
+    """A client that has asked for a stream and whose own buffer holds next to nothing."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    made.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(made, ("127.0.0.1", gateway.port))
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(STREAM)}\r\n\r\n"
+    await loop.sock_sendall(made, head.encode() + STREAM)
+    return made
+
+
+async def test_clients_that_hang_up_end_their_streams_at_the_version(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    stable.endless = True
+    answers = [await client.post(gateway.url + "/v1/chat/completions", data=STREAM) for _ in range(5)]
+    for answer in answers:
+        await answer.content.readany()
+    assert (stable.open_streams, await under_way(client, gateway)) == (5, 5)
+    for answer in answers:
+        answer.close()
+    await nothing_stays(client, gateway, stable)
+    assert len(stable.seen) == 5, "nothing is tried elsewhere for somebody who is gone"
+    assert arm(gateway, "old").get("errors", 0) == 0, "it says nothing about the version"
+    assert (await post(client, gateway))[0] == 200
+    await told(gateway)
+
+
+async def test_a_client_that_reads_a_byte_a_second_holds_up_nobody_and_is_let_go(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable)
+    gateway.start(TIMEOUT_SECONDS="3")
+    await gateway.ready()
+    stable.endless = True
+    began = time.monotonic()
+    loop = asyncio.get_running_loop()
+    with await slow_reader(gateway) as reader:
+        for _ in range(3):
+            assert await loop.sock_recv(reader, 1)
+            assert (await post(client, gateway))[0] == 200
+            await asyncio.sleep(1)
+        await nothing_stays(client, gateway, stable)
+        assert 2.5 < time.monotonic() - began < 8
+    assert arm(gateway, "old").get("errors", 0) == 0, "the client was slow, not the version"
+    assert (await post(client, gateway))[0] == 200
+    await told(gateway)
+
+
+async def test_a_stream_that_takes_too_long_ends_with_an_error_event(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable)
+    gateway.start(TIMEOUT_SECONDS="0.5")
+    await gateway.ready()
+    stable.text = "word " * 500
+    async with client.post(gateway.url + "/v1/chat/completions", data=STREAM) as answer:
+        text = (await answer.read()).decode()
+    assert answer.status == 200
+    assert text.rstrip().splitlines()[-1] == (
+        'data: {"error": {"message": "the answer was not complete within 0.5 s", "type": "server_error"}}'
+    )
+    assert "HTTP/1.1" not in text, "an answer that has begun cannot become another one"
+    await nothing_stays(client, gateway, stable)
+    await eventually(lambda: arm(gateway, "old")["errors"] == 1)
+
+
+async def test_a_client_that_does_not_read_does_not_hold_up_the_end(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable)
+    gateway.start(DRAIN_SECONDS="0.5")
+    await gateway.ready()
+    stable.endless = True
+    with await slow_reader(gateway):
+        await eventually(lambda: stable.open_streams == 1)
+        assert gateway.process is not None
+        gateway.process.send_signal(signal.SIGTERM)
+        assert gateway.process.wait(timeout=5) == 0
+    await eventually(lambda: stable.open_streams == 0)
+
+
+@pytest.mark.parametrize("keys", [False, True], ids=["open", "wrong key"])
+async def test_a_prompt_of_10_mb_is_refused_at_once(gateway: GatewayProcess, stable: Upstream, keys: bool) -> None:
+    """As openai's client meets it, which sends the whole of it before it listens."""
+    folder = gateway.folder / "keys"
+    folder.mkdir()
+    (folder / "team-a").write_text("secret-a\n")
+    gateway.route(stable)
+    gateway.start(**({"KEYS_FOLDER": str(folder)} if keys else {}))
+    await gateway.ready()
+    began = time.monotonic()
+    async with openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key="wrong", max_retries=0) as client:
+        with pytest.raises(openai.APIStatusError) as refused:
+            await client.chat.completions.create(
+                model="router", messages=[{"role": "user", "content": "x" * PROMPT_BYTES}]
+            )
+    assert time.monotonic() - began < 3
+    status, words = (401, "unknown API key") if keys else (413, "larger than 4194304 bytes")
+    assert (refused.value.status_code, words in refused.value.message) == (status, True), refused.value
+    assert stable.seen == []
+
+
+async def test_a_prompt_of_10_mb_without_its_length_is_refused(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield b"x" * 1_000_000
+
+    async with client.post(gateway.url + "/v1/chat/completions", data=parts()) as answer:
+        assert answer.status == 413
+        assert "larger than 4194304 bytes" in (await answer.json())["error"]["message"]
+    assert stable.seen == []
+
+
+async def test_keys_are_told_to_nobody(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    """Neither in an answer, nor to the version, nor in the log, nor in what is reported."""
+    folder = gateway.folder / "keys"
+    folder.mkdir()
+    (folder / "team-a").write_text("secret-of-team-a\n")
+    gateway.route(stable)
+    gateway.start(KEYS_FOLDER=str(folder))
+    await gateway.ready()
+    said = []
+    for key in ("secret-of-nobody", "secret-of-team-a"):
+        status, answer = await post(client, gateway, Authorization=f"Bearer {key}")
+        said.append((status, json.dumps(answer)))
+    assert [status for status, _ in said] == [401, 200]
+    await eventually(lambda: arm(gateway, "old")["requests"] == 1)
+    async with client.get(f"http://127.0.0.1:{gateway.status_port}/metrics") as metrics:
+        shown = [await metrics.text(), *(answer for _, answer in said)]
+    gateway.stop()
+    shown += [path.read_text() for path in gateway.folder.glob("*") if path.is_file() and path.name != "signing-key"]
+    assert "team-a" in (gateway.folder / "gateway.log").read_text(), "the access log names the client"
+    assert not [text for text in shown if "secret-of" in text]
+    assert not [headers for headers in stable.headers if "authorization" in headers]
