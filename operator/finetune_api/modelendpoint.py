@@ -7,8 +7,20 @@ from typing import Annotated, Literal, Self
 from pydantic import Field
 
 from finetune_api import API_VERSION
-from finetune_api.base import ApiModel, Condition, Digest, Name, ObjectMeta, Rule, SecretReference, Time
-from finetune_api.shared_fields import MetricName, OpenObject, PodOverlay, Resources, Task, Verdict
+from finetune_api.base import (
+    ApiModel,
+    Condition,
+    Digest,
+    Name,
+    ObjectMeta,
+    Rule,
+    SecretReference,
+    Time,
+    Uri,
+    VersionReference,
+)
+from finetune_api.modelversion import BaselineRecord
+from finetune_api.shared_fields import MetricName, MetricResult, OpenObject, PodOverlay, Resources, Task, Verdict
 
 EndpointPhase = Literal[
     "Empty",
@@ -362,6 +374,20 @@ class VersionOutcome(ApiModel):
     by: str = "operator"
 
 
+class ComparisonStatus(ApiModel):
+    """A version that had been compared with something else, compared again with what was stable then."""
+
+    version: VersionReference
+    baseline: BaselineRecord
+    verdict: Verdict
+    accepted: bool
+    """Whether the policy of the version's own job lets it go on."""
+    reason: Annotated[str, Field(max_length=1024)]
+    report: Uri | None = None
+    results: Annotated[list[MetricResult], Field(max_length=32)] = Field(default_factory=list)
+    time: Time
+
+
 class ModelEndpointStatus(ApiModel):
     """What was observed."""
 
@@ -386,6 +412,8 @@ class ModelEndpointStatus(ApiModel):
     """When samples and analysis were written; at most every few seconds."""
     routes: RoutesStatus | None = None
     versions: Annotated[list[VersionOutcome], Field(max_length=100)] = Field(default_factory=list)
+    comparisons: Annotated[list[ComparisonStatus], Field(max_length=10)] = Field(default_factory=list)
+    """Of versions that had been compared with something else than what was stable at their turn; newest last."""
 
 
 class ModelEndpoint(ApiModel):

@@ -66,6 +66,8 @@ class EvaluationRecord(ApiModel):
     """
     report: Uri | None = None
     results: Annotated[list[MetricResult], Field(max_length=32)] = Field(default_factory=list)
+    plan: OpenObject | None = None
+    """All that it takes to compare the version with another one later, defaults resolved. None: that cannot be done."""
 
 
 class JobReference(ApiModel):

@@ -10,6 +10,7 @@ A run's folder (`locations.run`):
     checkpoints/   step-N/ ... COMPLETE (last)
     model/         the saved model, probes.jsonl (held-out prompts for what serves it) ... COMPLETE (last)
     evaluation/    examples.jsonl (scores of each) report.json report.html
+    comparisons/   <key>/ the same of each later comparison, with another baseline
 """
 
 from __future__ import annotations
@@ -177,6 +178,8 @@ class EvaluateRun(StrictModel):
     batch_size: int
     precision: Literal["Auto", "FP32", "BF16"]
     seed: int
+    output: Uri | None = None
+    """The folder for scores and report. None: `evaluation/` in the run's folder."""
 
 
 class ServeOrder(StrictModel):

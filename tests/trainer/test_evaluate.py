@@ -438,6 +438,21 @@ def test_one_load_for_both_gives_what_two_give(chat: Chat) -> None:
         assert one["baseline"]["scores"] == pytest.approx(two["baseline"]["scores"], rel=1e-4)
 
 
+def test_a_later_comparison_leaves_the_first_one_as_it_is(chat: Chat) -> None:
+    metrics = [{"name": "loss", "report": True}]
+    first = chat.run(metrics=metrics)
+    result = evaluate(first)
+    before = Path(result.report.removeprefix("file://")).read_bytes()
+    other = {"name": "Other", "base": chat.prepared["base"], "artifact": chat.full_artifact("other")}
+    folder = f"{first.locations.run}/comparisons/1a2b"
+    later = chat.run(metrics=metrics, baseline=other, output=folder)
+    compared = evaluate(later)
+    assert compared.report == f"{folder}/report.html"
+    assert compared.baseline_digest == other["artifact"]["digest"]
+    assert Path(result.report.removeprefix("file://")).read_bytes() == before
+    assert (evaluate(first).reused, evaluate(later).reused) == (True, True)
+
+
 def test_a_loss_per_token_is_not_compared_between_tokenizers(chat: Chat) -> None:
     def longer(tokenizer: Any) -> None:
         tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", " the end<|im_end|>")

@@ -56,7 +56,7 @@ def evaluate(run: EvaluateRun) -> EvaluateResult:
     if problems:
         raise bad_configuration("BadMetric", "; ".join(problems))
     storage = Storage(locations=run.locations)
-    folder, digest = join(run.locations.run, "evaluation"), input_digest(run)
+    folder, digest = run.output or join(run.locations.run, "evaluation"), input_digest(run)
     finished = storage.read_complete(folder)
     if finished is not None and finished.input_digest == digest:
         log.info("an earlier attempt finished this very comparison; nothing to do")

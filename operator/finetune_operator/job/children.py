@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.finetunejob import FineTuneJob, StageName
 from finetune_api.results import PERMANENT_EXIT_CODES, ExitCode
 from finetune_operator.config import OperatorConfig
 from finetune_operator.job.names import (
-    KUEUE_PREFIX,
     KUEUE_QUEUE_LABEL,
     child_labels,
     child_name,
+    of_kueue,
     owner_reference,
 )
 from finetune_operator.job.plan import ResolvedPlan
 from finetune_operator.job.pod_template import CA_KEY, RUN_KEY, pod_template
 from finetune_operator.job.pods import CONTAINER
-from finetune_operator.job.stages import Results, StageSize, order_of, size_of
+from finetune_operator.job.stages import Results, order_of, size_of
 from finetune_operator.ports import Door, Manifest
 
 FAILURE_RULES: tuple[dict[str, Any], ...] = (
@@ -58,9 +59,15 @@ def children_of(
     size = size_of(stage=stage, plan=plan)
     base = _metadata(job=job, stage=stage, attempt=attempt)
     order = order_of(stage=stage, attempt=attempt, job=job, plan=plan, results=results, config=config)
-    config_map = _config_map(metadata=base, order=order.to_dict(), door=door if stage == "Train" else None)
+    config_map = orders(metadata=base, order=order.to_dict(), door=door if stage == "Train" else None)
     template = pod_template(job=job, plan=plan, stage=stage, attempt=attempt, size=size, config=config, door=door)
-    batch_job = _batch_job(job=job, metadata=base, template=template, size=size)
+    batch_job = indexed_job(
+        metadata=base,
+        template=template,
+        pods=size.pods,
+        labels=of_kueue(job.metadata.labels),
+        annotations=of_kueue(job.metadata.annotations),
+    )
     if size.pods > 1:
         return config_map, _service(base), batch_job
     return config_map, batch_job
@@ -75,7 +82,7 @@ def _metadata(*, job: FineTuneJob, stage: StageName, attempt: int) -> dict[str, 
     }
 
 
-def _config_map(*, metadata: dict[str, Any], order: dict[str, Any], door: Door | None) -> Manifest:
+def orders(*, metadata: dict[str, Any], order: dict[str, Any], door: Door | None) -> Manifest:
     """The orders, and whom to trust at the door: pods cannot read ConfigMaps of the operator's namespace."""
     data = {RUN_KEY: json.dumps(order, indent=1, sort_keys=True)}
     if door is not None and door.ca_bundle is not None:
@@ -95,14 +102,19 @@ def _service(metadata: dict[str, Any]) -> Manifest:
     }
 
 
-def _batch_job(*, job: FineTuneJob, metadata: dict[str, Any], template: dict[str, Any], size: StageSize) -> Manifest:
-    """One Indexed Job: the pod's index is its node rank, and the gang has one try."""
-    labels = {key: value for key, value in job.metadata.labels.items() if key.startswith(KUEUE_PREFIX)}
-    annotations = {key: text for key, text in job.metadata.annotations.items() if key.startswith(KUEUE_PREFIX)}
+def indexed_job(
+    *,
+    metadata: dict[str, Any],
+    template: dict[str, Any],
+    pods: int,
+    labels: Mapping[str, str],
+    annotations: dict[str, str],
+) -> Manifest:
+    """One Indexed Job: the pod's index is its node rank, and the gang has one try. Labels and annotations: Kueue's."""
     spec: dict[str, Any] = {
         "completionMode": "Indexed",
-        "completions": size.pods,
-        "parallelism": size.pods,
+        "completions": pods,
+        "parallelism": pods,
         "backoffLimit": 0,
         "podFailurePolicy": {"rules": list(FAILURE_RULES)},
         "template": template,

@@ -63,6 +63,11 @@ def owner_reference(job: FineTuneJob) -> dict[str, Any]:
     }
 
 
+def of_kueue(texts: dict[str, str]) -> dict[str, str]:
+    """The labels or annotations that are for Kueue: they pass to the children."""
+    return {key: text for key, text in texts.items() if key.startswith(KUEUE_PREFIX)}
+
+
 def short_hash(text: str) -> str:
     """Eight hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -5,15 +5,18 @@ https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api import GROUP
 from finetune_api.finetunejob import FineTuneJob, StageName
 from finetune_api.progress import CA_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, progress_path
 from finetune_api.run import MASTER_ADDRESS_VARIABLE, MASTER_PORT_VARIABLE, RUN_FILE_VARIABLE
+from finetune_api.shared_fields import PodOverlay
 from finetune_operator.config import OperatorConfig
-from finetune_operator.job.names import KUEUE_PREFIX, child_labels, child_name
-from finetune_operator.job.plan import ResolvedPlan
+from finetune_operator.job.names import child_labels, child_name, of_kueue
+from finetune_operator.job.plan import Claim, ResolvedPlan
 from finetune_operator.job.pods import CONTAINER
 from finetune_operator.job.stages import GPU_RESOURCE, StageSize, mount_path
 from finetune_operator.ports import Door
@@ -30,6 +33,25 @@ _NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"
 _OUR_LABELS = (f"{GROUP}/", "batch.kubernetes.io/", "kueue.x-k8s.io/", "job-name", "controller-uid")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PodInputs:
+    """What a container of the trainer image is given."""
+
+    name: str
+    """Of the Job, and of the ConfigMap with its orders."""
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    """Kueue's topology wishes."""
+    image: str
+    size: StageSize
+    claims: Sequence[Claim]
+    secrets: Sequence[str]
+    overlay: PodOverlay | None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    reports: Door | None = None
+    """The door at which it reports its progress."""
+
+
 def pod_template(
     *,
     job: FineTuneJob,
@@ -43,6 +65,29 @@ def pod_template(
     """spec.template of the attempt's Job."""
     name = child_name(job=job.metadata.name, stage=stage, attempt=attempt)
     reports = door if stage == "Train" else None
+    environment: dict[str, str] = {}
+    if stage == "Train":
+        environment[MASTER_ADDRESS_VARIABLE] = f"{name}-0.{name}" if size.pods > 1 else "127.0.0.1"
+        environment[MASTER_PORT_VARIABLE] = str(config.master_port)
+    if reports is not None:
+        environment |= _reporting(job=job, door=reports)
+    inputs = PodInputs(
+        name=name,
+        labels=child_labels(job=job, stage=stage, attempt=attempt),
+        annotations=of_kueue(job.metadata.annotations),
+        image=plan.trainer_image,
+        size=size,
+        claims=plan.claims,
+        secrets=plan.secrets,
+        overlay=plan.pod_template,
+        environment=environment,
+        reports=reports,
+    )
+    return trainer_pod(inputs, config=config)
+
+
+def trainer_pod(inputs: PodInputs, *, config: OperatorConfig) -> dict[str, Any]:
+    """spec.template of a Job whose container does one stage."""
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -56,55 +101,37 @@ def pod_template(
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [
-            _container(job=job, plan=plan, name=name, stage=stage, size=size, config=config, reports=reports)
-        ],
-        "volumes": _volumes(plan=plan, name=name, size=size, config=config, reports=reports),
-        "tolerations": _tolerations(plan=plan, config=config),
+        "containers": [_container(inputs, config=config)],
+        "volumes": _volumes(inputs, config=config),
+        "tolerations": _tolerations(inputs.overlay, config=config),
     }
-    if size.pods > 1:
-        spec["subdomain"] = name
-    return {
-        "metadata": _metadata(job=job, plan=plan, labels=child_labels(job=job, stage=stage, attempt=attempt)),
-        "spec": spec | _overlay(plan),
-    }
+    if inputs.size.pods > 1:
+        spec["subdomain"] = inputs.name
+    return {"metadata": _metadata(inputs), "spec": spec | _overlay(inputs.overlay)}
 
 
-def _container(
-    *,
-    job: FineTuneJob,
-    plan: ResolvedPlan,
-    name: str,
-    stage: StageName,
-    size: StageSize,
-    config: OperatorConfig,
-    reports: Door | None,
-) -> dict[str, Any]:
+def _container(inputs: PodInputs, *, config: OperatorConfig) -> dict[str, Any]:
     environment = {
         RUN_FILE_VARIABLE: f"{RUN_FOLDER}/{RUN_KEY}",
         GRACE_VARIABLE: str(config.termination_grace_seconds),
+        **inputs.environment,
     }
-    if stage == "Train":
-        environment[MASTER_ADDRESS_VARIABLE] = f"{name}-0.{name}" if size.pods > 1 else "127.0.0.1"
-        environment[MASTER_PORT_VARIABLE] = str(config.master_port)
-    if reports is not None:
-        environment |= _reporting(job=job, door=reports)
     container: dict[str, Any] = {
         "name": CONTAINER,
-        "image": plan.trainer_image,
+        "image": inputs.image,
         "imagePullPolicy": config.image_pull_policy,
         "env": [{"name": key, "value": value} for key, value in environment.items()],
-        "resources": _resources(size),
+        "resources": _resources(inputs.size),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
         "terminationMessagePolicy": "File",
-        "volumeMounts": _mounts(plan=plan, size=size, config=config, reports=reports),
+        "volumeMounts": _mounts(inputs, config=config),
     }
-    if plan.secrets:
-        container["envFrom"] = [{"secretRef": {"name": secret}} for secret in plan.secrets]
+    if inputs.secrets:
+        container["envFrom"] = [{"secretRef": {"name": secret}} for secret in inputs.secrets]
     return container
 
 
@@ -126,20 +153,18 @@ def _resources(size: StageSize) -> dict[str, Any]:
     return resources
 
 
-def _volumes(
-    *, plan: ResolvedPlan, name: str, size: StageSize, config: OperatorConfig, reports: Door | None
-) -> list[dict[str, Any]]:
+def _volumes(inputs: PodInputs, *, config: OperatorConfig) -> list[dict[str, Any]]:
     tmp = {"sizeLimit": config.tmp_size_limit} if config.tmp_size_limit else {}
     volumes: list[dict[str, Any]] = [
-        {"name": "run", "configMap": {"name": name}},
+        {"name": "run", "configMap": {"name": inputs.name}},
         {"name": "tmp", "emptyDir": tmp},
     ]
-    if size.gpus > 1:
+    if inputs.size.gpus > 1:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
-    if reports is not None and reports.ca_bundle is not None:
+    if inputs.reports is not None and inputs.reports.ca_bundle is not None:
         token = {"path": "token", "audience": config.token_audience, "expirationSeconds": TOKEN_SECONDS}
         volumes.append({"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}})
-    for number, claim in enumerate(plan.claims):
+    for number, claim in enumerate(inputs.claims):
         source: dict[str, Any] = {"claimName": claim.name}
         if not claim.writable:
             source["readOnly"] = True
@@ -147,18 +172,16 @@ def _volumes(
     return volumes
 
 
-def _mounts(
-    *, plan: ResolvedPlan, size: StageSize, config: OperatorConfig, reports: Door | None
-) -> list[dict[str, Any]]:
+def _mounts(inputs: PodInputs, *, config: OperatorConfig) -> list[dict[str, Any]]:
     mounts: list[dict[str, Any]] = [
         {"name": "run", "mountPath": RUN_FOLDER, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a mount point
     ]
-    if size.gpus > 1:
+    if inputs.size.gpus > 1:
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 - a mount point
-    if reports is not None and reports.ca_bundle is not None:
+    if inputs.reports is not None and inputs.reports.ca_bundle is not None:
         mounts.append({"name": "token", "mountPath": TOKEN_FOLDER, "readOnly": True})
-    for number, claim in enumerate(plan.claims):
+    for number, claim in enumerate(inputs.claims):
         mount: dict[str, Any] = {
             "name": f"claim-{number}",
             "mountPath": mount_path(claim=claim.name, config=config),
@@ -169,22 +192,21 @@ def _mounts(
     return mounts
 
 
-def _metadata(*, job: FineTuneJob, plan: ResolvedPlan, labels: dict[str, str]) -> dict[str, Any]:
+def _metadata(inputs: PodInputs) -> dict[str, Any]:
     """The user's labels and annotations, except where they would hide the pod from us; Kueue's topology wishes."""
-    overlay = plan.pod_template.metadata if plan.pod_template else None
+    overlay = inputs.overlay.metadata if inputs.overlay else None
     theirs = (overlay.labels if overlay else None) or {}
-    annotations = {key: text for key, text in job.metadata.annotations.items() if key.startswith(KUEUE_PREFIX)}
-    annotations |= (overlay.annotations if overlay else None) or {}
+    annotations = inputs.annotations | ((overlay.annotations if overlay else None) or {})
     kept = {key: value for key, value in theirs.items() if not key.startswith(_OUR_LABELS)}
-    metadata: dict[str, Any] = {"labels": {**kept, **labels}}
+    metadata: dict[str, Any] = {"labels": {**kept, **inputs.labels}}
     if annotations:
         metadata["annotations"] = annotations
     return metadata
 
 
-def _tolerations(*, plan: ResolvedPlan, config: OperatorConfig) -> list[dict[str, Any]]:
+def _tolerations(overlay: PodOverlay | None, *, config: OperatorConfig) -> list[dict[str, Any]]:
     """The user's, and short ones for nodes that are lost: Kubernetes' default keeps pods there for five minutes."""
-    spec = plan.pod_template.spec if plan.pod_template else None
+    spec = overlay.spec if overlay else None
     theirs = [toleration.to_dict() for toleration in (spec.tolerations if spec else None) or ()]
     covered = {toleration.get("key") for toleration in theirs}
     ours = [
@@ -200,9 +222,9 @@ def _tolerations(*, plan: ResolvedPlan, config: OperatorConfig) -> list[dict[str
     return [*theirs, *ours]
 
 
-def _overlay(plan: ResolvedPlan) -> dict[str, Any]:
+def _overlay(overlay: PodOverlay | None) -> dict[str, Any]:
     """The allowlisted fields of the user's podTemplate, tolerations and metadata aside."""
-    spec = plan.pod_template.spec if plan.pod_template else None
+    spec = overlay.spec if overlay else None
     if spec is None:
         return {}
     return {key: value for key, value in spec.to_dict().items() if key != "tolerations"}

@@ -9,6 +9,7 @@ from finetune_api.results import EvaluateResult, Failure, PrepareResult, TrainRe
 from finetune_api.run import BaselineOrder, EvaluateRun, Identity, Locations, PrepareRun, TrainRun
 from finetune_api.shared_fields import Resources
 from finetune_operator.config import OperatorConfig
+from finetune_operator.job.evaluation import evaluation_order, evaluation_plan
 from finetune_operator.job.plan import ResolvedPlan
 
 PHASE_OF_STAGE: dict[StageName, Phase] = {"Prepare": "Preparing", "Train": "Training", "Evaluate": "Evaluating"}
@@ -88,8 +89,16 @@ def order_of(
         return _train_run(identity=identity, locations=locations, plan=plan, prepare=results.prepare)
     if results.train is None:
         raise ValueError("the result of Train is not recorded")
-    return _evaluate_run(
-        identity=identity, locations=locations, plan=plan, prepare=results.prepare, train=results.train
+    return evaluation_order(
+        identity=identity,
+        locations=locations,
+        plan=evaluation_plan(job=job, plan=plan),
+        model=plan.model,
+        base=results.prepare.base,
+        candidate=results.train.artifact,
+        labels=results.prepare.labels,
+        data_digest=results.prepare.data_digest,
+        baseline=plan.baseline or BaselineOrder(name="Base", base=results.prepare.base),
     )
 
 
@@ -125,25 +134,4 @@ def _train_run(*, identity: Identity, locations: Locations, plan: ResolvedPlan, 
         nodes=plan.nodes,
         processes_per_node=plan.processes_per_node,
         strategy=plan.strategy,
-    )
-
-
-def _evaluate_run(
-    *, identity: Identity, locations: Locations, plan: ResolvedPlan, prepare: PrepareResult, train: TrainResult
-) -> EvaluateRun:
-    return EvaluateRun(
-        identity=identity,
-        locations=locations,
-        model=plan.model,
-        base=prepare.base,
-        candidate=train.artifact,
-        labels=prepare.labels,
-        data_digest=prepare.data_digest,
-        baseline=plan.baseline or BaselineOrder(name="Base", base=prepare.base),
-        metrics=plan.metrics,
-        max_length=plan.optimisation.max_length,
-        max_new_tokens=plan.max_new_tokens,
-        batch_size=plan.evaluation_batch_size,
-        precision=plan.optimisation.precision,
-        seed=plan.optimisation.seed,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from finetune_api.finetunejob import FineTuneJobSpec
 from finetune_operator.job.plan import Claim
 
@@ -27,9 +29,14 @@ def refusal_of(*, uri: str, allowed_roots: tuple[str, ...]) -> str | None:
 
 def claims_of(spec: FineTuneJobSpec) -> list[Claim]:
     """The claims behind the job's pvc:// URIs by name; writable where the artifacts are."""
-    written = _claim_of(spec.artifacts.uri)
-    names = {claim for uri in uris_of(spec).values() if (claim := _claim_of(uri)) is not None}
-    return [Claim(name=name, writable=name == written) for name in sorted(names)]
+    return claims_behind(read=uris_of(spec).values(), written=[spec.artifacts.uri])
+
+
+def claims_behind(*, read: Iterable[str], written: Iterable[str]) -> list[Claim]:
+    """The claims behind pvc:// URIs by name, writable where something is written."""
+    writable = {_claim_of(uri) for uri in written} - {None}
+    names = {claim for uri in read if (claim := _claim_of(uri)) is not None} | writable
+    return [Claim(name=name, writable=name in writable) for name in sorted(name for name in names if name)]
 
 
 def _claim_of(uri: str) -> str | None:

@@ -15,6 +15,7 @@ from finetune_api.modelversion import (
 )
 from finetune_api.run import BaselineOrder
 from finetune_api.shared_fields import Software
+from finetune_operator.job.evaluation import evaluation_plan
 from finetune_operator.job.names import ENDPOINT_LABEL, JOB_LABEL, version_name
 from finetune_operator.job.plan import ResolvedPlan
 from finetune_operator.job.stages import Results
@@ -82,7 +83,11 @@ def _spec(
             digest=evaluate.baseline_digest,
         ),
         evaluation=EvaluationRecord(
-            verdict=evaluation.verdict, accepted=accepted, report=evaluation.report, results=evaluation.results
+            verdict=evaluation.verdict,
+            accepted=accepted,
+            report=evaluation.report,
+            results=evaluation.results,
+            plan=evaluation_plan(job=job, plan=plan).to_dict(),
         ),
         lineage=Lineage(job=JobReference(name=job.metadata.name, uid=job.metadata.uid)),
         software=Software(trainer_image=plan.trainer_image, packages=train.packages or None),
