@@ -47,7 +47,7 @@ async def slow_reader(gateway: GatewayProcess) -> socket.socket:
     """A client that has asked for a stream and whose own buffer holds next to nothing."""
     made = socket.socket()
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    made.setblocking(False)
+    made.settimeout(0)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(made, ("127.0.0.1", gateway.port))
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(STREAM)}\r\n\r\n"

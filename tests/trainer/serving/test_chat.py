@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,19 @@ async def test_a_huge_body_is_refused(server: ServerProcess) -> None:
     assert (got, "larger than" in body["error"]["message"]) == (413, True)
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+async def test_a_prompt_of_10_mb_costs_next_to_nothing(server: ServerProcess, path: str) -> None:
+    """Below the limit of bodies, and far above any context: it is not tokenized to find that out."""
+    text = "word " * 2_000_000
+    request = {"messages": [{"role": "user", "content": text}]} if path == "chat/completions" else {"prompt": text}
+    spent = _cpu_seconds(server)
+    got, body = await post(f"{server.url}/v1/{path}", request)
+    assert (got, body["error"]["code"]) == (400, "context_length_exceeded")
+    assert "the prompt has 10000000 characters; this model's context is 256 tokens" in body["error"]["message"]
+    assert _cpu_seconds(server) - spent < 1.5, "to tokenize it takes several times as long"
+    assert await _metric(server, "finetune_server_requests_in_flight") == 0
+
+
 async def test_paths_of_other_tasks_and_unknown_ones(server: ServerProcess) -> None:
     got, body = await post(f"{server.url}/v1/classify", {"input": "x"})
     assert (got, "task is Chat" in body["error"]["message"]) == (404, True)
@@ -206,6 +220,13 @@ async def test_metrics_and_the_access_log_tell_what_was_served(server: ServerPro
     assert VersionReference(name="router-7").name in server.log
     line = server.access_lines()[-1]
     assert (line["path"], line["status"], line["completion_tokens"]) == ("/v1/chat/completions", 200, 3)
+
+
+def _cpu_seconds(server: ServerProcess) -> float:
+    """What the process has used of all processors: what others do on the machine does not count."""
+    assert server.process is not None
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _metric(server: ServerProcess, name: str) -> float:

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 Event = TypeVar("Event")
 State = Literal["Loading", "WarmingUp", "Ready", "Draining"]
 _STREAM = "text/event-stream"
+_MOST_CHARACTERS = 4 << 20
+"""Of all the texts of one classification together."""
 
 
 @dataclass(kw_only=True)
@@ -60,6 +62,7 @@ class Service:
         """POST /v1/chat/completions."""
         model = self._text_model(body.model, path=request.url.path)
         turns = [message.to_turn() for message in body.messages]
+        self._may_fit(sum(len(turn["content"]) for turn in turns), model=model)
 
         def encode() -> list[int]:
             if not model.tokenizer.chat_template:
@@ -75,6 +78,7 @@ class Service:
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """POST /v1/completions."""
         model = self._text_model(body.model, path=request.url.path)
+        self._may_fit(len(body.text), model=model)
 
         def encode() -> list[int]:
             ids = list(model.tokenizer(body.text)["input_ids"])
@@ -88,6 +92,13 @@ class Service:
         model = self._named(body.model, path=request.url.path)
         if not isinstance(model, Classifier):
             raise self._wrong_path(request.url.path)
+        characters = sum(len(model.readable(text)) for text in body.texts)
+        if characters > _MOST_CHARACTERS:
+            raise RequestError(
+                f"input: {characters} characters in all; send at most {_MOST_CHARACTERS} in one request",
+                status=413,
+                param="input",
+            )
         texts = await self._off_loop(lambda: [model.encode(text) for text in body.texts])
         if not all(text.ids for text in texts):
             raise RequestError("an empty text has no class", param="input")
@@ -198,6 +209,16 @@ class Service:
         self.metrics.generated_tokens.inc(answer)
         _note(request, prompt_tokens=prompt, completion_tokens=answer)
         return usage_of(prompt=prompt, answer=answer)
+
+    @staticmethod
+    def _may_fit(characters: int, *, model: TextModel) -> None:
+        """Refuse what no tokenizer could make short enough, before it costs anything."""
+        if model.longest_prompt is not None and characters > model.longest_prompt:
+            raise RequestError(
+                f"the prompt has {characters} characters; this model's context is {model.context} tokens, at"
+                f" most {model.longest_prompt} characters: shorten the prompt",
+                code="context_length_exceeded",
+            )
 
     def _answer_length(self, asked: int | None, *, model: TextModel, prompt_length: int) -> int:
         if prompt_length == 0:

@@ -11,6 +11,8 @@ import torch
 from finetune_trainer.batching import pad
 
 _BATCH = 16
+_CHARACTERS_A_TOKEN = 100
+"""At most, for all that is text: WordPiece reads longer words as one unknown token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +42,18 @@ class Classifier:
 
     def encode(self, text: str) -> EncodedText:
         """A text as the model reads it."""
-        ids = list(self.tokenizer(text)["input_ids"])
+        read = self.readable(text)
+        ids = list(self.tokenizer(read)["input_ids"])
         longest = self._longest
         if longest is None or len(ids) <= longest:
-            return EncodedText(ids=tuple(ids), truncated=False)
-        cut = self.tokenizer(text, truncation=True, max_length=longest)["input_ids"]
+            return EncodedText(ids=tuple(ids), truncated=len(read) < len(text))
+        cut = self.tokenizer(read, truncation=True, max_length=longest)["input_ids"]
         return EncodedText(ids=tuple(cut), truncated=True)
+
+    def readable(self, text: str) -> str:
+        """As much of a text as the model can possibly read. To tokenize 10 MB of which it reads 2 kB takes seconds."""
+        longest = self._longest
+        return text if longest is None else text[: longest * _CHARACTERS_A_TOKEN]
 
     def classify(self, texts: Sequence[EncodedText]) -> Iterator[Classes | None]:
         """One batch a step, and the result last."""

@@ -63,6 +63,9 @@ class TextModel:
     task: Task
     context: int | None
     """Tokens that prompt and answer may have together (Seq2Seq: that the prompt may have); None: no limit known."""
+    longest_prompt: int | None = None
+    """Characters of a prompt beyond which it cannot fit, whatever they are; None: no limit known. To count the tokens
+    of 10 MB takes seconds in which nobody else's prompt is read."""
 
     @classmethod
     def of(cls, *, model: Any, tokenizer: Any, task: Task) -> TextModel:
@@ -71,7 +74,9 @@ class TextModel:
         context = getattr(config, "max_position_embeddings", None)
         if context is None and tokenizer.model_max_length < 1 << 24:  # a tokenizer without a limit says 1e30
             context = int(tokenizer.model_max_length)
-        return cls(model=model, tokenizer=tokenizer, task=task, context=context)
+        longest_token = max((len(token) for token in tokenizer.get_vocab()), default=1)
+        longest_prompt = None if context is None else context * longest_token
+        return cls(model=model, tokenizer=tokenizer, task=task, context=context, longest_prompt=longest_prompt)
 
     def room(self, prompt_length: int) -> int | None:
         """How many tokens an answer may have after a prompt; None: no limit known."""
