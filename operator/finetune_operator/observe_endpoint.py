@@ -17,6 +17,7 @@ from finetune_api.modelversion import ModelVersion
 from finetune_api.routes import ROUTES_KEY, Routes
 from finetune_operator.config import OperatorConfig
 from finetune_operator.endpoint.analysis import AnalysisState, state_from_dict
+from finetune_operator.endpoint.comparison_job import COMPARISON_LABEL
 from finetune_operator.endpoint.finish import ANALYSIS_KEY
 from finetune_operator.endpoint.names import (
     COMPONENT_LABEL,
@@ -27,11 +28,12 @@ from finetune_operator.endpoint.names import (
     routes_name,
     server_name,
 )
-from finetune_operator.endpoint.observed import ObservedEndpoint
+from finetune_operator.endpoint.observed import ObservedComparison, ObservedEndpoint
 from finetune_operator.endpoint.reports import Gateways
 from finetune_operator.endpoint.servers import server_of
 from finetune_operator.job.names import ENDPOINT_LABEL, OWNED_LABEL
-from finetune_operator.job.observed import ref_of
+from finetune_operator.job.observed import bucket, ref_of
+from finetune_operator.observe_job import is_owned
 from finetune_operator.ports import Cluster, Door, Kind, Manifest, ObservationSource
 
 log = logging.getLogger(__name__)
@@ -56,8 +58,9 @@ async def observe_endpoint(
     """One endpoint and the world around it. Raises UnavailableError."""
     namespace, name = endpoint.metadata.namespace, endpoint.metadata.name
     mine = {OWNED_LABEL: "ModelEndpoint", ENDPOINT_LABEL: name}  # by name: a restored endpoint has another UID
-    deployments, pods, versions = await asyncio.gather(
+    deployments, jobs, pods, versions = await asyncio.gather(
         cluster.list(kind="Deployment", namespace=namespace, labels=mine),
+        cluster.list(kind="Job", namespace=namespace, labels=mine),
         cluster.list(kind="Pod", namespace=namespace, labels=mine),
         cluster.list(kind="ModelVersion", namespace=namespace, labels={ENDPOINT_LABEL: name}),
     )
@@ -65,7 +68,7 @@ async def observe_endpoint(
     if pin and all(each["metadata"]["name"] != pin for each in versions):
         versions += [each] if (each := await cluster.get(kind="ModelVersion", namespace=namespace, name=pin)) else []
     servers = [each for each in deployments if _label(each, COMPONENT_LABEL) != GATEWAY]
-    wanted = _names(endpoint=endpoint, servers=servers)
+    wanted = _names(endpoint=endpoint, servers=servers, jobs=jobs)
     found = await asyncio.gather(*(cluster.get(kind=kind, namespace=namespace, name=each) for kind, each in wanted))
     children = {(each["kind"], each["metadata"]["name"]): each for each in (*found, *deployments) if each is not None}
     routes, problem = _routes(children.get(("ConfigMap", routes_name(name))))
@@ -102,16 +105,18 @@ async def observe_endpoint(
         routes=routes,
         routes_problem=problem,
         analysis=_analysis(children.get(("ConfigMap", analysis_name(name)))),
+        comparisons=_comparisons(jobs=jobs, pods=pods, children=children, owner_uid=endpoint.metadata.uid),
         children=children,
     )
 
 
-def _names(*, endpoint: ModelEndpoint, servers: list[Manifest]) -> list[tuple[Kind, str]]:
+def _names(*, endpoint: ModelEndpoint, servers: list[Manifest], jobs: list[Manifest]) -> list[tuple[Kind, str]]:
     """What to read by name: the operator has no right to list it, or no label finds it."""
     name = endpoint.metadata.name
     uids = {*_served(endpoint), *(_label(server, VERSION_UID_LABEL) for server in servers)} - {""}
     found: list[tuple[Kind, str]] = [("ConfigMap", routes_name(name)), ("ConfigMap", analysis_name(name))]
     found += [("Service", name), *((kind, gateway_name(name)) for kind in _GATEWAY_KINDS)]
+    found += [("ConfigMap", job["metadata"]["name"]) for job in jobs]
     for uid in sorted(uids):
         found += [(kind, server_name(endpoint=name, version_uid=uid)) for kind in _SERVER_KINDS]
     return found
@@ -156,6 +161,30 @@ def _analysis(manifest: Manifest | None) -> AnalysisState | None:
     except ValueError as error:
         log.warning("ConfigMap %s: %s; counting begins anew", manifest["metadata"]["name"], error)
         return None
+
+
+def _comparisons(
+    *,
+    jobs: list[Manifest],
+    pods: list[Manifest],
+    children: Mapping[tuple[str, str], Manifest],
+    owner_uid: str,
+) -> dict[str, ObservedComparison]:
+    """Jobs and pods of comparisons by their key, as those of a run's stage by theirs."""
+    found: dict[str, ObservedComparison] = {}
+    for key in sorted({_label(each, COMPARISON_LABEL) for each in (*jobs, *pods)} - {""}):
+        mine = [each for each in jobs if _label(each, COMPARISON_LABEL) == key]
+        attempts = bucket(
+            jobs=mine, pods=[each for each in pods if _label(each, COMPARISON_LABEL) == key], owner_uid=owner_uid
+        )
+        owned = [each for each in mine if is_owned(each, uid=owner_uid)]
+        maps = [children.get(("ConfigMap", each["metadata"]["name"])) for each in owned]
+        refs = [ref_of(each) for each in (*maps, *owned) if each and not each["metadata"].get("deletionTimestamp")]
+        if attempts:
+            found[key] = ObservedComparison(
+                attempts={number: attempt for (_, number), attempt in attempts.items()}, refs=tuple(refs)
+            )
+    return found
 
 
 def _is_living_gateway(pod: Mapping[str, Any]) -> bool:

@@ -15,13 +15,19 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 from tests.conformance.objects import BASE, START, digest
+from tests.simulation.comparison_jobs import ComparisonJobs
 from tests.simulation.world import Reports, void
 
+from finetune_api.finetunejob import EvaluationMetric
 from finetune_api.modelendpoint import ModelEndpoint, ModelEndpointStatus
 from finetune_api.observations import ArmCounts, BreakerTrip, Observations, PairCounts, ShadowCounts
 from finetune_api.routes import ROUTES_KEY, Routes
+from finetune_api.shared_fields import Resources
 from finetune_operator.config import OperatorConfig
+from finetune_operator.endpoint.comparison import MOST_ATTEMPTS
+from finetune_operator.endpoint.comparison_job import COMPARISON_LABEL
 from finetune_operator.endpoint.names import COMPONENT_LABEL, GATEWAY, VERSION_UID_LABEL
+from finetune_operator.job.evaluation import EvaluationPlan
 from finetune_operator.kube.observations import ObservationInbox
 from finetune_operator.memory.cluster import MemoryCluster
 from finetune_operator.metrics import Metrics
@@ -31,6 +37,20 @@ from finetune_operator.reconcile import Reconciler
 TICK = timedelta(seconds=1)
 KEY = Key(kind="ModelEndpoint", namespace="ml", name="router")
 CONFIG = OperatorConfig(trainer_image="trainer:1", gateway_image="gateway:1")
+EVALUATION = EvaluationPlan(
+    run="pvc://models/runs/any",
+    cache="pvc://models/runs/cache",
+    metrics=[EvaluationMetric(name="exact_match", max_regression=0.01)],
+    on_inconclusive="Hold",
+    max_length=64,
+    max_new_tokens=8,
+    batch_size=4,
+    precision="FP32",
+    seed=7,
+    gpus=0,
+    resources=Resources(requests={"cpu": "1"}),
+    secrets=["bucket"],
+)
 DOOR = Door(url="https://door.example", ca_bundle="-----BEGIN CERTIFICATE-----\n")
 
 
@@ -103,8 +123,13 @@ def endpoint_manifest(**rollout: Any) -> Manifest:
     }
 
 
-def version_manifest(name: str, *, baseline: str = "0", letter: str = "", verdict: str = "Pass") -> Manifest:
-    """A ModelVersion for the endpoint. `baseline`: the digest's letter."""
+def version_manifest(
+    name: str, *, baseline: str = "0", letter: str = "", verdict: str = "Pass", planned: bool = False
+) -> Manifest:
+    """A ModelVersion for the endpoint. `baseline`: the digest's letter. `planned`: it says how it was evaluated."""
+    evaluation: dict[str, Any] = {"verdict": verdict}
+    if planned:
+        evaluation["plan"] = {**EVALUATION.to_dict(), "run": f"pvc://models/runs/{name}"}
     return {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "ModelVersion",
@@ -123,7 +148,7 @@ def version_manifest(name: str, *, baseline: str = "0", letter: str = "", verdic
             "training": {},
             "data": {"digest": digest("d"), "rows": {"train": 8, "validation": 1, "test": 1}},
             "baseline": {"name": "before", "digest": digest(baseline)},
-            "evaluation": {"verdict": verdict},
+            "evaluation": evaluation,
             "lineage": {"job": {"name": name, "uid": f"job-{name}"}},
         },
     }
@@ -135,6 +160,7 @@ class EndpointWorld:
     def __init__(self, *, requests_per_tick: int = 20, gateways: int = 2, seed: int = 1) -> None:
         self.now = START
         self.cluster = MemoryCluster(clock=lambda: self.now)
+        self.comparisons = ComparisonJobs(cluster=self.cluster, clock=lambda: self.now)
         self.random = random.Random(seed)
         self.requests_per_tick = requests_per_tick
         self.qualities: dict[str, Quality] = {}
@@ -249,6 +275,7 @@ class EndpointWorld:
             self.phases.append(status.phase or "")
         if status.stable is not None and (not self.stables or self.stables[-1] != status.stable.name):
             self.stables.append(status.stable.name)
+        await self._check_comparisons(status)
         routes = await self.routes()
         assert status.stable is None or status.candidate is None or status.stable.uid != status.candidate.uid
         if routes is None:
@@ -259,11 +286,25 @@ class EndpointWorld:
             for uid in gateway.routes.variants if gateway.routes else ():
                 assert await self._deployment(uid) is not None, "a gateway may still send requests there"
 
+    async def _check_comparisons(self, status: ModelEndpointStatus) -> None:
+        """At most one runs, each with what is stable, and none is tried for ever."""
+        jobs = await self.cluster.list(kind="Job", namespace="ml")
+        living = [job for job in jobs if not (job.get("status") or {}).get("conditions")]
+        assert len(living) <= 1, living
+        assert len({job["metadata"]["labels"][COMPARISON_LABEL] for job in jobs}) * MOST_ATTEMPTS >= len(jobs)
+        for job in living if status.stable is not None else ():
+            order = await self.comparisons.order(job)
+            if order is not None:  # else its removal has begun
+                assert order.baseline.artifact is not None
+                assert status.stable is not None
+                assert order.baseline.artifact.digest == status.stable.digest, "compared with what is not stable"
+
     async def tick(self) -> None:
         """One second of everybody else's work."""
         self.now += TICK
         for deployment in await self.cluster.list(kind="Deployment", namespace="ml"):
             await self._play(deployment)
+        await self.comparisons.play()
         routes = await self.routes()
         for gateway in self.gateways:
             if routes is not None and not gateway.deaf and (not gateway.routes or routes.epoch > gateway.routes.epoch):

@@ -439,7 +439,7 @@ def test_one_load_for_both_gives_what_two_give(chat: Chat) -> None:
 
 
 def test_a_later_comparison_leaves_the_first_one_as_it_is(chat: Chat) -> None:
-    metrics = [{"name": "loss", "report": True}]
+    metrics = [{"name": "loss", "maxRegression": 5.0}]
     first = chat.run(metrics=metrics)
     result = evaluate(first)
     before = Path(result.report.removeprefix("file://")).read_bytes()

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from finetune_api.modelendpoint import ModelEndpointStatus, ServedVersion, VersionOutcome
 from finetune_api.modelversion import ModelVersion
+from finetune_operator.endpoint import comparison
 from finetune_operator.endpoint.observed import ObservedEndpoint
 from finetune_operator.job.times import BEGINNING
 
@@ -20,6 +21,8 @@ class Choice:
     """It was stable before: back to it without shadow, steps or approval."""
     passed_over: tuple[ModelVersion, ...] = ()
     """Older ones that were waiting for their turn: this one makes them pointless."""
+    compare: ModelVersion | None = None
+    """The version to try next once it has been compared with what is stable."""
     problem: tuple[str, str] | None = None
     """Reason and message: what stands in the way of a version that is waiting or pinned."""
 
@@ -77,11 +80,14 @@ def _pinned(observed: ObservedEndpoint, *, name: str) -> Choice:
     if not accepted(version):
         verdict = version.spec.evaluation.verdict
         return Choice(problem=("NotProven", f"{name} did not pass its evaluation ({verdict}); pin one that did"))
-    return Choice(version=version)
+    if not comparison.is_due(version, status=status) or comparison.impossible(observed, version=version):
+        return Choice(version=version)  # who pins what cannot be compared wants it all the same
+    problem = comparison_problem(observed, version=version)
+    return Choice(problem=problem) if problem is not None else Choice(compare=version)
 
 
 def _newest(observed: ObservedEndpoint) -> Choice:
-    status, stable = observed.endpoint.status, observed.endpoint.status.stable
+    status = observed.endpoint.status
     tried = {outcome.uid for outcome in status.versions} | _in_use(status)
     waiting = sorted(
         (
@@ -97,18 +103,35 @@ def _newest(observed: ObservedEndpoint) -> Choice:
     problem: tuple[str, str] | None = None
     while waiting:
         version = waiting.pop()
-        name = version.metadata.name
         if version.spec.task != observed.endpoint.spec.task:
             problem = problem or ("WrongTask", _wrong_task(version, observed))
-        elif stable is not None and version.spec.baseline.digest != stable.digest:
-            message = (
-                f"{name} was compared with {version.spec.baseline.name}, and {stable.name} is stable now; "
-                "run its job again to compare it with what it would replace"
-            )
-            problem = problem or ("BaselineChanged", message)
-        else:
+        elif not comparison.is_due(version, status=status):
             return Choice(version=version, passed_over=tuple(waiting))
+        else:
+            obstacle = comparison_problem(observed, version=version)
+            if obstacle is None:
+                return Choice(compare=version)
+            problem = problem or obstacle
     return Choice(problem=problem)
+
+
+def comparison_problem(observed: ObservedEndpoint, *, version: ModelVersion) -> tuple[str, str] | None:
+    """Why a version that must be compared with what is stable is not compared now; None: it can be, or it is."""
+    impossible = comparison.impossible(observed, version=version)
+    if impossible is not None:
+        return "BaselineChanged", impossible
+    name, status = version.metadata.name, observed.endpoint.status
+    if status.step is not None and observed.endpoint.spec.version != name:
+        return "BaselineChanged", f"{name} is compared with what is stable when the rollout under way is over"
+    standing = comparison.standing(observed, version=version)
+    if not isinstance(standing, comparison.Failed):
+        return None
+    stable = status.stable.name if status.stable else ""
+    way_out = f"put that right, then delete {_jobs(standing.jobs)} to have it compared again, or train a new version"
+    return "ComparisonFailed", (
+        f"{name} could not be compared with {stable}, which is stable now ({standing.reason}: {standing.message}); "
+        f"{way_out}"
+    )
 
 
 def accepted(version: ModelVersion) -> bool:
@@ -132,6 +155,10 @@ def _wrong_task(version: ModelVersion, observed: ObservedEndpoint) -> str:
         f"{version.metadata.name} is for task {version.spec.task}, this endpoint serves {observed.endpoint.spec.task}; "
         "name the endpoint of that task in the job"
     )
+
+
+def _jobs(names: tuple[str, ...]) -> str:
+    return f"Job {names[0]}" if len(names) == 1 else f"the Jobs {', '.join(names)}"
 
 
 PARTICIPLES = {"Rejected": "rejected", "RolledBack": "rolled back"}

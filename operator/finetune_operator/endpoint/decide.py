@@ -19,6 +19,8 @@ from finetune_operator.endpoint import facts
 from finetune_operator.endpoint.adopt import adopted
 from finetune_operator.endpoint.children import children_of, outdated, retired
 from finetune_operator.endpoint.choose import PARTICIPLES, Choice, choose, choose_former, order_of
+from finetune_operator.endpoint.comparing import compare
+from finetune_operator.endpoint.comparison import stale
 from finetune_operator.endpoint.decision import Draft, EndpointDecision
 from finetune_operator.endpoint.finish import finish
 from finetune_operator.endpoint.judge import Judgement, judge, shadow_problem
@@ -43,7 +45,7 @@ def decide(observed: ObservedEndpoint) -> EndpointDecision:
         observed=observed,
         draft=draft,
         children=children_of(observed),
-        delete=(*retired(observed), *outdated(observed)),
+        delete=(*retired(observed), *outdated(observed), *stale(observed, wanted=choose(observed).compare)),
     )
 
 
@@ -83,6 +85,8 @@ def _idle(observed: ObservedEndpoint) -> Draft:
     choice = choose(observed)
     if choice.version is not None:
         return _begin(observed, choice, status=status)
+    if choice.compare is not None:
+        return compare(observed, choice.compare)
     if choice.problem is not None and (observed.endpoint.spec.version or status.stable is None):
         return _stalled(observed, *choice.problem)
     if status.stable is None:
@@ -90,9 +94,12 @@ def _idle(observed: ObservedEndpoint) -> Draft:
         message = f"no proven version yet; apply a FineTuneJob with endpointRef {name}"
         return _stay(observed, reason="NoVersion", message=message)
     message = f"{status.stable.name} serves all requests"
-    if choice.problem is not None:
-        message = f"{message}; {choice.problem[1]}"
-    return Draft(status=status, summary=Summary(state="Ready", reason="Serving", message=message))
+    if choice.problem is None:
+        return Draft(status=status, summary=Summary(state="Ready", reason="Serving", message=message))
+    reason, why = choice.problem
+    message = f"{message}; {why}"
+    news = (Event(type="Warning", reason=reason, message=why),) if message != status.message else ()
+    return Draft(status=status, summary=Summary(state="Ready", reason=reason, message=message), events=news)
 
 
 def _back(observed: ObservedEndpoint, requests: Requests) -> Draft:
@@ -160,10 +167,10 @@ def _newer(observed: ObservedEndpoint, plan: RolloutPlan) -> str | None:
     if candidate is None or (pin and pin == candidate.name):
         return None
     choice = choose(observed)
+    if pin:
+        return f"spec.version names {pin}" if choice.version or choice.compare else None
     if choice.version is None:
         return None
-    if pin:
-        return f"spec.version names {pin}"
     current = observed.version(candidate.uid)
     if plan.supersede and not plan.fast and current is not None and order_of(choice.version) > order_of(current):
         return f"{choice.version.metadata.name} is newer"

@@ -33,6 +33,8 @@ class Draft:
     status: ModelEndpointStatus
     """Served versions, step, plan and outcomes are up to date; phase, message and conditions are not yet."""
     summary: Summary
+    create: tuple[Manifest, ...] = ()
+    """What compares the next version with what is stable."""
     look_again: tuple[datetime, ...] = ()
     events: tuple[Event, ...] = ()
     analysis: AnalysisState | None = None

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_api.modelendpoint import (
+    ComparisonStatus,
     ModelEndpointStatus,
     Outcome,
     RolloutStage,
@@ -23,6 +24,9 @@ from finetune_operator.job.times import whole_second
 
 MOST_OUTCOMES = 100
 """Outcomes that a status remembers; the oldest go first."""
+
+MOST_COMPARISONS = 10
+"""Comparisons that a status remembers; the oldest go first."""
 
 StageIndex = tuple[RolloutStage, int]
 
@@ -188,6 +192,11 @@ def with_outcome(
     """The status with what became of a version; its last outcome is what counts."""
     record = VersionOutcome(name=name, uid=uid, outcome=outcome, reason=reason, time=now, by=by)
     return changed(status, versions=[*status.versions, record][-MOST_OUTCOMES:])
+
+
+def with_comparison(status: ModelEndpointStatus, comparison: ComparisonStatus) -> ModelEndpointStatus:
+    """The status with the result of a comparison."""
+    return changed(status, comparisons=[*status.comparisons, comparison][-MOST_COMPARISONS:])
 
 
 def _worth_keeping(status: ModelEndpointStatus) -> ServedVersion | None:

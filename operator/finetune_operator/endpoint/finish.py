@@ -55,12 +55,13 @@ def finish(
         due.append(wait)
     if busy:
         due.append(_POLL_SECONDS)
-    acted = bool(children.create or children.apply or delete)
+    create = (*children.create, *draft.create)
+    acted = bool(create or children.apply or delete)
     status = new.model_copy(update={"analysis_time": whole_second(now)}) if new.step is not None else new
     analysis = _analysis(observed=observed, draft=draft, now=now, write=write)
     return EndpointDecision(
         delete=delete,
-        create=children.create,
+        create=create,
         apply=(*children.apply, *analysis),
         status=status if write else None,
         requeue_seconds=0.0 if (write and facts_moved) or acted else min(due, default=None),
@@ -205,7 +206,7 @@ def _facts(status: ModelEndpointStatus) -> dict[str, Any]:
     """What children and routes follow from."""
     document = status.to_dict()
     step = document.get("step") or {}
-    names = ("stable", "candidate", "previous", "plan", "versions")
+    names = ("stable", "candidate", "previous", "plan", "versions", "comparisons")
     return {name: document.get(name) for name in names} | {
         "stage": [step.get(key) for key in ("stage", "index", "held", "accepted", "voidApproval")]
     }

@@ -13,6 +13,7 @@ from finetune_operator.config import OperatorConfig
 from finetune_operator.controller import ChildRef
 from finetune_operator.endpoint.analysis import AnalysisState
 from finetune_operator.endpoint.reports import Gateways
+from finetune_operator.job.observed import Attempt
 from finetune_operator.ports import Door, Manifest
 
 
@@ -37,6 +38,16 @@ class Server:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ObservedComparison:
+    """What exists of the comparison of one version with one baseline."""
+
+    attempts: Mapping[int, Attempt]
+    """By number; never empty."""
+    refs: tuple[ChildRef, ...]
+    """All that has to go when it is not needed any more; ConfigMaps first, since they are found by their Job."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ObservedEndpoint:
     """One endpoint, its children and the world around them at one moment."""
 
@@ -56,6 +67,8 @@ class ObservedEndpoint:
     routes_problem: str | None = None
     """The routes ConfigMap is there and cannot be read: nothing may be changed then."""
     analysis: AnalysisState | None = None
+    comparisons: Mapping[str, ObservedComparison] = field(default_factory=dict)
+    """By the key of version and baseline (comparison.comparison_key)."""
     children: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)
     """By kind and name: what exists of the children that the endpoint may want."""
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import pytest
+from tests.simulation.comparison_jobs import Ends
 from tests.simulation.crashing import CrashingCluster, KilledError
 from tests.simulation.endpoint_world import EndpointWorld, Quality, endpoint_manifest, version_manifest
 
@@ -26,6 +27,10 @@ class Story:
     at: dict[str, Callable[[EndpointWorld], None]] | None = None
     """What happens once, at the first look in this phase."""
     end: tuple[str, str] = ("v2", "Promoted")
+    baseline: str = "1"
+    """The letter of the digest that v2 was compared with; v1 has 1."""
+    ends: tuple[Ends, ...] = ("Pass",)
+    """How attempts to compare it with v1 end."""
 
 
 def fails(**how: float) -> Callable[[EndpointWorld], None]:
@@ -41,6 +46,9 @@ STORIES = {
     "rejected in shadow": Story(quality=lambda: Quality(error=0.6), end=("v2", "Rejected")),
     "rolled back in canary": Story(at={"Canary": fails(error=1.0)}, end=("v2", "RolledBack")),
     "rolled back in guard": Story(at={"Guarding": fails(error=1.0)}, end=("v2", "RolledBack")),
+    "compared again": Story(baseline="7"),
+    "compared again, at the second attempt": Story(baseline="7", ends=("Crash", "Pass")),
+    "compared again, and worse": Story(baseline="7", ends=("Fail",), end=("v2", "Rejected")),
     "cannot be served": Story(
         quality=lambda: Quality(ready_after=None, exits={"exitCode": 78}), end=("v2", "Rejected")
     ),
@@ -51,11 +59,12 @@ async def play(story: Story, *, kill_at: int | None) -> tuple[EndpointWorld, lis
     """The whole story, with the operator killed at a write. The world, and the writes of the first operator."""
     world = EndpointWorld(seed=3)
     await world.create(endpoint_manifest(**SHORT))
-    await world.create(version_manifest("v1"))
+    await world.create(version_manifest("v1", planned=True))
     await world.run(until=lambda status: status.phase == "Idle")
     crashing = CrashingCluster(inner=world.cluster, kill_at=kill_at)
     world.restart_operator(cluster=lambda _: crashing)
-    await world.create(version_manifest("v2", baseline="1"), quality=story.quality())
+    world.comparisons.ends["v2"] = list(story.ends)
+    await world.create(version_manifest("v2", baseline=story.baseline, planned=True), quality=story.quality())
     pending = dict(story.at or {})
 
     async def look(step: Callable[[], Awaitable[None]]) -> None:
@@ -103,3 +112,9 @@ async def test_killed_at_every_write(name: str) -> None:
         assert [variant.name for variant in routes.variants.values()] == [serving], where
         assert status.routes is not None
         assert status.routes.epoch == routes.epoch, where
+        assert len(status.comparisons) == (story.baseline != "1"), where
+        assert len(world.comparisons.ran) == (len(story.ends) if status.comparisons else 0), where
+        left = [
+            name for kind, _, name in world.cluster.snapshot() if kind in ("Job", "ConfigMap") and "compare" in name
+        ]
+        assert left == [], where

@@ -6,6 +6,7 @@ import asyncio
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.simulation.comparison_jobs import Ends
 from tests.simulation.endpoint_world import EndpointWorld, Quality, endpoint_manifest, version_manifest
 
 SHORT = {
@@ -19,6 +20,9 @@ EVENTS = (
     "version",
     "bad version",
     "dead version",
+    "version of another baseline",
+    "version that compares badly",
+    "version that cannot be compared",
     "breaks",
     "heals",
     "approve",
@@ -37,6 +41,13 @@ EVENTS = (
 )
 
 
+OTHERS: dict[str, Ends] = {
+    "version of another baseline": "Pass",
+    "version that compares badly": "Fail",
+    "version that cannot be compared": "Crash",
+}
+
+
 async def happen(world: EndpointWorld, event: str, number: int) -> None:
     """One event; those that do not fit are nothing."""
     status = await world.status()
@@ -47,6 +58,10 @@ async def happen(world: EndpointWorld, event: str, number: int) -> None:
         quality = {"version": Quality(), "bad version": Quality(error=0.7), "dead version": Quality(ready_after=None)}
         manifest = version_manifest(name, baseline=baseline, letter="23456789abcdef"[number % 14])
         await world.create(manifest, quality=quality[event])
+    elif event in OTHERS:
+        world.comparisons.ends[name] = [OTHERS[event]]
+        letter = "23456789abcdef"[number % 14]
+        await world.create(version_manifest(name, baseline="1", letter=letter, planned=True))
     elif event == "breaks" and under_way:
         world.qualities[under_way.name].error = 1.0
     elif event == "heals" and under_way:
@@ -78,7 +93,7 @@ async def happen(world: EndpointWorld, event: str, number: int) -> None:
 async def play(events: list[str], *, policy: dict[str, str]) -> None:
     world = EndpointWorld(requests_per_tick=10, seed=5)
     await world.create(endpoint_manifest(**SHORT, **policy))
-    await world.create(version_manifest("v1"))
+    await world.create(version_manifest("v1", planned=True))
     await world.run(until=lambda status: status.phase == "Idle")
     for number, event in enumerate(events, start=2):
         await happen(world, event, number)

@@ -1,0 +1,104 @@
+"""What compares a version with what is stable: a ConfigMap with the order, and the Job of an attempt.
+
+The same order, and the same pod, as the evaluation of the version's own job had; only the baseline is another one, and
+the scores go into a folder of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api import GROUP
+from finetune_api.modelendpoint import ModelEndpoint
+from finetune_api.modelversion import ModelVersion
+from finetune_api.run import Identity, Locations, ModelOrder
+from finetune_operator.config import OperatorConfig
+from finetune_operator.endpoint.names import base_name, metadata_of
+from finetune_operator.job.children import indexed_job, orders
+from finetune_operator.job.evaluation import EvaluationPlan, evaluation_order
+from finetune_operator.job.names import ATTEMPT_LABEL, STAGE_LABEL
+from finetune_operator.job.plan import Claim
+from finetune_operator.job.pod_template import PodInputs, trainer_pod
+from finetune_operator.job.stages import StageSize, mount_path
+from finetune_operator.job.uris import claims_behind
+from finetune_operator.job.version import baseline_order
+from finetune_operator.ports import Manifest
+
+COMPARISON = "comparison"
+COMPARISON_LABEL = f"{GROUP}/comparison"
+
+
+def comparison_manifests(
+    *,
+    endpoint: ModelEndpoint,
+    version: ModelVersion,
+    baseline: ModelVersion,
+    plan: EvaluationPlan,
+    key: str,
+    attempt: int,
+    config: OperatorConfig,
+) -> tuple[Manifest, Manifest]:
+    """ConfigMap and Job, in the order in which they must be made."""
+    name = f"{base_name(endpoint.metadata.name)}-compare-{key}-{attempt}"
+    metadata = metadata_of(endpoint=endpoint, name=name, component=COMPARISON)
+    own = {COMPARISON_LABEL: key, STAGE_LABEL: "Evaluate", ATTEMPT_LABEL: str(attempt)}
+    metadata = {**metadata, "labels": {**metadata["labels"], **own}}
+    claims = _claims(version=version, baseline=baseline, plan=plan)
+    order = _order(
+        version=version, baseline=baseline, plan=plan, key=key, attempt=attempt, claims=claims, config=config
+    )
+    template = trainer_pod(
+        PodInputs(
+            name=name,
+            labels=metadata["labels"],
+            annotations=plan.annotations,
+            image=config.trainer_image,
+            size=StageSize(pods=1, gpus=plan.gpus, resources=plan.resources),
+            claims=claims,
+            secrets=plan.secrets,
+            overlay=plan.pod_template,
+        ),
+        config=config,
+    )
+    job = indexed_job(metadata=metadata, template=template, pods=1, labels=plan.labels, annotations=plan.annotations)
+    return orders(metadata=metadata, order=order, door=None), job
+
+
+def _order(
+    *,
+    version: ModelVersion,
+    baseline: ModelVersion,
+    plan: EvaluationPlan,
+    key: str,
+    attempt: int,
+    claims: list[Claim],
+    config: OperatorConfig,
+) -> dict[str, Any]:
+    spec = version.spec
+    order = evaluation_order(
+        identity=Identity(
+            namespace=version.metadata.namespace, job=spec.lineage.job.name, uid=spec.lineage.job.uid, attempt=attempt
+        ),
+        locations=Locations(
+            run=plan.run,
+            cache=plan.cache,
+            allowed_roots=list(config.allowed_roots),
+            mounts={claim.name: mount_path(claim=claim.name, config=config) for claim in claims},
+        ),
+        plan=plan,
+        model=ModelOrder(uri=spec.base.uri, revision=spec.base.revision, task=spec.task),
+        base=spec.base,
+        candidate=spec.artifact,
+        labels=spec.labels,
+        data_digest=spec.data.digest,
+        baseline=baseline_order(baseline),
+        output=f"{plan.run}/comparisons/{key}",
+    )
+    return order.to_dict()
+
+
+def _claims(*, version: ModelVersion, baseline: ModelVersion, plan: EvaluationPlan) -> list[Claim]:
+    read = [uri for each in (version, baseline) for uri in (each.spec.artifact.uri, each.spec.base.loadable_uri)]
+    if baseline.spec.data.manifest is not None:
+        read.append(baseline.spec.data.manifest)
+    return claims_behind(read=read, written=[plan.run, plan.cache])
