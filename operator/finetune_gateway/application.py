@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import random
 import time
 from dataclasses import dataclass, field
@@ -193,9 +194,9 @@ class Application:
         if isinstance(body, web.Response):
             return body
         try:
-            document = await request.json()
+            document = json.loads(body)
             request_id, rating = document["request_id"], document["rating"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return refuse(status=400, message='expected {"request_id": "...", "rating": "up" or "down"}')
         if rating not in ("up", "down") or not isinstance(request_id, str) or len(request_id) > 1024:
             return refuse(status=400, message="rating must be `up` or `down`, request_id the X-Request-Id of an answer")

@@ -167,6 +167,27 @@ async def test_a_prompt_of_10_mb_without_its_length_is_refused(
     assert stable.seen == []
 
 
+MALFORMED = [b"", b"{", b"\xff\xfe", b"[1]", b'"text"', b"null", b"[" * 100_000, b'{"a":' * 100_000]
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "feedback"])
+async def test_malformed_json_is_refused_with_a_reason(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession, path: str
+) -> None:
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    for body in MALFORMED:
+        headers = {"Content-Type": "application/json; charset=no-such"}
+        async with client.post(f"{gateway.url}/v1/{path}", data=body, headers=headers) as answer:
+            error = (await answer.json())["error"]
+        assert (answer.status, error["type"]) == (400, "invalid_request_error"), body[:20]
+        assert "JSON" in error["message"] or "request_id" in error["message"]
+    assert stable.seen == []
+    assert await under_way(client, gateway) == 0
+    assert "Traceback" not in (gateway.folder / "gateway.log").read_text()
+
+
 async def test_keys_are_told_to_nobody(
     gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
 ) -> None:
