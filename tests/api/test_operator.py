@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from tests.api.people import endpoint
 from tests.api.replica import NAMESPACE, Replica, replicas, seconds_until
 from tests.api.scripted import ScriptedPods
 from tests.conformance.objects import evaluate_result, job_manifest, prepare_result, train_result
@@ -65,6 +66,17 @@ def wait_for_phase(pods: ScriptedPods, phase: str) -> Object:
         namespace=pods.namespace,
         timeout_s=TIMEOUT_S,
         what=phase,
+    )
+
+
+def wait_for_message(pods: ScriptedPods, kind: str, name: str, message: str) -> Object:
+    return pods.kubectl.wait_for(
+        kind,
+        name,
+        lambda found: message in found.get("status", {}).get("message", ""),
+        namespace=pods.namespace,
+        timeout_s=TIMEOUT_S,
+        what=message,
     )
 
 
@@ -184,6 +196,47 @@ def test_what_the_job_names_must_exist(operator: Replica, installed: ApiServer, 
     )
     assert job["status"]["phase"] == "Pending"
     assert not installed.kubectl.list("jobs", namespace=namespace)
+
+
+def test_a_job_waits_for_its_endpoint_and_goes_on_when_it_comes(operator: Replica, pods: ScriptedPods) -> None:
+    create(pods, endpointRef={"name": "later"})
+    job = wait_for_message(pods, "finetunejob", "router", "there is no ModelEndpoint later here; waiting for it")
+    assert (job["status"]["phase"], conditions(job)["Reconciling"]) == ("Pending", ("True", "EndpointNotFound"))
+    pods.kubectl.create(endpoint(namespace=pods.namespace, name="later"))
+    run_stage(pods, stage="Prepare", phase="Preparing", result=prepare_result())
+
+
+def test_a_job_whose_endpoint_does_not_come_ends(installed: ApiServer, pods: ScriptedPods, tmp_path: Path) -> None:
+    with replicas(installed, tmp_path, "one", environment={"FINETUNE_REFERENCE_DEADLINE_SECONDS": "2"}):
+        create(pods, endpointRef={"name": "never"})
+        job = wait_for_phase(pods, "Failed")
+    said = "spec.endpointRef: there is no ModelEndpoint never here; it did not come within 2 s: create it, then create"
+    assert said in job["status"]["message"]
+    assert conditions(job)["Stalled"] == ("True", "EndpointNotFound")
+    assert not pods.kubectl.list("jobs", namespace=pods.namespace)
+
+
+def test_an_endpoint_that_names_a_missing_version_says_so(
+    installed: ApiServer, pods: ScriptedPods, tmp_path: Path
+) -> None:
+    manifest = endpoint(namespace=pods.namespace)
+    manifest["spec"]["version"] = "nothing"
+    with replicas(installed, tmp_path, "one", environment={"FINETUNE_GATEWAY_IMAGE": "localhost/gateway:test"}):
+        pods.kubectl.create(manifest)
+        said = 'spec.version names "nothing", which does not exist; correct it, or leave it empty for the newest'
+        found = wait_for_message(pods, "modelendpoint", "router", said)
+        assert conditions(found)["Stalled"] == ("True", "VersionNotFound")
+        pods.kubectl.patch("modelendpoint", "router", {"spec": {"version": ""}}, namespace=pods.namespace)
+        found = pods.kubectl.wait_for(
+            "modelendpoint",
+            "router",
+            lambda found: "VersionNotFound" not in json.dumps(found["status"]),
+            namespace=pods.namespace,
+            timeout_s=TIMEOUT_S,
+            what="the end of it",
+        )
+        assert conditions(found).get("Stalled", ("False", ""))[0] == "False"
+        assert found["status"]["phase"] == "Empty"
 
 
 @pytest.mark.parametrize("stage", ["Prepare", "Train", "Evaluate"])

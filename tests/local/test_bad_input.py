@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from demo import assets
 from tests.local.conftest import Workspace
+from tests.wrong_manifests import valid
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -73,6 +75,32 @@ def test_a_secret_that_is_not_here(workspace: Workspace) -> None:
     said = refused(workspace, workspace.write_job(artifacts=artifacts))
     path = workspace.home.secret(name="s3")
     assert f"spec.artifacts.secretRef.name: there is no Secret s3 here; write KEY=VALUE lines into {path}" in said
+
+
+def test_an_endpoint_and_a_baseline_that_are_not_here(workspace: Workspace) -> None:
+    workspace.write_data()
+    evaluation = {"baseline": "topics-0", "metrics": [{"name": "accuracy", "maxRegression": 0.1}]}
+    said = refused(workspace, workspace.write_job(endpointRef={"name": "nowhere"}, evaluation=evaluation))
+    assert said.splitlines() == [
+        "error: job cannot run here:",
+        "* spec.endpointRef: there is no ModelEndpoint nowhere here; serve it beside this command: finetune up -f"
+        " ENDPOINT.yaml",
+        "* spec.evaluation.baseline: there is no ModelVersion topics-0 here; `finetune get versions --local` lists"
+        " those that there are",
+    ]
+
+
+def test_steps_out_of_order(workspace: Workspace) -> None:
+    """In the words of the apiserver, by `validate` and by `up`."""
+    manifest = valid("endpoint")
+    manifest["spec"]["rollout"]["steps"][1]["percent"] = 50
+    path = workspace.folder / "endpoint.yaml"
+    path.write_text(yaml.safe_dump(manifest))
+    words = "spec.rollout: Invalid value: rollout.steps must come in order of rising percent"
+    for command in ("validate", "up"):
+        ended = workspace.finetune(command, "-f", path)
+        assert (ended.returncode, words in ended.stderr + ended.stdout) == (2, True), ended.stderr + ended.stdout
+    assert not list(workspace.home.objects.glob("modelendpoint/*/*")), "nothing was made"
 
 
 # -- found by a stage: exit status 1, and the condition says why -------------------------------------------------------

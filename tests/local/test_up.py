@@ -25,6 +25,7 @@ import yaml
 from tests.local.conftest import Workspace, descendants
 from tests.local.eventually import wait_for
 
+from finetune_api.modelendpoint import APPROVE, REQUESTED_BY
 from finetune_operator.local.cluster import LocalCluster
 from finetune_operator.local.files import read_json
 from finetune_operator.local.services import free_port
@@ -255,6 +256,7 @@ def test_a_next_version_goes_through_shadow_canary_and_approval(served: Served) 
     with traffic(served) as clients:
         LocalCluster(home=served.workspace.home).submit(manifest=second)
         until(served, lambda: served.phase() == "AwaitingApproval", what="the end of the canary")
+        approve_another(served, first["metadata"]["uid"])
         approved = served.workspace.finetune("approve", NAME, "--local")
         assert approved.returncode == 0, approved.stderr
         until(served, lambda: served.phase() == "Guarding", what="promotion")
@@ -264,6 +266,21 @@ def test_a_next_version_goes_through_shadow_canary_and_approval(served: Served) 
     until(served, lambda: "Guarding: " in served.said(), what="a line that says so")
     phases = ["Shadowing: ", "Canary: ", "AwaitingApproval: ", "Guarding: "]
     assert sorted(phases, key=served.said().index) == phases
+
+
+def approve_another(served: Served, uid: str) -> None:
+    """As by hand, with the wrong UID: nothing comes of it, and whoever asks is told why."""
+    LocalCluster(home=served.workspace.home).annotate(
+        kind="ModelEndpoint", namespace="default", name=NAME, annotations={APPROVE: uid, REQUESTED_BY: "ann"}
+    )
+    why = f"it is for another version, first ({uid}), not for second"
+    explained = served.workspace.finetune("explain", "endpoint", NAME, "--local").stdout
+    assert f"finetune.dev/approve is void: {why}" in explained
+    assert "a person to approve second (rollout.approval Manual): there is no time limit" in explained
+    assert (
+        f"approve first (void: {why}) (by ann)" in served.workspace.finetune("describe", "mep", NAME, "--local").stdout
+    )
+    assert served.phase() == "AwaitingApproval"
 
 
 def test_a_server_that_hangs_under_guard_is_left(served: Served) -> None:

@@ -8,11 +8,13 @@ from finetune_api.modelendpoint import AnalysisRow, ModelEndpoint, ServedVersion
 from finetune_operator.cli import sections, words
 from finetune_operator.cli.sections import INDENT
 from finetune_operator.cli.tables import age, table
+from finetune_operator.cli.void_requests import Decision, decisions_of, names_of, void_decisions
 from finetune_operator.endpoint.plan import RolloutPlan, read_plan
 from finetune_operator.endpoint.requests import read_requests
 from finetune_operator.ports import Manifest
 
 _OUTCOMES = 20
+_VERBS: dict[Decision, str] = {"approve": "approve", "reject": "reject", "rollback": "roll back"}
 
 
 def describe_endpoint(endpoint: ModelEndpoint, *, events: list[Manifest], now: datetime) -> str:
@@ -64,22 +66,14 @@ def _served(version: ServedVersion | None, *, now: datetime) -> str:
 
 def _requests(endpoint: ModelEndpoint) -> str:
     """What the annotations ask for now, whether it has an effect or not."""
-    requests, served = read_requests(endpoint.metadata.annotations), _names(endpoint)
+    requests, served = read_requests(endpoint.metadata.annotations), names_of(endpoint.status)
+    void = void_decisions(endpoint)
     asked = [
-        f"{verb} {served.get(uid, f'a version that is not under way ({uid})')}"
-        for verb, uid in (("approve", requests.approve), ("reject", requests.reject), ("roll back", requests.rollback))
-        if uid
+        f"{_VERBS[decision]} {served.get(uid, uid)}" + (f" (void: {void[decision]})" if decision in void else "")
+        for decision, uid in decisions_of(requests).items()
     ]
     asked += ["pause"] if requests.pause else []
     return f"{', '.join(asked)} (by {requests.who})" if asked else ""
-
-
-def _names(endpoint: ModelEndpoint) -> dict[str, str]:
-    status = endpoint.status
-    served = (status.stable, status.candidate, status.previous)
-    return {outcome.uid: outcome.name for outcome in status.versions} | {
-        version.uid: version.name for version in served if version is not None
-    }
 
 
 def _rollout(endpoint: ModelEndpoint, *, step: StepStatus, now: datetime) -> str:

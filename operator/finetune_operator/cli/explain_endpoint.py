@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from finetune_api.base import Condition
-from finetune_api.modelendpoint import ModelEndpoint, ModelEndpointStatus
+from finetune_api.modelendpoint import ModelEndpoint
 from finetune_operator.cli import words
 from finetune_operator.cli.explain_watched import held, watched
 from finetune_operator.cli.explanation import Explanation, Release, Shell
@@ -22,9 +22,10 @@ from finetune_operator.cli.rollout_words import (
     resume,
     rolls_back,
 )
+from finetune_operator.cli.void_requests import void_decisions
 from finetune_operator.endpoint.choose import PARTICIPLES
 from finetune_operator.endpoint.plan import RolloutPlan, read_plan
-from finetune_operator.endpoint.requests import Requests, read_requests
+from finetune_operator.endpoint.requests import read_requests
 
 
 def explain_endpoint(endpoint: ModelEndpoint, *, now: datetime, shell: Shell) -> Explanation:
@@ -287,7 +288,7 @@ def _notes(rollout: Rollout) -> list[str]:
     generation = endpoint.metadata.generation
     if status.observed_generation is not None and generation is not None and status.observed_generation < generation:
         found.append("the operator has not seen the newest change of the spec yet")
-    found += _void(rollout.requests, status=status)
+    found += [f"finetune.dev/{verb} is void: {why}" for verb, why in void_decisions(endpoint).items()]
     last = status.versions[-1] if status.versions else None
     if status.step is None and last is not None and last.outcome in PARTICIPLES:
         found.append(
@@ -295,16 +296,3 @@ def _notes(rollout: Rollout) -> list[str]:
             f" {last.time:%Y-%m-%d %H:%M:%S} UTC: {last.reason}; it is not tried again"
         )
     return found
-
-
-def _void(requests: Requests, *, status: ModelEndpointStatus) -> list[str]:
-    """Requests that are on the object and have no effect."""
-    live = {version.uid for version in (status.candidate, status.stable) if version is not None}
-    asked = {"approve": requests.approve, "reject": requests.reject, "rollback": requests.rollback}
-    # A decision that was carried out names a version with an outcome: nobody needs to be told of that one.
-    done = {outcome.uid for outcome in status.versions}
-    return [
-        f"finetune.dev/{verb} names a version that is not under way ({uid}): it has no effect"
-        for verb, uid in asked.items()
-        if uid and uid not in live and uid not in done
-    ]

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from finetune_api.finetunejob import FineTuneJob
 from finetune_operator.job.names import KUEUE_QUEUE_LABEL
+from finetune_operator.job.questions import baseline_name
 from finetune_operator.job.uris import uris_of
+from finetune_operator.local.cluster import LocalCluster
 from finetune_operator.local.environment import trainer_is_installed
 from finetune_operator.local.gpus import gpus_of_machine
 from finetune_operator.local.home import LocalHome
@@ -39,6 +41,8 @@ def obstacles(job: FineTuneJob, *, home: LocalHome) -> Iterator[str]:
     for field, uri in uris_of(job.spec).items():
         if field != "spec.artifacts.uri" and not _may_exist(uri, home=home):
             yield f"{field}: {uri} does not exist"
+    if not home.is_in_use:  # whoever works here may be about to make it
+        yield from _missing(job, home=home)
 
 
 def notices(job: FineTuneJob) -> Iterator[str]:
@@ -50,6 +54,23 @@ def notices(job: FineTuneJob) -> Iterator[str]:
         yield "compute.podTemplate means nothing here: there are no pods to place"
     if job.spec.compute is not None and job.spec.compute.resources is not None:
         yield "compute.resources means nothing here: processes share the machine without limits"
+
+
+def _missing(job: FineTuneJob, *, home: LocalHome) -> Iterator[str]:
+    """What the job names and would wait for. Here nobody else would make it meanwhile."""
+    store, namespace = LocalCluster(home=home).store, job.metadata.namespace
+    endpoint = job.spec.endpoint_ref.name if job.spec.endpoint_ref else None
+    if endpoint is not None and store.read(kind="ModelEndpoint", namespace=namespace, name=endpoint) is None:
+        yield (
+            f"spec.endpointRef: there is no ModelEndpoint {endpoint} here; serve it beside this command: finetune up -f"
+            " ENDPOINT.yaml"
+        )
+    baseline = baseline_name(job, endpoint=None)
+    if baseline is not None and store.read(kind="ModelVersion", namespace=namespace, name=baseline) is None:
+        yield (
+            f"spec.evaluation.baseline: there is no ModelVersion {baseline} here; `finetune get versions --local` lists"
+            " those that there are"
+        )
 
 
 def _secrets(job: FineTuneJob) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ import pytest
 from tests.simulation.endpoint_world import EndpointWorld, Quality, endpoint_manifest, version_manifest
 from tests.unit.cli.endpoints import (
     NOW,
+    V1,
     V2,
     V3,
     awaiting,
@@ -28,7 +29,7 @@ from tests.unit.cli.jobs import NOW as JOB_NOW
 from tests.unit.cli.jobs import ended, job_with, reported, training
 from tests.unit.cli.test_output import assert_golden
 
-from finetune_api.modelendpoint import APPROVE, PAUSE, REQUESTED_BY, ModelEndpoint
+from finetune_api.modelendpoint import APPROVE, PAUSE, REJECT, REQUESTED_BY, ROLLBACK, ModelEndpoint
 from finetune_operator.cli.explain_endpoint import explain_endpoint
 from finetune_operator.cli.explain_job import explain_job
 from finetune_operator.cli.explanation import Explanation, Shell, at_this_rate
@@ -256,7 +257,18 @@ def test_when_the_time_of_the_shadow_is_over(policy: str, before: str, after: st
             idle(conditions=[condition("Available", "False", "GatewayNotReady", "no gateway is ready")]),
             "no gateway is ready",
         ),
-        (canary(annotations={APPROVE: V3}), f"finetune.dev/approve names a version that is not under way ({V3})"),
+        (
+            canary(annotations={APPROVE: V3}),
+            f"finetune.dev/approve is void: it is for another version ({V3}), not for v2",
+        ),
+        (
+            awaiting(annotations={APPROVE: V1}),
+            f"finetune.dev/approve is void: it is for another version, v1 ({V1}), not for v2",
+        ),
+        (
+            idle(annotations={REJECT: V2}),
+            f"finetune.dev/reject is void: it is for a version that is not under way, v2 ({V2})",
+        ),
         (idle(observedGeneration=0), "has not seen the newest change of the spec"),
         (
             idle(versions=[outcome("v2", V2, "Promoted"), outcome("v3", V3, "RolledBack", reason="error_rate: up")]),
@@ -269,8 +281,13 @@ def test_notes(found: ModelEndpoint, note: str) -> None:
     assert note in "\n".join(explained(found).notes)
 
 
-def test_a_decision_that_was_carried_out_is_no_news() -> None:
-    assert not explained(idle(annotations={APPROVE: V2, REQUESTED_BY: "ann"}), shell=LOCAL).notes
+@pytest.mark.parametrize("decision", [{APPROVE: V2}, {APPROVE: V1}, {ROLLBACK: V3}])
+def test_a_decision_that_was_carried_out_is_no_news(decision: dict[str, str]) -> None:
+    found = idle(
+        annotations=decision | {REQUESTED_BY: "ann"},
+        versions=[outcome("v1", V1, "Promoted"), outcome("v2", V2, "Promoted"), outcome("v3", V3, "RolledBack")],
+    )
+    assert "void" not in explained(found, shell=LOCAL).text()
 
 
 def test_an_early_approval_is_told() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tests.unit.cli.endpoints import V2, canary, idle, rolling_back
+from tests.unit.cli.endpoints import V1, V2, canary, idle, rolling_back
 from tests.unit.cli.jobs import NOW, at, ended, job_with, reported, snapshot_of, training
 from tests.wrong_manifests import valid
 
@@ -63,6 +63,12 @@ def test_describe_an_endpoint() -> None:
     asked = canary(annotations={APPROVE: V2, REQUESTED_BY: "ann"})
     assert_golden("describe-endpoint-canary", describe_endpoint(asked, events=[EVENT], now=NOW))
     assert_golden("describe-endpoint-back", describe_endpoint(rolling_back(), events=[], now=NOW))
+
+
+def test_describe_says_what_is_void() -> None:
+    asked = canary(annotations={APPROVE: V1, REQUESTED_BY: "ann"})
+    line = f"Requests:  approve v1 (void: it is for another version, v1 ({V1}), not for v2) (by ann)"
+    assert line in describe_endpoint(asked, events=[], now=NOW)
 
 
 @pytest.mark.parametrize("wide", [False, True])
