@@ -17,9 +17,9 @@ from finetune_api.modelversion import ModelVersion
 from finetune_api.routes import ROUTES_KEY, Routes
 from finetune_operator.config import OperatorConfig
 from finetune_operator.endpoint.analysis import AnalysisState, state_from_dict
-from finetune_operator.endpoint.comparison_job import COMPARISON_LABEL
 from finetune_operator.endpoint.finish import ANALYSIS_KEY
 from finetune_operator.endpoint.names import (
+    COMPARISON_LABEL,
     COMPONENT_LABEL,
     GATEWAY,
     VERSION_UID_LABEL,

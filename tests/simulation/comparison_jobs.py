@@ -16,7 +16,7 @@ from finetune_api.shared_fields import MetricResult, Verdict
 from finetune_operator.memory.cluster import MemoryCluster
 from finetune_operator.ports import Manifest
 
-Ends = Verdict | Literal["Crash", "BadConfiguration", "NoNode", "Runs"]
+Ends = Verdict | Literal["Crash", "Interrupted", "BadConfiguration", "NoNode", "Runs"]
 """A verdict; or how the container fails; or why it does not end."""
 _MADE = "batch.kubernetes.io/job-name"
 
@@ -67,7 +67,11 @@ class ComparisonJobs:
         self._end(job, name=name, order=order, end=end)
 
     def _end(self, job: Manifest, *, name: str, order: EvaluateRun, end: Ends) -> None:
-        codes = {"Crash": ExitCode.INTERNAL_ERROR, "BadConfiguration": ExitCode.BAD_CONFIGURATION}
+        codes = {
+            "Crash": ExitCode.INTERNAL_ERROR,
+            "Interrupted": ExitCode.STOPPED_AFTER_CHECKPOINT,
+            "BadConfiguration": ExitCode.BAD_CONFIGURATION,
+        }
         code = codes.get(end, ExitCode.DONE)
         said: Any = Failure(reason="InternalError" if end == "Crash" else "LabelsUnknown", message="oh")
         if end in ("Pass", "Fail", "Inconclusive"):

@@ -8,6 +8,7 @@ from datetime import datetime
 from finetune_api.modelendpoint import ModelEndpointStatus, ServedVersion, VersionOutcome
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.endpoint import comparison
+from finetune_operator.endpoint.names import COMPARISON_LABEL
 from finetune_operator.endpoint.observed import ObservedEndpoint
 from finetune_operator.job.times import BEGINNING
 
@@ -127,7 +128,10 @@ def comparison_problem(observed: ObservedEndpoint, *, version: ModelVersion) -> 
     if not isinstance(standing, comparison.Failed):
         return None
     stable = status.stable.name if status.stable else ""
-    way_out = f"put that right, then delete {_jobs(standing.jobs)} to have it compared again, or train a new version"
+    way_out = (
+        f"put that right, then delete its Jobs (label {COMPARISON_LABEL}={standing.key}) to have it compared again, or "
+        "train a new version"
+    )
     return "ComparisonFailed", (
         f"{name} could not be compared with {stable}, which is stable now ({standing.reason}: {standing.message}); "
         f"{way_out}"
@@ -155,10 +159,6 @@ def _wrong_task(version: ModelVersion, observed: ObservedEndpoint) -> str:
         f"{version.metadata.name} is for task {version.spec.task}, this endpoint serves {observed.endpoint.spec.task}; "
         "name the endpoint of that task in the job"
     )
-
-
-def _jobs(names: tuple[str, ...]) -> str:
-    return f"Job {names[0]}" if len(names) == 1 else f"the Jobs {', '.join(names)}"
 
 
 PARTICIPLES = {"Rejected": "rejected", "RolledBack": "rolled back"}

@@ -23,10 +23,12 @@ from finetune_operator.job.restarts import Budget, Cause, budget_of
 from finetune_operator.job.times import after
 from finetune_operator.job.verdicts import Absent, Broken, Running, Stopping, Succeeded
 
-MOST_ATTEMPTS = 3
-"""Jobs for one comparison: whatever ended the third one, somebody should look."""
+MOST_FAILURES = 3
+"""Of one comparison: whatever ended the third attempt, somebody should look."""
+MOST_ATTEMPTS = 20
+"""Those that were interrupted included: preemption, a lost node, a deleted pod."""
 _RETRY_SECONDS = 30.0
-"""Before the second attempt; doubled before the third."""
+"""Before an attempt after the first failure; doubled after the second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,8 @@ class Failed:
 
     reason: str
     message: str
-    jobs: tuple[str, ...]
+    key: str
+    """Of the Jobs' label comparison_job.COMPARISON_LABEL."""
 
 
 Standing = ToStart | UnderWay | Compared | Failed
@@ -123,7 +126,8 @@ def baseline_of(observed: ObservedEndpoint) -> ModelVersion | None:
 def standing(observed: ObservedEndpoint, *, version: ModelVersion) -> Standing:
     """How far the comparison of a version with what is stable is."""
     stable = observed.endpoint.status.stable
-    found = observed.comparisons.get(key_of(version, stable=stable)) if stable is not None else None
+    key = key_of(version, stable=stable) if stable is not None else ""
+    found = observed.comparisons.get(key)
     if found is None:
         return ToStart(attempt=1)
     attempts, newest = found.attempts, max(found.attempts)
@@ -134,7 +138,7 @@ def standing(observed: ObservedEndpoint, *, version: ModelVersion) -> Standing:
     if isinstance(verdict, Succeeded) and isinstance(verdict.result, EvaluateResult):
         return Compared(result=verdict.result)
     if isinstance(verdict, Broken):
-        return _after_failure(attempts, broken=verdict, now=observed.now)
+        return _after_failure(observed, attempts, broken=verdict, key=key)
     if isinstance(verdict, Running | Succeeded):
         return UnderWay()
     if isinstance(verdict, Stopping):
@@ -165,16 +169,21 @@ def stale(observed: ObservedEndpoint, *, wanted: ModelVersion | None) -> tuple[C
     return tuple(ref for key, found in sorted(observed.comparisons.items()) if key not in kept for ref in found.refs)
 
 
-def _after_failure(attempts: Mapping[int, Attempt], *, broken: Broken, now: datetime) -> Standing:
-    newest = max(attempts)
-    jobs = tuple(each.job.ref.name for _, each in sorted(attempts.items()) if each.job is not None)
+def _after_failure(
+    observed: ObservedEndpoint, attempts: Mapping[int, Attempt], *, broken: Broken, key: str
+) -> Standing:
+    newest, now = max(attempts), observed.now
+    ends = [
+        judge(attempt=each, stage="Evaluate", size=1, now=now, config=observed.config) for each in attempts.values()
+    ]
+    failures = sum(isinstance(end, Broken) and budget_of(end.cause) is Budget.FAILURES for end in ends)
     # An attempt that may still start must not get a second one beside it.
     last = budget_of(broken.cause) is Budget.NONE or broken.cause is Cause.NOT_STARTED
-    if last or len(jobs) >= MOST_ATTEMPTS:
-        return Failed(reason=broken.reason, message=broken.message, jobs=jobs)
+    if last or failures >= MOST_FAILURES or newest >= MOST_ATTEMPTS:
+        return Failed(reason=broken.reason, message=broken.message, key=key)
     job = attempts[newest].job
     ended = last_end(attempt=attempts[newest]) or (job.created if job is not None else now)
-    due = after(ended, _RETRY_SECONDS * 2.0 ** (len(jobs) - 1))
+    due = after(ended, _RETRY_SECONDS * 2.0 ** max(0, failures - 1))
     if now < due:
         return UnderWay(message=f"attempt {newest} ended ({broken.reason}: {broken.message})", look_again=due)
     return ToStart(attempt=newest + 1)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api import GROUP
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
 from finetune_api.run import Identity, Locations, ModelOrder
 from finetune_operator.config import OperatorConfig
-from finetune_operator.endpoint.names import base_name, metadata_of
+from finetune_operator.endpoint.names import COMPARISON, COMPARISON_LABEL, base_name, metadata_of
 from finetune_operator.job.children import indexed_job, orders
 from finetune_operator.job.evaluation import EvaluationPlan, evaluation_order
 from finetune_operator.job.names import ATTEMPT_LABEL, STAGE_LABEL
@@ -23,9 +22,6 @@ from finetune_operator.job.stages import StageSize, mount_path
 from finetune_operator.job.uris import claims_behind
 from finetune_operator.job.version import baseline_order
 from finetune_operator.ports import Manifest
-
-COMPARISON = "comparison"
-COMPARISON_LABEL = f"{GROUP}/comparison"
 
 
 def comparison_manifests(

@@ -12,10 +12,12 @@ from finetune_operator.ports import Manifest
 
 COMPONENT_LABEL = f"{GROUP}/component"
 ENDPOINT_UID_LABEL = f"{GROUP}/endpoint-uid"
+COMPARISON_LABEL = f"{GROUP}/comparison"
 VERSION_LABEL = f"{GROUP}/version"
 VERSION_UID_LABEL = f"{GROUP}/version-uid"
 GATEWAY = "gateway"
 SERVER = "server"
+COMPARISON = "comparison"
 SERVER_PORT = 8000
 GATEWAY_PORT = 8080
 GATEWAY_STATUS_PORT = 8081

@@ -26,6 +26,12 @@ class JobController:
         self._cluster = cluster
         self._clock = clock
         self._manage = manage
+        self._closed: set[str] = set()
+
+    def close(self, job: Manifest) -> None:
+        """From now on this Job has no pods, until the next process takes it up: as if it had been suspended."""
+        self._closed.add(job["metadata"]["uid"])
+        self.sync(job)
 
     def sync(self, job: Manifest) -> None:
         """Look at a Job and do what it needs now. Every change of it or of its pods calls this again."""
@@ -38,6 +44,9 @@ class JobController:
             self._cluster.store.write({**current, "spec": {**current["spec"], "suspend": False}})
             return
         pods = self._pods(current)
+        if metadata["uid"] in self._closed:
+            self._stop(pods)
+            return
         suspended = bool(current["spec"].get("suspend"))
         failed = next((pod for pod in pods if _phase(pod) == "Failed"), None)
         if suspended or failed is not None or _condition(current, "FailureTarget"):

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from prometheus_client import CollectorRegistry
 
 from finetune_operator.config import OperatorConfig
-from finetune_operator.endpoint.names import COMPONENT_LABEL, GATEWAY
+from finetune_operator.endpoint.names import COMPARISON, COMPONENT_LABEL, GATEWAY
 from finetune_operator.job.names import JOB_LABEL
 from finetune_operator.local.cluster import LocalCluster, utc_now
 from finetune_operator.local.deployments import DeploymentController
@@ -135,7 +135,7 @@ class LocalRuntime:
             key = key_of(job)
             if key is not None and self.has_living_pods(key=key):
                 self.cluster.submit(manifest={**job, "spec": {**job["spec"], "suspend": True}})
-        while self._close_deployments() or any(self._living_pods()):  # noqa: ASYNC110 - processes end when they end
+        while self._close_comparisons() or self._close_deployments() or any(self._living_pods()):  # noqa: ASYNC110 - processes end when they end
             await asyncio.sleep(_POLL_SECONDS)
         with contextlib.suppress(TimeoutError):  # the objects may say what became of all this; nothing depends on it
             async with asyncio.timeout(_SETTLE_SECONDS):
@@ -159,6 +159,13 @@ class LocalRuntime:
         """Whether an endpoint's gateway has processes, from this or from an earlier start."""
         pods = [pod for pod in self._ours("Pod") if key_of(pod) == key and _component(pod) == GATEWAY]
         return any(self._pods.is_running(pod) for pod in pods)
+
+    def _close_comparisons(self) -> bool:
+        """Have no more pods of endpoints' Jobs; the next start makes them anew. Whether there are any still."""
+        jobs = [job for job in self._ours("Job") if _component(job) == COMPARISON]
+        for job in jobs:
+            self._jobs.close(job)
+        return any(_component(pod) == COMPARISON for pod in self._living_pods())
 
     def _close_deployments(self) -> bool:
         """Have no more pods: servers of an endpoint after its gateway. Whether there are any still."""

@@ -17,6 +17,7 @@ from tests.simulation.endpoint_world import (
 
 from finetune_api.modelendpoint import ModelEndpoint, ModelEndpointStatus
 from finetune_api.modelversion import ModelVersion
+from finetune_operator.endpoint import comparison
 from finetune_operator.endpoint.comparison_job import comparison_manifests
 from finetune_operator.ports import Manifest
 
@@ -70,11 +71,11 @@ async def test_it_is_compared_with_what_is_stable_and_then_rolled_out() -> None:
     status = await world.run(until=serving("v2"))
     assert outcomes(status) == [("v1", "Promoted"), ("v2", "Promoted")]
     assert world.comparisons.ran == [("v2", "v1")]
-    (comparison,) = status.comparisons
-    assert (comparison.version.name, comparison.baseline.name) == ("v2", "v1")
-    assert (comparison.verdict, comparison.accepted) == ("Pass", True)
-    assert [row.metric for row in comparison.results] == ["exact_match"]
-    assert (comparison.report or "").startswith("pvc://models/runs/v2/comparisons/")
+    (compared,) = status.comparisons
+    assert (compared.version.name, compared.baseline.name) == ("v2", "v1")
+    assert (compared.verdict, compared.accepted) == ("Pass", True)
+    assert [row.metric for row in compared.results] == ["exact_match"]
+    assert (compared.report or "").startswith("pvc://models/runs/v2/comparisons/")
     assert "Canary" in world.phases, "it goes through every step"
     assert (await jobs(world), await orders(world)) == ([], []), "nothing is left of it"
     told = [event.reason for event in world.cluster.events]
@@ -132,7 +133,7 @@ async def test_what_fails_for_ever_is_not_tried_for_ever_and_what_serves_goes_on
     message = status.message or ""
     assert message.startswith("v1 serves all requests; v2 could not be compared with v1, which is stable now (Internal")
     names = await jobs(world)
-    assert f"then delete the Jobs {', '.join(names)} to have it compared again" in message
+    assert "then delete its Jobs (label finetune.dev/comparison=" in message
     assert [each.type for each in status.conditions if each.status == "True"] == ["Ready", "Available"]
     assert [event.reason for event in world.cluster.events].count("ComparisonFailed") == 1
     # The way out that it names.
@@ -142,11 +143,29 @@ async def test_what_fails_for_ever_is_not_tried_for_ever_and_what_serves_goes_on
     await world.run(until=serving("v2"))
 
 
+async def test_interruptions_are_not_its_fault() -> None:
+    world = await with_stable()
+    world.check_attempts = False
+    await offer(world, "v2", *["Interrupted"] * 5, "Pass")  # type: ignore[list-item]
+    await world.run(until=serving("v2"))
+    assert len(world.comparisons.ran) == 6
+
+
+async def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "MOST_ATTEMPTS", 5)
+    world = await with_stable()
+    world.check_attempts = False
+    await offer(world, "v2", "Interrupted")
+    await world.run(until=lambda status: "could not be compared" in (status.message or ""))
+    await world.settle(ticks=60)
+    assert len(world.comparisons.ran) == 5
+
+
 async def test_what_cannot_become_better_by_itself_is_tried_once() -> None:
     world = await with_stable()
     await offer(world, "v2", "BadConfiguration")
     status = await world.run(until=lambda status: "could not be compared" in (status.message or ""))
-    assert "(LabelsUnknown: oh); put that right, then delete Job router-compare-" in (status.message or "")
+    assert "(LabelsUnknown: oh); put that right, then delete its Jobs" in (status.message or "")
     await world.settle(ticks=200)
     assert len(world.comparisons.ran) == 1
 
