@@ -13,6 +13,23 @@ _GRACE_SECONDS = 1.0
 """A version that takes too long is noticed first: its client is told, one that does not read is just let go."""
 
 
+_BUFFERED_BYTES = 64 * 1024
+"""What is shorter is with the operating system at once, whether it is read or not."""
+
+
+def let_go_unless_read(request: web.Request, *, size: int, seconds: float) -> None:
+    """Give a client so long to read an answer of `size` bytes that is sent as a whole; then close the connection."""
+    transport = request.transport
+    if size <= _BUFFERED_BYTES or transport is None:
+        return
+
+    def look() -> None:
+        if transport.get_write_buffer_size() > 0:
+            transport.abort()
+
+    asyncio.get_running_loop().call_later(seconds, look)
+
+
 class HungUpError(ConnectionResetError):
     """The client is gone, or as good as gone. That says nothing about the version."""
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from finetune_api.routes import Routes
-from finetune_gateway.client_stream import ClientStream, HungUpError
+from finetune_gateway.client_stream import ClientStream, HungUpError, let_go_unless_read
 from finetune_gateway.config import GatewayConfig
 from finetune_gateway.flights import Flight, Flights
 from finetune_gateway.live_routes import LiveRoutes
@@ -175,6 +175,7 @@ class Proxy:
         body = await upstream.read()
         if upstream.status == 200:
             self._after(incoming, key=key, request_id=request_id, flight=flight, body=body, status=200)
+        let_go_unless_read(incoming.request, size=len(body), seconds=self.config.timeout_seconds)
         return web.Response(status=upstream.status, body=body, headers=headers)
 
     async def _pass_stream(

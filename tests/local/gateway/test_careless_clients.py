@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -43,15 +44,15 @@ async def told(gateway: GatewayProcess) -> None:
     assert "Traceback" not in log.read_text()
 
 
-async def slow_reader(gateway: GatewayProcess) -> socket.socket:
-    """A client that has asked for a stream and whose own buffer holds next to nothing."""
+async def slow_reader(gateway: GatewayProcess, *, body: bytes = STREAM) -> socket.socket:
+    """A client that has asked and whose own buffer holds next to nothing."""
     made = socket.socket()
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     made.settimeout(0)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(made, ("127.0.0.1", gateway.port))
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(STREAM)}\r\n\r\n"
-    await loop.sock_sendall(made, head.encode() + STREAM)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    await loop.sock_sendall(made, head.encode() + body)
     return made
 
 
@@ -94,6 +95,22 @@ async def test_a_client_that_reads_a_byte_a_second_holds_up_nobody_and_is_let_go
     assert arm(gateway, "old").get("errors", 0) == 0, "the client was slow, not the version"
     assert (await post(client, gateway))[0] == 200
     await told(gateway)
+
+
+async def test_a_long_answer_that_nobody_reads_is_given_up(gateway: GatewayProcess, stable: Upstream) -> None:
+    gateway.route(stable)
+    gateway.start(TIMEOUT_SECONDS="1.5")
+    await gateway.ready()
+    stable.text = "x" * 20_000_000
+    loop = asyncio.get_running_loop()
+    with await slow_reader(gateway, body=json.dumps(HELLO).encode()) as reader:
+        assert await loop.sock_recv(reader, 12) == b"HTTP/1.1 200"
+        await asyncio.sleep(3)
+        received = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := await asyncio.wait_for(loop.sock_recv(reader, 1 << 20), timeout=5):
+                received += len(part)
+    assert received < 20_000_000, "the connection was closed"
 
 
 async def test_a_stream_that_takes_too_long_ends_with_an_error_event(

@@ -196,6 +196,11 @@ async def test_a_client_that_reads_slowly_holds_up_nobody(server: ServerProcess)
         assert status == 200
         await reader.readexactly(1)
     writer.close()
+    for _ in range(100):
+        if await _metric(server, "finetune_server_requests_in_flight") == 0:
+            break
+        await asyncio.sleep(0.05)
+    assert await _metric(server, "finetune_server_requests_in_flight") == 0, "nothing of it stays"
 
 
 async def test_probes_are_ready_to_be_sent(server: ServerProcess) -> None:
