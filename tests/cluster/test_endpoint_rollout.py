@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.timeout(1500)
 
 _BURST = 16
 _WATCHING_AGAIN_S = 8.0
-"""A gateway asks again after at most 5 s where the apiserver was away; routes that were written meanwhile reach it then."""
+"""Where the apiserver was away, a gateway asks again after at most 5 s; only then do newer routes reach it."""
 
 
 @pytest.fixture
@@ -41,11 +42,6 @@ def in_production(status: dict[str, Any]) -> bool:
     """A version serves, and gateways lead to it."""
     available = any(each["type"] == "Available" and each["status"] == "True" for each in status.get("conditions") or ())
     return status.get("phase") == "Idle" and available
-
-
-def in_phase(phase: str, *, candidate: str) -> Callable[[dict[str, Any]], object]:
-    """The candidate with this UID is in a phase."""
-    return lambda status: status.get("phase") == phase and (status.get("candidate") or {}).get("uid") == candidate
 
 
 @dataclass(kw_only=True)
@@ -73,6 +69,16 @@ class Walk:
         self.killed_in.append(phase)
         return leader
 
+    def wait(self, phase: str, *, candidate: str) -> None:
+        """Wait until the candidate with this UID is in a phase; fail as soon as it has been given up."""
+
+        def reached(status: dict[str, Any]) -> bool:
+            ended = [each for each in status.get("versions") or () if each["uid"] == candidate]
+            assert not ended, f"{ended[-1]}; {self.traffic.failures[-3:]}"
+            return status.get("phase") == phase and (status.get("candidate") or {}).get("uid") == candidate
+
+        self.space.wait(reached, what=phase)
+
     def wait_answered_by(self, version: str) -> None:
         """Wait until a client had an answer of this version."""
         wait_until(
@@ -98,7 +104,7 @@ def test_from_the_first_version_to_a_restore(
     space.offer("v1", baseline="")
     first = space.wait(in_production, what="the first version in production")
     url = f"http://{space.cluster.service_address(ENDPOINT, namespace=space.namespace)}"
-    with Traffic(url=url, model=ENDPOINT).flowing() as traffic:
+    with last_words(space), Traffic(url=url, model=ENDPOINT).flowing() as traffic:
         walk = Walk(
             operator=upgradable,
             space=space,
@@ -120,6 +126,19 @@ def test_from_the_first_version_to_a_restore(
         print(f"\n{json.dumps(walk.figures, indent=1)}")
 
 
+@contextmanager
+def last_words(space: EndpointSpace) -> Iterator[None]:
+    """Where the test fails, print what its pods said last; the access log is left out."""
+    try:
+        yield
+    except BaseException:
+        for pod in [*space.pods("gateway"), *space.pods("server")]:
+            name = pod["metadata"]["name"]
+            lines = space.kubectl.run("logs", name, "-n", space.namespace, "--tail=300").splitlines()
+            print(f"--- {name}", *[line for line in lines if " /v1/" not in line][-40:], sep="\n")
+        raise
+
+
 def candidate_without_pods(walk: Walk) -> None:
     """v2 loses its pods while clients are sent to it: a gateway leaves it by itself, which ends it. All replicas of the
     operator are killed at that moment, and the one that leads in each phase before."""
@@ -127,7 +146,7 @@ def candidate_without_pods(walk: Walk) -> None:
     v2 = space.offer("v2", baseline=walk.stable)
     wait_until(lambda: space.pods("server", version="v2"), what="a pod of v2", timeout_s=60)
     leader = walk.kill_leader("Shadowing")
-    space.wait(in_phase("Canary", candidate=v2), what="Canary")
+    walk.wait("Canary", candidate=v2)
     walk.wait_answered_by(v2)
     walk.operator.wait_for_leader(other_than=leader)
     with walk.operator.killed_in(
@@ -164,7 +183,7 @@ def promoted(walk: Walk) -> None:
     """v3 goes all the way, although a gateway, the apiserver and the leader go away, and the operator is upgraded."""
     space, traffic = walk.space, walk.traffic
     v3 = space.offer("v3", baseline=walk.stable)
-    space.wait(in_phase("Canary", candidate=v3), what="Canary")
+    walk.wait("Canary", candidate=v3)
     walk.wait_answered_by(v3)
     walk.logs.collect()
     gateway = space.pods("gateway")[0]["metadata"]["name"]
@@ -174,7 +193,7 @@ def promoted(walk: Walk) -> None:
     traffic.wait(more=10)
     space.cluster.start_apiserver()
     walk.outages.append((stopped, time.time()))
-    space.wait(in_phase("AwaitingApproval", candidate=v3), what="AwaitingApproval")
+    walk.wait("AwaitingApproval", candidate=v3)
     walk.operator.wait_for_leader()
     walk.kill_leader("AwaitingApproval")
     upgraded(walk)
