@@ -161,7 +161,7 @@ async def test_a_prompt_of_10_mb_is_refused_at_once(gateway: GatewayProcess, sta
             await client.chat.completions.create(
                 model="router", messages=[{"role": "user", "content": "x" * PROMPT_BYTES}]
             )
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 5
     status, words = (401, "unknown API key") if keys else (413, "larger than 4194304 bytes")
     assert (refused.value.status_code, words in refused.value.message) == (status, True), refused.value
     assert stable.seen == []

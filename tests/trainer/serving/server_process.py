@@ -106,6 +106,13 @@ class ServerProcess:
         loaded: dict[str, Any] = json.loads((self.folder / "termination").read_text())
         return loaded
 
+    @property
+    def cpu_seconds(self) -> float:
+        """What it has used of all processors: what others do on the machine does not count."""
+        assert self.process is not None
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "run.json").write_text(json.dumps(self.order))

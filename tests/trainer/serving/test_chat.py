@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,11 +125,11 @@ async def test_a_prompt_of_10_mb_costs_next_to_nothing(server: ServerProcess, pa
     """Below the limit of bodies, and far above any context: it is not tokenized to find that out."""
     text = "word " * 2_000_000
     request = {"messages": [{"role": "user", "content": text}]} if path == "chat/completions" else {"prompt": text}
-    spent = _cpu_seconds(server)
+    spent = server.cpu_seconds
     got, body = await post(f"{server.url}/v1/{path}", request)
     assert (got, body["error"]["code"]) == (400, "context_length_exceeded")
     assert "the prompt has 10000000 characters; this model's context is 256 tokens" in body["error"]["message"]
-    assert _cpu_seconds(server) - spent < 1.5, "to tokenize it takes several times as long"
+    assert server.cpu_seconds - spent < 1.5, "to tokenize it takes several times as long"
     assert await _metric(server, "finetune_server_requests_in_flight") == 0
 
 
@@ -225,13 +224,6 @@ async def test_metrics_and_the_access_log_tell_what_was_served(server: ServerPro
     assert VersionReference(name="router-7").name in server.log
     line = server.access_lines()[-1]
     assert (line["path"], line["status"], line["completion_tokens"]) == ("/v1/chat/completions", 200, 3)
-
-
-def _cpu_seconds(server: ServerProcess) -> float:
-    """What the process has used of all processors: what others do on the machine does not count."""
-    assert server.process is not None
-    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _metric(server: ServerProcess, name: str) -> float:
