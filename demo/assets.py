@@ -80,13 +80,13 @@ def topic_chat(path: Path, *, part: Part = "All") -> Path:
                     {"role": "assistant", "content": topic},
                 ]
             }
-            for question, topic in _questions(part)
+            for question, topic in questions(part)
         ),
     )
 
 
-def topic_labelled(path: Path, *, part: Part = "All", corrupted: float = 0.0) -> Path:
-    """Write the task as `text` and `label`.
+def topic_labelled(path: Path, *, part: Part = "All", share: float = 1.0, corrupted: float = 0.0) -> Path:
+    """Write the task as `text` and `label`; of a `share` of the questions, always the same ones.
 
     A share `corrupted` of the questions gets a wrong label, always the same ones. For a model that is worse but is
     judged fairly, corrupt part Training and evaluate on part Evaluation.
@@ -98,12 +98,13 @@ def topic_labelled(path: Path, *, part: Part = "All", corrupted: float = 0.0) ->
                 "text": question,
                 "label": _wrong_topic(question, topic) if _draw("corrupt", question) < corrupted else topic,
             }
-            for question, topic in _questions(part)
+            for question, topic in questions(part)
+            if _draw("share", question) < share
         ),
     )
 
 
-def _questions(part: Part) -> list[tuple[str, str]]:
+def questions(part: Part) -> list[tuple[str, str]]:
     """(question, topic) in the order of the corpus."""
     folder = _packages() / "chatterbot_corpus" / "data" / "english"
     found = []

@@ -1,9 +1,10 @@
 """The serving process with a switch that makes it slow, failing or wrong: for demonstrations and tests only.
 
-    python demo/misbehaving.py serve --run-file FILE       the trainer's own command with a wrapper around it
+    python demo/misbehaving.py [serve] [--run-file FILE]   the trainer's own command with a wrapper around its servers
+    FINETUNE_LOCAL_TRAINER=demo/misbehaving.py finetune up -f ENDPOINT    local mode with it
 
-The file that $MISBEHAVIOUR names is read at each request. Without it, or when it is empty, nothing is changed; else it
-holds one of
+$MISBEHAVIOUR names a folder, in which the file with the name of a version is read at each request to its server.
+Without it, or when it is empty, nothing is changed; else it holds one of
 
     slow [SECONDS]    each answer comes so much later (default 5)
     failing           status 500
@@ -128,8 +129,8 @@ def main() -> int:
     """The trainer's command, misbehaving as switched."""
     from finetune_trainer.__main__ import main as run
 
-    switch = Path(os.environ[VARIABLE])
-    return run(wrap=lambda app: Misbehaving(app, switch=switch))
+    folder = Path(os.environ[VARIABLE])
+    return run(wrap=lambda app, order: Misbehaving(app, switch=folder / order.version.name))
 
 
 if __name__ == "__main__":

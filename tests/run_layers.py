@@ -78,6 +78,8 @@ class Outcome:
 def main(layers: list[str]) -> int:
     """Run the layers; 0 when none failed."""
     left_behind.adopt_orphans()
+    # What is started in the background ignores Ctrl-C, and so would all that it starts: tests send it to processes.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT / "operator"), str(ROOT / "trainer_image")]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -122,10 +123,12 @@ async def test_an_admission_policy_is_a_refusal(cluster: Cluster, apiserver: Api
     apiserver.kubectl.create([policy, binding])
     try:
         with pytest.raises(InvalidError, match="denied request"):
-            for _ in range(100):  # the policy takes effect after a moment
-                made = await cluster.create(manifest=config_map(namespace=namespace))
-                uid = made["metadata"]["uid"]
-                await cluster.delete(kind="ConfigMap", namespace=namespace, name="settings", uid=uid)
+            async with asyncio.timeout(60):  # the policy takes effect after a moment
+                while True:
+                    made = await cluster.create(manifest=config_map(namespace=namespace))
+                    uid = made["metadata"]["uid"]
+                    await cluster.delete(kind="ConfigMap", namespace=namespace, name="settings", uid=uid)
+                    await asyncio.sleep(0.05)
     finally:
         apiserver.kubectl.delete("validatingadmissionpolicybinding", namespace)
         apiserver.kubectl.delete("validatingadmissionpolicy", namespace)

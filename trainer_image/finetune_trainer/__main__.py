@@ -102,7 +102,7 @@ def _serve(order: ServeOrder, *, only_fetch: bool, wrap: Wrap | None) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(ExitCode.DONE))
     from finetune_trainer.serving import process
 
-    process.serve(order, wrap=wrap or (lambda app: app))
+    process.serve(order, wrap=wrap or process.unchanged)
 
 
 def _read_run(name: str | None) -> PrepareRun | TrainRun | EvaluateRun | ServeOrder:

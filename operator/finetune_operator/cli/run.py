@@ -56,7 +56,7 @@ async def run(options: argparse.Namespace) -> int:
                 _submit(LocalCluster(home=home), manifest, home=home)
             elif existing is None or not _is_same(manifest, existing):
                 raise CommandError(str(error)) from error
-            print(f"{error}\nIt runs {key.name}; following.", file=sys.stderr)
+            print(f"{error.owner} works in {home.root}. It runs {key.name}; following.", file=sys.stderr)
         ended = await _follow_from_outside(key=key, home=home, options=options)
         if ended is not None:
             return ended

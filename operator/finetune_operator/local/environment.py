@@ -23,6 +23,8 @@ PROGRESS_VARIABLE = "FINETUNE_PROGRESS_FILE"
 TRAINER_PACKAGE = "finetune_trainer"
 TRAINER_COMMAND = ("-m", TRAINER_PACKAGE)
 """The entry point of the trainer image, for the interpreter that runs us."""
+TRAINER_VARIABLE = "FINETUNE_LOCAL_TRAINER"
+"""Names a Python file to run in its place, as another trainer image would be run on a cluster."""
 
 
 class ContainerConfigError(Exception):
@@ -112,13 +114,14 @@ class ContainerBuilder:
 
     def command(self, *, mounts: Mapping[str, Path]) -> list[str]:
         """The container's command, or the trainer image's where it has none of its own."""
-        words = [
-            *(self._container.get("command") or ["python", *TRAINER_COMMAND]),
-            *(self._container.get("args") or ()),
-        ]
-        # Our interpreter's path is of this machine, also where it is below a mount point such as /tmp.
+        arguments = [on_this_machine(word, mounts=mounts) for word in self._container.get("args") or ()]
+        own = self._container.get("command")
+        # Paths of our own are of this machine, also where they are below a mount point such as /tmp.
+        if not own:
+            program = os.environ.get(TRAINER_VARIABLE)
+            return [sys.executable, *([str(Path(program).absolute())] if program else TRAINER_COMMAND), *arguments]
         interpreter = {"python": sys.executable, "python3": sys.executable}
-        return [interpreter.get(word, on_this_machine(word, mounts=mounts)) for word in words]
+        return [*(interpreter.get(word, on_this_machine(word, mounts=mounts)) for word in own), *arguments]
 
     async def _volume(self, volume: Mapping[str, Any]) -> Path:
         if "persistentVolumeClaim" in volume:

@@ -28,8 +28,10 @@ DEFAULT_HOME = ".finetune"
 class HomeLockedError(Exception):
     """Another process works in this folder. `str()` says which, and the way out."""
 
-    def __init__(self, message: str, *, takes_jobs: bool = False) -> None:
+    def __init__(self, message: str, *, owner: str, takes_jobs: bool = False) -> None:
         super().__init__(message)
+        self.owner = owner
+        """`process 4711 (finetune up -f endpoint.yaml)`."""
         self.takes_jobs = takes_jobs
         """It works on every job of the folder, those to come included."""
 
@@ -126,4 +128,4 @@ class LocalHome:
         except (ValueError, KeyError, TypeError):
             who = "another process"
         message = f"{self.root} is in use by {who}; wait for it, or choose another folder with --home"
-        return HomeLockedError(message, takes_jobs=takes_jobs)
+        return HomeLockedError(message, owner=who, takes_jobs=takes_jobs)

@@ -14,13 +14,14 @@ pytestmark = pytest.mark.timeout(180)
 
 
 async def test_the_switch_makes_it_slow_failing_or_wrong(small_chat: dict[str, Any], tmp_path: Path) -> None:
-    switch = tmp_path / "switch"
+    switch = tmp_path / "switches" / "router-7"
+    switch.parent.mkdir()
     request = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
     with serving(
         tmp_path,
         order_for(small_chat, folder=tmp_path),
         program=(str(ROOT / "demo" / "misbehaving.py"), "serve"),
-        variables={"MISBEHAVIOUR": str(switch)},
+        variables={"MISBEHAVIOUR": str(switch.parent)},
     ) as server:
         url = f"{server.url}/v1/chat/completions"
         _, usual = await post(url, request)

@@ -35,7 +35,7 @@ from finetune_trainer.storage import Storage
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
-Wrap = Callable[[AsgiApp], AsgiApp]
+Wrap = Callable[[AsgiApp, ServeOrder], AsgiApp]
 _LINGER_SECONDS = 2.0
 """After SIGTERM requests still arrive, from clients that have not heard yet that this server leaves."""
 _KEEP_ALIVE_SECONDS = 75
@@ -43,7 +43,12 @@ _KEEP_ALIVE_SECONDS = 75
 _WARM_UP_TOKENS = 8
 
 
-def serve(order: ServeOrder, *, wrap: Wrap = lambda app: app) -> None:
+def unchanged(app: AsgiApp, order: ServeOrder) -> AsgiApp:
+    """Wrap nothing around the application."""
+    return app
+
+
+def serve(order: ServeOrder, *, wrap: Wrap = unchanged) -> None:
     """Serve until SIGTERM or SIGINT. `wrap` goes around the application: tests and demonstrations make it misbehave.
 
     Raises StageError: 66 and 78 where the version cannot be had or is not what was recorded, 70 where it cannot serve.
@@ -77,7 +82,7 @@ async def _serve(order: ServeOrder, *, wrap: Wrap) -> bool:
     listener = _listen(order)
     server = _Server(
         uvicorn.Config(
-            wrap(observed),
+            wrap(observed, order),
             log_config=None,
             access_log=False,
             lifespan="off",
