@@ -6,6 +6,7 @@ from datetime import datetime
 
 from finetune_api.modelendpoint import AnalysisRow, ModelEndpoint, ServedVersion, StepStatus, VersionOutcome
 from finetune_operator.cli import sections, words
+from finetune_operator.cli.describe_comparisons import comparisons
 from finetune_operator.cli.sections import INDENT
 from finetune_operator.cli.tables import age, table
 from finetune_operator.cli.void_requests import Decision, decisions_of, names_of, void_decisions
@@ -45,6 +46,7 @@ def describe_endpoint(endpoint: ModelEndpoint, *, events: list[Manifest], now: d
         parts.append(_rollout(endpoint, step=status.step, now=now))
     if status.analysis:
         parts.append(_analysis(status.analysis, time=status.analysis_time, now=now))
+    parts.append(comparisons(status.comparisons, now=now))
     parts.append(_outcomes(status.versions, now=now))
     parts.append(sections.conditions(status.conditions, now=now))
     parts.append(sections.events(events, now=now))

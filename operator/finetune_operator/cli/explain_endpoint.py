@@ -114,7 +114,7 @@ def _whose_turn(stalled: Condition) -> tuple[str, ...]:
 
 def _way_out(rollout: Rollout, stalled: Condition) -> tuple[Release, ...]:
     name, shell = rollout.name, rollout.shell
-    pinned = ("VersionNotFound", "VersionFailedBefore", "NotProven", "WrongTask")
+    pinned = ("VersionNotFound", "VersionFailedBefore", "NotProven", "WrongTask", "ComparisonFailed")
     if stalled.reason in pinned and rollout.endpoint.spec.version:
         versions = Release(command=shell.finetune("get", "versions"), effect="lists the versions that there are")
         return versions, _unpin(rollout)
@@ -166,6 +166,13 @@ def _idle(rollout: Rollout) -> Explanation | None:
         return Explanation(now=(f"{serving}; no version is tried",), waits_for=waits, release=(resume(rollout),))
     # What stands in the way of a version that waits is all that the message has beyond what serves.
     problem = (status.message or "").partition("; ")[2]
+    if rollout.reason == "Comparing":
+        return Explanation(
+            now=(serving, problem),
+            waits_for=("the evaluation to end: the version was proven against something else than what is stable now",),
+            by_itself=("if it passes, its servers are started and the rollout begins; else it is rejected",),
+            release=_leave_stable(rollout),
+        )
     return Explanation(
         now=(serving,),
         waits_for=(problem,) if problem else (),

@@ -60,6 +60,12 @@ STATES: dict[str, tuple[ModelEndpoint, str, str, list[str]]] = {
         "v3 was compared with v1, and v2 is stable now",
         ["rollback"],
     ),
+    "idle, a version is compared again": (
+        idle(reason="Comparing", message="v2 serves all requests; comparing v3 with v2, which is stable now"),
+        "comparing v3 with v2, which is stable now",
+        "the evaluation to end",
+        ["rollback"],
+    ),
     "idle, paused": (idle(phase="Paused", annotations=PAUSED), "no version is tried", "bob paused it", ["resume"]),
     "stalled, pin": (
         idle(reason="NotProven", stalled=True, message="v3 did not pass its evaluation (Fail)"),

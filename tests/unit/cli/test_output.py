@@ -65,6 +65,23 @@ def test_describe_an_endpoint() -> None:
     assert_golden("describe-endpoint-back", describe_endpoint(rolling_back(), events=[], now=NOW))
 
 
+def test_describe_shows_what_was_compared_again() -> None:
+    compared = {
+        "version": {"name": "v3", "uid": "u3"},
+        "baseline": {"name": "v2", "uid": V2, "digest": f"sha256:{'2' * 64}"},
+        "verdict": "Fail",
+        "accepted": False,
+        "reason": "worse than v2 beyond the margin: accuracy",
+        "time": at(300),
+    }
+    text = describe_endpoint(idle(comparisons=[compared]), events=[], now=NOW)
+    section = text[text.index("Compared again:") :].split("\n\n")[0]
+    assert [line.split(maxsplit=4) for line in section.splitlines()[1:]] == [
+        ["NAME", "WITH", "VERDICT", "AGE", "REASON"],
+        ["v3", "v2", "Fail", "5m", "worse than v2 beyond the margin: accuracy"],
+    ]
+
+
 def test_describe_says_what_is_void() -> None:
     asked = canary(annotations={APPROVE: V1, REQUESTED_BY: "ann"})
     line = f"Requests:  approve v1 (void: it is for another version, v1 ({V1}), not for v2) (by ann)"
