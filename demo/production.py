@@ -28,7 +28,7 @@ DEMO = Path(__file__).resolve().parent
 NAMESPACE = "default"
 REQUESTS_PER_SECOND = 8.0
 _LOOK_SECONDS = 0.05
-_START_SECONDS = 60
+_START_SECONDS = 180
 _STOP_SECONDS = 120
 
 
@@ -115,6 +115,17 @@ class Endpoint:
         found = read_json(self._home.objects / "modelendpoint" / NAMESPACE / f"{self.name}.json") or {}
         return dict(found.get("status") or {})
 
+    def is_available(self) -> bool:
+        """Whether clients are answered now."""
+        port = LocalServices(home=self._home).known_port(namespace=NAMESPACE, name=self.name, port=HTTP_PORT)
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5) as answer:
+                models = json.loads(answer.read())["data"]
+        except (OSError, ValueError):
+            return False
+        conditions = self.status().get("conditions") or ()
+        return bool(models) and any(each["type"] == "Available" and each["status"] == "True" for each in conditions)
+
     def is_guarding(self, version: str) -> bool:
         """Whether the version serves everybody and is watched."""
         status = self.status()
@@ -164,6 +175,7 @@ def up(*, home: Path, manifest: Path) -> Iterator[Endpoint]:
 @contextmanager
 def clients_of(endpoint: Endpoint, *, questions: list[tuple[str, str]]) -> Iterator[Clients]:
     """Ask while the context lasts."""
+    endpoint.wait_for(endpoint.is_available, what="a server", seconds=_START_SECONDS)
     clients = Clients(url=endpoint.url, questions=questions)
     thread = threading.Thread(target=clients.ask_on, name="clients", daemon=True)
     thread.start()
