@@ -16,9 +16,14 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.conformance.objects import CONFIG, all_results, job_manifest, plan_of
+from tests.conformance.objects import CONFIG, all_results, digest, job_manifest, plan_of
+from tests.simulation.endpoint_world import EVALUATION, endpoint_manifest, version_manifest
 
 from finetune_api.finetunejob import STAGES, FineTuneJob
+from finetune_api.modelendpoint import ModelEndpoint
+from finetune_api.modelversion import ModelVersion
+from finetune_operator.endpoint.comparison import MOST_ATTEMPTS, comparison_key
+from finetune_operator.endpoint.comparison_job import comparison_manifests
 from finetune_operator.job.children import children_of
 from finetune_operator.ports import (
     AlreadyExistsError,
@@ -237,6 +242,25 @@ class ClusterConformance:
             assert created["metadata"]["ownerReferences"][0]["uid"] == run.metadata.uid
         kinds = [child["kind"] for child in children]
         assert kinds == (["ConfigMap", "Service", "Job"] if nodes > 1 and stage == "Train" else ["ConfigMap", "Job"])
+
+    async def test_children_of_a_comparison_are_accepted(self, cluster: Cluster, namespace: str) -> None:
+        """Their names stay within bounds, however long the endpoint's is."""
+        manifest = endpoint_manifest()
+        manifest["metadata"] = {"name": "e" * 63, "namespace": namespace}
+        endpoint = ModelEndpoint.from_object(await cluster.create(manifest=manifest))
+        version, baseline = (ModelVersion.model_validate(version_manifest(name, planned=True)) for name in ("v2", "v1"))
+        children = comparison_manifests(
+            endpoint=endpoint,
+            version=version,
+            baseline=baseline,
+            plan=EVALUATION.model_copy(update={"gpus": 1, "labels": {"kueue.x-k8s.io/queue-name": "team-a"}}),
+            key=comparison_key(version_uid="v2-uid", baseline_digest=digest("1")),
+            attempt=MOST_ATTEMPTS,
+            config=CONFIG,
+        )
+        for child in children:
+            created = await cluster.create(manifest=child)
+            assert created["metadata"]["ownerReferences"][0]["uid"] == endpoint.metadata.uid
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
