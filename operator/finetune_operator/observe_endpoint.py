@@ -64,9 +64,8 @@ async def observe_endpoint(
         cluster.list(kind="Pod", namespace=namespace, labels=mine),
         cluster.list(kind="ModelVersion", namespace=namespace, labels={ENDPOINT_LABEL: name}),
     )
-    pin = endpoint.spec.version
-    if pin and all(each["metadata"]["name"] != pin for each in versions):
-        versions += [each] if (each := await cluster.get(kind="ModelVersion", namespace=namespace, name=pin)) else []
+    for other in _named_versions(endpoint) - {each["metadata"]["name"] for each in versions}:
+        versions += [each] if (each := await cluster.get(kind="ModelVersion", namespace=namespace, name=other)) else []
     servers = [each for each in deployments if _label(each, COMPONENT_LABEL) != GATEWAY]
     wanted = _names(endpoint=endpoint, servers=servers, jobs=jobs)
     found = await asyncio.gather(*(cluster.get(kind=kind, namespace=namespace, name=each) for kind, each in wanted))
@@ -120,6 +119,12 @@ def _names(*, endpoint: ModelEndpoint, servers: list[Manifest], jobs: list[Manif
     for uid in sorted(uids):
         found += [(kind, server_name(endpoint=name, version_uid=uid)) for kind in _SERVER_KINDS]
     return found
+
+
+def _named_versions(endpoint: ModelEndpoint) -> set[str]:
+    """ModelVersions that matter also where they were made for another endpoint: they are pinned, or they were."""
+    stable = endpoint.status.stable
+    return {endpoint.spec.version or "", stable.name if stable is not None else ""} - {""}
 
 
 def _served(endpoint: ModelEndpoint) -> list[str]:

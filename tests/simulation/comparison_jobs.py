@@ -16,7 +16,7 @@ from finetune_api.shared_fields import MetricResult, Verdict
 from finetune_operator.memory.cluster import MemoryCluster
 from finetune_operator.ports import Manifest
 
-Ends = Verdict | Literal["Crash", "Interrupted", "BadConfiguration", "NoNode", "Runs"]
+Ends = Verdict | Literal["Crash", "Interrupted", "BadConfiguration", "NoNode", "NoPods", "Runs"]
 """A verdict; or how the container fails; or why it does not end."""
 _MADE = "batch.kubernetes.io/job-name"
 
@@ -54,6 +54,8 @@ class ComparisonJobs:
         planned = self.ends.setdefault(candidate, ["Pass"])
         name = f"{job['metadata']['name']}-0-abcde"
         pod = await self.cluster.get(kind="Pod", namespace="ml", name=name)
+        if pod is None and planned[0] == "NoPods":
+            return
         if pod is None:
             self.ran.append((candidate, order.baseline.name))
             await self.cluster.create(manifest=_pod(name, job=job))

@@ -21,7 +21,7 @@ from finetune_operator.job.names import short_hash
 from finetune_operator.job.observed import Attempt
 from finetune_operator.job.restarts import Budget, Cause, budget_of
 from finetune_operator.job.times import after
-from finetune_operator.job.verdicts import Absent, Broken, Running, Stopping, Succeeded
+from finetune_operator.job.verdicts import Absent, Broken, Running, Stopping, Succeeded, Waiting
 
 MOST_FAILURES = 3
 """Of one comparison: whatever ended the third attempt, somebody should look."""
@@ -60,7 +60,7 @@ class Failed:
     reason: str
     message: str
     key: str
-    """Of the Jobs' label comparison_job.COMPARISON_LABEL."""
+    """Of the Jobs' label names.COMPARISON_LABEL."""
 
 
 Standing = ToStart | UnderWay | Compared | Failed
@@ -91,7 +91,8 @@ def is_due(version: ModelVersion, *, status: ModelEndpointStatus) -> bool:
     stable = status.stable
     if stable is None or version.spec.baseline.digest == stable.digest:
         return False
-    return recorded(status, uid=version.metadata.uid) is None
+    found = recorded(status, uid=version.metadata.uid)
+    return found is None or not found.accepted
 
 
 def impossible(observed: ObservedEndpoint, *, version: ModelVersion) -> str | None:
@@ -143,8 +144,7 @@ def standing(observed: ObservedEndpoint, *, version: ModelVersion) -> Standing:
         return UnderWay()
     if isinstance(verdict, Stopping):
         return UnderWay(message=verdict.message, look_again=verdict.look_again)
-    queued = "its Job waits to be admitted" if verdict.queued else ""
-    return UnderWay(message=verdict.message or queued, look_again=verdict.look_again)
+    return UnderWay(message=_wait_words(verdict, attempt=attempt), look_again=verdict.look_again)
 
 
 def stale(observed: ObservedEndpoint, *, wanted: ModelVersion | None) -> tuple[ChildRef, ...]:
@@ -167,6 +167,13 @@ def stale(observed: ObservedEndpoint, *, wanted: ModelVersion | None) -> tuple[C
         if current or isinstance(standing(observed, version=version), Failed):
             kept.add(key_of(version, stable=status.stable))
     return tuple(ref for key, found in sorted(observed.comparisons.items()) if key not in kept for ref in found.refs)
+
+
+def _wait_words(waiting: Waiting, *, attempt: Attempt) -> str:
+    name = attempt.job.ref.name if attempt.job is not None else ""
+    if waiting.reason == "PodsNotCreated":
+        return f"{waiting.message}; kubectl describe job {name} says why"
+    return f"Job {name} waits to be admitted" if waiting.queued and not waiting.message else waiting.message
 
 
 def _after_failure(

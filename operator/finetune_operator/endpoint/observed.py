@@ -56,7 +56,7 @@ class ObservedEndpoint:
     config: OperatorConfig
     door: Door | None = None
     versions: tuple[ModelVersion, ...] = ()
-    """ModelVersions of the namespace that name this endpoint, and the pinned one."""
+    """ModelVersions of the namespace that name this endpoint, the pinned one and the stable one."""
     servers: Mapping[str, Server] = field(default_factory=dict)
     """By version UID."""
     server_urls: Mapping[str, str] = field(default_factory=dict)

@@ -185,6 +185,14 @@ async def test_waiting_for_a_node_says_so() -> None:
     assert status.message == f"{COMPARING}: 1 pod of 1 waiting for a node: no node has a GPU"
 
 
+async def test_a_job_that_gets_no_pods_says_where_to_look() -> None:
+    world = await with_stable()
+    await offer(world, "v2", "NoPods")
+    status = await world.run(until=lambda status: "created" in (status.message or ""))
+    (name,) = await jobs(world)
+    assert status.message == f"{COMPARING}: 0 of 1 pods were created; kubectl describe job {name} says why"
+
+
 async def test_a_newer_version_takes_its_place() -> None:
     world = await with_stable()
     await offer(world, "v2", "Runs")
@@ -265,6 +273,16 @@ async def test_without_the_record_of_what_is_stable_it_says_so() -> None:
     await offer(world, "v2")
     status = (await world.settle(ticks=5)).message or ""
     assert "v1 is stable now, whose ModelVersion is gone: restore it, or pin v2" in status
+
+
+async def test_what_is_stable_may_have_been_made_for_another_endpoint() -> None:
+    world = await with_stable()
+    world.cluster.edit(
+        kind="ModelVersion", namespace="ml", name="v1", change=lambda found: found["metadata"].pop("labels")
+    )
+    await offer(world, "v2")
+    await world.run(until=serving("v2"))
+    assert world.comparisons.ran == [("v2", "v1")]
 
 
 def test_the_job_is_as_recorded() -> None:
