@@ -54,6 +54,20 @@ async def test_a_field_that_kubernetes_does_not_know_is_refused(cluster: Cluster
             await write(manifest=config_map(namespace=namespace) | {"bogus": 1})
 
 
+async def test_others_may_change_the_metadata_of_a_revision(
+    cluster: Cluster, apiserver: ApiServer, namespace: str
+) -> None:
+    data = {"z": {"text": 'a <b> & "c"\n\t\\ é 😀'}, "a": [1, 2.5, None, True, {}]}
+    metadata = {"name": "kept", "namespace": namespace}
+    kind = {"apiVersion": "apps/v1", "kind": "ControllerRevision"}
+    await cluster.create(manifest={**kind, "metadata": metadata, "revision": 1, "data": data})
+    apiserver.kubectl.patch("controllerrevision", "kept", {"metadata": {"labels": {"a": "b"}}}, namespace=namespace)
+    apiserver.kubectl.run("annotate", "controllerrevision", "kept", "-n", namespace, "c=d")
+    found = await cluster.get(kind="ControllerRevision", namespace=namespace, name="kept")
+    assert found is not None
+    assert found["data"] == data
+
+
 async def test_an_event_is_shown_with_its_object(cluster: Cluster, apiserver: ApiServer, namespace: str) -> None:
     job = await cluster.create(manifest=valid("job") | {"metadata": {"name": "router", "namespace": namespace}})
     await cluster.record_event(regarding=job, type="Warning", reason="Retrying", message="attempt 2: node lost")

@@ -13,7 +13,7 @@ def recreate(space: EndpointSpace) -> None:
     namespace = space.namespace
     endpoint = space.endpoint()
     backup = [*space.kubectl.list("modelversions", namespace=namespace), endpoint]
-    space.annotate(**{"allow-delete": "true"})
+    space.kubectl.run("annotate", "modelendpoint", ENDPOINT, "-n", namespace, "finetune.dev/allow-delete=true")
     for each in reversed(backup):
         kind, name = each["kind"].lower(), each["metadata"]["name"]
         space.kubectl.run("delete", kind, name, "-n", namespace, "--cascade=orphan", timeout_s=60)

@@ -35,6 +35,7 @@ Observer = Callable[[str, str, int, float], None]
 """Called after each request with its method and path, the HTTP status (0: no answer) and the seconds it took."""
 
 JSON = "application/json"
+YAML = "application/yaml"
 APPLY_PATCH = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
 PAGE_SIZE = 500
@@ -98,7 +99,7 @@ class Api:
         method: Method,
         path: str,
         query: Query = (),
-        body: Manifest | None = None,
+        body: Manifest | str | None = None,
         content_type: str = JSON,
         timeout_seconds: float | None = None,
     ) -> Manifest:
@@ -143,7 +144,7 @@ class Api:
         method: Method,
         path: str,
         query: Query,
-        body: Manifest | None,
+        body: Manifest | str | None,
         headers: dict[str, str],
         timeout_seconds: float,
     ) -> tuple[int, Manifest]:

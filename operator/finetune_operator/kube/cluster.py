@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
-from finetune_operator.kube.api import APPLY_PATCH, Api
+from finetune_operator.kube.api import APPLY_PATCH, JSON, YAML, Api
 from finetune_operator.kube.kinds import PLACES, place_of
 from finetune_operator.ports import FIELD_MANAGER, Kind, Manifest, NotFoundError
 
@@ -59,7 +60,7 @@ class KubernetesCluster:
             method="POST",
             path=place_of(manifest=manifest).collection(namespace=manifest["metadata"]["namespace"]),
             query=[("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict")],
-            body=manifest,
+            **_sent(manifest),
         )
 
     async def apply(self, *, manifest: Manifest) -> Manifest:
@@ -135,3 +136,17 @@ class KubernetesCluster:
                 "resourceVersion": metadata.get("resourceVersion", ""),
             },
         }
+
+
+class _Sent(TypedDict):
+    body: Manifest | str
+    content_type: str
+
+
+def _sent(manifest: Manifest) -> _Sent:
+    """A ControllerRevision's data is kept byte by byte as it was sent, and must never change. Any later patch, if only
+    of the metadata, writes it anew in Go's JSON and is refused where the bytes differ; even the garbage collector's.
+    Sent as YAML it is Go's JSON from the beginning; every JSON text is YAML too."""
+    if manifest["kind"] != "ControllerRevision":
+        return {"body": manifest, "content_type": JSON}
+    return {"body": json.dumps(manifest, ensure_ascii=False), "content_type": YAML}
