@@ -44,7 +44,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     }
     (workspace.folder / "endpoint.yaml").write_text(yaml.safe_dump(endpoint))
     workspace.write_data(rows=160)
-    job = workspace.write_job("first", endpointRef={"name": NAME}, evaluation={"baseline": "Base", "metrics": METRICS})
+    job = workspace.write_job(
+        "first",
+        endpointRef={"name": NAME},
+        training={"maxSteps": 12, "learningRate": 0.0005, "globalBatchSize": 8, "maxLength": 32},
+        evaluation={"baseline": "Base", "metrics": METRICS},
+    )
     try:
         start(workspace)
         until(workspace, lambda: status(workspace).get("phase") == "Empty", what="looking at the endpoint")
