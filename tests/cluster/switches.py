@@ -51,6 +51,8 @@ class GatewayLogs:
     space: EndpointSpace
     in_force: dict[str, dict[int, float]] = field(default_factory=dict)
     """Pod -> epoch -> when."""
+    fallbacks: dict[str, int] = field(default_factory=dict)
+    """Pod -> requests that another version answered than the one that was meant."""
     left: dict[str, float] = field(default_factory=dict)
     """UID of a version -> when the first gateway left it by itself."""
 
@@ -62,6 +64,7 @@ class GatewayLogs:
                 text = self.space.kubectl.logs(name, namespace=self.space.namespace)
             except KubectlError:
                 continue  # it has not begun, or has just ended
+            self.fallbacks[name] = text.count("trying the next")
             for stamp, _, epoch, variant in _LINE.findall(text):
                 at = datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC).timestamp()
                 if epoch:
@@ -84,7 +87,8 @@ class GatewayLogs:
             (pod, switch.routes.epoch)
             for pod in pods
             for switch in switches
-            if min(self.in_force[pod].values()) < switch.at and switch.routes.epoch not in self.in_force[pod]
+            if min(self.in_force.get(pod, {0: 0.0}).values()) < switch.at
+            and switch.routes.epoch not in self.in_force.get(pod, {})
         ]
 
 
@@ -92,7 +96,10 @@ def switches(space: EndpointSpace) -> list[Switch]:
     """All routes so far, each epoch once."""
     found: dict[int, Switch] = {}
     for write in audit.writes(space.cluster.folder, namespace=space.namespace, name=f"{ENDPOINT}-routes"):
-        routes = Routes.model_validate_json(write.body["data"][ROUTES_KEY])
+        text = write.body.get("data", {}).get(ROUTES_KEY)
+        if text is None:
+            continue  # the garbage collector took an owner away
+        routes = Routes.model_validate_json(text)
         found.setdefault(routes.epoch, Switch(at=write.at, routes=routes))
     return [found[epoch] for epoch in sorted(found)]
 

@@ -26,6 +26,8 @@ class Answer:
     epoch: int
     """Of the routes by which it was sent, and the UID of the version that answered: its request id tells."""
     variant: str
+    retries: int
+    """Times that the client asked again by itself."""
 
 
 @dataclass(kw_only=True)
@@ -36,8 +38,6 @@ class Traffic:
     model: str
     per_second: float = 1.5
     answers: list[Answer] = field(default_factory=list)
-    retries: int = 0
-    """Times that the client asked again by itself."""
     failures: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _bursts: list[Sequence[str]] = field(default_factory=list)
@@ -81,7 +81,6 @@ class Traffic:
         request: Any = {"model": self.model, "messages": question, "max_tokens": 3, "user": user}
         try:
             raw = await client.chat.completions.with_raw_response.create(**request, stream=stream)
-            self.retries += raw.retries_taken
             answer: Any = raw.parse()
             if stream:
                 ends = [choice.finish_reason async for chunk in answer for choice in chunk.choices]
@@ -93,7 +92,10 @@ class Traffic:
             return
         epoch, variant = _answered(raw.headers["x-request-id"])
         seconds = time.monotonic() - began
-        self.answers.append(Answer(user=user, sent=sent, seconds=seconds, epoch=epoch, variant=variant))
+        retries = raw.retries_taken
+        self.answers.append(
+            Answer(user=user, sent=sent, seconds=seconds, epoch=epoch, variant=variant, retries=retries)
+        )
 
 
 def _answered(request_id: str) -> tuple[int, str]:
