@@ -334,9 +334,9 @@ async def test_repeated_probes_count_what_has_changed(
     probe = {"ratePerSecond": 50, "repeat": True}
     shadow = {"candidate": "new", "stable": "old", "percent": 0, "timeoutSeconds": 2, "probe": probe}
     gateway.route(stable, candidate, shadow=shadow)
+    candidate.text = ""
     gateway.start()
     await gateway.ready()
-    candidate.text = ""
 
     def table() -> dict[str, int]:
         tables = gateway.observations()["pairs"]
