@@ -244,9 +244,12 @@ def _gauge(operator: Replica, name: str) -> float:
 
 
 def _quantile_ms(operator: Replica, name: str, share: float) -> float:
-    """A quantile of a histogram, interpolated within its bucket as Prometheus does."""
+    """A quantile of a histogram over all its labels, interpolated within its bucket as Prometheus does."""
     pattern = re.compile(rf'{name}_bucket{{.*le="([^"]+)".*}} ([\d.]+)')
-    buckets = [(float(edge), float(count)) for edge, count in pattern.findall(operator.get("/metrics")[1])]
+    counts: dict[float, float] = {}
+    for found, value in pattern.findall(operator.get("/metrics")[1]):
+        counts[float(found)] = counts.get(float(found), 0.0) + float(value)
+    buckets = sorted(counts.items())
     wanted, low, below = share * buckets[-1][1], 0.0, 0.0
     for edge, count in buckets:
         if count >= wanted:
