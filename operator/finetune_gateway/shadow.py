@@ -91,7 +91,9 @@ class Comparator:
                 prompts = await self._fetch_probes(routes=routes, order=order)
                 fetched_for = (routes.epoch, order.candidate) if prompts else None
                 self._first = {key: measures for key, measures in self._first.items() if key[0] == routes.epoch}
-                left = _shuffled([each for each in prompts if _key_of(each, epoch=routes.epoch) not in self._first])
+                left = _shuffled(
+                    [each for each in prompts if _key_of(_body_of(each), epoch=routes.epoch) not in self._first]
+                )
             elif not left and order.probe.repeat:
                 left = _shuffled(prompts)
             await asyncio.sleep(1.0 / order.probe.rate_per_second if left else 2.0)
@@ -137,8 +139,8 @@ class Comparator:
 
     async def _probe_one(self, *, routes: Routes, order: ShadowOrder, prompt: dict[str, object]) -> None:
         path, label = str(prompt["path"]), prompt.get("label")
-        body = json.dumps(prompt["request"]).encode()
-        key = _key_of(prompt, epoch=routes.epoch)
+        body = _body_of(prompt)
+        key = _key_of(body, epoch=routes.epoch)
         asked_before = key in self._first
         first = self._first.setdefault(key, None)
         stable, candidate = await asyncio.gather(
@@ -187,7 +189,7 @@ class Comparator:
                 if answer.status != 200:
                     return []
                 prompts: list[dict[str, object]] = (await answer.json())["probes"]
-                return list({_key_of(prompt, epoch=0): prompt for prompt in prompts}.values())
+                return list({_body_of(prompt): prompt for prompt in prompts}.values())
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
             return []
 
@@ -215,8 +217,12 @@ def _changes(*, first: Measures, now: Measures) -> Measures:
     return changes
 
 
-def _key_of(prompt: dict[str, object], *, epoch: int) -> tuple[int, bytes]:
-    return epoch, hashlib.sha256(json.dumps(prompt["request"]).encode()).digest()
+def _body_of(prompt: dict[str, object]) -> bytes:
+    return json.dumps(prompt["request"]).encode()
+
+
+def _key_of(body: bytes, *, epoch: int) -> tuple[int, bytes]:
+    return epoch, hashlib.sha256(body).digest()
 
 
 def _shuffled(prompts: list[dict[str, object]]) -> list[dict[str, object]]:
