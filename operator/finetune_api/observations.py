@@ -1,4 +1,4 @@
-"""Observations: what a gateway tells the operator, `POST /v1/observations` at the door.
+"""Observations: what a gateway tells the operator, `POST /v1/observations` at the door, and what it is told in return.
 
 All counts are cumulative since the gateway's start (`boot_id`), so a lost report loses nothing and a repeated one
 counts once. They are kept per epoch: the operator subtracts nothing but what it has already taken of the same boot.
@@ -83,6 +83,8 @@ class Observations(ApiModel):
     gateway: str
     """The gateway pod's name."""
     boot_id: str
+    address: str = ""
+    """host:port where the endpoint's other gateways reach this one; empty: nowhere."""
     acknowledged_epoch: int
     draining: dict[str, int] = Field(default_factory=dict)
     """Variant UID -> requests still in flight to it."""
@@ -90,3 +92,10 @@ class Observations(ApiModel):
     pairs: list[PairCounts] = Field(default_factory=list)
     shadow: list[ShadowCounts] = Field(default_factory=list)
     breakers: list[BreakerTrip] = Field(default_factory=list)
+
+
+class ObservationsReply(ApiModel):
+    """The answer to a report that was taken."""
+
+    peers: dict[str, str] = Field(default_factory=dict)
+    """Name -> address of the endpoint's other gateways that report at this time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import logging
 import random
 import time
 from dataclasses import dataclass, field
@@ -18,12 +19,15 @@ from finetune_gateway.config import GatewayConfig
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
 from finetune_gateway.openai_format import BadRequestError, parse_request
+from finetune_gateway.peers import Peers, PeerUnavailableError
 from finetune_gateway.proxy import Incoming, Proxy, refuse
 from finetune_gateway.routing import user_position
-from finetune_gateway.votes import Votes
+from finetune_gateway.votes import Outcome, Vote, Votes
 
+logger = logging.getLogger(__name__)
 USER_HEADER = "X-Finetune-User"
 _KEYS_SECONDS = 5.0
+_REQUEST_ID_LENGTH = 1024
 _HUNG_UP = 499
 """In the access log: the client went before it had its answer."""
 _TASKS: dict[str, tuple[str, ...]] = {
@@ -71,6 +75,7 @@ class Application:
     proxy: Proxy
     keys: ApiKeys
     votes: Votes
+    peers: Peers
     metrics: Metrics
     access_log: AccessLog
     in_flight: int = 0
@@ -194,13 +199,44 @@ class Application:
         if isinstance(body, web.Response):
             return body
         try:
-            document = json.loads(body)
-            request_id, rating = document["request_id"], document["rating"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return refuse(status=400, message='expected {"request_id": "...", "rating": "up" or "down"}')
-        if rating not in ("up", "down") or not isinstance(request_id, str) or len(request_id) > 1024:
-            return refuse(status=400, message="rating must be `up` or `down`, request_id the X-Request-Id of an answer")
-        outcome = self.votes.vote(request_id=request_id, rating=rating)
-        if outcome == "unknown":
-            return refuse(status=404, message="no answer of this endpoint has that request id")
-        return web.json_response({"outcome": outcome}, status=200 if outcome == "counted" else 409)
+            request_id, rating = _ballot(body)
+        except ValueError as error:
+            return refuse(status=400, message=str(error))
+        issuer = self.votes.issued_elsewhere(request_id)
+        try:
+            outcome = (
+                self.votes.vote(request_id=request_id, rating=rating)
+                if issuer is None
+                else await self.peers.vote(issuer=issuer, request_id=request_id, rating=rating)
+            )
+        except PeerUnavailableError as error:
+            logger.warning("a vote for another gateway: %s", error)
+            return refuse(status=503, message="the gateway that gave this answer does not answer now; try again")
+        return _vote_counted(outcome)
+
+    async def vote_of_peer(self, request: web.Request) -> web.StreamResponse:
+        """A vote that another gateway got from a client, about an answer of this one."""
+        try:
+            request_id, rating = _ballot(await request.read())
+        except ValueError as error:
+            return refuse(status=400, message=str(error))
+        return web.json_response({"outcome": self.votes.vote(request_id=request_id, rating=rating)})
+
+
+def _ballot(body: bytes) -> tuple[str, Vote]:
+    """Request id and rating. Raises ValueError."""
+    try:
+        document = json.loads(body)
+        request_id, rating = document["request_id"], document["rating"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError('expected {"request_id": "...", "rating": "up" or "down"}') from None
+    if rating not in ("up", "down") or not isinstance(request_id, str) or len(request_id) > _REQUEST_ID_LENGTH:
+        raise ValueError("rating must be `up` or `down`, request_id the X-Request-Id of an answer")
+    return request_id, rating
+
+
+def _vote_counted(outcome: Outcome) -> web.Response:
+    if outcome == "unknown":
+        message = "no answer of this endpoint has that request id, or the gateway that gave it is gone"
+        return refuse(status=404, message=message)
+    return web.json_response({"outcome": outcome}, status=200 if outcome == "counted" else 409)

@@ -25,8 +25,8 @@ class GatewayConfig:
     """A file with the routes (local mode). None: the ConfigMap `<endpoint>-routes`, watched by name."""
     keys_folder: Path | None = None
     """A mounted Secret: file name = client, content = key. None: open."""
-    signing_key_file: Path | None = None
-    """The key that signs request ids, shared by the replicas. None: votes are not accepted."""
+    address: str = ""
+    """The host at which the endpoint's other replicas reach this one's status port: the pod's. Empty: they do not."""
     door_url: str | None = None
     """Where observations go. None: nowhere."""
     door_token_file: Path | None = None
@@ -72,7 +72,7 @@ class GatewayConfig:
             share_port=text("SHARE_PORT", "false").lower() == "true",
             routes_file=path("ROUTES_FILE"),
             keys_folder=path("KEYS_FOLDER"),
-            signing_key_file=path("SIGNING_KEY_FILE"),
+            address=text("ADDRESS", ""),
             door_url=environment.get("FINETUNE_GATEWAY_DOOR_URL") or None,
             door_token_file=path("DOOR_TOKEN_FILE"),
             door_ca_file=path("DOOR_CA_FILE"),

@@ -21,8 +21,10 @@ from finetune_gateway.config import GatewayConfig
 from finetune_gateway.flights import Flights
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
+from finetune_gateway.peers import VOTE_ROUTE, Peers
 from finetune_gateway.proxy import Proxy
 from finetune_gateway.reporting import report
+from finetune_gateway.request_id import Signer, issuer_tag
 from finetune_gateway.routes_source import follow_config_map, follow_file
 from finetune_gateway.shadow import Comparator
 from finetune_gateway.tally import Tally
@@ -30,6 +32,7 @@ from finetune_gateway.votes import Votes
 
 logger = logging.getLogger(__name__)
 _UPSTREAM_CONNECTIONS = 1024
+_VOTE_BYTES = 4096
 _CUT_OFF_SECONDS = 1.0
 """For what is still under way after the time to drain: a client that does not read holds up nobody's end."""
 
@@ -52,7 +55,7 @@ async def serve(*, config: GatewayConfig) -> None:
             app.proxy.flights.sweep(),
             app.proxy.comparator.probe(),
             app.access_log.keep_writing(),
-            report(config=config, live=app.live, tally=app.live.tally, metrics=app.metrics),
+            report(config=config, live=app.live, tally=app.live.tally, metrics=app.metrics, peers=app.peers),
         ]
         tasks = [asyncio.create_task(work) for work in background]
         status = await _listen(stack=stack, app=_status_application(app), host=config.host, port=config.status_port)
@@ -72,11 +75,11 @@ async def serve(*, config: GatewayConfig) -> None:
 
 
 def _assemble(*, config: GatewayConfig, session: aiohttp.ClientSession) -> Application:
-    tally = Tally(endpoint=config.endpoint, gateway=config.name)
+    address = _host_and_port(config.address, config.status_port) if config.address else ""
+    tally = Tally(endpoint=config.endpoint, gateway=config.name, address=address)
     live = LiveRoutes(tally=tally)
     metrics = Metrics()
-    key = config.signing_key_file.read_bytes().strip() if config.signing_key_file else secrets.token_bytes(32)
-    votes = Votes(tally=tally, key=key)
+    votes = Votes(tally=tally, signer=Signer(issuer=issuer_tag(config.name), key=secrets.token_bytes(32)))
     proxy = Proxy(
         config=config,
         live=live,
@@ -85,7 +88,6 @@ def _assemble(*, config: GatewayConfig, session: aiohttp.ClientSession) -> Appli
         votes=votes,
         metrics=metrics,
         session=session,
-        signing_key=key,
     )
     return Application(
         config=config,
@@ -93,6 +95,7 @@ def _assemble(*, config: GatewayConfig, session: aiohttp.ClientSession) -> Appli
         proxy=proxy,
         keys=ApiKeys(config=config),
         votes=votes,
+        peers=Peers(session=session),
         metrics=metrics,
         access_log=AccessLog(enabled=config.access_log),
     )
@@ -103,15 +106,19 @@ def _routes(*, config: GatewayConfig, live: LiveRoutes) -> Coroutine[None, None,
         return follow_file(path=config.routes_file, accept=live.accept)
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     return follow_config_map(
-        server=f"https://{f'[{host}]' if ':' in host else host}:{port}",
+        server=f"https://{_host_and_port(host, port)}",
         namespace=config.namespace,
         name=f"{config.endpoint}-routes",
         accept=live.accept,
     )
 
 
+def _host_and_port(host: str, port: str | int) -> str:
+    return f"{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def _status_application(app: Application) -> web.Application:
-    """Probes and metrics. Ready means: routes are in force and the replica is not about to stop."""
+    """Probes, metrics and other gateways' votes. Ready means: routes are in force, and this one is not to stop."""
 
     async def healthy(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -124,10 +131,11 @@ def _status_application(app: Application) -> web.Application:
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(app.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    status = web.Application()
+    status = web.Application(client_max_size=_VOTE_BYTES)
     status.router.add_get("/healthz", healthy)
     status.router.add_get("/readyz", ready)
     status.router.add_get("/metrics", metrics)
+    status.router.add_post(VOTE_ROUTE, app.vote_of_peer)
     return status
 
 

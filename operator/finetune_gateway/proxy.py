@@ -71,7 +71,6 @@ class Proxy:
     votes: Votes
     metrics: Metrics
     session: aiohttp.ClientSession
-    signing_key: bytes
     _timeout: aiohttp.ClientTimeout = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,7 +109,7 @@ class Proxy:
     ) -> web.StreamResponse:
         key = (routes.epoch, rule, variant)
         flight = self.flights.begin(key=key, user=incoming.user, cap=routes.judging.user_weight_cap)
-        request_id = new_id(key=self.signing_key, epoch=routes.epoch, rule=rule, variant=variant)
+        request_id = new_id(signer=self.votes.signer, epoch=routes.epoch, rule=rule, variant=variant)
         failed, what, judged, code = True, "", True, 0
         try:
             upstream = await self._first_byte(incoming=incoming, url=routes.variants[variant].url, flight=flight)

@@ -13,6 +13,7 @@ import aiohttp
 from finetune_gateway.config import GatewayConfig
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
+from finetune_gateway.peers import Peers
 from finetune_gateway.tally import Tally
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ INTERVAL_SECONDS = 1.0
 _POLL_SECONDS = 0.05
 
 
-async def report(*, config: GatewayConfig, live: LiveRoutes, tally: Tally, metrics: Metrics) -> None:
+async def report(*, config: GatewayConfig, live: LiveRoutes, tally: Tally, metrics: Metrics, peers: Peers) -> None:
     """Report until cancelled. A report that fails loses nothing: the next one holds the same counts and more."""
     context = ssl.create_default_context(cafile=str(config.door_ca_file)) if config.door_ca_file else None
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context or True)) as session:
@@ -32,7 +33,7 @@ async def report(*, config: GatewayConfig, live: LiveRoutes, tally: Tally, metri
                 if config.observations_file is not None:
                     _replace(config.observations_file, body)
                 elif config.door_url is not None:
-                    await _post(session=session, config=config, url=config.door_url, body=body)
+                    peers.learn(await _post(session=session, config=config, url=config.door_url, body=body))
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 logger.warning("reporting to the operator: %s; trying again", error)
             for _ in range(round(INTERVAL_SECONDS / _POLL_SECONDS)):
@@ -41,13 +42,14 @@ async def report(*, config: GatewayConfig, live: LiveRoutes, tally: Tally, metri
                     break
 
 
-async def _post(*, session: aiohttp.ClientSession, config: GatewayConfig, url: str, body: str) -> None:
+async def _post(*, session: aiohttp.ClientSession, config: GatewayConfig, url: str, body: str) -> bytes:
     headers = {"Content-Type": "application/json"}
     if config.door_token_file is not None:
         headers["Authorization"] = f"Bearer {config.door_token_file.read_text().strip()}"
     async with session.post(url, data=body, headers=headers, timeout=aiohttp.ClientTimeout(total=5)) as answer:
         if answer.status >= 300:
             raise aiohttp.ClientError(f"{url} answered {answer.status}: {(await answer.text())[:200]}")
+        return await answer.read()
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,11 +1,13 @@
 """PURE: request ids that carry which variant answered, signed so that a vote cannot be forged or moved to another.
 
-`<payload>.<mac>`, both base64url: payload = epoch, rule, variant, random; mac = the first 16 bytes of HMAC-SHA256.
+`<payload>.<mac>`, both base64url: payload = epoch, rule, variant, tag of the gateway that signed, random; mac = the
+first 16 bytes of HMAC-SHA256.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 import json
 import os
@@ -20,13 +22,35 @@ class Answered:
     epoch: int
     rule: str
     variant: str
-    nonce: str
 
 
-def new_id(*, key: bytes, epoch: int, rule: str, variant: str) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Signer:
+    """A gateway's way to sign: its tag and a key that nobody else knows."""
+
+    issuer: str
+    key: bytes
+
+
+@lru_cache(maxsize=256)
+def issuer_tag(gateway: str) -> str:
+    """What stands for a gateway in its ids; clients need not learn the names of pods."""
+    return hashlib.sha256(gateway.encode()).hexdigest()[:12]
+
+
+def new_id(*, signer: Signer, epoch: int, rule: str, variant: str) -> str:
     """A fresh id for one answer."""
-    payload = _payload_head(epoch, rule, variant) + _encode(os.urandom(9)).encode() + b'"]'
-    return f"{_encode(payload)}.{_encode(_mac(key, payload))}"
+    payload = _payload_head(epoch, rule, variant, signer.issuer) + _encode(os.urandom(9)).encode() + b'"]'
+    return f"{_encode(payload)}.{_encode(_mac(signer.key, payload))}"
+
+
+def issuer_of(request_id: str) -> str | None:
+    """Who signed an id, as it says itself: good for asking him and for nothing else. None: it is no id of ours."""
+    try:
+        _, _, _, issuer, _ = json.loads(_decode(request_id.partition(".")[0]))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return issuer if isinstance(issuer, str) else None
 
 
 def read_id(*, key: bytes, request_id: str) -> Answered | None:
@@ -38,14 +62,14 @@ def read_id(*, key: bytes, request_id: str) -> Answered | None:
         return None
     if not hmac.compare_digest(mac, _mac(key, payload)):
         return None
-    epoch, rule, variant, nonce = json.loads(payload)
-    return Answered(epoch=epoch, rule=rule, variant=variant, nonce=nonce)
+    epoch, rule, variant, _, _ = json.loads(payload)
+    return Answered(epoch=epoch, rule=rule, variant=variant)
 
 
 @lru_cache(maxsize=256)
-def _payload_head(epoch: int, rule: str, variant: str) -> bytes:
+def _payload_head(epoch: int, rule: str, variant: str, issuer: str) -> bytes:
     """The payload up to its random part, which is the same for many answers."""
-    return json.dumps([epoch, rule, variant, ""], separators=(",", ":")).removesuffix('"]').encode()
+    return json.dumps([epoch, rule, variant, issuer, ""], separators=(",", ":")).removesuffix('"]').encode()
 
 
 def _mac(key: bytes, payload: bytes) -> bytes:

@@ -65,6 +65,7 @@ class Tally:
 
     endpoint: str
     gateway: str
+    address: str = ""
     boot_id: str = field(default_factory=lambda: secrets.token_hex(8))
     arms: dict[ArmKey, Arm] = field(default_factory=dict)
     pairs: dict[PairKey, Pair] = field(default_factory=dict)
@@ -115,6 +116,7 @@ class Tally:
             endpoint=self.endpoint,
             gateway=self.gateway,
             boot_id=self.boot_id,
+            address=self.address,
             acknowledged_epoch=acknowledged_epoch,
             draining={variant: count for variant, count in self.in_flight.items() if count > 0},
             arms=[

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal
 
-from finetune_gateway.request_id import read_id
+from finetune_gateway.request_id import Signer, issuer_of, read_id
 from finetune_gateway.tally import Tally
 
 _REMEMBERED = 100_000
@@ -19,7 +19,7 @@ class Votes:
     """Votes and the answers they are about. Memory is bounded: the oldest are forgotten first."""
 
     tally: Tally
-    key: bytes
+    signer: Signer
     _voted: OrderedDict[str, None] = field(default_factory=OrderedDict)
     _bad: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
@@ -29,8 +29,8 @@ class Votes:
             self._remember(self._bad, request_id)
 
     def vote(self, *, request_id: str, rating: Vote) -> Outcome:
-        """Count a vote for the arm that answered."""
-        answered = read_id(key=self.key, request_id=request_id)
+        """Count a vote for the arm that answered. Unknown: this gateway did not sign that id."""
+        answered = read_id(key=self.signer.key, request_id=request_id)
         if answered is None:
             return "unknown"
         if request_id in self._voted:
@@ -43,6 +43,11 @@ class Votes:
             arm.negative += 1
             arm.bad += request_id not in self._bad
         return "counted"
+
+    def issued_elsewhere(self, request_id: str) -> str | None:
+        """The tag of the other gateway that an id names; None for one of this gateway, or of nobody."""
+        issuer = issuer_of(request_id)
+        return None if issuer == self.signer.issuer else issuer
 
     @staticmethod
     def _remember(table: OrderedDict[str, None], request_id: str) -> None:

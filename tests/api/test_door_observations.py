@@ -9,7 +9,7 @@ from tests.api.test_door import make_run, open_door, pod_token
 from tests.harness import ApiServer, Kubectl
 from tests.wrong_manifests import valid
 
-from finetune_api.observations import OBSERVATIONS_ROUTE
+from finetune_api.observations import OBSERVATIONS_ROUTE, Observations, ObservationsReply
 from finetune_operator.ports import Key
 
 
@@ -68,8 +68,15 @@ async def post(door: Any, *, token: str, body: bytes) -> tuple[int, dict[str, An
 async def test_a_gateway_is_heard_under_its_own_name(crds: ApiServer, namespace: str) -> None:
     token = make_gateway(crds.kubectl, namespace=namespace)
     async with open_door(crds) as door:
-        assert await post(door, token=token, body=report()) == (200, {})
-        (taken,) = door.observations.reports(namespace=namespace, endpoint="router")
+        other = Observations(
+            endpoint="router", gateway="other", boot_id="b", address="10.1.2.3:81", acknowledged_epoch=3
+        )
+        door.observations.report(namespace=namespace, observations=other)
+        door.observations.report(namespace="elsewhere", observations=other.model_copy(update={"gateway": "stranger"}))
+        door.enqueued.clear()
+        reply = ObservationsReply(peers={"other": "10.1.2.3:81"}).to_dict()
+        assert await post(door, token=token, body=report()) == (200, reply), "others of its endpoint, not itself"
+        _, taken = door.observations.reports(namespace=namespace, endpoint="router")
         assert taken.observations.gateway == "router-gateway-5d8f-a", "whatever the body says"
         assert taken.observations.acknowledged_epoch == 3
         assert door.enqueued == [Key(kind="ModelEndpoint", namespace=namespace, name="router")]

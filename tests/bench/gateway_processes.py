@@ -146,7 +146,6 @@ def running_gateway(*, stable: Server, candidate: Server | None, folder: Path, c
     name = "gateway" if candidate is None else "shadow"
     routes = _routes(stable=stable, candidate=candidate)
     (folder / f"{name}.json").write_text(json.dumps(routes))
-    (folder / "signing-key").write_text("a signing key for the benchmark")
     variables = {
         "ENDPOINT": "router",
         "NAME": "gateway-0",
@@ -155,7 +154,6 @@ def running_gateway(*, stable: Server, candidate: Server | None, folder: Path, c
         "STATUS_PORT": str(free_port()),
         "ROUTES_FILE": str(folder / f"{name}.json"),
         "OBSERVATIONS_FILE": str(folder / f"{name}-observations.json"),
-        "SIGNING_KEY_FILE": str(folder / "signing-key"),
         "DRAIN_SECONDS": "1",
     }
     with running(

@@ -128,7 +128,8 @@ def _template(
     variables: list[dict[str, Any]] = [
         {"name": f"FINETUNE_GATEWAY_{key}", "value": value} for key, value in environment.items()
     ]
-    variables.append({"name": "FINETUNE_GATEWAY_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})
+    for key, field in (("NAME", "metadata.name"), ("ADDRESS", "status.podIP")):
+        variables.append({"name": f"FINETUNE_GATEWAY_{key}", "valueFrom": {"fieldRef": {"fieldPath": field}}})
     container: dict[str, Any] = {
         "name": GATEWAY,
         "image": config.gateway_image,

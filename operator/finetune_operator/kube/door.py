@@ -5,7 +5,8 @@
 
 Answers: 200 taken; 400 not a report; 401 no proof of which pod calls; 403 another job's pod; 404 no such path; 408 too
 slow; 413 over 64 KiB; 429 too often (Retry-After); 503 the apiserver cannot vouch for the caller now (Retry-After).
-The body is JSON: `{}` or `{"error": "..."}`. Whoever loses a report loses nothing: the next one holds it all.
+The body is JSON: `{}`, for a gateway where its peers are, or `{"error": "..."}`. Whoever loses a report loses nothing:
+the next one holds it all.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from pydantic import ValidationError
 
-from finetune_api.observations import OBSERVATIONS_ROUTE, Observations
+from finetune_api.observations import OBSERVATIONS_ROUTE, Observations, ObservationsReply
 from finetune_api.progress import PROGRESS_ROUTE, ProgressReport
 from finetune_operator.kube.gatekeeper import ForbiddenError, Gatekeeper, PodIdentity, UnauthenticatedError
 from finetune_operator.kube.observations import ObservationInbox
@@ -98,8 +99,10 @@ async def _observations(request: web.Request) -> web.Response:
     await request.app[_GATEKEEPER].authorise_gateway(pod=pod, endpoint=observations.endpoint)
     # Whatever the body says of its sender: the pod is the one that the token is bound to.
     named = observations.model_copy(update={"gateway": pod.name})
-    request.app[_OBSERVATIONS].report(namespace=pod.namespace, observations=named)
-    return web.json_response({})
+    inbox = request.app[_OBSERVATIONS]
+    inbox.report(namespace=pod.namespace, observations=named)
+    reply = ObservationsReply(peers=inbox.peers(namespace=pod.namespace, of=named))
+    return web.json_response(reply.to_dict())
 
 
 async def _caller(request: web.Request) -> PodIdentity:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from finetune_api.observations import Observations
 from finetune_operator.ports import Clock, Enqueue, Key, Report
 
 _SOURCES = 200
 """Starts of gateways that are kept for an endpoint; beyond that, the one that reported longest ago is forgotten."""
+_PRESENT = timedelta(seconds=5)
+"""A gateway that has said nothing for so long, of one report a second, is nowhere to send anything to."""
 _COUNTS_SECONDS = 1.0
 """Counts put an endpoint under analysis on the queue at most this often. Acknowledgements and breakers do at once."""
 
@@ -52,6 +55,15 @@ class ObservationInbox:
         """The newest report of each start of each gateway of an endpoint."""
         known = self._endpoints.get((namespace, endpoint))
         return tuple(known.reports.values()) if known is not None else ()
+
+    def peers(self, *, namespace: str, of: Observations) -> dict[str, str]:
+        """Addresses of the other gateways of the endpoint that report now, by name."""
+        since = self._clock() - _PRESENT
+        return {
+            report.observations.gateway: report.observations.address
+            for report in self.reports(namespace=namespace, endpoint=of.endpoint)  # the newest last
+            if report.received >= since and report.observations.gateway != of.gateway and report.observations.address
+        }
 
     def counts_matter(self, *, namespace: str, endpoint: str, matter: bool) -> None:
         """Whether counts alone are worth a look: while something is under analysis."""

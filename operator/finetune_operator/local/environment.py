@@ -17,6 +17,7 @@ from finetune_operator.job.names import ENDPOINT_LABEL, JOB_LABEL
 from finetune_operator.job.pod_template import RUN_KEY
 from finetune_operator.local.files import read_json, write_json
 from finetune_operator.local.home import LocalHome
+from finetune_operator.local.services import HOST
 from finetune_operator.ports import Cluster, Kind, Manifest
 
 PROGRESS_VARIABLE = "FINETUNE_PROGRESS_FILE"
@@ -160,8 +161,11 @@ class ContainerBuilder:
         if "valueFrom" not in entry:
             return str(entry.get("value", ""))
         source = entry["valueFrom"]
-        if source.get("fieldRef", {}).get("fieldPath") in ("metadata.name", "metadata.namespace"):
-            return str(self._metadata[source["fieldRef"]["fieldPath"].removeprefix("metadata.")])
+        field = source.get("fieldRef", {}).get("fieldPath")
+        if field in ("metadata.name", "metadata.namespace"):
+            return str(self._metadata[field.removeprefix("metadata.")])
+        if field == "status.podIP":
+            return HOST
         for kind, key in (("Secret", "secretKeyRef"), ("ConfigMap", "configMapKeyRef")):
             if key in source:
                 data = await self._data(kind=kind, name=source[key]["name"], optional=False)  # type: ignore[arg-type]

@@ -11,12 +11,16 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
+
+from finetune_api.observations import OBSERVATIONS_ROUTE, Observations, ObservationsReply
+from finetune_operator.kube.observations import ObservationInbox
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -120,8 +124,6 @@ class GatewayProcess:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self, **settings: str) -> None:
-        signing_key = self.folder / "signing-key"
-        signing_key.write_text("a signing key for tests")
         variables = {
             "ENDPOINT": "router",
             "NAME": "gateway-0",
@@ -130,7 +132,6 @@ class GatewayProcess:
             "STATUS_PORT": str(self.status_port),
             "ROUTES_FILE": str(self.folder / "routes.json"),
             "OBSERVATIONS_FILE": str(self.folder / "observations.json"),
-            "SIGNING_KEY_FILE": str(signing_key),
             "DRAIN_SECONDS": "5",
         } | settings
         environment = {f"FINETUNE_GATEWAY_{name}": value for name, value in variables.items()}
@@ -182,6 +183,43 @@ class GatewayProcess:
                     pass
                 await asyncio.sleep(0.05)
         raise AssertionError((self.folder / "gateway.log").read_text())
+
+
+@dataclass(kw_only=True)
+class OpenDoor:
+    """The operator's side of reports, without its TLS and tokens (tests/api has those)."""
+
+    port: int = field(default_factory=free_port)
+    reports: dict[str, Observations] = field(default_factory=dict)
+    """The last one of each gateway."""
+    told: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Gateway -> the peers that it was told of last."""
+    inbox: ObservationInbox = field(
+        default_factory=lambda: ObservationInbox(enqueue=lambda _: None, clock=lambda: datetime.now(UTC))
+    )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}{OBSERVATIONS_ROUTE}"
+
+    async def take(self, request: web.Request) -> web.Response:
+        report = Observations.model_validate_json(await request.read())
+        self.inbox.report(namespace="ns", observations=report)
+        self.reports[report.gateway] = report
+        self.told[report.gateway] = self.inbox.peers(namespace="ns", of=report)
+        return web.json_response(ObservationsReply(peers=self.told[report.gateway]).to_dict())
+
+
+@pytest.fixture
+async def door() -> AsyncIterator[OpenDoor]:
+    opened = OpenDoor()
+    app = web.Application()
+    app.router.add_post(OBSERVATIONS_ROUTE, opened.take)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", opened.port).start()
+    yield opened
+    await runner.cleanup()
 
 
 async def eventually(condition: Any, *, seconds: float = 5.0) -> None:

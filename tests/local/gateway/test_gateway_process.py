@@ -6,12 +6,13 @@ import asyncio
 import json
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import openai
 import pytest
-from tests.local.gateway.conftest import GatewayProcess, Upstream, eventually
+from tests.local.gateway.conftest import GatewayProcess, OpenDoor, Upstream, eventually
 
 HELLO = {"model": "router", "messages": [{"role": "user", "content": "hello"}]}
 CANARY = {"name": "half", "weights": {"new": 50, "old": 50}, "fallback": "old"}
@@ -281,8 +282,7 @@ async def test_votes_count_once_and_cannot_be_forged(
     gateway.route(stable)
     gateway.start()
     await gateway.ready()
-    async with client.post(gateway.url + "/v1/chat/completions", json=HELLO) as answer:
-        request_id = answer.headers["X-Request-Id"]
+    request_id = await answered_by(gateway, client)
     statuses = []
     for vote in [request_id, request_id, "forged.id"]:
         async with client.post(gateway.url + "/v1/feedback", json={"request_id": vote, "rating": "down"}) as answer:
@@ -290,6 +290,49 @@ async def test_votes_count_once_and_cannot_be_forged(
     assert statuses == [200, 409, 404]
     await eventually(lambda: arm(gateway, "old").get("negative") == 1)
     assert arm(gateway, "old")["bad"] == 1
+
+
+async def test_a_vote_reaches_the_gateway_that_gave_the_answer(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession, door: OpenDoor, tmp_path: Path
+) -> None:
+    (tmp_path / "second").mkdir()
+    second = GatewayProcess(folder=tmp_path / "second")
+    both = {"gateway-0": gateway, "gateway-1": second}
+    try:
+        for name, each in both.items():
+            each.route(stable)
+            each.start(NAME=name, ADDRESS="127.0.0.1", OBSERVATIONS_FILE="", DOOR_URL=door.url)
+        for each in both.values():
+            await each.ready()
+        await eventually(lambda: all(door.told.get(name) for name in both))
+        request_id = await answered_by(second, client)
+        statuses = [(await vote(client, each, request_id))[0] for each in (gateway, second, gateway)]
+        assert statuses == [200, 409, 409], "once, wherever it comes in"
+        await eventually(lambda: door.reports["gateway-1"].arms[0].negative == 1)
+        assert door.reports["gateway-0"].arms == [], "the one that gave no answer counts none"
+        request_id = await answered_by(second, client)
+        second.stop()
+        status, body = await vote(client, gateway, request_id)
+        assert status == 503, "it was there a moment ago"
+        assert "try again" in body["error"]["message"]
+        await eventually(lambda: door.told["gateway-0"] == {}, seconds=15)
+        status, body = await vote(client, gateway, request_id)
+        assert (status, "is gone" in body["error"]["message"]) == (404, True)
+    finally:
+        second.stop()
+
+
+async def answered_by(gateway: GatewayProcess, client: aiohttp.ClientSession) -> str:
+    """The request id of an answer."""
+    async with client.post(gateway.url + "/v1/chat/completions", json=HELLO) as answer:
+        assert answer.status == 200
+        return answer.headers["X-Request-Id"]
+
+
+async def vote(client: aiohttp.ClientSession, gateway: GatewayProcess, request_id: str) -> tuple[int, dict[str, Any]]:
+    ballot = {"request_id": request_id, "rating": "down"}
+    async with client.post(gateway.url + "/v1/feedback", json=ballot) as answer:
+        return answer.status, await answer.json()
 
 
 async def test_shadow_compares_off_the_path_and_sheds(
