@@ -1,21 +1,16 @@
-"""Endpoints of the cluster tests: versions that a claim holds, clients that never stop, faults."""
+"""Endpoints of the cluster tests, and versions that a claim holds."""
 
 from __future__ import annotations
 
-import asyncio
-import os
+import json
 import shutil
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import openai
 from demo import assets
+from tests.cluster import containers
 from tests.cluster.jobs import merged
 from tests.harness import Kubectl, Object
 from tests.harness.cluster import Cluster
@@ -102,24 +97,15 @@ class EndpointSpace:
             selector += f",finetune.dev/version={version}"
         return list(self.kubectl.list("pods", namespace=self.namespace, selector=selector))
 
-    def freeze(self, version: str) -> Callable[[], None]:
-        """Stop the server processes of a version as they are (SIGSTOP); gives what lets them go on."""
+    def processes(self, version: str) -> list[int]:
+        """The server processes of a version, as the host sees them."""
         uids = {pod["metadata"]["uid"] for pod in self.pods("server", version=version)}
-        pids = [
-            pid for pid in _pids() if any(uid in _cgroup(pid) for uid in uids) and b"finetune_trainer" in _argv(pid)
-        ]
-        assert pids, f"no server process of {version} was found"
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+        return containers.processes(pod_uids=uids, module=b"finetune_trainer")
 
-        def thaw() -> None:
-            for pid in pids:
-                try:
-                    os.kill(pid, signal.SIGCONT)
-                except ProcessLookupError:
-                    continue
-
-        return thaw
+    def routes(self) -> dict[str, Any]:
+        """What gateways are told."""
+        found = self.kubectl.get("configmap", f"{ENDPOINT}-routes", namespace=self.namespace)
+        return dict(json.loads(found["data"]["routes.json"]))
 
 
 def prepare(*, cluster: Cluster, namespace: str) -> EndpointSpace:
@@ -172,91 +158,3 @@ def manifest(**rollout: Any) -> dict[str, Any]:
             "rollout": merged(short, rollout),
         },
     }
-
-
-# -- clients ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class Traffic:
-    """Requests of a real `openai` client that never stop, every second one streamed."""
-
-    url: str
-    per_second: float = 1.5
-    seconds: list[float] = field(default_factory=list)
-    """How long each answer took."""
-    retries: int = 0
-    """Times that the client asked again by itself."""
-    failures: list[str] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def answered(self) -> int:
-        """Requests answered so far."""
-        return len(self.seconds)
-
-    @contextmanager
-    def flowing(self) -> Iterator[Traffic]:
-        """Until the block ends. The thread has the network of the one that starts it."""
-        thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="traffic", daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._stop.set()
-            thread.join(timeout=90)
-
-    def wait(self, *, more: int, timeout_s: float = 120) -> None:
-        """Wait for more answers."""
-        wanted, deadline = self.answered + more, time.monotonic() + timeout_s
-        while self.answered < wanted:
-            assert time.monotonic() < deadline, f"{self.answered} of {wanted} answers; failures: {self.failures[-3:]}"
-            time.sleep(0.2)
-
-    async def _run(self) -> None:
-        client = openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=60)
-        async with asyncio.TaskGroup() as group:
-            number = 0
-            while not self._stop.is_set():
-                group.create_task(self._ask(client, number))
-                number += 1
-                await asyncio.sleep(1 / self.per_second)
-
-    async def _ask(self, client: openai.AsyncOpenAI, number: int) -> None:
-        began = time.monotonic()
-        question: Any = [{"role": "user", "content": f"Say a number greater than {number}."}]
-        request: Any = {"model": ENDPOINT, "messages": question, "max_tokens": 3, "user": f"user-{number}"}
-        try:
-            raw = await client.chat.completions.with_raw_response.create(**request, stream=bool(number % 2))
-            self.retries += raw.retries_taken
-            answer: Any = raw.parse()
-            if number % 2:
-                ends = [choice.finish_reason async for chunk in answer for choice in chunk.choices]
-            else:
-                ends = [answer.choices[0].finish_reason]
-            assert ends[-1] in ("length", "stop"), f"it ended with {ends[-1:]}"
-        except (openai.OpenAIError, AssertionError) as error:
-            self.failures.append(f"{number}: {type(error).__name__}: {error}")
-        else:
-            self.seconds.append(time.monotonic() - began)
-
-
-# -- processes --------------------------------------------------------------------------------------------------------
-
-
-def _pids() -> list[int]:
-    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-
-
-def _cgroup(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cgroup").read_text().replace("_", "-")
-    except OSError:
-        return ""
-
-
-def _argv(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from tests.cluster import containers
 from tests.harness import Kubectl, Object, wait_until
 from tests.harness.cluster import Cluster
 from tests.harness.store import ROOT
 
 SYSTEM = "finetune-system"
+_MODULE = b"finetune_operator"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,67 @@ class InstalledOperator:
         """The operator's pods."""
         return self.kubectl.list("pods", namespace=SYSTEM, selector="app.kubernetes.io/component=operator")
 
+    def kill_leader(self) -> str:
+        """kill -9 of the process that leads; whoever led."""
+        leader = self.leader()
+        name = leader.split("_")[0]
+        uids = [pod["metadata"]["uid"] for pod in self.pods() if pod["metadata"]["name"] == name]
+        pids = containers.processes(pod_uids=uids, module=_MODULE)
+        assert pids, f"{leader} leads and does not run"
+        containers.kill(pids)
+        return leader
+
+    def scale(self, replicas: int) -> None:
+        """Another number of replicas; at 0, wait until all are gone."""
+        self.kubectl.run("scale", "deployment/finetune-operator", "-n", SYSTEM, f"--replicas={replicas}")
+        if replicas == 0:
+            wait_until(lambda: not self.pods(), what="the end of all replicas", timeout_s=60)
+
+    def upgrade(self, *, tag: str) -> None:
+        """What a newer version changes: the pods' template, and the images of all that it would start from now on."""
+        deployment = self.kubectl.get("deployment", "finetune-operator", namespace=SYSTEM)
+        container = deployment["spec"]["template"]["spec"]["containers"][0]
+        variables = [
+            {"name": each["name"], "value": f"{each['value']}-{tag}"}
+            for each in container["env"]
+            if each["name"].endswith("_IMAGE")
+        ]
+        template = {
+            "metadata": {"annotations": {"finetune.dev/version": tag}},
+            "spec": {"containers": [{"name": container["name"], "env": variables}]},
+        }
+        self.kubectl.run(
+            "patch", "deployment", "finetune-operator", "-n", SYSTEM, "-p", json.dumps({"spec": {"template": template}})
+        )
+        wait_rolled_out(self)
+
+    @contextmanager
+    def killed_in(self, phase: str, *, kind: str, name: str, namespace: str) -> Iterator[list[int]]:
+        """All replicas are killed the moment an object says that it is in `phase`; gives the pids that were, later."""
+        uids = [pod["metadata"]["uid"] for pod in self.pods()]
+        arguments = ["get", kind, name, "-n", namespace, "--watch", "-o", "jsonpath={.status.phase}{'\\n'}"]
+        watch = subprocess.Popen(
+            [*self.kubectl.prefix(), str(self.kubectl.program), f"--kubeconfig={self.kubectl.kubeconfig}", *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        killed: list[int] = []
+
+        def look() -> None:
+            for line in watch.stdout or ():
+                if line.strip() == phase and not killed:
+                    killed.extend(containers.processes(pod_uids=uids, module=_MODULE))
+                    containers.kill(killed)
+
+        thread = threading.Thread(target=look, name="executioner", daemon=True)
+        thread.start()
+        try:
+            yield killed
+        finally:
+            watch.terminate()
+            watch.wait(timeout=10)
+            thread.join(timeout=10)
+
 
 def install(*, cluster: Cluster, trainer_image: str | None = None) -> InstalledOperator:
     """`kubectl apply -k manifests/default` with the images of this checkout, and wait until it is ready."""
@@ -62,13 +129,18 @@ def install(*, cluster: Cluster, trainer_image: str | None = None) -> InstalledO
         if item["kind"] == "Deployment":
             _set_images(item, images)
     cluster.kubectl.apply(objects)
-    cluster.kubectl.run(
+    operator = InstalledOperator(cluster=cluster)
+    wait_rolled_out(operator)
+    return operator
+
+
+def wait_rolled_out(operator: InstalledOperator) -> None:
+    """Wait until all replicas are of the newest template and one of them leads."""
+    operator.kubectl.run(
         "rollout", "status", "deployment/finetune-operator", "-n", SYSTEM, "--timeout=120s", timeout_s=130
     )
-    operator = InstalledOperator(cluster=cluster)
     # An old replica is no longer counted while it ends, but it may lead until then, with the old image.
     wait_until(operator.is_led_by_a_staying_pod, what="a leader of the new version", timeout_s=60)
-    return operator
 
 
 def _set_images(deployment: dict[str, Any], images: dict[str, str]) -> None:

@@ -1,23 +1,43 @@
-"""A whole rollout on real nodes under the requests of a real client, with everything going wrong on the way."""
+"""Whole rollouts on real nodes under the requests of a real client, with everything going wrong on the way."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pytest
-from tests.cluster import endpoints
-from tests.cluster.endpoints import EndpointSpace, Traffic
-from tests.cluster.operator_install import SYSTEM, InstalledOperator
+import urllib3
+from tests.cluster import backup, containers, endpoints
+from tests.cluster.endpoints import ENDPOINT, EndpointSpace
+from tests.cluster.operator_install import InstalledOperator, install
+from tests.cluster.switches import GatewayLogs, Switch, splits, switches
+from tests.cluster.traffic import Traffic
 from tests.harness import wait_until
 
+from finetune_gateway.routing import user_position
+
 pytestmark = pytest.mark.timeout(1500)
+
+_BURST = 16
+_WATCHING_AGAIN_S = 8.0
+"""Where the apiserver was away, a gateway asks again after at most 5 s; only then do newer routes reach it."""
 
 
 @pytest.fixture
 def space(operator: InstalledOperator, namespace: str) -> EndpointSpace:
     return endpoints.prepare(cluster=operator.cluster, namespace=namespace)
+
+
+@pytest.fixture
+def upgradable(operator: InstalledOperator) -> Iterator[InstalledOperator]:
+    """The operator, as it was installed again after the test; and nodes that take pods."""
+    yield operator
+    operator.kubectl.run("uncordon", *operator.cluster.nodes)
+    install(cluster=operator.cluster)
 
 
 def in_production(status: dict[str, Any]) -> bool:
@@ -26,78 +46,294 @@ def in_production(status: dict[str, Any]) -> bool:
     return status.get("phase") == "Idle" and available
 
 
-def kill_leader(operator: InstalledOperator) -> None:
-    """The operator's leader is gone without a word."""
-    pod = operator.leader().split("_")[0]
-    operator.kubectl.run("delete", "pod", pod, "-n", SYSTEM, "--grace-period=0", "--force", "--wait=false")
+@dataclass(kw_only=True)
+class Walk:
+    """One endpoint and its traffic through all that happens to it."""
+
+    operator: InstalledOperator
+    space: EndpointSpace
+    traffic: Traffic
+    logs: GatewayLogs
+    stable: str
+    """Digest of v1."""
+    killed_in: list[str] = field(default_factory=list)
+    """Phases in which the operator was killed."""
+    disturbed: dict[int, float] = field(default_factory=dict)
+    """By epoch: when a fault began that moves users."""
+    outages: list[tuple[float, float]] = field(default_factory=list)
+    """Of the apiserver."""
+    deletions: list[tuple[float, float]] = field(default_factory=list)
+    """Of gateway pods. A connection that was about to be used may be closed then: its client asks again."""
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def kill_leader(self, phase: str) -> str:
+        """The operator's leader is gone without a word, in this phase; who it was."""
+        leader = self.operator.kill_leader()
+        assert self.space.status()["phase"] == phase
+        self.killed_in.append(phase)
+        return leader
+
+    def wait(self, phase: str, *, candidate: str) -> None:
+        """Wait until the candidate with this UID is in a phase; fail as soon as it has been given up."""
+
+        def reached(status: dict[str, Any]) -> bool:
+            ended = [each for each in status.get("versions") or () if each["uid"] == candidate]
+            assert not ended, f"{ended[-1]}; {self.traffic.failures[-3:]}"
+            return status.get("phase") == phase and (status.get("candidate") or {}).get("uid") == candidate
+
+        self.space.wait(reached, what=phase)
+
+    def wait_answered_by(self, version: str) -> None:
+        """Wait until a client had an answer of this version."""
+        wait_until(
+            lambda: any(each.variant == version for each in self.traffic.answers[-20:]),
+            what=f"an answer of {version}",
+            timeout_s=120,
+            explain=lambda: json.dumps(self.space.status(), indent=1),
+        )
+
+    def running(self, component: str, *, version: str = "") -> dict[str, int]:
+        """UIDs of pods that nobody has deleted, and how often each was started again."""
+        return {
+            pod["metadata"]["uid"]: pod["status"]["containerStatuses"][0]["restartCount"]
+            for pod in self.space.pods(component, version=version)
+            if "deletionTimestamp" not in pod["metadata"]
+        }
 
 
-def test_from_the_first_version_to_a_rollback(operator: InstalledOperator, space: EndpointSpace) -> None:
+def test_from_the_first_version_to_a_restore(
+    upgradable: InstalledOperator, space: EndpointSpace, capsys: pytest.CaptureFixture[str]
+) -> None:
     space.kubectl.apply(endpoints.manifest(), namespace=space.namespace)
     space.offer("v1", baseline="")
     first = space.wait(in_production, what="the first version in production")
-    digest = first["status"]["stable"]["digest"]
-    address = space.cluster.service_address(endpoints.ENDPOINT, namespace=space.namespace)
-    with Traffic(url=f"http://{address}").flowing() as traffic:
-        traffic.wait(more=10)
-        v2 = space.offer("v2", baseline=digest)
-        phases = roll(operator, space, traffic, version=v2)
-        assert phases == ["Shadowing", "Canary", "AwaitingApproval"]
-        space.annotate(approve=v2)
-        space.wait(lambda status: status.get("phase") == "Guarding", what="Guarding")
-        assert space.status()["stable"]["name"] == "v2"
-        traffic.wait(more=20)
-        before, retries = list(traffic.failures), traffic.retries
-        restarts = {pod["metadata"]["name"]: restarted(pod) for pod in space.pods("server", version="v1")}
-
-        thaw = space.freeze("v2")  # every answer hangs from now on
-        began = time.monotonic()
-        try:
-            space.wait(lambda status: status["stable"]["name"] == "v1", what="back on v1", timeout_s=60)
-            took = time.monotonic() - began
-            space.wait(lambda status: status.get("phase") == "Idle", what="Idle", timeout_s=120)
-        finally:
-            thaw()
-        traffic.wait(more=20)
-        status = space.status()
-    print(f"rollback {took:.1f} s after the servers froze; {traffic.answered} answers")
-    assert (status["versions"][-1]["name"], status["versions"][-1]["outcome"]) == ("v2", "RolledBack")
-    assert not before, f"failed on the way to the promotion: {before[:5]}"
-    assert not traffic.failures, f"clients must not notice: {traffic.failures[:5]}"
-    assert traffic.retries == retries, "nor ask twice because of a switch"
-    assert took < 60
-    assert {pod["metadata"]["name"]: restarted(pod) for pod in space.pods("server", version="v1")} == restarts
-    wait_until(lambda: not space.pods("server", version="v2"), what="the servers of v2 gone", timeout_s=120)
+    url = f"http://{space.cluster.service_address(ENDPOINT, namespace=space.namespace)}"
+    with last_words(space), Traffic(url=url, model=ENDPOINT).flowing() as traffic:
+        walk = Walk(
+            operator=upgradable,
+            space=space,
+            traffic=traffic,
+            logs=GatewayLogs(space=space),
+            stable=first["status"]["stable"]["digest"],
+        )
+        stable = walk.running("server", version="v1")
+        assert list(stable.values()) == [0]
+        voted_at_any_gateway(walk)
+        candidate_without_pods(walk)
+        promoted(walk)
+        servers_that_hang(walk)
+        assert walk.running("server", version="v1") == stable, "nothing restarts what serves"
+        restored(walk)
+        assert walk.running("server", version="v1") == stable, "nor does a restore"
+        traffic.wait(more=5)
+    checked(walk)
+    with capsys.disabled():
+        print(f"\n{json.dumps(walk.figures, indent=1)}")
 
 
-def roll(operator: InstalledOperator, space: EndpointSpace, traffic: Traffic, *, version: str) -> list[str]:
-    """Go with a candidate to its approval, with a fault in each phase; the phases that were seen."""
-    phases: list[str] = []
-    deadline = time.monotonic() + 600
-    while not phases or phases[-1] != "AwaitingApproval":
-        assert time.monotonic() < deadline, json.dumps(space.status(), indent=1)
-        status = space.status()
-        assert status["stable"]["name"] == "v1"
-        phase = status["phase"]
-        if status.get("candidate", {}).get("uid") == version and phase not in phases:
-            phases.append(phase)
-            if phase == "Shadowing":
-                kill_leader(operator)
-            elif phase == "Canary":
-                gateway = space.pods("gateway")[0]["metadata"]["name"]
-                space.kubectl.delete("pod", gateway, namespace=space.namespace, wait=False)
-                space.cluster.stop_apiserver()
-                traffic.wait(more=10)
-                space.cluster.start_apiserver()
-        time.sleep(0.5)
-    return phases
+@contextmanager
+def last_words(space: EndpointSpace) -> Iterator[None]:
+    """Where the test fails, print what its pods said last; the access log is left out."""
+    try:
+        yield
+    except BaseException:
+        for pod in [*space.pods("gateway"), *space.pods("server")]:
+            name = pod["metadata"]["name"]
+            lines = space.kubectl.run("logs", name, "-n", space.namespace, "--tail=300").splitlines()
+            print(f"--- {name}", *[line for line in lines if " /v1/" not in line][-40:], sep="\n")
+        raise
 
 
-def restarted(pod: dict[str, object]) -> int:
-    """How often a pod's container was started again."""
-    status = pod["status"]
-    assert isinstance(status, dict)
-    return int(status["containerStatuses"][0]["restartCount"])
+def voted_at_any_gateway(walk: Walk) -> None:
+    """Whichever replica gave an answer, each of them takes the vote about it, and only one vote."""
+    addresses = [pod["status"]["podIP"] for pod in walk.space.pods("gateway")]
+    assert len(addresses) == 2
+    question = {"model": ENDPOINT, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    time.sleep(2)  # each has reported and was told of the other
+    for answering, other in (addresses, addresses[::-1]):
+        answer = urllib3.request("POST", f"http://{answering}:8080/v1/chat/completions", json=question, timeout=60)
+        ballot = {"request_id": answer.headers["x-request-id"], "rating": "up"}
+        votes = [
+            urllib3.request("POST", f"http://{each}:8080/v1/feedback", json=ballot)
+            for each in (other, answering, other)
+        ]
+        assert [vote.status for vote in votes] == [200, 409, 409], [vote.data for vote in votes]
+
+
+def candidate_without_pods(walk: Walk) -> None:
+    """v2 loses its pods while clients are sent to it: a gateway leaves it by itself, which ends it. All replicas of the
+    operator are killed at that moment, and the one that leads in each phase before."""
+    space, traffic = walk.space, walk.traffic
+    v2 = space.offer("v2", baseline=walk.stable)
+    wait_until(lambda: space.pods("server", version="v2"), what="a pod of v2", timeout_s=60)
+    leader = walk.kill_leader("Shadowing")
+    walk.wait("Canary", candidate=v2)
+    walk.wait_answered_by(v2)
+    walk.operator.wait_for_leader(other_than=leader)
+    with walk.operator.killed_in(
+        "RollingBack", kind="modelendpoint", name=ENDPOINT, namespace=space.namespace
+    ) as killed:
+        walk.kill_leader("Canary")
+        percent = space.status()["step"]["percent"]
+        users = [
+            f"burst-{number}" for number in range(1000) if user_position(salt=v2, user=f"burst-{number}") < percent
+        ]
+        pids = space.processes("v2")
+        began = time.time()
+        walk.disturbed[space.routes()["epoch"]] = began
+        space.kubectl.run("cordon", *space.cluster.nodes)  # no others take their place meanwhile
+        for pod in space.pods("server", version="v2"):
+            name = pod["metadata"]["name"]
+            space.kubectl.delete("pod", name, namespace=space.namespace, wait=False)
+        wait_until(lambda: not set(pids) & set(space.processes("v2")), what="the end of v2's servers", timeout_s=30)
+        traffic.burst(users[:_BURST])
+        space.wait(lambda status: status["versions"][-1]["uid"] == v2, what="the end of v2", timeout_s=120)
+        walk.figures["candidate_pods_deleted_to_recorded_s"] = round(time.time() - began, 1)
+        phase = space.status()["phase"]
+        if killed and phase == "RollingBack":
+            walk.killed_in.append(phase)
+        status = space.wait(lambda status: status.get("phase") == "Idle", what="Idle", timeout_s=120)["status"]
+    space.kubectl.run("uncordon", *space.cluster.nodes)
+    walk.logs.collect()
+    walk.figures["candidate_pods_deleted_to_left_by_gateway_s"] = round(walk.logs.left[v2] - began, 2)
+    outcome = status["versions"][-1]
+    assert (outcome["name"], outcome["outcome"]) == ("v2", "RolledBack")
+    assert outcome["reason"].startswith("a gateway left it: "), outcome
+    assert status["stable"]["name"] == "v1"
+
+
+def promoted(walk: Walk) -> None:
+    """v3 goes all the way, although a gateway, the apiserver and the leader go away, and the operator is upgraded."""
+    space, traffic = walk.space, walk.traffic
+    v3 = space.offer("v3", baseline=walk.stable)
+    walk.wait("Canary", candidate=v3)
+    walk.wait_answered_by(v3)
+    walk.logs.collect()
+    gateway = space.pods("gateway")[0]["metadata"]["name"]
+    deleted = time.time()
+    space.kubectl.delete("pod", gateway, namespace=space.namespace)
+    walk.deletions.append((deleted, time.time()))
+    space.cluster.stop_apiserver()
+    stopped = time.time()
+    traffic.wait(more=10)
+    space.cluster.start_apiserver()
+    walk.outages.append((stopped, time.time()))
+    walk.wait("AwaitingApproval", candidate=v3)
+    walk.operator.wait_for_leader()
+    walk.kill_leader("AwaitingApproval")
+    upgraded(walk)
+    space.annotate(approve=v3)
+    space.wait(lambda status: status.get("phase") == "Guarding", what="Guarding")
+    assert space.status()["stable"]["name"] == "v3"
+
+
+def upgraded(walk: Walk) -> None:
+    """The operator is replaced by one that would start other images. The rollout waits for its approval meanwhile."""
+
+    def picture() -> tuple[object, ...]:
+        return walk.space.routes(), walk.running("gateway"), walk.running("server")
+
+    def phase() -> object:
+        status = walk.space.status()
+        return status["phase"], status["candidate"]["name"], status["stable"]["name"]
+
+    before = picture(), phase()
+    walk.operator.upgrade(tag="next")
+    walk.traffic.wait(more=5)
+    assert (picture(), phase()) == before, "an upgrade restarts nothing, and moves nobody"
+
+
+def servers_that_hang(walk: Walk) -> None:
+    """After the promotion all servers of v3 freeze: back to v1, which is still warm."""
+    space, traffic = walk.space, walk.traffic
+    leader = walk.kill_leader("Guarding")
+    traffic.wait(more=20)
+    walk.operator.wait_for_leader(other_than=leader)
+    pids = space.processes("v3")
+    assert pids
+    began = time.time()
+    thaw = containers.freeze(pids)  # every answer hangs from now on
+    try:
+        space.wait(lambda status: status["stable"]["name"] == "v1", what="back on v1", timeout_s=60)
+        walk.figures["servers_frozen_to_rollback_s"] = round(time.time() - began, 1)
+        space.wait(lambda status: status.get("phase") == "Idle", what="Idle", timeout_s=120)
+    finally:
+        thaw()
+    outcome = space.status()["versions"][-1]
+    assert (outcome["name"], outcome["outcome"]) == ("v3", "RolledBack")
+    wait_until(lambda: not space.pods("server", version="v3"), what="the servers of v3 gone", timeout_s=120)
+
+
+def restored(walk: Walk) -> None:
+    """The objects come from a backup: no status, other UIDs. The operator was away, and comes back as it was before."""
+    space = walk.space
+
+    def picture() -> tuple[object, ...]:
+        return space.routes(), walk.running("gateway"), walk.running("server")
+
+    before = picture()
+    walk.operator.scale(0)
+    backup.recreate(space)
+    walk.traffic.wait(more=5)
+    install(cluster=space.cluster)
+    status = space.wait(in_production, what="the restored endpoint in production")["status"]
+    assert [(each["name"], each["outcome"]) for each in status["versions"][-1:]] == [("v1", "Promoted")]
+    assert status["stable"]["digest"] == walk.stable
+    walk.traffic.wait(more=15)
+    assert picture() == before, "the same routes, epoch included, and the same pods"
+    assert (space.status()["phase"], space.status().get("candidate")) == ("Idle", None), "what failed stays out"
+    endpoint = space.endpoint()["metadata"]["uid"]
+    owners = {
+        each["metadata"]["name"]: [owner["uid"] for owner in each["metadata"].get("ownerReferences") or ()]
+        for kind in ("deployments", "services")
+        for each in space.kubectl.list(kind, namespace=space.namespace)
+    }
+    assert all(uids == [endpoint] for uids in owners.values()), owners
+
+
+def checked(walk: Walk) -> None:
+    """What held all the time, and the figures."""
+    traffic, logs = walk.traffic, walk.logs
+    logs.collect()
+    known = switches(walk.space)
+    divided = splits(traffic.answers, known=known, before=walk.disturbed)
+    settled = {each.routes.epoch: logs.seconds(each) for each in known}
+    delayed = [each.routes.epoch for each in known if after_outage(each, walk.outages)]
+    walk.figures = {
+        "answers": len(traffic.answers),
+        "failures": len(traffic.failures),
+        "sdk_retries": sum(each.retries for each in traffic.answers),
+        "fallbacks": sum(logs.fallbacks.values()),
+        "slowest_answer_s": round(max(each.seconds for each in traffic.answers), 1),
+        "operator_killed_in": walk.killed_in,
+        "splits": [asdict(each) for each in divided],
+        "switch_to_all_gateways_s": {epoch: each and round(each, 3) for epoch, each in settled.items()},
+        "switches_just_after_an_outage": delayed,
+        **walk.figures,
+    }
+    words = json.dumps(walk.figures, indent=1)
+    assert not traffic.failures, f"clients must not notice: {traffic.failures[:5]}\n{words}"
+    again = [each for each in traffic.answers if each.retries]
+    for each in again:
+        assert any(began - 5 < each.sent < ended + 5 for began, ended in walk.deletions), (
+            f"asked twice: {each}\n{words}"
+        )
+    for phase in ("Shadowing", "Canary", "AwaitingApproval", "Guarding"):
+        assert phase in walk.killed_in
+    assert len([each for each in divided if each.answers >= 15]) >= 2, words
+    for split in divided:
+        assert split.low <= split.candidate <= split.high, words
+    assert sum(each.strayed for each in divided) <= sum(logs.fallbacks.values()), words
+    pods = [pod["metadata"]["name"] for pod in walk.space.pods("gateway")]
+    assert not logs.missing([each for each in known if each.routes.epoch not in delayed], pods=pods), words
+    quick = [took for epoch, took in settled.items() if took is not None and epoch not in delayed]
+    assert len(quick) >= 6, words
+    assert max(quick) < 1, words
+
+
+def after_outage(switch: Switch, outages: list[tuple[float, float]]) -> bool:
+    """Whether the apiserver was away when routes were written, or gateways may not have noticed that it is back."""
+    return any(stopped - 1 <= switch.at <= back + _WATCHING_AGAIN_S for stopped, back in outages)
 
 
 def test_a_version_that_cannot_be_served_never_touches_production(

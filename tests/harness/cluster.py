@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
-from tests.harness import tools
+from tests.harness import audit, tools
 from tests.harness.controlplane import ControlPlane
 from tests.harness.errors import HarnessError
 from tests.harness.guard import Guard, record_cgroup, remove_environment
@@ -112,6 +112,7 @@ class Cluster(ControlPlane):
             port=6443,
             etcd_ports=(2379, 2380),
             controller_options=_CONTROLLER_OPTIONS,
+            apiserver_options=audit.options(folder),
             network=control.network,
             daemon_prefix=lambda: control.prefix() if control.is_on() else [],
             kubectl_prefix=control.network_prefix,
@@ -243,6 +244,7 @@ class Cluster(ControlPlane):
         """Start everything, as much at once as depends on nothing else, and wait until the cluster works."""
         record_cgroup(self.folder, self._cgroup)
         self.prepare()
+        audit.prepare(self.folder)
         nodes = list(self.nodes.values())
         for node in nodes:
             node.create(pause_image=self.images.pause)

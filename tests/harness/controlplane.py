@@ -33,6 +33,7 @@ class ControlPlane:
     etcd_ports: tuple[int, int]
     """Client and peer port, on the loopback address."""
     controller_options: Sequence[str] = ()
+    apiserver_options: Sequence[str] = ()
     network: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
     """Puts the calling thread where `address` is reachable."""
     daemon_prefix: Callable[[], Sequence[str]] = field(default=tuple)
@@ -98,6 +99,7 @@ class ControlPlane:
             f"--kubelet-client-certificate={pki / 'kubelet-client.crt'}",
             f"--kubelet-client-key={pki / 'kubelet-client.key'}",
             "--allow-privileged",
+            *self.apiserver_options,
         )
 
     @property

@@ -1,0 +1,105 @@
+"""Clients of an endpoint that never stop: the real `openai` package, and a record of who answered."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import openai
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answered request."""
+
+    user: str
+    sent: float
+    """Seconds since 1970."""
+    seconds: float
+    epoch: int
+    """Of the routes by which it was sent, and the UID of the version that answered: its request id tells."""
+    variant: str
+    retries: int
+    """Times that the client asked again by itself."""
+
+
+@dataclass(kw_only=True)
+class Traffic:
+    """Requests at a steady rate, each of a user of its own, every second one streamed."""
+
+    url: str
+    model: str
+    per_second: float = 1.5
+    answers: list[Answer] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _bursts: list[Sequence[str]] = field(default_factory=list)
+
+    @contextmanager
+    def flowing(self) -> Iterator[Traffic]:
+        """Until the block ends. The thread has the network of the one that starts it."""
+        thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="traffic", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            thread.join(timeout=90)
+
+    def wait(self, *, more: int, timeout_s: float = 120) -> None:
+        """Wait for more answers."""
+        wanted, deadline = len(self.answers) + more, time.monotonic() + timeout_s
+        while len(self.answers) < wanted:
+            assert time.monotonic() < deadline, f"{wanted - len(self.answers)} answers short: {self.failures[-3:]}"
+            time.sleep(0.2)
+
+    def burst(self, users: Sequence[str]) -> None:
+        """A request of each of these users, all at once and besides the others."""
+        self._bursts.append(users)
+
+    async def _run(self) -> None:
+        client = openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=60)
+        async with asyncio.TaskGroup() as group:
+            number = 0
+            while not self._stop.is_set():
+                burst = self._bursts.pop() if self._bursts else ()
+                for user in (f"user-{number}", *burst):
+                    group.create_task(self._ask(client, user=user, stream=bool(number % 2)))
+                number += 1
+                await asyncio.sleep(1 / self.per_second)
+
+    async def _ask(self, client: openai.AsyncOpenAI, *, user: str, stream: bool) -> None:
+        began, sent = time.monotonic(), time.time()
+        question: Any = [{"role": "user", "content": f"Say a number greater than that of {user}."}]
+        request: Any = {"model": self.model, "messages": question, "max_tokens": 3, "user": user}
+        try:
+            raw = await client.chat.completions.with_raw_response.create(**request, stream=stream)
+            answer: Any = raw.parse()
+            if stream:
+                ends = [choice.finish_reason async for chunk in answer for choice in chunk.choices]
+            else:
+                ends = [answer.choices[0].finish_reason]
+            assert ends[-1] in ("length", "stop"), f"it ended with {ends[-1:]}"
+        except (openai.OpenAIError, AssertionError) as error:
+            self.failures.append(f"{user}: {type(error).__name__}: {error}")
+            return
+        epoch, variant = _answered(raw.headers["x-request-id"])
+        seconds = time.monotonic() - began
+        retries = raw.retries_taken
+        self.answers.append(
+            Answer(user=user, sent=sent, seconds=seconds, epoch=epoch, variant=variant, retries=retries)
+        )
+
+
+def _answered(request_id: str) -> tuple[int, str]:
+    """Epoch and variant. The id is signed for the gateway's own use; anybody may read it."""
+    payload = request_id.partition(".")[0]
+    epoch, _, variant, *_ = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return int(epoch), str(variant)
