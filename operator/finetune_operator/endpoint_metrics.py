@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from finetune_api.modelendpoint import EndpointPhase, ModelEndpointStatus, Outcome
+from finetune_api.shared_fields import Verdict
 from finetune_operator.ports import Key
 
 PHASES: tuple[str, ...] = EndpointPhase.__args__  # type: ignore[attr-defined]
+VERDICTS: tuple[str, ...] = Verdict.__args__  # type: ignore[attr-defined]
 OUTCOMES: tuple[str, ...] = Outcome.__args__  # type: ignore[attr-defined]
 
 
@@ -17,10 +21,17 @@ class EndpointMetrics:
     def __init__(self, *, registry: CollectorRegistry) -> None:
         one = ["namespace", "name"]
         self._phases: dict[Key, str] = {}
-        self._outcomes: dict[Key, int] = {}
+        self._counted: dict[Key, frozenset[Hashable]] = {}
+        """What the status recorded at the last look: its lists are bounded, so their lengths tell nothing."""
         self.endpoints = Gauge("finetune_endpoints", "ModelEndpoints by phase.", ["phase"], registry=registry)
         self.outcomes = Counter(
             "finetune_rollouts_total", "Versions by what became of them.", ["outcome"], registry=registry
+        )
+        self.comparisons = Counter(
+            "finetune_comparisons_total",
+            "Comparisons of a version with what had become stable since, by verdict.",
+            ["verdict"],
+            registry=registry,
         )
         self._weight = Gauge(
             "finetune_canary_weight_percent", "Share of requests that the candidate answers.", one, registry=registry
@@ -37,6 +48,8 @@ class EndpointMetrics:
             self.endpoints.labels(phase)
         for outcome in OUTCOMES:
             self.outcomes.labels(outcome)
+        for verdict in VERDICTS:
+            self.comparisons.labels(verdict)
 
     def show(self, *, key: Key, status: ModelEndpointStatus) -> None:
         """The endpoint is like this now."""
@@ -60,7 +73,7 @@ class EndpointMetrics:
     def forget(self, *, key: Key) -> None:
         """The endpoint is gone, or another process shows it."""
         before = self._phases.pop(key, None)
-        self._outcomes.pop(key, None)
+        self._counted.pop(key, None)
         if before is None:
             return
         self.endpoints.labels(before).dec()
@@ -73,8 +86,14 @@ class EndpointMetrics:
             self.forget(key=key)
 
     def _count(self, *, key: Key, status: ModelEndpointStatus) -> None:
-        """Outcomes that were recorded since the last look; those of before this process led are not counted again."""
-        known = self._outcomes.get(key, len(status.versions))
-        for outcome in status.versions[known:]:
-            self.outcomes.labels(outcome.outcome).inc()
-        self._outcomes[key] = len(status.versions)
+        """What was recorded since the last look; what was before this process led is not counted again."""
+        found: dict[Hashable, Counter] = {}
+        for ended in status.versions:
+            found[ended.uid, ended.time, ended.outcome] = self.outcomes.labels(ended.outcome)
+        for compared in status.comparisons:
+            record = compared.version.uid, compared.baseline.digest, compared.time
+            found[record] = self.comparisons.labels(compared.verdict)
+        known = self._counted.get(key, found.keys())
+        for new in found.keys() - known:
+            found[new].inc()
+        self._counted[key] = frozenset(found)
