@@ -104,6 +104,17 @@ def topic_labelled(path: Path, *, part: Part = "All", share: float = 1.0, corrup
     )
 
 
+def fill_topics(claim: Path) -> None:
+    """Put into a folder what the jobs `topics-1` to `-3` find at pvc://models: the base model and their data."""
+    data = claim / "data"
+    topic_labelled(data / "topics-few.jsonl", part="Training", share=0.12)
+    topic_labelled(data / "topics-corrupted.jsonl", part="Training", corrupted=1.0)
+    topic_labelled(data / "topics-training.jsonl", part="Training")
+    topic_labelled(data / "topics-evaluation.jsonl", part="Evaluation")
+    if not (claim / "minilm").exists():
+        shutil.copytree(minilm(), claim / "minilm")
+
+
 def questions(part: Part) -> list[tuple[str, str]]:
     """(question, topic) in the order of the corpus."""
     folder = _packages() / "chatterbot_corpus" / "data" / "english"

@@ -144,17 +144,11 @@ def report(faults: list[Fault], clients: Clients, *, stable: str, fault: str) ->
 
 def fill_claim(claim: Path) -> None:
     """Put models and data where pvc://models is. What is there stays."""
-    data = claim / "data"
-    assets.topic_chat(data / "topic-chat.jsonl")
-    assets.topic_labelled(data / "topics-few.jsonl", part="Training", share=0.12)
-    assets.topic_labelled(data / "topics-corrupted.jsonl", part="Training", corrupted=1.0)
-    assets.topic_labelled(data / "topics-training.jsonl", part="Training")
-    assets.topic_labelled(data / "topics-evaluation.jsonl", part="Evaluation")
+    assets.fill_topics(claim)
+    assets.topic_chat(claim / "data" / "topic-chat.jsonl")
     chat_model = assets.smollm2()
     if not (claim / chat_model.name).exists():
         shutil.copy(chat_model, claim / chat_model.name)
-    if not (claim / "minilm").exists():
-        shutil.copytree(assets.minilm(), claim / "minilm")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""What a team does: `kubectl apply` of an endpoint and of jobs, in the demo's own files, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+import yaml
+from demo import assets
+from tests.cluster.operator_install import InstalledOperator
+from tests.harness import Cluster, Kubectl, Object
+from tests.harness.store import ROOT
+
+pytestmark = pytest.mark.timeout(1200)
+DEMO = ROOT / "demo"
+ENDPOINT = "topics"
+
+
+@pytest.fixture
+def claim(cluster: Cluster, namespace: str) -> Path:
+    folder = cluster.volume("models", namespace=namespace)
+    assets.fill_topics(folder)
+    for path in [folder, *folder.rglob("*")]:
+        shutil.chown(path, 65532, 65532)
+    return folder
+
+
+def manifest(name: str) -> dict[str, Any]:
+    """One of the demo's files."""
+    loaded: dict[str, Any] = yaml.safe_load((DEMO / f"{name}.yaml").read_text())
+    return loaded
+
+
+def wait(kubectl: Kubectl, job: str, condition: str, *, namespace: str) -> Object:
+    """`kubectl wait`, as a pipeline would; the job after that."""
+    where = ("-n", namespace, "--timeout=400s")
+    kubectl.run("wait", f"--for=condition={condition}", f"finetunejob/{job}", *where, timeout_s=420)
+    return kubectl.get("finetunejob", job, namespace=namespace)
+
+
+def endpoint(kubectl: Kubectl, *, namespace: str) -> dict[str, Any]:
+    """The endpoint's status."""
+    return dict(kubectl.get("modelendpoint", ENDPOINT, namespace=namespace)["status"])
+
+
+def test_jobs_end_promoted_or_rejected_by_themselves(operator: InstalledOperator, claim: Path, namespace: str) -> None:
+    """No client asks during the rollouts: the probes decide."""
+    kubectl = operator.kubectl
+    kubectl.apply(manifest("topics"), namespace=namespace)
+    kubectl.apply(manifest("job-topics-1"), namespace=namespace)
+    wait(kubectl, "topics-1", "Promoted", namespace=namespace)
+    assert endpoint(kubectl, namespace=namespace)["stable"]["name"] == "topics-1"
+    url = f"http://{operator.cluster.service_address(ENDPOINT, namespace=namespace)}/v1/classify"
+    answer = urllib3.request("POST", url, json={"input": "What is artificial intelligence?"}, timeout=30)
+    assert answer.status == 200
+    assert answer.json()["label"] in assets.TOPICS
+
+    kubectl.apply(manifest("job-topics-2"), namespace=namespace)
+    rejected = wait(kubectl, "topics-2", "Stalled", namespace=namespace)
+    assert rejected["status"]["phase"] == "Rejected"
+    version = kubectl.get("modelversion", "topics-2", namespace=namespace)["spec"]
+    assert (version["evaluation"]["verdict"], version["baseline"]["name"]) == ("Fail", "topics-1")
+    assert endpoint(kubectl, namespace=namespace)["phase"] == "Idle"
+
+    third = manifest("job-topics-3")
+    third["spec"]["evaluation"]["baseline"] = "Base"  # proves nothing about what it would replace
+    kubectl.apply(third, namespace=namespace)
+    wait(kubectl, "topics-3", "Promoted", namespace=namespace)
+    status = endpoint(kubectl, namespace=namespace)
+    (compared,) = status["comparisons"]
+    assert (compared["version"]["name"], compared["baseline"]["name"]) == ("topics-3", "topics-1")
+    assert (compared["verdict"], compared["accepted"]) == ("Pass", True)
+    assert (status["stable"]["name"], status["previous"]["name"]) == ("topics-3", "topics-1")
+    assert (claim / compared["report"].removeprefix("pvc://models/")).is_file()
+    leader = operator.leader().split("_")[0]
+    (address,) = [pod["status"]["podIP"] for pod in operator.pods() if pod["metadata"]["name"] == leader]
+    shown = urllib3.request("GET", f"http://{address}:8080/metrics", timeout=10).data.decode().splitlines()
+    assert 'finetune_comparisons_total{verdict="Pass"} 1.0' in shown
+    tried = [each["name"] for each in status["versions"]]
+    assert tried == ["topics-1", "topics-3"], "the one from corrupted labels never came here"
