@@ -22,7 +22,7 @@ from finetune_operator.cli.rollout_words import (
     resume,
     rolls_back,
 )
-from finetune_operator.cli.void_requests import void_decisions
+from finetune_operator.endpoint.void_requests import void_decisions
 from finetune_operator.endpoint.choose import PARTICIPLES
 from finetune_operator.endpoint.plan import RolloutPlan, read_plan
 from finetune_operator.endpoint.requests import read_requests

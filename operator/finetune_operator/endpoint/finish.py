@@ -6,19 +6,23 @@ import json
 from datetime import datetime
 from typing import Any
 
+from finetune_api import GROUP
 from finetune_api.base import Condition
 from finetune_api.modelendpoint import EndpointPhase, ModelEndpointStatus, RoutesStatus
-from finetune_operator.controller import ChildRef, State
+from finetune_operator.controller import ChildRef, Event, State
 from finetune_operator.endpoint.children import NO_CHILDREN, Children
 from finetune_operator.endpoint.decision import Draft, EndpointDecision
 from finetune_operator.endpoint.names import analysis_name, metadata_of
 from finetune_operator.endpoint.observed import ObservedEndpoint
 from finetune_operator.endpoint.requests import read_requests
+from finetune_operator.endpoint.void_requests import void_decisions
 from finetune_operator.job.conditions import MAXIMUM_MESSAGE, Summary
 from finetune_operator.job.times import after, seconds_until, whole_second
 from finetune_operator.ports import Manifest
 
 ANALYSIS_KEY = "analysis.json"
+REQUEST_VOID = "RequestVoid"
+"""Condition and Event: a decision on the endpoint names another version than it could be about."""
 _FLOWING = ("step", "analysis", "analysisTime", "routes")
 """What changes all the time while requests come in: written at most every few seconds."""
 _FLOW_SECONDS = 5.0
@@ -65,7 +69,7 @@ def finish(
         apply=(*children.apply, *analysis),
         status=status if write else None,
         requeue_seconds=0.0 if (write and facts_moved) or acted else min(due, default=None),
-        events=draft.events if write else (),
+        events=(*draft.events, *_void_event(before=before, new=new)) if write else (),
     )
 
 
@@ -116,6 +120,13 @@ def held(
     )
 
 
+def _void_event(*, before: ModelEndpointStatus, new: ModelEndpointStatus) -> tuple[Event, ...]:
+    """Tell whoever has just asked for something that it has no effect."""
+    known = {each.message for each in before.conditions if each.type == REQUEST_VOID}
+    found = [each.message for each in new.conditions if each.type == REQUEST_VOID]
+    return tuple(Event(type="Warning", reason=REQUEST_VOID, message=each) for each in found if each not in known)
+
+
 # -- conditions -------------------------------------------------------------------------------------------------------
 
 _Wanted = tuple[str, str, str, str]
@@ -140,6 +151,10 @@ def _conditions(*, observed: ObservedEndpoint, status: ModelEndpointStatus, summ
         wanted.append(("AwaitingApproval", "True", "ManualApproval", summary.message))
     if phase == "Paused":
         wanted.append(("Paused", "True", summary.reason, summary.message))
+    void = void_decisions(observed.endpoint.model_copy(update={"status": status}))
+    if void:
+        words = "; ".join(f"{GROUP}/{decision} is void: {why}" for decision, why in void.items())
+        wanted.append((REQUEST_VOID, "True", "AnotherVersion", words))
     last = status.versions[-1] if status.versions else None
     if last is not None and last.outcome == "RolledBack":
         wanted.append(("RolledBack", "True", "Regression", f"{last.name}: {last.reason} (by {last.by})"))

@@ -208,7 +208,14 @@ async def test_an_annotation_for_another_version_does_nothing() -> None:
     await world.run(until=lambda status: status.phase == "AwaitingApproval")
     world.annotate(approve="somebody-else", reject="somebody-else", rollback="somebody-else")
     await world.settle(ticks=10)
-    assert (await world.status()).phase == "AwaitingApproval"
+    status = await world.status()
+    assert status.phase == "AwaitingApproval"
+    (void,) = [each for each in status.conditions if each.type == "RequestVoid"]
+    assert "finetune.dev/approve is void: it is for another version (somebody-else), not for v2" in void.message
+    assert [each.reason for each in world.cluster.events].count("RequestVoid") == 1, "told once"
+    world.annotate(approve=None, reject=None, rollback=None)
+    await world.settle(ticks=3)
+    assert not [each for each in (await world.status()).conditions if each.type == "RequestVoid"]
 
 
 async def test_paused_nothing_moves_but_a_regression_does() -> None:
