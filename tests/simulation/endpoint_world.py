@@ -21,7 +21,7 @@ from tests.simulation.world import Reports, void
 from finetune_api.finetunejob import EvaluationMetric
 from finetune_api.modelendpoint import ModelEndpoint, ModelEndpointStatus
 from finetune_api.observations import ArmCounts, BreakerTrip, Observations, PairCounts, ShadowCounts
-from finetune_api.routes import ROUTES_KEY, Routes
+from finetune_api.routes import ROUTES_KEY, Routes, ShadowOrder
 from finetune_api.shared_fields import Resources
 from finetune_operator.config import OperatorConfig
 from finetune_operator.endpoint.comparison import MOST_FAILURES
@@ -34,6 +34,8 @@ from finetune_operator.ports import Cluster, ConflictError, Door, Key, Manifest,
 from finetune_operator.reconcile import Reconciler
 
 TICK = timedelta(seconds=1)
+PROMPTS = 100
+"""Held out with each version."""
 KEY = Key(kind="ModelEndpoint", namespace="ml", name="router")
 CONFIG = OperatorConfig(trainer_image="trainer:1", gateway_image="gateway:1")
 EVALUATION = EvaluationPlan(
@@ -420,6 +422,7 @@ class EndpointWorld:
             counts["errors"] += self.random.random() < quality.error
             counts["bad"] += self.random.random() < quality.bad
             self._shadow(gateway, routes, variant)
+        self._probe(gateway, routes)
         self._trip(gateway, routes)
 
     def _shadow(self, gateway: GatewayProcess, routes: Routes, variant: str) -> None:
@@ -427,9 +430,22 @@ class EndpointWorld:
         if order is None or variant != order.stable or self.random.random() * 100 >= order.percent:
             return
         gateway.shadows[routes.epoch] = gateway.shadows.get(routes.epoch, 0) + 1
+        self._pair(gateway, routes, order, source="Shadow")
+
+    def _probe(self, gateway: GatewayProcess, routes: Routes) -> None:
+        """Held-out prompts, each once an epoch."""
+        order = routes.shadow
+        if order is None or order.probe is None:
+            return
+        key = (routes.epoch, "Probe", order.candidate, order.stable, "quality")
+        left = PROMPTS - gateway.pairs.get(key, {"pairs": 0})["pairs"]
+        for _ in range(min(left, round(order.probe.rate_per_second * TICK.total_seconds()))):
+            self._pair(gateway, routes, order, source="Probe")
+
+    def _pair(self, gateway: GatewayProcess, routes: Routes, order: ShadowOrder, *, source: str) -> None:
         one, other = self._quality(routes, order.candidate), self._quality(routes, order.stable)
         for metric, name in (("error_rate", "error"), ("quality", "bad")):
-            key = (routes.epoch, "Shadow", order.candidate, order.stable, metric)
+            key = (routes.epoch, source, order.candidate, order.stable, metric)
             counts = gateway.pairs.setdefault(key, {"pairs": 0, "candidateOnly": 0, "stableOnly": 0, "both": 0})
             worse = self.random.random() < getattr(one, name)
             bad = self.random.random() < getattr(other, name)

@@ -9,9 +9,9 @@ from finetune_operator.cli import sections, words
 from finetune_operator.cli.describe_comparisons import comparisons
 from finetune_operator.cli.sections import INDENT
 from finetune_operator.cli.tables import age, table
-from finetune_operator.endpoint.void_requests import Decision, decisions_of, names_of, void_decisions
 from finetune_operator.endpoint.plan import RolloutPlan, read_plan
 from finetune_operator.endpoint.requests import read_requests
+from finetune_operator.endpoint.void_requests import Decision, decisions_of, names_of, void_decisions
 from finetune_operator.ports import Manifest
 
 _OUTCOMES = 20

@@ -22,10 +22,10 @@ from finetune_operator.cli.rollout_words import (
     resume,
     rolls_back,
 )
-from finetune_operator.endpoint.void_requests import void_decisions
 from finetune_operator.endpoint.choose import PARTICIPLES
 from finetune_operator.endpoint.plan import RolloutPlan, read_plan
 from finetune_operator.endpoint.requests import read_requests
+from finetune_operator.endpoint.void_requests import void_decisions
 
 
 def explain_endpoint(endpoint: ModelEndpoint, *, now: datetime, shell: Shell) -> Explanation:

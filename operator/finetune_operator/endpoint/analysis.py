@@ -163,7 +163,7 @@ def _row(tests: MetricState, *, metric: LiveMetric, scope: Scope, needed: int) -
     samples = _samples(tests, part=scope.part)
     low, high = _bounds(tests)
     reason = _proof(tests, metric=metric)
-    seen = candidate - stable if candidate is not None and stable is not None else None
+    seen = _difference(tests)
     if reason is not None:
         verdict: Literal["Pass", "Fail", "Inconclusive"] = "Fail"
     elif samples < needed:
@@ -203,25 +203,41 @@ def _proof(tests: MetricState, *, metric: LiveMetric) -> str | None:
 
 
 def _samples(tests: MetricState, *, part: Part) -> int:
-    if part == "Shadow":
-        return int(tests.pairs.samples) if tests.pairs else 0
-    if part == "Canary":
-        return int(sum(arms.candidate.total + arms.pending.candidate.total for _, arms in tests.arms))
+    """What the candidate has answered: requests of clients and, so that none need come, held-out prompts."""
+    if part != "Guard":
+        return int((tests.pairs.samples if tests.pairs else 0) + _answered(tests))
     seen = [tests.rate, tests.two_rates, tests.paired]
     return int(max((each.observations for each in seen if each is not None), default=0))
 
 
+def _answered(tests: MetricState) -> float:
+    """Requests of clients that the candidate has answered."""
+    return float(sum(arms.candidate.total + arms.pending.candidate.total for _, arms in tests.arms))
+
+
+def _difference(tests: MetricState) -> float | None:
+    """The rate of bad answers seen of the candidate, less that of stable: among clients' requests or among pairs,
+    whichever looks worse. Many prompts that went well do not make up for clients who fare badly."""
+    candidate, stable = _rates_of_arms(tests)
+    among_clients = candidate - stable if candidate is not None and stable is not None else None
+    among_pairs = -tests.pairs.mean if tests.pairs is not None and tests.pairs.mean is not None else None
+    return max((each for each in (among_clients, among_pairs) if each is not None), default=None)
+
+
 def _rates_of(tests: MetricState) -> tuple[float | None, float | None]:
     """Rates of bad answers of candidate and stable, as far as the arms tell; a shadow tells the difference only."""
-    if tests.arms:
-        candidate, stable = ArmCounts(), ArmCounts()
-        for _, arms in tests.arms:
-            candidate = candidate.plus(arms.candidate)
-            stable = stable.plus(arms.stable)
-        return candidate.rate, stable.rate
-    if tests.pairs is not None and tests.pairs.mean is not None:
+    rates = _rates_of_arms(tests)
+    if None in rates and tests.pairs is not None and tests.pairs.mean is not None:
         return -tests.pairs.mean, 0.0
-    return None, None
+    return rates
+
+
+def _rates_of_arms(tests: MetricState) -> tuple[float | None, float | None]:
+    candidate, stable = ArmCounts(), ArmCounts()
+    for _, arms in tests.arms:
+        candidate = candidate.plus(arms.candidate)
+        stable = stable.plus(arms.stable)
+    return candidate.rate, stable.rate
 
 
 def _bounds(tests: MetricState) -> tuple[float | None, float | None]:

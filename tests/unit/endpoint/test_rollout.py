@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.simulation.endpoint_world import EndpointWorld, Quality, endpoint_manifest, version_manifest
+from tests.simulation.endpoint_world import PROMPTS, EndpointWorld, Quality, endpoint_manifest, version_manifest
 from tests.simulation.world import void
 
 from finetune_api.modelendpoint import ModelEndpointStatus
@@ -83,6 +83,37 @@ async def test_a_version_that_fails_in_shadow_never_sees_a_client() -> None:
     assert "Canary" not in world.phases
     await world.settle()
     assert await world.servers() == ["v1"]
+
+
+async def test_where_no_client_asks_held_out_prompts_decide() -> None:
+    world = EndpointWorld(requests_per_tick=0)
+    await world.create(endpoint_manifest(shadow={"percent": 100, "minSamples": 40, "probe": {"ratePerSecond": 5}}))
+    await world.create(version_manifest("v1"))
+    await world.run(until=serving("v1"))
+    await offer(world, "v2", Quality(bad=0.9))
+    status = await world.run(until=lambda status: len(status.versions) == 2 and status.phase == "Idle")
+    assert outcomes(status)[-1] == ("v2", "Rejected")
+    await offer(world, "v3")
+    before = len(world.phases)
+    await world.run(until=serving("v3"))
+    assert [each for each in world.phases[before:] if each in ("Shadowing", "Canary")] == ["Shadowing", "Canary"]
+
+
+async def test_a_step_that_wants_more_than_there_are_prompts_waits_for_clients() -> None:
+    world = EndpointWorld(requests_per_tick=0)
+    shadow = {"percent": 100, "minSamples": 40, "probe": {"ratePerSecond": 5}}
+    steps = [{"name": "half", "percent": 50, "minSamples": PROMPTS + 20}]
+    await world.create(endpoint_manifest(shadow=shadow, steps=steps))
+    await world.create(version_manifest("v1"))
+    await world.run(until=serving("v1"))
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Canary")
+    await world.settle(ticks=60)
+    status = await world.status()
+    assert status.phase == "Canary"
+    assert [row.samples for row in status.analysis] == [PROMPTS, PROMPTS]
+    world.requests_per_tick = 20
+    await world.run(until=serving("v2"))
 
 
 async def test_a_version_that_gets_worse_in_canary_is_rolled_back_and_not_tried_again() -> None:
