@@ -68,9 +68,9 @@ def report_of(run: EvaluateRun) -> dict[str, Any]:
 class Classifier:
     """MiniLM on the topics of real questions: prepared once, trained as often as asked."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, corrupted: float = 0.0) -> None:
         self.root = root
-        self.data = assets.topic_labelled(root / "topics.jsonl")
+        self.data = assets.topic_labelled(root / "topics.jsonl", corrupted=corrupted)
         self.prepared = PrepareResult.model_validate(
             prepare.prepare(
                 PrepareRun.model_validate(
@@ -257,20 +257,30 @@ def test_the_same_baseline_is_not_run_twice(
     assert asked == ["candidate", "baseline", "candidate"]
 
 
-def test_another_seed_is_not_called_a_regression(classifier: Classifier, tuned: TrainResult) -> None:
+@pytest.fixture(scope="module")
+def version_1(classifier: Classifier, tuned: TrainResult) -> dict[str, Any]:
+    """What is in production, as a baseline."""
+    return {
+        "name": "version-1",
+        "artifact": tuned.artifact.to_dict(),
+        "dataManifest": classifier.prepared.manifest,
+        "labels": classifier.prepared.labels,
+    }
+
+
+def test_corrupted_labels_are_called_a_regression(classifier: Classifier, version_1: dict[str, Any]) -> None:
+    """The same task, seed and steps; of the labels that it learned from, four in five belong to other questions."""
+    wrong = Classifier(classifier.root / "corrupted", corrupted=0.8).train("from-wrong-labels", seed=1)
+    result = evaluate(classifier.order("corrupted", candidate=wrong.artifact.to_dict(), baseline=version_1))
+    accuracy = next(row for row in result.results if row.metric == "accuracy")
+    assert result.verdict == accuracy.verdict == "Fail"
+    assert accuracy.high is not None
+    assert accuracy.high < -0.1, "all of the interval is beyond the margin"
+
+
+def test_another_seed_is_not_called_a_regression(classifier: Classifier, version_1: dict[str, Any]) -> None:
     other = classifier.train("other-seed", seed=2)
-    result = evaluate(
-        classifier.order(
-            "a-against-a",
-            candidate=other.artifact.to_dict(),
-            baseline={
-                "name": "version-1",
-                "artifact": tuned.artifact.to_dict(),
-                "dataManifest": classifier.prepared.manifest,
-                "labels": classifier.prepared.labels,
-            },
-        )
-    )
+    result = evaluate(classifier.order("a-against-a", candidate=other.artifact.to_dict(), baseline=version_1))
     assert result.leaked_examples == 0
     assert result.verdict in ("Pass", "Inconclusive")
 
