@@ -149,15 +149,16 @@ def voted_at_any_gateway(walk: Walk) -> None:
     addresses = [pod["status"]["podIP"] for pod in walk.space.pods("gateway")]
     assert len(addresses) == 2
     question = {"model": ENDPOINT, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
-    time.sleep(2)  # each has reported and was told of the other
+
+    def vote(at: str, ballot: dict[str, str]) -> int:
+        return urllib3.request("POST", f"http://{at}:8080/v1/feedback", json=ballot, timeout=10).status
+
     for answering, other in (addresses, addresses[::-1]):
         answer = urllib3.request("POST", f"http://{answering}:8080/v1/chat/completions", json=question, timeout=60)
         ballot = {"request_id": answer.headers["x-request-id"], "rating": "up"}
-        votes = [
-            urllib3.request("POST", f"http://{each}:8080/v1/feedback", json=ballot)
-            for each in (other, answering, other)
-        ]
-        assert [vote.status for vote in votes] == [200, 409, 409], [vote.data for vote in votes]
+        # They know of each other a second or two after they have started.
+        wait_until(lambda: vote(other, ballot) == 200, what="a vote that is passed on", timeout_s=15)  # noqa: B023
+        assert [vote(each, ballot) for each in (answering, other)] == [409, 409], "one vote for each answer"
 
 
 def candidate_without_pods(walk: Walk) -> None:
