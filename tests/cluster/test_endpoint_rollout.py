@@ -146,19 +146,22 @@ def last_words(space: EndpointSpace) -> Iterator[None]:
 
 def voted_at_any_gateway(walk: Walk) -> None:
     """Whichever replica gave an answer, each of them takes the vote about it, and only one vote."""
-    addresses = [pod["status"]["podIP"] for pod in walk.space.pods("gateway")]
-    assert len(addresses) == 2
-    question = {"model": ENDPOINT, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    one, other = [pod["status"]["podIP"] for pod in walk.space.pods("gateway")]
+    voted_once(answering=one, other=other)
+    voted_once(answering=other, other=one)
 
-    def vote(at: str, ballot: dict[str, str]) -> int:
+
+def voted_once(*, answering: str, other: str) -> None:
+    """Gateways know of each other a second or two after they have started."""
+    question = {"model": ENDPOINT, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    answer = urllib3.request("POST", f"http://{answering}:8080/v1/chat/completions", json=question, timeout=60)
+    ballot = {"request_id": answer.headers["x-request-id"], "rating": "up"}
+
+    def vote(at: str) -> int:
         return urllib3.request("POST", f"http://{at}:8080/v1/feedback", json=ballot, timeout=10).status
 
-    for answering, other in (addresses, addresses[::-1]):
-        answer = urllib3.request("POST", f"http://{answering}:8080/v1/chat/completions", json=question, timeout=60)
-        ballot = {"request_id": answer.headers["x-request-id"], "rating": "up"}
-        # They know of each other a second or two after they have started.
-        wait_until(lambda: vote(other, ballot) == 200, what="a vote that is passed on", timeout_s=15)  # noqa: B023
-        assert [vote(each, ballot) for each in (answering, other)] == [409, 409], "one vote for each answer"
+    wait_until(lambda: vote(other) == 200, what="a vote that is passed on", timeout_s=15)
+    assert [vote(each) for each in (answering, other)] == [409, 409], "one vote for each answer"
 
 
 def candidate_without_pods(walk: Walk) -> None:
