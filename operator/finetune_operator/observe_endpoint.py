@@ -16,7 +16,7 @@ from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
 from finetune_api.routes import ROUTES_KEY, Routes
 from finetune_operator.config import OperatorConfig
-from finetune_operator.endpoint.analysis import AnalysisState, state_from_dict
+from finetune_operator.endpoint.analysis_state import AnalysisState, state_from_dict
 from finetune_operator.endpoint.finish import ANALYSIS_KEY
 from finetune_operator.endpoint.names import (
     COMPARISON_LABEL,

@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 from finetune_api.modelendpoint import LiveMetric
 from finetune_api.observations import ArmCounts, Observations, PairCounts
-from finetune_operator.endpoint.analysis import AnalysisState, Scope, advance, rows
+from finetune_operator.endpoint.analysis import advance
+from finetune_operator.endpoint.analysis_rows import rows
+from finetune_operator.endpoint.analysis_state import AnalysisState, Scope
 from finetune_operator.ports import Report
 
 LOSSES = (10, 30)

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from finetune_api.modelendpoint import ModelEndpointStatus
 from finetune_operator.controller import ChildRef, Event
-from finetune_operator.endpoint.analysis import AnalysisState
+from finetune_operator.endpoint.analysis_state import AnalysisState
 from finetune_operator.job.conditions import Summary
 from finetune_operator.ports import Manifest
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from finetune_api.modelendpoint import AnalysisRow, ModelEndpointStatus
 from finetune_operator.endpoint import analysis
-from finetune_operator.endpoint.analysis import AnalysisState, Part, Scope
+from finetune_operator.endpoint.analysis_rows import rows
+from finetune_operator.endpoint.analysis_state import AnalysisState, Part, Scope
 from finetune_operator.endpoint.observed import ObservedEndpoint
 from finetune_operator.endpoint.plan import RolloutPlan
 from finetune_operator.endpoint.routing import rules_with_candidate
@@ -38,8 +39,8 @@ def judge(*, observed: ObservedEndpoint, plan: RolloutPlan) -> Judgement:
         state = analysis.begun(key=scope.key, before=_of_this_rollout(state, status))
     elapsed = (observed.now - status.step.start_time).total_seconds()
     state = analysis.advance(state, scope=scope, reports=observed.gateways.reports, elapsed_seconds=elapsed)
-    rows = analysis.rows(state, scope=scope, needed=status.step.needed)
-    return Judgement(state=state, rows=rows, trip=_trip(observed=observed, scope=scope))
+    found = rows(state, scope=scope, needed=status.step.needed)
+    return Judgement(state=state, rows=found, trip=_trip(observed=observed, scope=scope))
 
 
 def scope_of(*, observed: ObservedEndpoint, plan: RolloutPlan) -> Scope | None:

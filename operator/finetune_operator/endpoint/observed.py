@@ -11,7 +11,7 @@ from finetune_api.modelversion import ModelVersion
 from finetune_api.routes import Routes
 from finetune_operator.config import OperatorConfig
 from finetune_operator.controller import ChildRef
-from finetune_operator.endpoint.analysis import AnalysisState
+from finetune_operator.endpoint.analysis_state import AnalysisState
 from finetune_operator.endpoint.reports import Gateways
 from finetune_operator.job.observed import Attempt
 from finetune_operator.ports import Door, Manifest

@@ -1,0 +1,91 @@
+"""What is new in the gateways' reports: pairs and requests that were not taken in before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from finetune_api.observations import ArmCounts, Observations, PairCounts
+from finetune_operator.endpoint.analysis_state import AnalysisState, Scope
+from finetune_operator.endpoint.reports import source_of
+from finetune_operator.ports import Report
+from finetune_stats.ledger import Ledger, absorb
+
+
+def new_pairs(
+    state: AnalysisState, *, scope: Scope, reports: tuple[Report, ...]
+) -> tuple[AnalysisState, dict[str, tuple[float, float, float]]]:
+    """New pairs by metric: pairs, bad with the candidate only, bad with stable only."""
+    state = _with_probe_gateway(state, scope=scope, reports=reports)
+    ledgers = dict(state.pair_ledgers)
+    new: dict[str, tuple[float, float, float]] = {}
+    for report in reports:
+        for metric in scope.metrics:
+            sums = [0.0, 0.0, 0.0]
+            for pair in _pairs_of(report.observations, scope=scope, metric=metric.name):
+                if pair.source == "Probe" and source_of(report) != state.probe_gateway:
+                    continue
+                sums = [
+                    sums[0] + pair.pairs,
+                    sums[1] + pair.candidate_only,
+                    sums[2] + pair.stable_only,
+                ]
+            if not any(sums):
+                continue
+            ledger = ledgers.get(metric.name, Ledger(width=3))
+            ledgers[metric.name], gained = absorb(ledger, source=source_of(report), cumulative=sums)
+            if any(gained):
+                old = new.get(metric.name, (0.0, 0.0, 0.0))
+                new[metric.name] = (old[0] + gained[0], old[1] + gained[1], old[2] + gained[2])
+    return replace(state, pair_ledgers=tuple(sorted(ledgers.items()))), new
+
+
+def _with_probe_gateway(state: AnalysisState, *, scope: Scope, reports: tuple[Report, ...]) -> AnalysisState:
+    """Choose whose probes count, once: the first gateway that has any. Its end ends the counting of probes."""
+    if state.probe_gateway is not None:
+        return state
+    for report in sorted(reports, key=source_of):
+        if any(
+            pair.source == "Probe"
+            for metric in scope.metrics
+            for pair in _pairs_of(report.observations, scope=scope, metric=metric.name)
+        ):
+            return replace(state, probe_gateway=source_of(report))
+    return state
+
+
+def _pairs_of(observations: Observations, *, scope: Scope, metric: str) -> Iterator[PairCounts]:
+    for pair in observations.pairs:
+        if pair.metric == metric and pair.candidate == scope.candidate and pair.epoch >= scope.since_epoch:
+            yield pair
+
+
+def new_arms(
+    state: AnalysisState, *, scope: Scope, reports: tuple[Report, ...]
+) -> tuple[AnalysisState, dict[tuple[str, str], tuple[float, ...]]]:
+    """New requests by rule and variant: requests, errors, slow, bad."""
+    ledgers = dict(state.arm_ledgers)
+    new: dict[tuple[str, str], tuple[float, ...]] = {}
+    for report in reports:
+        sums: dict[tuple[str, str], list[float]] = {}
+        for arm in report.observations.arms:
+            if arm.rule in scope.rules and arm.epoch >= scope.since_epoch:
+                total = sums.setdefault((arm.rule, arm.variant), [0.0] * 4)
+                for index, count in enumerate(_counts(arm)):
+                    total[index] += count
+        for (rule, variant), counts in sums.items():
+            if variant not in (scope.candidate, scope.stable):
+                continue
+            name = f"{rule}/{variant}"
+            ledgers[name], gained = absorb(
+                ledgers.get(name, Ledger(width=4)), source=source_of(report), cumulative=counts
+            )
+            if any(gained):
+                old = new.get((rule, variant), (0.0,) * 4)
+                new[rule, variant] = tuple(a + b for a, b in zip(old, gained, strict=True))
+    return replace(state, arm_ledgers=tuple(sorted(ledgers.items()))), new
+
+
+def _counts(arm: ArmCounts) -> tuple[float, float, float, float]:
+    # An overdue request is an error before it counts as a request that was answered.
+    return float(max(arm.requests, arm.errors, arm.slow)), float(arm.errors), float(arm.slow), float(arm.bad)
