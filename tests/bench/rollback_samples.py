@@ -16,6 +16,7 @@ from finetune_api.observations import ArmCounts, Observations, PairCounts
 from finetune_operator.endpoint.analysis import advance
 from finetune_operator.endpoint.analysis_rows import rows
 from finetune_operator.endpoint.analysis_state import AnalysisState, Scope
+from finetune_operator.endpoint.reports import Gateways
 from finetune_operator.ports import Report
 
 LOSSES = (10, 30)
@@ -70,7 +71,8 @@ def _count(rng: random.Random, *, loss: float, signal: Signal) -> int | None:
             totals["stable"] += stable and not candidate
             totals["both"] += candidate and stable
         report = Report(observations=_observations(signal, totals), received=_WHEN)
-        state = advance(state, scope=_SCOPE, reports=(report,), elapsed_seconds=float(second))
+        gateways = Gateways(names=(report.observations.gateway,), reports=(report,), now=_WHEN)
+        state = advance(state, scope=_SCOPE, gateways=gateways, elapsed_seconds=float(second))
         if rows(state, scope=_SCOPE, needed=1)[0].verdict == "Fail":
             return (second - _HEALTHY_SECONDS) * rate if lost else None
     raise AssertionError(f"a loss of {loss:g} was not found within an hour")

@@ -15,7 +15,7 @@ from typing import Literal
 from finetune_api.modelendpoint import LiveMetric
 from finetune_operator.endpoint.analysis_counts import new_arms, new_pairs
 from finetune_operator.endpoint.analysis_state import AnalysisState, MetricState, Scope
-from finetune_operator.ports import Report
+from finetune_operator.endpoint.reports import Gateways
 from finetune_stats.betting import BINS, BoundedMeanState, add
 from finetune_stats.edetector import DetectorState, watch_paired, watch_rate, watch_two_rates
 from finetune_stats.eprocess import TwoRateState, update
@@ -30,15 +30,13 @@ def begun(*, key: str, before: AnalysisState | None) -> AnalysisState:
     return AnalysisState(key=key, rates=before.rates if before is not None else ())
 
 
-def advance(
-    state: AnalysisState, *, scope: Scope, reports: tuple[Report, ...], elapsed_seconds: float
-) -> AnalysisState:
-    """Take in what is new in the reports. The same reports again change nothing.
+def advance(state: AnalysisState, *, scope: Scope, gateways: Gateways, elapsed_seconds: float) -> AnalysisState:
+    """Take in what is new in the gateways' reports. The same reports again change nothing.
 
     `elapsed_seconds`: of the guard window, since it began; the detectors' clock.
     """
-    state, pairs = new_pairs(state, scope=scope, reports=reports)
-    state, arms = new_arms(state, scope=scope, reports=reports)
+    state, pairs = new_pairs(state, scope=scope, gateways=gateways)
+    state, arms = new_arms(state, scope=scope, reports=gateways.reports)
     if not pairs and not arms:
         return state
     clock = max(elapsed_seconds - state.clock, 1e-3)

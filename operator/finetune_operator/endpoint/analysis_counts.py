@@ -7,19 +7,19 @@ from dataclasses import replace
 
 from finetune_api.observations import ArmCounts, Observations, PairCounts
 from finetune_operator.endpoint.analysis_state import AnalysisState, Scope
-from finetune_operator.endpoint.reports import source_of
+from finetune_operator.endpoint.reports import Gateways, source_of
 from finetune_operator.ports import Report
 from finetune_stats.ledger import Ledger, absorb
 
 
 def new_pairs(
-    state: AnalysisState, *, scope: Scope, reports: tuple[Report, ...]
+    state: AnalysisState, *, scope: Scope, gateways: Gateways
 ) -> tuple[AnalysisState, dict[str, tuple[float, float, float]]]:
     """New pairs by metric: pairs, bad with the candidate only, bad with stable only."""
-    state = _with_probe_gateway(state, scope=scope, reports=reports)
+    state = _with_probe_gateway(state, scope=scope, gateways=gateways)
     ledgers = dict(state.pair_ledgers)
     new: dict[str, tuple[float, float, float]] = {}
-    for report in reports:
+    for report in gateways.reports:
         for metric in scope.metrics:
             sums = [0.0, 0.0, 0.0]
             for pair in _pairs_of(report.observations, scope=scope, metric=metric.name):
@@ -40,11 +40,13 @@ def new_pairs(
     return replace(state, pair_ledgers=tuple(sorted(ledgers.items()))), new
 
 
-def _with_probe_gateway(state: AnalysisState, *, scope: Scope, reports: tuple[Report, ...]) -> AnalysisState:
-    """Choose whose probes count, once: the first gateway that has any. Its end ends the counting of probes."""
-    if state.probe_gateway is not None:
+def _with_probe_gateway(state: AnalysisState, *, scope: Scope, gateways: Gateways) -> AnalysisState:
+    """Choose whose probes count, since all gateways send the same prompts: the first that has any. Where that one has
+    ended, those of another count, from its first on: some prompts twice rather than a step that waits for ever."""
+    chosen = state.probe_gateway
+    if chosen is not None and not gateways.is_gone(chosen):
         return state
-    for report in sorted(reports, key=source_of):
+    for report in sorted(gateways.newest().values(), key=source_of):
         if any(
             pair.source == "Probe"
             for metric in scope.metrics

@@ -38,7 +38,7 @@ def judge(*, observed: ObservedEndpoint, plan: RolloutPlan) -> Judgement:
     if state is None or state.key != scope.key:
         state = analysis.begun(key=scope.key, before=_of_this_rollout(state, status))
     elapsed = (observed.now - status.step.start_time).total_seconds()
-    state = analysis.advance(state, scope=scope, reports=observed.gateways.reports, elapsed_seconds=elapsed)
+    state = analysis.advance(state, scope=scope, gateways=observed.gateways, elapsed_seconds=elapsed)
     found = rows(state, scope=scope, needed=status.step.needed)
     return Judgement(state=state, rows=found, trip=_trip(observed=observed, scope=scope))
 

@@ -34,6 +34,12 @@ class Gateways:
                 newest[report.observations.gateway] = report
         return newest
 
+    def is_gone(self, source: str) -> bool:
+        """Whether this start of a gateway has ended: its pod is gone, or reports as started again."""
+        gateway = source.partition("/")[0]
+        newest = self.newest().get(gateway)
+        return gateway not in self.names or (newest is not None and source_of(newest) != source)
+
     def acknowledged(self, epoch: int) -> int:
         """How many gateways serve this epoch (or a newer one)."""
         return sum(report.observations.acknowledged_epoch >= epoch for report in self.newest().values())

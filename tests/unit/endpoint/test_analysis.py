@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
+
 from finetune_api.modelendpoint import LiveMetric
 from finetune_api.observations import ArmCounts, Observations, PairCounts
 from finetune_operator.endpoint.analysis import advance
 from finetune_operator.endpoint.analysis_rows import rows
 from finetune_operator.endpoint.analysis_state import AnalysisState, Scope
+from finetune_operator.endpoint.reports import Gateways
 from finetune_operator.ports import Report
 
 SCOPE = Scope(
@@ -23,8 +26,13 @@ SCOPE = Scope(
 )
 
 
-def row(*, clients: tuple[int, int] = (0, 0), prompts: tuple[int, int] = (0, 0), needed: int = 100) -> tuple[str, int]:
-    """Verdict and samples; each pair: answers of the candidate, and how many of them were bad."""
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+
+
+def report(
+    *, gateway: str = "g", boot: str = "b", clients: tuple[int, int] = (0, 0), prompts: tuple[int, int] = (0, 0)
+) -> Report:
+    """What a gateway says; each pair of numbers: answers of the candidate, and how many of them were bad."""
     arms = [
         ArmCounts(epoch=1, rule="default", variant="new", requests=clients[0], bad=clients[1]),
         ArmCounts(epoch=1, rule="default", variant="old", requests=clients[0]),
@@ -40,22 +48,56 @@ def row(*, clients: tuple[int, int] = (0, 0), prompts: tuple[int, int] = (0, 0),
             candidate_only=prompts[1],
         )
     ]
-    said = Observations(endpoint="e", gateway="g", boot_id="b", acknowledged_epoch=1, arms=arms, pairs=pairs)
-    report = Report(observations=said, received=datetime(2026, 11, 21, tzinfo=UTC))
-    state = advance(AnalysisState(key=SCOPE.key), scope=SCOPE, reports=(report,), elapsed_seconds=60.0)
-    (found,) = rows(state, scope=SCOPE, needed=needed)
+    said = Observations(endpoint="e", gateway=gateway, boot_id=boot, acknowledged_epoch=1, arms=arms, pairs=pairs)
+    return Report(observations=said, received=NOW)
+
+
+def after(*reports: Report, state: AnalysisState | None = None, names: tuple[str, ...] = ("g",)) -> AnalysisState:
+    """The state once these reports were taken in."""
+    gateways = Gateways(names=names, reports=reports, now=NOW)
+    return advance(state or AnalysisState(key=SCOPE.key), scope=SCOPE, gateways=gateways, elapsed_seconds=60.0)
+
+
+def row(state: AnalysisState) -> tuple[str, int]:
+    """Verdict and samples, where 100 are needed."""
+    (found,) = rows(state, scope=SCOPE, needed=100)
     return found.verdict, found.samples
 
 
 def test_requests_and_prompts_are_samples_alike() -> None:
-    assert row(clients=(60, 0), prompts=(50, 0)) == ("Pass", 110)
-    assert row(prompts=(100, 0)) == ("Pass", 100)
-    assert row(clients=(60, 0), prompts=(30, 0)) == ("Inconclusive", 90)
+    assert row(after(report(clients=(60, 0), prompts=(50, 0)))) == ("Pass", 110)
+    assert row(after(report(prompts=(100, 0)))) == ("Pass", 100)
+    assert row(after(report(clients=(60, 0), prompts=(30, 0)))) == ("Inconclusive", 90)
 
 
 def test_prompts_that_went_well_do_not_make_up_for_clients_who_fare_badly() -> None:
-    assert row(clients=(10, 2), prompts=(190, 0)) == ("Inconclusive", 200)
+    assert row(after(report(clients=(10, 2), prompts=(190, 0)))) == ("Inconclusive", 200)
 
 
 def test_nor_the_other_way_round() -> None:
-    assert row(clients=(190, 0), prompts=(10, 2)) == ("Inconclusive", 200)
+    assert row(after(report(clients=(190, 0), prompts=(10, 2)))) == ("Inconclusive", 200)
+
+
+def test_all_gateways_send_the_same_prompts_and_those_of_one_count() -> None:
+    one, other = report(gateway="g1", prompts=(50, 0)), report(gateway="g2", prompts=(60, 0))
+    state = after(one, other, names=("g1", "g2"))
+    assert row(state)[1] == 50
+    assert row(after(one, other, names=("g1", "g2"), state=state))[1] == 50
+
+
+@pytest.mark.parametrize(
+    ("reports", "names"),
+    [
+        ((report(gateway="g1", prompts=(50, 0)), report(gateway="g2", prompts=(60, 0))), ("g2",)),
+        ((report(gateway="g1", boot="again", prompts=(60, 0)),), ("g1",)),
+    ],
+    ids=["its pod is gone", "it has started again"],
+)
+def test_where_that_one_has_ended_another_one_goes_on(reports: tuple[Report, ...], names: tuple[str, ...]) -> None:
+    state = after(report(gateway="g1", prompts=(50, 0)), names=("g1", "g2"))
+    assert row(after(*reports, names=names, state=state)) == ("Pass", 110)
+
+
+def test_one_that_has_not_reported_to_a_restarted_operator_is_waited_for() -> None:
+    state = after(report(gateway="g1", prompts=(50, 0)), names=("g1", "g2"))
+    assert row(after(report(gateway="g2", prompts=(60, 0)), names=("g1", "g2"), state=state))[1] == 50
