@@ -15,7 +15,7 @@ from tests.cluster import backup, containers, endpoints
 from tests.cluster.endpoints import ENDPOINT, EndpointSpace
 from tests.cluster.operator_install import InstalledOperator, install
 from tests.cluster.switches import GatewayLogs, Switch, splits, switches
-from tests.cluster.traffic import Traffic
+from tests.cluster.traffic import Traffic, wait_reachable
 from tests.harness import wait_until
 
 from finetune_gateway.routing import user_position
@@ -108,6 +108,7 @@ def test_from_the_first_version_to_a_restore(
     space.offer("v1", baseline="")
     first = space.wait(in_production, what="the first version in production")
     url = f"http://{space.cluster.service_address(ENDPOINT, namespace=space.namespace)}"
+    wait_reachable(url)
     with last_words(space), Traffic(url=url, model=ENDPOINT).flowing() as traffic:
         walk = Walk(
             operator=upgradable,

@@ -11,6 +11,7 @@ import urllib3
 import yaml
 from demo import assets
 from tests.cluster.operator_install import InstalledOperator
+from tests.cluster.traffic import wait_reachable
 from tests.harness import Cluster, Kubectl, Object
 from tests.harness.store import ROOT
 
@@ -53,8 +54,11 @@ def test_jobs_end_promoted_or_rejected_by_themselves(operator: InstalledOperator
     kubectl.apply(manifest("job-topics-1"), namespace=namespace)
     wait(kubectl, "topics-1", "Promoted", namespace=namespace)
     assert endpoint(kubectl, namespace=namespace)["stable"]["name"] == "topics-1"
-    url = f"http://{operator.cluster.service_address(ENDPOINT, namespace=namespace)}/v1/classify"
-    answer = urllib3.request("POST", url, json={"input": "What is artificial intelligence?"}, timeout=30)
+    url = f"http://{operator.cluster.service_address(ENDPOINT, namespace=namespace)}"
+    wait_reachable(url)
+    answer = urllib3.request(
+        "POST", f"{url}/v1/classify", json={"input": "What is artificial intelligence?"}, timeout=30
+    )
     assert answer.status == 200
     assert answer.json()["label"] in assets.TOPICS
 

@@ -13,6 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import openai
+import urllib3
+from tests.harness import wait_until
+
+
+def wait_reachable(url: str) -> None:
+    """Wait until a Service leads to its pods: kube-proxy follows them within a second or two."""
+
+    def answers() -> bool:
+        try:
+            return urllib3.request("GET", f"{url}/v1/models", retries=False, timeout=5).status == 200
+        except urllib3.exceptions.HTTPError:
+            return False
+
+    wait_until(answers, what=f"an answer of {url}", timeout_s=30)
 
 
 @dataclass(frozen=True, kw_only=True)
