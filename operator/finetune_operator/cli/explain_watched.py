@@ -160,16 +160,14 @@ def _silence(rollout: Rollout) -> str:
     assert plan is not None  # noqa: S101
     if step.samples:
         return ""
-    if step.stage == "Shadow":
-        if plan.probe_rate:
-            return ": none has come so far; the first probes take a moment"
-        return (
-            ": none has come so far; clients must send requests (or give the next rollout shadow.probe, which needs no"
-            " clients)"
-        )
-    if plan.steps[step.index].match is not None:
+    if plan.probe_rate:
+        return ": none has come so far; the first probes take a moment"
+    if step.stage == "Canary" and plan.steps[step.index].match is not None:
         return ": none has come so far; only requests with the headers of this step count"
-    return ": none has come so far; clients must send requests"
+    return (
+        ": none has come so far; clients must send requests (or give the next rollout shadow.probe, which needs no"
+        " clients)"
+    )
 
 
 def _next(rollout: Rollout) -> str:

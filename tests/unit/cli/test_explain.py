@@ -155,7 +155,7 @@ STATES: dict[str, tuple[ModelEndpoint, str, str, list[str]]] = {
     "canary by header": (
         canary(analysis=[], step={"index": 0, "name": "internal", "samples": 0, "needed": 50, "percent": 80}),
         "80 % of the users whose requests have x-team: ml",
-        "only requests with the headers of this step count",
+        "none has come so far; the first probes take a moment",
         ["reject"],
     ),
     "approval": (awaiting(), "v2 has passed all steps", "a person to approve v2", ["approve", "reject"]),
