@@ -152,10 +152,20 @@ STATES: dict[str, tuple[ModelEndpoint, str, str, list[str]]] = {
         "bob paused it",
         ["resume", "reject"],
     ),
-    "canary by header": (
+    "canary by header, probes": (
         canary(analysis=[], step={"index": 0, "name": "internal", "samples": 0, "needed": 50, "percent": 80}),
         "80 % of the users whose requests have x-team: ml",
         "none has come so far; the first probes take a moment",
+        ["reject"],
+    ),
+    "canary by header": (
+        canary(
+            analysis=[],
+            step={"index": 0, "name": "internal", "samples": 0, "needed": 50, "percent": 80},
+            rollout={"shadow": {"percent": 20, "minSamples": 300}},
+        ),
+        "80 % of the users whose requests have x-team: ml",
+        "only requests with the headers of this step count",
         ["reject"],
     ),
     "approval": (awaiting(), "v2 has passed all steps", "a person to approve v2", ["approve", "reject"]),
