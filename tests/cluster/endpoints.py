@@ -11,7 +11,7 @@ from typing import Any
 
 from demo import assets
 from tests.cluster import containers
-from tests.cluster.jobs import merged
+from tests.cluster.jobs import give_to_pods, merged
 from tests.harness import Kubectl, Object
 from tests.harness.cluster import Cluster
 
@@ -124,8 +124,7 @@ def publish(*, folder: Path) -> tuple[str, int]:
             if path.is_file() and path.name != "COMPLETE":
                 shutil.copy(path, staging / path.name)
         complete = storage.publish(staging, to=f"file://{folder}", input_digest="sha256:test", extra={})
-    for path in [folder.parent, folder, *folder.rglob("*")]:
-        shutil.chown(path, 65532, 65532)
+    give_to_pods(folder.parent)
     return complete.digest, complete.size_bytes
 
 

@@ -16,6 +16,7 @@ from tests.harness.cluster import Cluster
 
 TERMINAL = {"Succeeded", "Rejected", "Failed"}
 LABEL = "finetune.dev/job"
+_POD_USER = 65532
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +68,14 @@ def prepare(*, cluster: Cluster, namespace: str) -> Workspace:
     shutil.copytree(assets.minilm(), folder / "all-minilm-l6-v2", dirs_exist_ok=True)
     (folder / "data").mkdir(exist_ok=True)
     assets.topic_labelled(folder / "data" / "topics-labelled.jsonl")
-    for path in [folder, *folder.rglob("*")]:
-        shutil.chown(path, 65532, 65532)
+    give_to_pods(folder)
     return Workspace(cluster=cluster, namespace=namespace, folder=folder)
+
+
+def give_to_pods(folder: Path) -> None:
+    """Make all that is there the property of the user that pods run as."""
+    for path in [folder, *folder.rglob("*")]:
+        shutil.chown(path, _POD_USER, _POD_USER)
 
 
 def classifier(name: str, **changes: Any) -> dict[str, Any]:

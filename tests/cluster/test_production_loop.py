@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import urllib3
 import yaml
 from demo import assets
+from tests.cluster.jobs import give_to_pods
 from tests.cluster.operator_install import InstalledOperator
 from tests.cluster.traffic import wait_reachable
 from tests.harness import Cluster, Kubectl, Object
@@ -24,8 +24,7 @@ ENDPOINT = "topics"
 def claim(cluster: Cluster, namespace: str) -> Path:
     folder = cluster.volume("models", namespace=namespace)
     assets.fill_topics(folder)
-    for path in [folder, *folder.rglob("*")]:
-        shutil.chown(path, 65532, 65532)
+    give_to_pods(folder)
     return folder
 
 
