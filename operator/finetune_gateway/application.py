@@ -212,7 +212,7 @@ class Application:
         except PeerUnavailableError as error:
             logger.warning("a vote for another gateway: %s", error)
             return refuse(status=503, message="the gateway that gave this answer does not answer now; try again")
-        return _vote_counted(outcome)
+        return _answer_to_vote(outcome)
 
     async def vote_of_peer(self, request: web.Request) -> web.StreamResponse:
         """A vote that another gateway got from a client, about an answer of this one."""
@@ -235,7 +235,7 @@ def _ballot(body: bytes) -> tuple[str, Vote]:
     return request_id, rating
 
 
-def _vote_counted(outcome: Outcome) -> web.Response:
+def _answer_to_vote(outcome: Outcome) -> web.Response:
     if outcome == "unknown":
         message = "no answer of this endpoint has that request id, or the gateway that gave it is gone"
         return refuse(status=404, message=message)
