@@ -17,6 +17,8 @@ from tests.harness.cluster import Cluster
 TERMINAL = {"Succeeded", "Rejected", "Failed"}
 LABEL = "finetune.dev/job"
 _POD_USER = 65532
+LONG = {"epochs": None, "maxSteps": 64}
+"""Three checkpoints: time to break a training after the first one, little to wait for after that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +121,21 @@ def condition(job: Object, type_: str) -> dict[str, Any]:
     """A condition of a job, empty where it is not set."""
     found: dict[str, Any] = next((c for c in job["status"]["conditions"] if c["type"] == type_), {})
     return found
+
+
+def running_training(workspace: Workspace, name: str) -> Object:
+    """The job once a checkpoint of its training is recorded."""
+    job = workspace.wait(name, checkpointed, what="a checkpoint")
+    assert phase(job) == "Training", dumped(job)
+    return job
+
+
+def resumed(job: Object) -> int:
+    """The step that the training went on from; fails where it began anew."""
+    assert phase(job) == "Succeeded", dumped(job)
+    train = next(stage for stage in job["status"]["stages"] if stage["name"] == "Train")
+    assert train["result"].get("resumedFromStep"), f"training began again from zero: {dumped(job)}"
+    return int(train["result"]["resumedFromStep"])
 
 
 def step(job: Object) -> int:

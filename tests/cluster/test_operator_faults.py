@@ -5,34 +5,17 @@ from __future__ import annotations
 import time
 
 import pytest
-from tests.cluster.jobs import Workspace, checkpointed, classifier, condition, dumped, phase
+from tests.cluster.jobs import LONG, Workspace, classifier, condition, dumped, phase, resumed, running_training
 from tests.cluster.operator_install import SYSTEM, InstalledOperator, install
 from tests.harness import Object
 
 pytestmark = pytest.mark.timeout(1200)
-# Three checkpoints: time to break it after the first one, little to wait for after that.
-LONG = {"epochs": None, "maxSteps": 64}
 KILL_ALL = """
 import os, signal
 for entry in os.listdir("/proc"):
     if entry.isdigit() and int(entry) not in (1, os.getpid()):
         os.kill(int(entry), signal.SIGKILL)
 """
-
-
-def running_training(workspace: Workspace, name: str) -> Object:
-    """The job once a checkpoint of its training is recorded."""
-    job = workspace.wait(name, checkpointed, what="a checkpoint")
-    assert phase(job) == "Training", dumped(job)
-    return job
-
-
-def resumed(job: Object) -> int:
-    """The step that the training went on from; fails where it began anew."""
-    assert phase(job) == "Succeeded", dumped(job)
-    train = next(stage for stage in job["status"]["stages"] if stage["name"] == "Train")
-    assert train["result"].get("resumedFromStep"), f"training began again from zero: {dumped(job)}"
-    return int(train["result"]["resumedFromStep"])
 
 
 def test_a_deleted_pod_is_a_preemption_that_loses_no_step(workspace: Workspace) -> None:
@@ -56,17 +39,6 @@ def test_kill_9_of_the_trainer_resumes_from_the_checkpoint(workspace: Workspace)
     assert resumed(job) >= before["status"]["checkpoint"]["step"]
     assert job["status"]["restarts"]["failures"] == 1
     assert job["status"]["restarts"]["stepsLost"] <= 20, "at most checkpoint.everySteps"
-
-
-def test_one_of_two_pods_deleted_restarts_the_gang(workspace: Workspace) -> None:
-    workspace.apply(classifier("gang", training=LONG, compute={"nodes": 2}))
-    running_training(workspace, "gang")
-    pods = workspace.children("pods", "gang", stage="Train")
-    assert len(pods) == 2
-    workspace.kubectl.delete("pod", pods[1]["metadata"]["name"], namespace=workspace.namespace, wait=False)
-    job = workspace.finished("gang")
-    resumed(job)
-    assert job["status"]["restarts"]["preemptions"] == 1, dumped(job)
 
 
 def test_a_lost_node_moves_the_run(workspace: Workspace) -> None:
