@@ -8,6 +8,7 @@ controllers: tests play Job controller and kubelet through `edit` and `remove`.
 from __future__ import annotations
 
 import json
+import marshal
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -59,14 +60,14 @@ class MemoryCluster:
     async def get(self, *, kind: Kind, namespace: str, name: str) -> Manifest | None:
         """The object, or None."""
         found = self._objects.get((kind, namespace, name))
-        return _copied(found) if found is not None else None
+        return _read(found) if found is not None else None
 
     async def list(
         self, *, kind: Kind, namespace: str | None, labels: Mapping[str, str] | None = None
     ) -> list[Manifest]:
         """Objects with these labels, sorted by namespace and name."""
         return [
-            _copied(found)
+            _read(found)
             for (its_kind, its_namespace, _), found in sorted(self._objects.items())
             if its_kind == kind
             and (namespace is None or its_namespace == namespace)
@@ -99,7 +100,7 @@ class MemoryCluster:
         merged = _merged(before, manifest, previous=self._applied.get(address, {}))
         self._applied[address] = _copied(manifest)
         if merged == before:
-            return _copied(before)
+            return _read(before)
         if merged.get("spec") != before.get("spec"):
             merged["metadata"]["generation"] = before["metadata"].get("generation", 1) + 1
         return self._store(address, merged)
@@ -121,9 +122,9 @@ class MemoryCluster:
             raise NotFoundError(f"{address[0]} {address[2]} is gone")
         if found["metadata"]["resourceVersion"] != manifest["metadata"].get("resourceVersion"):
             raise ConflictError(f"{address[0]} {address[2]} has changed since it was read")
-        new = {**_copied(found), "status": _copied(manifest.get("status") or {})}
+        new = {**_read(found), "status": _copied(manifest.get("status") or {})}
         _validate_status(new)
-        return _copied(found) if new == found else self._store(address, new)
+        return _read(found) if new == found else self._store(address, new)
 
     async def record_event(
         self, *, regarding: Manifest, type: Literal["Normal", "Warning"], reason: str, message: str
@@ -140,8 +141,9 @@ class MemoryCluster:
         found = self._objects.get(address)
         if found is None:
             raise NotFoundError(f"{kind} {name} is gone")
-        new = _copied(found)
-        change(new)
+        changed = _read(found)
+        change(changed)
+        new = _copied(changed)
         if new.get("spec") != found.get("spec"):
             new["metadata"]["generation"] = found["metadata"].get("generation", 1) + 1
         return self._store(address, new)
@@ -154,7 +156,7 @@ class MemoryCluster:
 
     def snapshot(self) -> dict[_Address, Manifest]:
         """All objects."""
-        return {address: _copied(found) for address, found in self._objects.items()}
+        return {address: _read(found) for address, found in self._objects.items()}
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -162,7 +164,7 @@ class MemoryCluster:
         self._version += 1
         manifest["metadata"]["resourceVersion"] = str(self._version)
         self._objects[address] = manifest
-        return _copied(manifest)
+        return _read(manifest)
 
     def _delete(self, address: _Address) -> None:
         found = self._objects[address]
@@ -235,6 +237,11 @@ def _merged(before: Manifest, wanted: Manifest, *, previous: Manifest) -> Manife
 def _copied(value: T) -> T:
     """A copy of plain data, by way of JSON: what does not survive that would not survive a real apiserver."""
     return cast("T", json.loads(json.dumps(value)))
+
+
+def _read(stored: Manifest) -> Manifest:
+    """A copy of what is stored, which went through `_copied`. Quicker: simulations read far more than they write."""
+    return cast("Manifest", marshal.loads(marshal.dumps(stored)))  # noqa: S302 - our own objects, in memory
 
 
 def _rfc3339(time: datetime) -> str:

@@ -107,7 +107,7 @@ async def test_several_namespaces_are_listed_one_by_one() -> None:
 
 async def test_silence_ends_in_time() -> None:
     async def answer(_: web.Request) -> web.Response:
-        await asyncio.sleep(10)
+        await asyncio.sleep(2)
         return web.Response()
 
     async with talking_to(answer, timeout_seconds=0.2) as (api, seen):
