@@ -87,13 +87,14 @@ class EndpointMetrics:
 
     def _count(self, *, key: Key, status: ModelEndpointStatus) -> None:
         """What was recorded since the last look; what was before this process led is not counted again."""
-        found: dict[Hashable, Counter] = {}
+        found: dict[Hashable, tuple[Counter, str]] = {}
         for ended in status.versions:
-            found[ended.uid, ended.time, ended.outcome] = self.outcomes.labels(ended.outcome)
+            found[ended.uid, ended.time, ended.outcome] = self.outcomes, ended.outcome
         for compared in status.comparisons:
             record = compared.version.uid, compared.baseline.digest, compared.time
-            found[record] = self.comparisons.labels(compared.verdict)
+            found[record] = self.comparisons, compared.verdict
         known = self._counted.get(key, found.keys())
         for new in found.keys() - known:
-            found[new].inc()
+            counter, label = found[new]
+            counter.labels(label).inc()
         self._counted[key] = frozenset(found)

@@ -58,7 +58,7 @@ class AnalysisState:
 
     key: str
     pair_ledgers: tuple[tuple[str, Ledger], ...] = ()
-    """By metric and source of prompts."""
+    """By metric: pairs, bad with the candidate only, bad with stable only."""
     arm_ledgers: tuple[tuple[str, Ledger], ...] = ()
     """By rule and variant: requests, errors, slow, bad."""
     probe_gateway: str | None = None
