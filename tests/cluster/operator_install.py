@@ -46,18 +46,21 @@ class InstalledOperator:
 
     def is_led_by_a_staying_pod(self) -> bool:
         """Whether a pod leads that nobody has deleted."""
-        staying = {pod["metadata"]["name"] for pod in self.pods() if "deletionTimestamp" not in pod["metadata"]}
-        return self.leader().split("_")[0] in staying
+        return any("deletionTimestamp" not in pod["metadata"] for pod in self.pods_of(self.leader()))
 
     def pods(self) -> Sequence[Object]:
         """The operator's pods."""
         return self.kubectl.list("pods", namespace=SYSTEM, selector="app.kubernetes.io/component=operator")
 
+    def pods_of(self, leader: str) -> Sequence[Object]:
+        """The pod of the Lease's holder; none where it is gone."""
+        name = leader.split("_")[0]
+        return [pod for pod in self.pods() if pod["metadata"]["name"] == name]
+
     def kill_leader(self) -> str:
         """kill -9 of the process that leads; whoever led."""
         leader = self.leader()
-        name = leader.split("_")[0]
-        uids = [pod["metadata"]["uid"] for pod in self.pods() if pod["metadata"]["name"] == name]
+        uids = [pod["metadata"]["uid"] for pod in self.pods_of(leader)]
         pids = containers.processes(pod_uids=uids, module=_MODULE)
         assert pids, f"{leader} leads and does not run"
         containers.kill(pids)

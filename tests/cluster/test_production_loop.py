@@ -78,8 +78,7 @@ def test_jobs_end_promoted_or_rejected_by_themselves(operator: InstalledOperator
     assert (compared["verdict"], compared["accepted"]) == ("Pass", True)
     assert (status["stable"]["name"], status["previous"]["name"]) == ("topics-3", "topics-1")
     assert (claim / compared["report"].removeprefix("pvc://models/")).is_file()
-    leader = operator.leader().split("_")[0]
-    (address,) = [pod["status"]["podIP"] for pod in operator.pods() if pod["metadata"]["name"] == leader]
+    (address,) = [pod["status"]["podIP"] for pod in operator.pods_of(operator.leader())]
     shown = urllib3.request("GET", f"http://{address}:8080/metrics", timeout=10).data.decode().splitlines()
     assert 'finetune_comparisons_total{verdict="Pass"} 1.0' in shown
     tried = [each["name"] for each in status["versions"]]
