@@ -26,6 +26,8 @@ from finetune_gateway.votes import Outcome, Vote, Votes
 
 logger = logging.getLogger(__name__)
 USER_HEADER = "X-Finetune-User"
+_CLIENT = web.RequestKey("client", str)
+"""The name that goes with the client's key."""
 _KEYS_SECONDS = 5.0
 _REQUEST_ID_LENGTH = 1024
 _HUNG_UP = 499
@@ -104,7 +106,7 @@ class Application:
         elif self.in_flight >= self.config.concurrency:
             response = refuse(status=429, message=f"{self.config.concurrency} requests are under way; try again")
         else:
-            request["client"] = client
+            request[_CLIENT] = client
             self.in_flight += 1
             self.idle.clear()
             try:
@@ -158,7 +160,7 @@ class Application:
         return await self.proxy.answer(incoming)
 
     def _keyed(self, request: web.Request) -> str | None:
-        client = request["client"]
+        client = request[_CLIENT]
         return None if client == "anonymous" else f"key:{client}"
 
     @staticmethod

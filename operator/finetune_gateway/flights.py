@@ -28,6 +28,8 @@ class Flight:
     """The wait for the first byte, cancelled when the variant is left."""
     slow: bool = False
     overdue: bool = False
+    left: bool = False
+    """Its wait ended because the variant was left. Kept here: routes that come meanwhile close the breaker."""
 
     def count_slow(self) -> None:
         """Count a request that is over the limit already, once."""
@@ -102,4 +104,5 @@ class Flights:
                 if flight.upstream is not None:
                     flight.upstream.cancel()  # its client is answered by the fallback
             if waiting and flight.upstream is not None and self.live.is_open(rule, variant):
+                flight.left = True
                 flight.upstream.cancel()

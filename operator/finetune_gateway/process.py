@@ -49,7 +49,7 @@ async def serve(*, config: GatewayConfig) -> None:
             # Nothing of one client's answer may reach another one's request.
             aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
         )
-        app = _assemble(config=config, session=session)
+        app = assemble(config=config, session=session)
         background = [
             _routes(config=config, live=app.live),
             app.proxy.flights.sweep(),
@@ -74,7 +74,8 @@ async def serve(*, config: GatewayConfig) -> None:
             task.result()
 
 
-def _assemble(*, config: GatewayConfig, session: aiohttp.ClientSession) -> Application:
+def assemble(*, config: GatewayConfig, session: aiohttp.ClientSession) -> Application:
+    """The parts of a gateway, wired; none of them runs."""
     address = _host_and_port(config.address, config.status_port) if config.address else ""
     tally = Tally(endpoint=config.endpoint, gateway=config.name, address=address)
     live = LiveRoutes(tally=tally)

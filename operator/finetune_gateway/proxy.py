@@ -124,7 +124,7 @@ class Proxy:
                 return await self._pass_on(incoming, upstream, key=key, request_id=request_id, flight=flight)
         except (aiohttp.ClientError, TimeoutError) as error:
             failed, what = True, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            if isinstance(error, TimeoutError):
+            if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 code = 504
                 return refuse(status=504, message=f"no answer within {self.config.timeout_seconds:g} s")
             raise _RetryError(reason="connect", what=what) from error
@@ -155,11 +155,10 @@ class Proxy:
         try:
             return await task
         except asyncio.CancelledError:
-            left = self.live.is_open(flight.key[1], flight.key[2])
-            if not (left or flight.overdue) or asyncio.current_task().cancelling():  # type: ignore[union-attr]
+            if not (flight.left or flight.overdue) or asyncio.current_task().cancelling():  # type: ignore[union-attr]
                 task.cancel()
                 raise
-            reason, what = ("breaker", "left while waiting") if left else ("overdue", "no answer in time")
+            reason, what = ("breaker", "left while waiting") if flight.left else ("overdue", "no answer in time")
             raise _RetryError(reason=reason, what=what) from None
         finally:
             flight.upstream = None

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,6 +108,26 @@ class Upstream:
         request = {"model": "router", "messages": [{"role": "user", "content": "held out"}]}
         probes = [{"path": "/v1/chat/completions", "request": request | {"seed": n}} for n in range(5)]
         return web.json_response({"probes": probes})
+
+
+@asynccontextmanager
+async def without_an_answer_to_connections() -> AsyncIterator[Upstream]:
+    """A server `new` whose queue of connections is full: whoever wants to connect gets no answer."""
+    clients: list[socket.socket] = []
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        address = server.getsockname()
+        try:
+            for _ in range(4):
+                client = socket.socket()
+                clients.append(client)
+                client.settimeout(0)
+                client.connect_ex(address)
+            yield Upstream(name="new", port=int(address[1]))
+        finally:
+            for client in clients:
+                client.close()
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,13 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
-from tests.local.gateway.conftest import GatewayProcess, OpenDoor, Upstream, eventually
+from tests.local.gateway.conftest import (
+    GatewayProcess,
+    OpenDoor,
+    Upstream,
+    eventually,
+    without_an_answer_to_connections,
+)
 
 HELLO = {"model": "router", "messages": [{"role": "user", "content": "hello"}]}
 CANARY = {"name": "half", "weights": {"new": 50, "old": 50}, "fallback": "old"}
@@ -150,6 +156,19 @@ async def test_a_candidate_that_is_gone_costs_no_request(
     assert (await post(client, gateway))[1]["choices"][0]["message"]["content"] == "new says hello"
     await candidate.stop()
     assert {(await post(client, gateway))[0] for _ in range(10)} == {200}
+
+
+async def test_a_candidate_that_takes_no_connections_is_left_and_no_client_sees_it(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    """As with a node that is gone: what is sent there is lost without a word."""
+    async with without_an_answer_to_connections() as lost:
+        gateway.route(stable, lost, rules=canary(overdueSeconds=20))
+        gateway.start()
+        await gateway.ready()
+        answers = await asyncio.gather(*[post(client, gateway) for _ in range(5)])
+    assert {status for status, _ in answers} == {200}
+    await eventually(lambda: "ConnectionTimeoutError" in gateway.observations()["breakers"][0]["reason"])
 
 
 async def test_a_switch_under_load_fails_nothing_and_settles_within_a_second(
