@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from tests.cluster import evidence
 from tests.cluster.jobs import Workspace, prepare
 from tests.cluster.operator_install import InstalledOperator, install
 from tests.harness import Cluster, MissingPrerequisite
@@ -20,6 +22,19 @@ _RUNNING_CLUSTER = "FINETUNE_TEST_CLUSTER"
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Build before the first test."""
     prepare_collected(session, folder=Path(__file__).parent, prepare=prepare_for_cluster)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep what a failed test's cluster looks like, before its fixtures take it away."""
+    report = yield
+    folder: Path | None = item.funcargs.get("evidence_folder")
+    if report.when == "call" and report.failed and folder is not None:
+        evidence.collect(cluster=item.funcargs["cluster"], namespace=item.funcargs.get("namespace"), folder=folder)
+        report.sections.append(("the cluster", f"objects and logs are in {folder}"))
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +58,12 @@ def inside(cluster: Cluster) -> Iterator[None]:
     """Each test runs in the network of `node1`."""
     with cluster.inside():
         yield
+
+
+@pytest.fixture(autouse=True)
+def evidence_folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Where objects and logs go if the test fails."""
+    return tmp_path_factory.getbasetemp() / re.sub(r"\W+", "-", request.node.name)
 
 
 @pytest.fixture

@@ -11,14 +11,16 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
 from finetune_stats.corpus import label_counts
 from finetune_stats.distributions import FloatArray
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 # Scripts without spaces between words: each character counts as a word.
 _IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -166,6 +168,8 @@ def words(text: str) -> list[str]:
 
 @cache
 def _rouge() -> RougeScorer:
+    from rouge_score.rouge_scorer import RougeScorer  # more than a second, with nltk: only for who wants it
+
     class Words:
         """The tokenizer's interface in rouge-score."""
 
