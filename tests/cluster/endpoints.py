@@ -102,6 +102,14 @@ class EndpointSpace:
         uids = {pod["metadata"]["uid"] for pod in self.pods("server", version=version)}
         return containers.processes(pod_uids=uids, module=b"finetune_trainer")
 
+    def kill_gateway(self) -> str:
+        """kill -9 of one gateway; its pod's name."""
+        pod = self.pods("gateway")[0]
+        pids = containers.processes(pod_uids=[pod["metadata"]["uid"]], module=b"finetune_gateway")
+        assert pids, "no gateway runs in its pod"
+        containers.kill(pids)
+        return str(pod["metadata"]["name"])
+
     def routes(self) -> dict[str, Any]:
         """What gateways are told."""
         found = self.kubectl.get("configmap", f"{ENDPOINT}-routes", namespace=self.namespace)

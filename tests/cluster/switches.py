@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from scipy.stats import binom
 from tests.cluster.endpoints import ENDPOINT, EndpointSpace
 from tests.cluster.traffic import Answer
-from tests.harness import KubectlError, audit
+from tests.harness import KubectlError, Object, audit
 
 from finetune_api.routes import ROUTES_KEY, Routes
 from finetune_gateway.routing import user_position
@@ -50,20 +50,20 @@ class GatewayLogs:
 
     space: EndpointSpace
     in_force: dict[str, dict[int, float]] = field(default_factory=dict)
-    """Pod -> epoch -> when."""
+    """Gateway -> epoch -> when. A container that was started again in its pod is another gateway."""
     fallbacks: dict[str, int] = field(default_factory=dict)
-    """Pod -> requests that another version answered than the one that was meant."""
+    """Gateway -> requests that another version answered than the one that was meant."""
     left: dict[str, float] = field(default_factory=dict)
     """UID of a version -> when the first gateway left it by itself."""
 
     def collect(self) -> None:
         """Read the logs of all gateways that exist."""
         for pod in self.space.pods("gateway"):
-            name = pod["metadata"]["name"]
             try:
-                text = self.space.kubectl.logs(name, namespace=self.space.namespace)
+                text = self.space.kubectl.logs(pod["metadata"]["name"], namespace=self.space.namespace)
             except KubectlError:
                 continue  # it has not begun, or has just ended
+            name = gateway_name(pod)
             self.fallbacks[name] = text.count("trying the next")
             for stamp, _, epoch, variant in _LINE.findall(text):
                 at = datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC).timestamp()
@@ -81,15 +81,21 @@ class GatewayLogs:
         ]
         return max(took, default=None)
 
-    def missing(self, switches: Iterable[Switch], *, pods: Iterable[str]) -> list[tuple[str, int]]:
-        """Pods that run to the end and have not taken in an epoch that was written while they ran."""
+    def missing(self, switches: Iterable[Switch], *, gateways: Iterable[str]) -> list[tuple[str, int]]:
+        """Gateways that run to the end and have not taken in an epoch that was written while they ran."""
         return [
-            (pod, switch.routes.epoch)
-            for pod in pods
+            (name, switch.routes.epoch)
+            for name in gateways
             for switch in switches
-            if min(self.in_force.get(pod, {0: 0.0}).values()) < switch.at
-            and switch.routes.epoch not in self.in_force.get(pod, {})
+            if min(self.in_force.get(name, {0: 0.0}).values()) < switch.at
+            and switch.routes.epoch not in self.in_force.get(name, {})
         ]
+
+
+def gateway_name(pod: Object) -> str:
+    """A name of this start of the pod's container."""
+    (container,) = pod["status"]["containerStatuses"]
+    return f"{pod['metadata']['name']}, start {container['restartCount']}"
 
 
 def switches(space: EndpointSpace) -> list[Switch]:

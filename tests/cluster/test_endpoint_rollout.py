@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ import urllib3
 from tests.cluster import backup, containers, endpoints
 from tests.cluster.endpoints import ENDPOINT, EndpointSpace
 from tests.cluster.operator_install import InstalledOperator, install
-from tests.cluster.switches import GatewayLogs, Switch, splits, switches
+from tests.cluster.switches import GatewayLogs, Switch, gateway_name, splits, switches
 from tests.cluster.traffic import Traffic, wait_reachable
 from tests.harness import wait_until
 
@@ -64,6 +64,8 @@ class Walk:
     """Of the apiserver."""
     deletions: list[tuple[float, float]] = field(default_factory=list)
     """Of gateway pods. A connection that was about to be used may be closed then: its client asks again."""
+    kills: list[float] = field(default_factory=list)
+    """kill -9 of a gateway: its requests break off, and until its Service leads around it some cannot connect."""
     figures: dict[str, Any] = field(default_factory=dict)
 
     def kill_leader(self, phase: str) -> str:
@@ -102,7 +104,7 @@ class Walk:
 
 
 def test_from_the_first_version_to_a_restore(
-    upgradable: InstalledOperator, space: EndpointSpace, capsys: pytest.CaptureFixture[str]
+    upgradable: InstalledOperator, space: EndpointSpace, record_property: Callable[[str, object], None]
 ) -> None:
     space.kubectl.apply(endpoints.manifest(), namespace=space.namespace)
     space.offer("v1", baseline="")
@@ -128,8 +130,7 @@ def test_from_the_first_version_to_a_restore(
         assert walk.running("server", version="v1") == stable, "nor does a restore"
         traffic.wait(more=5)
     checked(walk)
-    with capsys.disabled():
-        print(f"\n{json.dumps(walk.figures, indent=1)}")
+    record_property("figures", json.dumps(walk.figures))
 
 
 @contextmanager
@@ -211,6 +212,8 @@ def promoted(walk: Walk) -> None:
     """v3 goes all the way, although a gateway, the apiserver and the leader go away, and the operator is upgraded."""
     space, traffic = walk.space, walk.traffic
     v3 = space.offer("v3", baseline=walk.stable)
+    walk.wait("Shadowing", candidate=v3)
+    gateway_killed(walk)
     walk.wait("Canary", candidate=v3)
     walk.wait_answered_by(v3)
     walk.logs.collect()
@@ -230,6 +233,23 @@ def promoted(walk: Walk) -> None:
     space.annotate(approve=v3)
     space.wait(lambda status: status.get("phase") == "Guarding", what="Guarding")
     assert space.status()["stable"]["name"] == "v3"
+
+
+def gateway_killed(walk: Walk) -> None:
+    """One of the gateways ends without a word; another starts in its pod, and takes the routes in."""
+    walk.logs.collect()
+    killed = walk.space.kill_gateway()
+    walk.kills.append(time.time())
+
+    def runs_again() -> bool:
+        (status,) = [
+            pod["status"]["containerStatuses"][0]
+            for pod in walk.space.pods("gateway")
+            if pod["metadata"]["name"] == killed
+        ]
+        return bool(status["ready"]) and status["restartCount"] == 1
+
+    wait_until(runs_again, what=f"{killed} ready again", timeout_s=60)
 
 
 def upgraded(walk: Walk) -> None:
@@ -317,10 +337,11 @@ def checked(walk: Walk) -> None:
         **walk.figures,
     }
     words = json.dumps(walk.figures, indent=1)
-    assert not traffic.failures, f"clients must not notice: {traffic.failures[:5]}\n{words}"
-    again = [each for each in traffic.answers if each.retries]
-    for each in again:
-        assert any(began - 5 < each.sent < ended + 5 for began, ended in walk.deletions), (
+    failed = [each for each in traffic.failures if not any(each.sent - 5 < at < each.ended for at in walk.kills)]
+    assert not failed, f"clients must not notice: {failed[:5]}\n{words}"
+    gone = [*walk.deletions, *((at, at) for at in walk.kills)]
+    for each in traffic.answers:
+        assert not each.retries or any(began - 5 < each.sent < ended + 5 for began, ended in gone), (
             f"asked twice: {each}\n{words}"
         )
     for phase in ("Shadowing", "Canary", "AwaitingApproval", "Guarding"):
@@ -329,8 +350,8 @@ def checked(walk: Walk) -> None:
     for split in divided:
         assert split.low <= split.candidate <= split.high, words
     assert sum(each.strayed for each in divided) <= sum(logs.fallbacks.values()), words
-    pods = [pod["metadata"]["name"] for pod in walk.space.pods("gateway")]
-    assert not logs.missing([each for each in known if each.routes.epoch not in delayed], pods=pods), words
+    gateways = [gateway_name(pod) for pod in walk.space.pods("gateway")]
+    assert not logs.missing([each for each in known if each.routes.epoch not in delayed], gateways=gateways), words
     quick = [took for epoch, took in settled.items() if took is not None and epoch not in delayed]
     assert len(quick) >= 6, words
     assert max(quick) < 1, words

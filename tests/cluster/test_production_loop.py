@@ -13,6 +13,7 @@ from tests.cluster.jobs import give_to_pods
 from tests.cluster.operator_install import InstalledOperator
 from tests.cluster.traffic import wait_reachable
 from tests.harness import Cluster, Kubectl, Object
+from tests.harness.errors import HarnessError
 from tests.harness.store import ROOT
 
 pytestmark = pytest.mark.timeout(1200)
@@ -36,8 +37,12 @@ def manifest(name: str) -> dict[str, Any]:
 
 def wait(kubectl: Kubectl, job: str, condition: str, *, namespace: str) -> Object:
     """`kubectl wait`, as a pipeline would; the job after that."""
-    where = ("-n", namespace, "--timeout=400s")
-    kubectl.run("wait", f"--for=condition={condition}", f"finetunejob/{job}", *where, timeout_s=420)
+    where = ("-n", namespace, "--timeout=300s")
+    try:
+        kubectl.run("wait", f"--for=condition={condition}", f"finetunejob/{job}", *where, timeout_s=320)
+    except HarnessError as error:
+        objects = kubectl.run("get", "ftj,mep,pods", "-n", namespace, "-o", "wide")
+        raise AssertionError(f"{error}\n{objects}") from None
     return kubectl.get("finetunejob", job, namespace=namespace)
 
 

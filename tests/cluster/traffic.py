@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import openai
 import urllib3
 from tests.harness import wait_until
@@ -44,6 +45,17 @@ class Answer:
     """Times that the client asked again by itself."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One request that the client gave up."""
+
+    user: str
+    sent: float
+    ended: float
+    """Seconds since 1970."""
+    error: str
+
+
 @dataclass(kw_only=True)
 class Traffic:
     """Requests at a steady rate, each of a user of its own, every second one streamed."""
@@ -52,7 +64,7 @@ class Traffic:
     model: str
     per_second: float = 1.5
     answers: list[Answer] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _bursts: list[Sequence[str]] = field(default_factory=list)
 
@@ -101,8 +113,9 @@ class Traffic:
             else:
                 ends = [answer.choices[0].finish_reason]
             assert ends[-1] in ("length", "stop"), f"it ended with {ends[-1:]}"
-        except (openai.OpenAIError, AssertionError) as error:
-            self.failures.append(f"{user}: {type(error).__name__}: {error}")
+        except (openai.OpenAIError, httpx.HTTPError, AssertionError) as error:
+            words = f"{type(error).__name__}: {error}"
+            self.failures.append(Failure(user=user, sent=sent, ended=time.time(), error=words))
             return
         epoch, variant = _answered(raw.headers["x-request-id"])
         seconds = time.monotonic() - began
