@@ -58,7 +58,7 @@ LAYERS = {
     "trainer": Layer(limit_s=1500, workers=2),
     "local": Layer(limit_s=1200, workers=2),
     "api": Layer(limit_s=900, workers=2),
-    "cluster": Layer(limit_s=2400, workers=2),
+    "cluster": Layer(limit_s=2400),
     "browser": Layer(limit_s=300),
 }
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import urllib3
 from tests.harness import wait_until
@@ -113,7 +113,7 @@ class Traffic:
             else:
                 ends = [answer.choices[0].finish_reason]
             assert ends[-1] in ("length", "stop"), f"it ended with {ends[-1:]}"
-        except (openai.OpenAIError, httpx.HTTPError, AssertionError) as error:
+        except (openai.OpenAIError, httpx2.HTTPError, AssertionError) as error:
             words = f"{type(error).__name__}: {error}"
             self.failures.append(Failure(user=user, sent=sent, ended=time.time(), error=words))
             return
