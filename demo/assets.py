@@ -85,8 +85,8 @@ def topic_chat(path: Path, *, part: Part = "All") -> Path:
     )
 
 
-def topic_labelled(path: Path, *, part: Part = "All", share: float = 1.0, corrupted: float = 0.0) -> Path:
-    """Write the task as `text` and `label`; of a `share` of the questions, always the same ones.
+def topic_labelled(path: Path, *, part: Part = "All", each: int | None = None, corrupted: float = 0.0) -> Path:
+    """Write the task as `text` and `label`; of `each` topic at most so many questions, always the same ones.
 
     A share `corrupted` of the questions gets a wrong label, always the same ones. For a model that is worse but is
     judged fairly, corrupt part Training and evaluate on part Evaluation.
@@ -98,8 +98,7 @@ def topic_labelled(path: Path, *, part: Part = "All", share: float = 1.0, corrup
                 "text": question,
                 "label": _wrong_topic(question, topic) if _draw("corrupt", question) < corrupted else topic,
             }
-            for question, topic in questions(part)
-            if _draw("share", question) < share
+            for question, topic in (questions(part) if each is None else _some(part, each=each))
         ),
     )
 
@@ -107,7 +106,7 @@ def topic_labelled(path: Path, *, part: Part = "All", share: float = 1.0, corrup
 def fill_topics(claim: Path) -> None:
     """Put into a folder what the jobs `topics-1` to `-3` find at pvc://models: the base model and their data."""
     data = claim / "data"
-    topic_labelled(data / "topics-few.jsonl", part="Training", share=0.12)
+    topic_labelled(data / "topics-few.jsonl", part="Training", each=4)
     topic_labelled(data / "topics-corrupted.jsonl", part="Training", corrupted=1.0)
     topic_labelled(data / "topics-training.jsonl", part="Training")
     topic_labelled(data / "topics-evaluation.jsonl", part="Evaluation")
@@ -126,6 +125,12 @@ def questions(part: Part) -> list[tuple[str, str]]:
             if len(question) < _LONGEST_QUESTION and part in ("All", "Evaluation" if held_out else "Training"):
                 found.append((question, topic))
     return found
+
+
+def _some(part: Part, *, each: int) -> list[tuple[str, str]]:
+    """Different questions, at most `each` of a topic."""
+    ordered = sorted(set(questions(part)), key=lambda row: _draw("some", row[0]))
+    return [row for topic in TOPICS for row in [row for row in ordered if row[1] == topic][:each]]
 
 
 def _draw(purpose: str, question: str) -> float:

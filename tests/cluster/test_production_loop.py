@@ -51,6 +51,15 @@ def endpoint(kubectl: Kubectl, *, namespace: str) -> dict[str, Any]:
     return dict(kubectl.get("modelendpoint", ENDPOINT, namespace=namespace)["status"])
 
 
+def comparisons_passed(operator: InstalledOperator) -> float:
+    """What the operator that leads has counted since it leads."""
+    (address,) = [pod["status"]["podIP"] for pod in operator.pods_of(operator.leader())]
+    shown = urllib3.request("GET", f"http://{address}:8080/metrics", timeout=10).data.decode().splitlines()
+    return sum(
+        float(line.split()[-1]) for line in shown if line.startswith('finetune_comparisons_total{verdict="Pass"}')
+    )
+
+
 def test_jobs_end_promoted_or_rejected_by_themselves(operator: InstalledOperator, claim: Path, namespace: str) -> None:
     """No client asks during the rollouts: the probes decide."""
     kubectl = operator.kubectl
@@ -73,6 +82,7 @@ def test_jobs_end_promoted_or_rejected_by_themselves(operator: InstalledOperator
     assert (version["evaluation"]["verdict"], version["baseline"]["name"]) == ("Fail", "topics-1")
     assert endpoint(kubectl, namespace=namespace)["phase"] == "Idle"
 
+    before = comparisons_passed(operator)
     third = manifest("job-topics-3")
     third["spec"]["evaluation"]["baseline"] = "Base"  # proves nothing about what it would replace
     kubectl.apply(third, namespace=namespace)
@@ -83,8 +93,6 @@ def test_jobs_end_promoted_or_rejected_by_themselves(operator: InstalledOperator
     assert (compared["verdict"], compared["accepted"]) == ("Pass", True)
     assert (status["stable"]["name"], status["previous"]["name"]) == ("topics-3", "topics-1")
     assert (claim / compared["report"].removeprefix("pvc://models/")).is_file()
-    (address,) = [pod["status"]["podIP"] for pod in operator.pods_of(operator.leader())]
-    shown = urllib3.request("GET", f"http://{address}:8080/metrics", timeout=10).data.decode().splitlines()
-    assert 'finetune_comparisons_total{verdict="Pass"} 1.0' in shown
+    assert comparisons_passed(operator) == before + 1
     tried = [each["name"] for each in status["versions"]]
     assert tried == ["topics-1", "topics-3"], "the one from corrupted labels never came here"

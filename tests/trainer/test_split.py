@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import yaml
+from demo import assets
 
 from finetune_api.finetunejob import Split
 from finetune_api.results import ExitCode
@@ -13,6 +17,7 @@ from finetune_trainer.dataset import SPLITS, SplitName
 from finetune_trainer.errors import StageError
 from finetune_trainer.split import Member, Shares, split
 
+ROOT = Path(__file__).resolve().parents[2]
 USUAL = Shares(train=0.8, validation=0.1, test=0.1)
 
 
@@ -143,3 +148,20 @@ def test_a_fixed_evaluation_set_leaves_its_share_to_the_others() -> None:
     assert Shares.of(fractions, fixed_evaluation=False) == Shares(train=0.6, validation=0.2, test=0.2)
     shares = Shares.of(fractions, fixed_evaluation=True)
     assert (round(shares.train, 6), round(shares.validation, 6), shares.test) == (0.75, 0.25, 0.0)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_demo_learns_every_topic_in_any_namespace(number: int, tmp_path: Path) -> None:
+    """The namespace is part of the salt."""
+    assets.fill_topics(tmp_path)
+    data = yaml.safe_load((ROOT / "demo" / f"job-topics-{number}.yaml").read_text())["spec"]["data"]
+    ordered = Split.model_validate(data["split"])
+    (source,) = data["sources"]
+    lines = (tmp_path / source["uri"].removeprefix("pvc://models/")).read_text().splitlines()
+    rows = [Member(group=each["text"], stratum=each["label"]) for each in map(json.loads, lines)]
+    shares = Shares.of(ordered, fixed_evaluation=True)
+    by = "label" if ordered.strategy == "Stratified" else None
+    for namespace in range(200):
+        found = divide(rows, shares=shares, salt=f"team-{namespace}/topics", by=by)
+        learned = {row.stratum for row, place in zip(rows, found, strict=True) if place == "train"}
+        assert learned == {row.stratum for row in rows}, namespace
