@@ -16,7 +16,7 @@ from finetune_api.routes import ROUTES_KEY, Routes
 from finetune_gateway.routing import user_position
 
 _LINE = re.compile(r"^(\S+ \S+) \w+ \S+ (routes of epoch (\d+) in force|left variant (\S+))", re.MULTILINE)
-_BAND = 0.999
+_BAND = 0.9999
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Split:
     """Percent."""
     low: int
     high: int
-    """Where the candidate's answers are in 99.9 of 100 cases, if every user is drawn by himself."""
+    """Where the candidate's answers are in 9,999 of 10,000 cases, if every user is drawn by himself."""
     strayed: int
     """Users who were answered by the other version than the one that their name leads to."""
 
