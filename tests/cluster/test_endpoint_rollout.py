@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -105,7 +105,7 @@ class Walk:
 
 
 def test_from_the_first_version_to_a_restore(
-    upgradable: InstalledOperator, space: EndpointSpace, record_property: Callable[[str, object], None]
+    upgradable: InstalledOperator, space: EndpointSpace, request: pytest.FixtureRequest
 ) -> None:
     space.kubectl.apply(endpoints.manifest(), namespace=space.namespace)
     space.offer("v1", baseline="")
@@ -131,7 +131,7 @@ def test_from_the_first_version_to_a_restore(
         assert walk.running("server", version="v1") == stable, "nor does a restore"
         traffic.wait(more=5)
     checked(walk)
-    record_property("figures", json.dumps(walk.figures))
+    request.node.user_properties.append(("figures", json.dumps(walk.figures)))
 
 
 @contextmanager
