@@ -129,8 +129,11 @@ def questions(part: Part) -> list[tuple[str, str]]:
 
 def _some(part: Part, *, each: int) -> list[tuple[str, str]]:
     """Different questions, at most `each` of a topic."""
-    ordered = sorted(set(questions(part)), key=lambda row: _draw("some", row[0]))
-    return [row for topic in TOPICS for row in [row for row in ordered if row[1] == topic][:each]]
+    found: dict[str, list[tuple[str, str]]] = {topic: [] for topic in TOPICS}
+    for question, topic in sorted(set(questions(part)), key=lambda row: _draw("some", row[0])):
+        if len(found[topic]) < each:
+            found[topic].append((question, topic))
+    return [row for rows in found.values() for row in rows]
 
 
 def _draw(purpose: str, question: str) -> float:

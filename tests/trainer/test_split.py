@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from demo import assets
+from tests.harness.store import ROOT
 
 from finetune_api.finetunejob import Split
 from finetune_api.results import ExitCode
@@ -17,7 +18,6 @@ from finetune_trainer.dataset import SPLITS, SplitName
 from finetune_trainer.errors import StageError
 from finetune_trainer.split import Member, Shares, split
 
-ROOT = Path(__file__).resolve().parents[2]
 USUAL = Shares(train=0.8, validation=0.1, test=0.1)
 
 
