@@ -1,4 +1,4 @@
-"""A layer that hangs is ended with all that it started, named, and does not keep the next one from running."""
+"""A layer that hangs is ended with all that it started, named, and does not keep the next from running."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pathlib import Path
 from tests.harness.store import ROOT
 
 HANGS = """
-import signal, subprocess, sys, time
+import pytest, signal, subprocess, sys, time
+
+@pytest.mark.parametrize("number", range(6))
+def test_slowly(number):
+    time.sleep(1)  # longer than it may be quiet, but a test ends each second: slow is not hung
 
 def test_it():
     subprocess.Popen(["sleep", "1234.5"], start_new_session=True)
@@ -24,7 +28,7 @@ from tests import run_layers
 
 run_layers.ROOT = Path(sys.argv[1])
 run_layers.INTERRUPT_S = run_layers.CLEANUP_S = 1
-run_layers.LAYERS["hangs"] = run_layers.Layer(limit_s=8)
+run_layers.LAYERS["hangs"] = run_layers.Layer(quiet_s=4)
 sys.exit(run_layers.main(["hangs", "passes"]))
 """
 
@@ -41,6 +45,8 @@ def test_a_layer_that_hangs_is_ended_and_named(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert time.monotonic() - began < 50
     summary = done.stdout.partition("=== summary ===")[2]
-    assert "not done after 8 s; running then: tests/hangs/test_layer.py::test_it" in summary, done.stdout + done.stderr
+    assert "no test began or ended for 4 s; running then: tests/hangs/test_layer.py::test_it" in summary, (
+        done.stdout + done.stderr
+    )
     assert "left behind and killed: sleep 1234.5" in summary
     assert "1 passed, 1 failed, 0 skipped" in summary
