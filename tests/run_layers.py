@@ -167,7 +167,10 @@ def _pytest(layer: str, environment: dict[str, str], *, due: float, settings: La
 
 
 def _watch(process: subprocess.Popen[bytes], running_tests: Path, *, due: float, quiet_s: float) -> str | None:
-    """Wait for its end; else say why it has to be ended. Each test that begins or ends writes `running_tests`."""
+    """Wait for its end; else say why it has to be ended. Each test that begins or ends writes `running_tests`.
+
+    Before the first test a layer may build what it needs, which takes long.
+    """
     written, since = 0, time.monotonic()
     while not _wait(process, limit_s=min(_POLL_S, quiet_s / 2)):
         last = running_tests.stat().st_mtime_ns if running_tests.exists() else 0
@@ -175,8 +178,9 @@ def _watch(process: subprocess.Popen[bytes], running_tests: Path, *, due: float,
             written, since = last, time.monotonic()
         if time.monotonic() >= due:
             return "not done when all time was taken"
-        if time.monotonic() - since >= quiet_s:
-            return f"no test began or ended for {quiet_s:.0f} s"
+        allowed_s = quiet_s if written else max(quiet_s, BUILD_LIMIT_S)
+        if time.monotonic() - since >= allowed_s:
+            return f"no test began or ended for {allowed_s:.0f} s"
     return None
 
 

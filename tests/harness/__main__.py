@@ -13,7 +13,13 @@ from tests.harness import tools
 from tests.harness.cluster import Cluster
 from tests.harness.errors import HarnessError, MissingPrerequisite
 from tests.harness.images import build_images, current_references
-from tests.harness.preparation import TEST_PROGRAMS, prepare_for_api, prepare_for_chart, prepare_for_cluster
+from tests.harness.preparation import (
+    TEST_PROGRAMS,
+    prepare_for_api,
+    prepare_for_chart,
+    prepare_for_cluster,
+    prepare_for_trainer,
+)
 from tests.harness.prerequisites import require_for_cluster
 from tests.harness.storage import Storage
 from tests.harness.store import cache, locked
@@ -66,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    for prepare in (prepare_for_api, prepare_for_cluster, prepare_for_chart):
+    for prepare in (prepare_for_trainer, prepare_for_api, prepare_for_cluster, prepare_for_chart):
         try:
             prepare()
         except MissingPrerequisite as missing:

@@ -93,6 +93,8 @@ MODULES = (
         },
     ),
 )
+TRAINER_PROGRAMS = ("versitygw",)
+"""The object store that runs read and write."""
 API_PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 """What an apiserver-only environment needs."""
 CHART_PROGRAMS = (*API_PROGRAMS, "helm", "helm4")

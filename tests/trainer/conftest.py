@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from demo import assets
+from tests.harness.preparation import prepare_collected, prepare_for_trainer
 from tests.trainer.small_run import SmallRuns
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest modules first: where workers share the modules, they then end together."""
     items.sort(key=lambda item: not item.path.name.startswith("test_training"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build before the first test."""
+    prepare_collected(session, folder=Path(__file__).parent, prepare=prepare_for_trainer)
 
 
 @pytest.fixture(scope="session")

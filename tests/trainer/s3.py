@@ -10,18 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.harness import tools
+import pytest
+from tests.harness import MissingPrerequisite, tools
 
 
 @contextmanager
 def serve_s3(folder: Path, *, bucket: str) -> Iterator[dict[str, str]]:
     """A server with one bucket, whose objects are files under `folder`/buckets; the AWS_* variables of a client."""
+    try:
+        program = tools.program("versitygw")
+    except MissingPrerequisite as missing:
+        pytest.skip(str(missing))
     (folder / "buckets" / bucket).mkdir(parents=True)
     (folder / "meta").mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command: list[str | Path] = [tools.program("versitygw"), "--port", f"127.0.0.1:{port}"]
+    command: list[str | Path] = [program, "--port", f"127.0.0.1:{port}"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*command, "posix", "--sidecar", folder / "meta", folder / "buckets"],
