@@ -31,6 +31,7 @@ from finetune_operator.endpoint.names import (
 from finetune_operator.endpoint.observed import ObservedComparison, ObservedEndpoint
 from finetune_operator.endpoint.reports import Gateways
 from finetune_operator.endpoint.servers import server_of
+from finetune_operator.job.containers import read_containers
 from finetune_operator.job.names import ENDPOINT_LABEL, OWNED_LABEL
 from finetune_operator.job.observed import bucket, ref_of
 from finetune_operator.observe_job import is_owned
@@ -192,13 +193,11 @@ def _comparisons(
     return found
 
 
-def _is_living_gateway(pod: Mapping[str, Any]) -> bool:
+def _is_living_gateway(pod: Manifest) -> bool:
     """It may have requests in flight: it runs, or is being ended."""
     phase = (pod.get("status") or {}).get("phase")
-    started = any(
-        "running" in (each.get("state") or {}) for each in (pod.get("status") or {}).get("containerStatuses") or ()
-    )
-    return _label(pod, COMPONENT_LABEL) == GATEWAY and phase == "Running" and started
+    running = read_containers(pod, main=GATEWAY).main.running
+    return _label(pod, COMPONENT_LABEL) == GATEWAY and phase == "Running" and running
 
 
 def _is_ours(child: Manifest, *, name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from finetune_api.results import PERMANENT_EXIT_CODES
 from finetune_operator.controller import ChildRef
 from finetune_operator.endpoint.observed import Server
+from finetune_operator.job.containers import Ended, read_containers
 from finetune_operator.job.times import parse_time
 from finetune_operator.ports import Manifest
 
@@ -40,48 +41,40 @@ def server_of(
     )
 
 
-def _container(pod: Manifest) -> dict[str, Any]:
-    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-    return next((each for each in statuses if each.get("name") == CONTAINER), {})
-
-
-def _ended(pod: Manifest) -> dict[str, Any] | None:
-    """How the container ended, now or the last time."""
-    container = _container(pod)
-    for state in (container.get("state") or {}, container.get("lastState") or {}):
-        if state.get("terminated"):
-            return dict(state["terminated"])
+def _failure(pod: Manifest) -> str | None:
+    """Why its server will not become ready. An init container of ours (`fetch`) is as good as the server."""
+    containers = read_containers(pod, main=CONTAINER)
+    for each in (*containers.others, containers.main):
+        ended = each.ended or each.last_ended
+        if ended is None or ended.exit_code == 0 or not (each.init or each.name == CONTAINER):
+            continue
+        if ended.exit_code in {int(code) for code in PERMANENT_EXIT_CODES}:
+            return _words(ended)
+        if each.restarts >= _MOST_CRASHES:
+            what = "server" if each.name == CONTAINER else f"init container {each.name}"
+            return f"its {what} ended {each.restarts} times: {_words(ended)}"
     return None
 
 
-def _failure(pod: Manifest) -> str | None:
-    ended = _ended(pod)
-    if ended is None:
-        return None
-    words = _words(ended)
-    if ended.get("exitCode") in {int(code) for code in PERMANENT_EXIT_CODES}:
-        return words
-    restarts = int(_container(pod).get("restartCount") or 0)
-    return f"its server ended {restarts} times: {words}" if restarts >= _MOST_CRASHES else None
-
-
 def _trouble(pod: Manifest) -> str | None:
-    waiting = (_container(pod).get("state") or {}).get("waiting") or {}
-    reason, message = waiting.get("reason", ""), waiting.get("message", "")
-    if reason and reason not in ("ContainerCreating", "PodInitializing", "CrashLoopBackOff"):
-        return f"{reason}: {message}" if message else reason
-    ended = _ended(pod)
-    return _words(ended) if ended is not None else None
+    containers = read_containers(pod, main=CONTAINER)
+    held, main = containers.held, containers.main
+    if held.held:
+        where = "" if held.name == CONTAINER else f"container {held.name}: "
+        return f"{where}{held.waiting_reason}: {held.waiting_message}".rstrip(": ")
+    if main.trouble:
+        ended = main.ended or main.last_ended
+        return _words(ended) if ended is not None else main.trouble
+    return containers.trouble or None
 
 
-def _words(ended: dict[str, Any]) -> str:
+def _words(ended: Ended) -> str:
     """The termination message's own words, where it is one of ours."""
     try:
-        said = json.loads(ended.get("message") or "")
+        said = json.loads(ended.message)
         return f"{said['reason']}: {said['message']}"
     except (ValueError, KeyError, TypeError):
-        reason = ended.get("reason") or "Error"
-        return f"{reason} (exit status {ended.get('exitCode')})"
+        return f"{ended.reason or 'Error'} (exit status {ended.exit_code})"
 
 
 def _scheduled(pod: Manifest) -> Any:

@@ -105,7 +105,8 @@ def _run(step: Step, running: Running, *, status: FineTuneJobStatus, overdue: da
             message = f"training has not reported for {step.plan.hang_seconds} s (failurePolicy.hangSeconds)"
             return restart_or_fail(step, Broken(cause=Cause.HUNG, reason=Cause.HUNG, message=message))
         status = with_progress(status=status, observed=step.observed, plan=step.plan)
-    return step.draft(status=status, phase=phase, reason=phase, message=step.activity, look_again=(overdue, hung))
+    message = f"{step.activity}; {running.trouble}" if running.trouble else step.activity
+    return step.draft(status=status, phase=phase, reason=phase, message=message, look_again=(overdue, hung))
 
 
 def _with_state(step: Step) -> FineTuneJobStatus:

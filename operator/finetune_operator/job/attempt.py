@@ -13,12 +13,15 @@ from finetune_api.results import Failure
 from finetune_operator.config import OperatorConfig
 from finetune_operator.job.evidence import cause_of_end, parsed_message
 from finetune_operator.job.observed import Attempt, ChildJob
-from finetune_operator.job.pods import PodState
+from finetune_operator.job.pods import CONTAINER, PodState
 from finetune_operator.job.restarts import Cause
 from finetune_operator.job.times import after
 from finetune_operator.job.verdicts import Absent, Broken, Running, Stopping, Succeeded, Verdict, Waiting
 
 _NO_PODS_SECONDS = 10.0
+_SETTLE_SECONDS = 10.0
+"""How long a pod whose container has failed may take to say that its node or somebody else ended it, while its sidecars
+end."""
 
 
 def judge(*, attempt: Attempt, stage: str, size: int, now: datetime, config: OperatorConfig) -> Verdict:
@@ -37,7 +40,7 @@ def judge(*, attempt: Attempt, stage: str, size: int, now: datetime, config: Ope
 
 
 def may_run(*, pod: PodState, now: datetime, config: OperatorConfig) -> bool:
-    """Whether a pod's container could still be running, and with it write to the run's folder."""
+    """Whether a pod's container could still be running, and with it write to the run's folder. Sidecars do not."""
     if pod.finished:
         return False
     gone_by = pod.gone_by(lost_pod_seconds=config.lost_pod_seconds)
@@ -61,13 +64,13 @@ def last_end(*, attempt: Attempt) -> datetime | None:
 
 
 def _all_done(*, job: ChildJob | None, pods: Sequence[PodState], size: int) -> bool:
-    # The pods know up to a second before their Job does.
-    done = {pod.index for pod in pods if pod.phase == "Succeeded"}
+    # The pods know before their Job does: by a second, or for as long as a sidecar goes on.
+    done = {pod.index for pod in pods if pod.done}
     return len(done) >= size or (job is not None and job.complete)
 
 
 def _success(*, pods: Sequence[PodState], stage: str) -> Verdict:
-    ended = next((pod.ended for pod in pods if pod.index == 0 and pod.phase == "Succeeded"), None)
+    ended = next((pod.ended for pod in pods if pod.index == 0 and pod.done), None)
     if ended is None:
         return Broken(
             cause=Cause.RESULT_LOST,
@@ -98,7 +101,7 @@ def _trouble_since(*, job: ChildJob, pods: Sequence[PodState]) -> datetime | Non
     """When the first sign came that this attempt will not end well. None: there is none."""
     signs = [job.failed_since or job.created] if job.failed else []
     for pod in pods:
-        if pod.phase == "Failed":
+        if pod.finished and not pod.done:
             signs.append((pod.ended.finished if pod.ended else None) or pod.created)
         elif pod.deletion_requested is not None and not pod.finished:
             signs.append(pod.deletion_requested)
@@ -111,11 +114,18 @@ def _ending(
     deadline = after(since, config.evidence_seconds)
     pending = [pod for pod in pods if may_run(pod=pod, now=now, config=config)]
     # Pods that nobody has told to end do not hold up the judgement for ever.
-    undecided = [pod for pod in pending if pod.deletion_requested is not None or now < deadline]
-    if not undecided:
+    times = [_gone_by(pod, config=config) or deadline for pod in pending if pod.deletion_requested or now < deadline]
+    times += [due for pod in pods if (due := _settled_by(pod)) is not None and now < due]
+    if not times:
         return cause_of_end(job=job, pods=pods, size=size)
-    times = [_gone_by(pod, config=config) or deadline for pod in undecided]
-    return Stopping(message=f"{_count(len(pending))} still ending", look_again=min(times))
+    return Stopping(message=f"{_count(max(1, len(pending)))} still ending", look_again=min(times))
+
+
+def _settled_by(pod: PodState) -> datetime | None:
+    """Until when the pod's own word on the end of its container may still come; None: it is there."""
+    if pod.over or pod.done or pod.ended is None or pod.ended.finished is None:
+        return None
+    return after(pod.ended.finished, _SETTLE_SECONDS)
 
 
 # -- on the way -------------------------------------------------------------------------------------------------------
@@ -124,6 +134,7 @@ def _ending(
 def _starting_or_running(
     *, job: ChildJob, pods: Sequence[PodState], size: int, now: datetime, config: OperatorConfig
 ) -> Verdict:
+    trouble = next((f"pod {pod.name}: {pod.trouble}" for pod in pods if pod.trouble), "")
     waiting = next((pod for pod in pods if pod.image_problem or pod.container_problem), None)
     if waiting is not None:
         return _held_container(pod=waiting, now=now, config=config)
@@ -135,15 +146,15 @@ def _starting_or_running(
         return _without_pods(job=job, count=len(pods), size=size, now=now)
     started = [pod.started for pod in pods if pod.started is not None]
     if len(started) < size:
-        return _slow_start(pods=pods, now=now, config=config)
-    return Running(since=max(started))
+        return _slow_start(pods=pods, now=now, config=config, trouble=trouble)
+    return Running(since=max(started), trouble=trouble)
 
 
 def _held_container(*, pod: PodState, now: datetime, config: OperatorConfig) -> Verdict:
     since = pod.scheduled or pod.created
     deadline = after(since, config.image_pull_deadline_seconds)
     cause = Cause.IMAGE if pod.image_problem else Cause.CONTAINER_CONFIG
-    text = f"pod {pod.name}: {pod.waiting_reason}: {pod.waiting_message}".rstrip(": ")
+    text = f"{_held(pod)}: {pod.waiting_reason}: {pod.waiting_message}".rstrip(": ")
     if pod.waiting_reason == "InvalidImageName" or now >= deadline:
         return Broken(cause=cause, reason=cause, message=text)
     # Kubelet's two words for one problem take turns; said once, the status stays as it is.
@@ -151,9 +162,14 @@ def _held_container(*, pod: PodState, now: datetime, config: OperatorConfig) -> 
     return Waiting(reason=reason, message=_stable(pod), look_again=deadline)
 
 
+def _held(pod: PodState) -> str:
+    """The pod, with the container that holds it up where that is not ours."""
+    return f"pod {pod.name}" + (f", container {pod.waiting_container}" if pod.waiting_container != CONTAINER else "")
+
+
 def _stable(pod: PodState) -> str:
     if not pod.image_problem:
-        return f"pod {pod.name} cannot start: {pod.waiting_message or pod.waiting_reason}"
+        return f"{_held(pod)} cannot start: {pod.waiting_message or pod.waiting_reason}"
     return f"the image {pod.image} cannot be pulled; kubelet tries again, kubectl describe pod {pod.name} says why"
 
 
@@ -164,17 +180,17 @@ def _without_pods(*, job: ChildJob, count: int, size: int, now: datetime) -> Ver
     return Waiting(reason="PodsNotCreated", message=f"{count} of {size} pods were created", queued=True)
 
 
-def _slow_start(*, pods: Sequence[PodState], now: datetime, config: OperatorConfig) -> Verdict:
+def _slow_start(*, pods: Sequence[PodState], now: datetime, config: OperatorConfig, trouble: str) -> Verdict:
     late = min((pod.scheduled or pod.created for pod in pods if pod.started is None), default=now)
     deadline = after(late, config.start_deadline_seconds)
     if now < deadline:
-        return Waiting(reason="Starting", message="", look_again=deadline)
+        return Waiting(reason="Starting", message=trouble, look_again=deadline)
     names = ", ".join(pod.name for pod in pods if pod.started is None)
     return Broken(
         cause=Cause.NOT_STARTED,
         reason=Cause.NOT_STARTED,
         message=f"{names}: no container was running {config.start_deadline_seconds} s after a node was found; "
-        "kubectl describe pod says why",
+        f"{trouble or 'kubectl describe pod says why'}",
     )
 
 

@@ -11,17 +11,35 @@ from finetune_operator.controller import ChildRef
 from finetune_operator.job.observed import Attempt, AttemptKey, Observed
 from finetune_operator.job.times import after
 
+_SIDECAR_SECONDS = 180.0
+"""How long other containers of a pod may go on after the one that counts: longer than sidecars are given to stop. A pod
+keeps its accelerators for as long as anything runs in it."""
+
 
 def removable(*, job: FineTuneJob, attempts: Mapping[AttemptKey, Attempt], now: datetime) -> list[AttemptKey]:
     """Attempts of which no child is needed any more."""
     recorded: list[AttemptKey] = [(stage.name, stage.attempt) for stage in job.status.stages]
+    over = {key for key, due in sidecars_due(job=job, attempts=attempts).items() if now >= due}
     if job.status.phase in TERMINAL_PHASES:
-        due = expiry(job)
-        return sorted({*recorded, *attempts}) if due is not None and now >= due else []
-    over = {key for key, attempt in attempts.items() if key not in recorded and attempt.job is not None}
+        expired = expiry(job)
+        return sorted({*recorded, *attempts} if expired is not None and now >= expired else over)
+    over |= {key for key, attempt in attempts.items() if key not in recorded and attempt.job is not None}
     # The Job of the attempt before may have been deleted by somebody: its ConfigMap is not found by it then.
     begun = {(stage.name, stage.attempt - 1) for stage in job.status.stages if stage.state == "Pending"}
     return sorted(over | {key for key in begun if key[1] > 0})
+
+
+def sidecars_due(*, job: FineTuneJob, attempts: Mapping[AttemptKey, Attempt]) -> dict[AttemptKey, datetime]:
+    """Complete attempts that something still runs in, and when that is ended."""
+    return {
+        (stage.name, stage.attempt): after(stage.completion_time, _SIDECAR_SECONDS)
+        for stage in job.status.stages
+        if stage.state == "Complete"
+        and stage.completion_time is not None
+        and (attempt := attempts.get((stage.name, stage.attempt)))
+        and attempt.job is not None
+        and not attempt.job.finished
+    }
 
 
 def removals(observed: Observed) -> tuple[ChildRef, ...]:

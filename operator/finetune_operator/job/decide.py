@@ -8,9 +8,12 @@ version between Evaluating and the end (mirror.py).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from finetune_api.finetunejob import TERMINAL_PHASES
 from finetune_operator.job.advance import advance
 from finetune_operator.job.begin import begin
+from finetune_operator.job.cleanup import removals
 from finetune_operator.job.conclude import after_the_end, conclude
 from finetune_operator.job.conditions import Summary
 from finetune_operator.job.decision import Decision, Draft
@@ -37,7 +40,7 @@ def _draft(observed: Observed) -> Draft:
         return _hold(observed, problem=plan)
     stage = next((stage for stage in status.stages if stage.state != "Complete"), None)
     if stage is None:
-        return conclude(observed=observed, plan=plan)
+        return replace(conclude(observed=observed, plan=plan), delete=removals(observed))
     return advance(observed=observed, plan=plan, stage=stage)
 
 

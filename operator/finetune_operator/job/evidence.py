@@ -17,8 +17,9 @@ from finetune_api.results import (
     Failure,
     result_adapter,
 )
+from finetune_operator.job.containers import Ended
 from finetune_operator.job.observed import ChildJob
-from finetune_operator.job.pods import Ended, PodState
+from finetune_operator.job.pods import CONTAINER, PodState
 from finetune_operator.job.restarts import Cause
 from finetune_operator.job.verdicts import Broken, Result
 
@@ -61,6 +62,8 @@ def _trouble_time(pod: PodState) -> datetime:
 
 def _broken_pod(pod: PodState) -> Broken | None:
     """What one pod has to say about the end; None: it ended well, or knows nothing."""
+    if pod.done:
+        return None
     ended = pod.ended
     failure = parsed_message(ended.message) if ended else None
     said = failure if isinstance(failure, Failure) else None
@@ -73,11 +76,11 @@ def _broken_pod(pod: PodState) -> Broken | None:
         text = f"pod {pod.name} was interrupted ({why}): {pod.disruption_message}".rstrip(": ")
         return Broken(cause=cause, reason=cause, message=text, checkpoint_step=step, saved_all=saved, disrupted=True)
     if ended is None:
+        if pod.phase == "Failed":
+            return _never_begun(pod)
         if pod.deletion_requested is None:
             return None
         return Broken(cause=Cause.POD_DELETED, reason=Cause.POD_DELETED, message=f"pod {pod.name} was deleted")
-    if pod.phase == "Succeeded" or ended.exit_code == ExitCode.DONE:
-        return None
     if stopped:
         text = said.message if said else "stopped by a signal after a checkpoint"
         message = f"pod {pod.name} {'was deleted' if pod.deletion_requested else 'was interrupted'}: {text}"
@@ -85,6 +88,17 @@ def _broken_pod(pod: PodState) -> Broken | None:
             cause=Cause.PREEMPTED, reason=Cause.PREEMPTED, message=message, checkpoint_step=step, saved_all=saved
         )
     return _failed_container(pod=pod, ended=ended, said=said)
+
+
+def _never_begun(pod: PodState) -> Broken:
+    """An init container, ours or one that was injected, has failed: the container that counts never ran."""
+    why = pod.trouble or "kubectl describe pod says why"
+    reason = "InitContainerFailed" if pod.trouble else "PodFailed"
+    return Broken(
+        cause=Cause.CONTAINER_FAILED,
+        reason=reason,
+        message=f"pod {pod.name} failed before its container {CONTAINER} began: {why}",
+    )
 
 
 def _failed_container(*, pod: PodState, ended: Ended, said: Failure | None) -> Broken:

@@ -9,6 +9,7 @@ from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJobStatus, Phase
 from finetune_api.progress import MINIMUM_INTERVAL_SECONDS
 from finetune_operator.controller import Event, State
 from finetune_operator.job.accounting import with_counters
+from finetune_operator.job.cleanup import sidecars_due
 from finetune_operator.job.conditions import Summary, conditions
 from finetune_operator.job.decision import Decision, Draft, Evaluated, Finished, Observation, PhaseLeft
 from finetune_operator.job.observed import Observed
@@ -34,7 +35,8 @@ def finish(*, observed: Observed, draft: Draft) -> Decision:
         generation=job.metadata.generation,
         now=now,
     )
-    due = [seconds_until(due=time, now=now) for time in draft.look_again]
+    sidecars = [time for time in sidecars_due(job=job, attempts=observed.attempts).values() if time > now]
+    due = [seconds_until(due=time, now=now) for time in (*draft.look_again, *sidecars)]
     write, wait = _worth_writing(before=job.status, after_=new, now=now)
     if wait is not None:
         due.append(wait)

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from finetune_api.finetunejob import STAGES, StageName
+from finetune_operator.job.containers import CONFIG_REASONS, IMAGE_REASONS, Ended, read_containers
 from finetune_operator.job.names import ATTEMPT_LABEL, STAGE_LABEL
 from finetune_operator.job.times import BEGINNING, after, parse_time
 from finetune_operator.ports import Manifest
@@ -16,29 +17,6 @@ CONTAINER = "trainer"
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 PodPhase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
 _LOST_NODE_REASONS = frozenset({"DeletionByTaintManager", "DeletionByPodGC", "NodeLost"})
-_IMAGE_REASONS = frozenset(
-    {
-        "ErrImagePull",
-        "ImagePullBackOff",
-        "ErrImageNeverPull",
-        "InvalidImageName",
-        "ImageInspectError",
-        "RegistryUnavailable",
-    }
-)
-_CONTAINER_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How a container ended."""
-
-    exit_code: int
-    reason: str = ""
-    """Kubelet's word: Completed, Error, OOMKilled, ..."""
-    message: str = ""
-    """The termination message."""
-    finished: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +27,9 @@ class PodState:
     index: int
     """Completion index: the node rank."""
     phase: PodPhase = "Pending"
+    node: str = ""
     image: str = ""
+    """Of the container that it waits for."""
     created: datetime
     scheduled: datetime | None = None
     """When it got a node."""
@@ -58,8 +38,13 @@ class PodState:
     started: datetime | None = None
     """When its container began to run."""
     ended: Ended | None = None
+    waiting_container: str = CONTAINER
     waiting_reason: str = ""
     waiting_message: str = ""
+    initialising: str = ""
+    """The init container that runs, or ran last."""
+    trouble: str = ""
+    """What its other containers do wrong."""
     disruption: str = ""
     """The reason of a DisruptionTarget condition, or of the pod's own status where a node ended it; "": none."""
     disruption_message: str = ""
@@ -69,13 +54,23 @@ class PodState:
 
     @property
     def finished(self) -> bool:
-        """Its container has ended for good."""
+        """Its container has ended for good, whatever else runs in the pod."""
+        return self.over or self.ended is not None
+
+    @property
+    def over(self) -> bool:
+        """All that ran in it has ended."""
         return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def done(self) -> bool:
+        """Its container has ended well."""
+        return self.phase == "Succeeded" if self.ended is None else self.ended.exit_code == 0
 
     @property
     def running(self) -> bool:
         """Its container runs, as far as kubelet has said."""
-        return self.started is not None and self.ended is None and not self.finished
+        return self.started is not None and not self.finished
 
     @property
     def node_lost(self) -> bool:
@@ -84,13 +79,13 @@ class PodState:
 
     @property
     def image_problem(self) -> bool:
-        """The image cannot be had, for now."""
-        return self.waiting_reason in _IMAGE_REASONS
+        """The image cannot be had, for now, and its container waits for it."""
+        return self.started is None and self.waiting_reason in IMAGE_REASONS
 
     @property
     def container_problem(self) -> bool:
         """The container cannot be made, for now: a Secret is missing, a command is wrong."""
-        return self.waiting_reason in _CONTAINER_REASONS
+        return self.started is None and self.waiting_reason in CONFIG_REASONS
 
     def gone_by(self, *, lost_pod_seconds: float) -> datetime | None:
         """From when on the pod counts as dead although nobody has confirmed it. None: only kubelet's word counts."""
@@ -103,24 +98,26 @@ def read_pod(manifest: Manifest) -> PodState:
     """The facts of a pod made by one of our Jobs."""
     metadata, status = manifest["metadata"], manifest.get("status") or {}
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
-    container = _container_status(status)
-    state = container.get("state") or {}
-    waiting = state.get("waiting") or {}
-    started, ended = _run_of(state)
+    containers = read_containers(manifest, main=CONTAINER)
+    main, held = containers.main, containers.held
     disruption, disruption_message = _disruption(status=status, conditions=conditions)
     due = parse_time(metadata.get("deletionTimestamp"))
     return PodState(
         name=metadata["name"],
         index=int((metadata.get("annotations") or {}).get(INDEX_ANNOTATION, 0)),
         phase=status.get("phase") or "Pending",
-        image=next((each.get("image", "") for each in manifest["spec"]["containers"] if each["name"] == CONTAINER), ""),
+        node=manifest["spec"].get("nodeName", ""),
+        image=_image(manifest, container=held.name),
         created=parse_time(metadata.get("creationTimestamp")) or BEGINNING,
         scheduled=_scheduled(conditions),
         unschedulable=_unschedulable(conditions),
-        started=started,
-        ended=ended,
-        waiting_reason=waiting.get("reason", ""),
-        waiting_message=waiting.get("message", ""),
+        started=main.started,
+        ended=main.ended,
+        waiting_container=held.name,
+        waiting_reason=held.waiting_reason,
+        waiting_message=held.waiting_message,
+        initialising=containers.initialising,
+        trouble=containers.trouble,
         disruption=disruption,
         disruption_message=disruption_message,
         deletion_requested=due - timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0) if due else None,
@@ -136,22 +133,11 @@ def attempt_of(manifest: Manifest) -> tuple[StageName, int] | None:
     return (stage, int(number)) if stage is not None and number.isdigit() else None
 
 
-def _container_status(status: Mapping[str, Any]) -> dict[str, Any]:
-    statuses = status.get("containerStatuses") or ()
-    return next((each for each in statuses if each.get("name") == CONTAINER), {})
-
-
-def _run_of(state: Mapping[str, Any]) -> tuple[datetime | None, Ended | None]:
-    terminated = state.get("terminated")
-    if terminated is None:
-        return parse_time((state.get("running") or {}).get("startedAt")), None
-    ended = Ended(
-        exit_code=int(terminated.get("exitCode", 0)),
-        reason=terminated.get("reason", ""),
-        message=terminated.get("message", ""),
-        finished=parse_time(terminated.get("finishedAt")),
-    )
-    return parse_time(terminated.get("startedAt")), ended
+def _image(manifest: Manifest, *, container: str) -> str:
+    """As the pod's spec writes it; kubelet writes another form into the status once it has it."""
+    spec = manifest["spec"]
+    containers = (*(spec.get("initContainers") or ()), *spec["containers"])
+    return next((each.get("image", "") for each in containers if each["name"] == container), "")
 
 
 def _scheduled(conditions: Mapping[str, Mapping[str, Any]]) -> datetime | None:

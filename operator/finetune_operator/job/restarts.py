@@ -85,7 +85,7 @@ CAUSES: tuple[Row, ...] = (
     ),
     Row(
         cause=Cause.CONTAINER_FAILED,
-        evidence="any other exit code, or a result that cannot be read",
+        evidence="any other exit code, a result that cannot be read, or an init container that failed",
         budget=Budget.FAILURES,
     ),
     Row(

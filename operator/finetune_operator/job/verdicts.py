@@ -31,6 +31,8 @@ class Running:
     """All pods run since `since`; the first since `first_started`."""
 
     since: datetime
+    trouble: str = ""
+    """What other containers of its pods do wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)

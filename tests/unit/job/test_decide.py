@@ -404,3 +404,22 @@ def test_what_pods_report_is_not_trusted(step: str) -> None:
         )
     )
     assert written(decision).checkpoint is None
+
+
+# -- sidecars ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["Training", "Succeeded"])
+def test_a_sidecar_that_never_ends_does_not_keep_a_pods_accelerators(phase: str) -> None:
+    complete = PREPARED.model_copy(update={"attempt": 1, "completion_time": at(100)})
+    status = planned(complete, StageStatus(name="Train", state="Queued"), phase=phase)
+    lingers = PodState(name="p0", index=0, phase="Running", created=START, started=START, ended=Ended(exit_code=0))
+    attempts = {("Prepare", 1): Attempt(job=child(), pods=(lingers,)), ("Train", 1): Attempt(job=child("router-t"))}
+    early = decide(observed(status=status, attempts=attempts, now=at(200)))
+    assert child().ref not in early.delete
+    assert early.requeue_seconds is not None
+    assert early.requeue_seconds <= 80
+    late = decide(observed(status=status, attempts=attempts, now=at(280)))
+    assert child().ref in late.delete
+    ended = {**attempts, ("Prepare", 1): Attempt(job=child(complete=True))}
+    assert child().ref not in decide(observed(status=status, attempts=ended, now=at(9999))).delete
