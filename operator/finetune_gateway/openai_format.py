@@ -67,7 +67,7 @@ def answer_text(*, body: bytes) -> str | None:
 def _streamed_text(body: bytes) -> str | None:
     parts: list[str] = []
     finished = False
-    for line in body.splitlines():
+    for line in body.split(b"\n"):
         payload = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
         if payload == b"[DONE]":
             finished = True

@@ -43,7 +43,7 @@ class Replica:
 
     def log(self) -> list[dict[str, Any]]:
         """What it has logged so far. A line that is no JSON is an error: something printed a traceback."""
-        return [json.loads(line) for line in self._log.read_text().splitlines()]
+        return [json.loads(line) for line in self._log.read_text().split("\n")[:-1]]
 
     def said(self, message: str) -> bool:
         """Whether a line holds these words."""

@@ -45,7 +45,7 @@ class CountingTrainer(SFTTrainer):  # type: ignore[misc]
 
 def main() -> None:
     order = json.loads(Path(sys.argv[1]).read_text())
-    rows = [json.loads(line)["messages"] for line in Path(order["data"]).read_text().splitlines()]
+    rows = [json.loads(line)["messages"] for line in Path(order["data"]).read_text().rstrip("\n").split("\n")]
     data = Dataset.from_list([{"prompt": row[:-1], "completion": row[-1:]} for row in rows])
     clock = Clock()
     trainer = CountingTrainer(

@@ -119,7 +119,9 @@ def ours(folder: Path, prepared: dict[str, Any], *, name: str, common: dict[str,
     lines, first, peak = stage(folder, order, name=name, is_first_step=lambda line: " step 1/" in line)
     result = json.loads((folder / f"{name}.term").read_text())
     stalls = [float(found.group(1)) for line in lines if (found := _CHECKPOINT.search(line))]
-    training_log = [json.loads(line) for line in (folder / name / "training_log.jsonl").read_text().splitlines()]
+    training_log = [
+        json.loads(line) for line in (folder / name / "training_log.jsonl").read_text().rstrip("\n").split("\n")
+    ]
     shares = [float(found.group(1)) / 100 for line in lines if (found := re.search(r"MFU ([\d.]+)%", line))]
     return Outcome(
         tokens=result["tokens"],
@@ -201,7 +203,7 @@ def trl(folder: Path, *, name: str) -> Outcome:
 
 def chats_of_many_lengths(path: Path, *, single: Path) -> Path:
     """Chats of one to eight turns, from the questions of the demo's task."""
-    rows = [json.loads(line)["messages"][1:] for line in single.read_text().splitlines()]
+    rows = [json.loads(line)["messages"][1:] for line in single.read_text().rstrip("\n").split("\n")]
     chats, first = [], 0
     while first < len(rows):
         turns = 1 + (len(chats) * 5) % 8

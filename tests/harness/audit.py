@@ -45,7 +45,7 @@ def options(folder: Path) -> tuple[str, ...]:
 def writes(folder: Path, *, namespace: str, name: str) -> list[Write]:
     """The writes of a ConfigMap so far, oldest first."""
     found = []
-    for line in _log(folder).read_text().splitlines():
+    for line in _log(folder).read_text().split("\n")[:-1]:
         event = json.loads(line)
         about = event["objectRef"]
         taken = event.get("responseStatus", {}).get("code", 500) < 300

@@ -53,7 +53,7 @@ def failure(run: EvaluateRun) -> StageError:
 
 def lines_of(run: EvaluateRun) -> list[dict[str, Any]]:
     folder = Path(run.locations.run.removeprefix("file://")) / "evaluation"
-    return [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "examples.jsonl").read_text().rstrip("\n").split("\n")]
 
 
 def report_of(run: EvaluateRun) -> dict[str, Any]:
@@ -322,7 +322,7 @@ def manifest_that_learned(classifier: Classifier, *, ids: list[str], groups: lis
 
 def test_what_the_baseline_learned_from_is_left_out_and_counted(classifier: Classifier, tuned: TrainResult) -> None:
     data = classifier.root / "prepared" / "data" / "test.jsonl"
-    held_out = [json.loads(line) for line in data.read_text().splitlines()]
+    held_out = [json.loads(line) for line in data.read_text().rstrip("\n").split("\n")]
     known = manifest_that_learned(
         classifier, ids=[held_out[0]["id"], held_out[1]["id"]], groups=[held_out[2]["group"]], name="known"
     )

@@ -289,7 +289,7 @@ def test_too_many_bad_rows_are_named_and_kept(tmp_path: Path) -> None:
         f'3 of 53 rows cannot be used, and data.maxBadRows is 2: source-0 (file://{file}) line 51: "label"'
         in error.message
     )
-    kept = [json.loads(line) for line in (tmp_path / "run/data/quarantine.jsonl").read_text().splitlines()]
+    kept = [json.loads(line) for line in (tmp_path / "run/data/quarantine.jsonl").read_text().rstrip("\n").split("\n")]
     assert [row["line"] for row in kept] == [51, 52, 53]
 
     result = prepare(order(tmp_path, file, max_bad_rows=3))

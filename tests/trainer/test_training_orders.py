@@ -29,7 +29,7 @@ def test_early_stopping_takes_the_best_weights(runs: SmallRuns) -> None:
     run = runs.new("early", overrides=overrides)
     result = run.train(run.order(runs.prepared))
     assert result["stoppedEarly"] is True
-    lines = [json.loads(line) for line in (run.folder / "training_log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run.folder / "training_log.jsonl").read_text().rstrip("\n").split("\n")]
     losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
     assert result["validationLoss"] == pytest.approx(min(losses))
     assert losses[-1] > min(losses)

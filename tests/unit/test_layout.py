@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,3 +41,28 @@ def test_committed_files_name_no_package_index() -> None:
     for lock in (ROOT / "requirements").glob("*.txt"):
         lines = [line for line in lock.read_text().splitlines() if "://" in line and not line.lstrip().startswith("#")]
         assert lines == [], lock
+
+
+def test_no_json_lines_are_split_at_other_line_ends() -> None:
+    """`splitlines` also breaks at U+2028, U+0085 and their like, which JSON texts may hold; so does `iter_lines`."""
+    ours = [ROOT / folder for folder in ("operator", "trainer_image", "demo", "tests")]
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for folder in ours
+        for path in sorted(folder.rglob("*.py"))
+        if re.search(r"\b(splitlines|a?iter_lines)\b", text := path.read_text())
+        for node in _broken_at_any_line_end(ast.parse(text), product=folder.name != "tests")
+    ]
+    assert found == [], 'use text.split("\\n"), or finetune_trainer.json_lines'
+
+
+def _broken_at_any_line_end(module: ast.Module, *, product: bool) -> list[ast.Attribute]:
+    """In product code every use; in tests those in an expression that reads JSON."""
+    places = [module] if product else [node for node in ast.walk(module) if isinstance(node, ast.ListComp | ast.For)]
+    return [
+        node
+        for place in places
+        if product or any(isinstance(each, ast.Attribute) and each.attr == "loads" for each in ast.walk(place))
+        for node in ast.walk(place)
+        if isinstance(node, ast.Attribute) and node.attr in ("splitlines", "iter_lines", "aiter_lines")
+    ]

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from finetune_api.metrics import metric_problems, metrics_of
 from finetune_api.results import EvaluateResult
 from finetune_api.run import EvaluateRun
+from finetune_trainer import json_lines
 from finetune_trainer.changed_examples import ComparedExample, Said, find_changes
 from finetune_trainer.compare import Comparison, compare
 from finetune_trainer.contest import Contest, baseline_digest, run_both
@@ -93,8 +94,8 @@ def evaluate(run: EvaluateRun) -> EvaluateResult:
     )
     result = _result(run, comparison, report_uri=join(folder, "report.html"), leaked=held_out.leaked)
     with storage.staging_folder(folder) as staging:
-        lines = (json.dumps(example.to_dict(), ensure_ascii=False) + "\n" for example in compared)
-        (staging / "examples.jsonl").write_text("".join(lines), encoding="utf-8")
+        lines = json_lines.to_text(example.to_dict() for example in compared)
+        (staging / "examples.jsonl").write_text(lines, encoding="utf-8")
         (staging / "report.json").write_text(to_json(report), encoding="utf-8")
         (staging / "report.html").write_text(to_html(report), encoding="utf-8")
         storage.publish(staging, to=folder, input_digest=digest, extra={"result": result.to_dict()})

@@ -103,7 +103,7 @@ def lost_peers_named() -> Iterator[None]:
         if isinstance(error, dist.DistError) or any(words in text for words in _LOST_PEER):
             raise StageError(
                 reason="PeerLost",
-                message=f"another process of the run went away: {str(error).splitlines()[0]}",
+                message="another process of the run went away: " + str(error).partition("\n")[0],
                 exit_code=ExitCode.INTERNAL_ERROR,
             ) from error
         raise

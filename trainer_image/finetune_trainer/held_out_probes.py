@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.shared_fields import Task
+from finetune_trainer import json_lines
 from finetune_trainer.dataset import Example
 
 FILE_NAME = "probes.jsonl"
@@ -64,7 +65,7 @@ def make_probes(examples: Sequence[Example], *, task: Task) -> tuple[HeldOutProb
 
 def to_text(probes: Sequence[HeldOutProbe]) -> str:
     """The file's text."""
-    return "".join(json.dumps(probe.to_dict(), ensure_ascii=False, sort_keys=True) + "\n" for probe in probes)
+    return json_lines.to_text(probe.to_dict() for probe in probes)
 
 
 def read_probes(folder: Path) -> tuple[HeldOutProbe, ...]:
@@ -72,8 +73,7 @@ def read_probes(folder: Path) -> tuple[HeldOutProbe, ...]:
     path = folder / FILE_NAME
     if not path.exists():
         return ()
-    documents = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return tuple(HeldOutProbe(**document) for document in documents)
+    return tuple(HeldOutProbe(**document) for document in json_lines.read(path.read_text(encoding="utf-8")))
 
 
 def _probe(example: Example, *, task: Task, with_label: bool) -> HeldOutProbe:

@@ -220,7 +220,7 @@ def _out_of_memory() -> bool:
     """Whether the kernel killed a process of this container for its memory (cgroup v2, else v1)."""
     for name in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         try:
-            lines = Path(name).read_text().splitlines()
+            lines = Path(name).read_text().split("\n")
         except OSError:
             continue
         counts = dict(line.split() for line in lines if len(line.split()) == 2)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune_api.shared_fields import Task
+from finetune_trainer import json_lines
 from finetune_trainer.dataset import Example
 from finetune_trainer.encoding import encode, encode_labelled, end_ids, prompt_ids
 from finetune_trainer.generate import generate_answers
@@ -83,16 +84,16 @@ def cached_run(storage: Storage, *, key: Mapping[str, Any]) -> ModelRun | None:
     if complete is None or complete.input_digest != identity:
         return None
     kind = ClassOutcome if key["decoding"]["task"] == "SequenceClassification" else TextOutcome
-    lines = storage.read_text(join(uri, _OUTCOMES)).splitlines()
+    documents = json_lines.read(storage.read_text(join(uri, _OUTCOMES)))
     log.info("the baseline was scored on these examples before: %s", uri)
-    return ModelRun(outcomes=[kind(**json.loads(line)) for line in lines], **complete.extra)
+    return ModelRun(outcomes=[kind(**document) for document in documents], **complete.extra)
 
 
 def keep_run(run: ModelRun, storage: Storage, *, key: Mapping[str, Any]) -> None:
     """Keep a run for whoever compares with the same baseline on the same examples."""
     uri, identity = _entry(storage, key)
     with storage.staging_folder(uri) as folder:
-        (folder / _OUTCOMES).write_text("".join(json.dumps(asdict(outcome)) + "\n" for outcome in run.outcomes))
+        (folder / _OUTCOMES).write_text(json_lines.to_text(map(asdict, run.outcomes)), encoding="utf-8")
         extra = {"cut_examples": run.cut_examples, "cut_prompts": run.cut_prompts}
         storage.publish(folder, to=uri, input_digest=identity, extra=extra)
 

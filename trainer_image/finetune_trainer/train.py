@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from finetune_api.results import ExitCode, TrainResult
 from finetune_api.run import TrainRun
 from finetune_api.shared_fields import Artifact
-from finetune_trainer import base_model, held_out_probes, saved_model
+from finetune_trainer import base_model, held_out_probes, json_lines, saved_model
 from finetune_trainer.checkpoint import Checkpoints, TrainingState
 from finetune_trainer.dataset import data_folder, read_manifest, read_split
 from finetune_trainer.encoding import IGNORED, Batch, Encoded, encode, pack, packed_batch, padded_batch
@@ -388,8 +388,7 @@ def _probes(setup: Setup) -> str:
 
 def _write_log(setup: Setup, state: TrainingState) -> None:
     if setup.gang.is_first:
-        text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in state.log)
-        setup.storage.write_atomic(join(setup.run.locations.run, TRAINING_LOG), text)
+        setup.storage.write_atomic(join(setup.run.locations.run, TRAINING_LOG), json_lines.to_text(state.log))
 
 
 class _Meter:

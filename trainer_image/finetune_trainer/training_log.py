@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_trainer.json_lines import lines_of
+
 FILE_NAME = "training_log.jsonl"
 
 
@@ -34,7 +36,7 @@ class TrainingPoint:
 def read_training_log(text: str) -> list[TrainingPoint]:
     """The points by step. Of a step that a restart repeated, the last values count; torn lines are skipped."""
     known: dict[int, dict[str, float]] = {}
-    for document in _documents(text.splitlines()):
+    for document in _documents(lines_of(text)):
         step = document.get("step")
         if not isinstance(step, int):
             continue

@@ -82,7 +82,7 @@ def _memory() -> Check:
     available = next(
         (
             int(line.split()[1]) * 1024
-            for line in Path("/proc/meminfo").read_text().splitlines()
+            for line in Path("/proc/meminfo").read_text().split("\n")
             if "MemAvailable" in line
         ),
         total,
@@ -110,7 +110,7 @@ def _trainer() -> list[Check]:
         return [Check(name="trainer", state="failed", text=text)]
     answer = subprocess.run([sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, check=False)
     if answer.returncode != 0:
-        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        reason = answer.stderr.strip().split("\n")[-1] or "no reason given"
         return [Check(name="torch", state="failed", text=f"it cannot be imported: {reason}; install it again")]
     found = json.loads(answer.stdout)
     gpus = ", ".join(found["gpus"]) or "CPU only"

@@ -78,7 +78,7 @@ def _meaning(action: argparse.Action) -> str:
 
 
 def _undented(text: str) -> str:
-    return "\n".join(line.removeprefix("  ") for line in text.splitlines())
+    return "\n".join(line.removeprefix("  ") for line in text.rstrip("\n").split("\n"))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def secret_manifest(*, path: Path, namespace: str, name: str) -> Manifest | None
 
 def _lines(text: str, *, path: Path) -> list[tuple[str, str]]:
     pairs = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         content = line.strip().removeprefix("export ")
         if not content or content.startswith("#"):
             continue

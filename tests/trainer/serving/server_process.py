@@ -153,7 +153,7 @@ class ServerProcess:
                 time.sleep(0.1)
 
     def access_lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in self.log.rstrip("\n").split("\n") if line.startswith("{")]
 
 
 @contextmanager

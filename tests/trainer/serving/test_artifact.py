@@ -101,6 +101,18 @@ def test_probes_of_a_test_split(tmp_path: Path) -> None:
     assert read_probes(tmp_path / "older") == ()
 
 
+def test_texts_with_any_line_separator_come_back_as_they_were(tmp_path: Path) -> None:
+    odd = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\r\nj"
+    probes = make_probes([chat(n, f"{odd} {n}") for n in range(3)] + [chat(9, odd)], task="Chat")
+    asked = make_probes([Example(id="1", group="g", source="s", text=odd, label=odd)], task="SequenceClassification")
+    for kept in (probes, asked):
+        text = to_text(kept)
+        (tmp_path / FILE_NAME).write_text(text, encoding="utf-8")
+        assert read_probes(tmp_path) == kept
+        assert len(text.splitlines()) == len(kept), "readers that are not ours break at them too"
+    assert asked[0].request["input"] == asked[0].label == odd
+
+
 def test_an_answer_is_a_label_only_where_answers_come_from_a_closed_set() -> None:
     closed = make_probes([chat(n, ("food", "money")[n % 2]) for n in range(8)], task="Chat")
     assert {probe.label for probe in closed} == {"food", "money"}

@@ -14,7 +14,7 @@ from demo import assets
 from tests.trainer.serving.server_process import ENDPOINT, ServerProcess, get, order_for, post, publish, serving
 
 from finetune_gateway.openai_format import answer_text
-from finetune_trainer import base_model
+from finetune_trainer import base_model, json_lines
 from finetune_trainer.dataset import Example
 from finetune_trainer.held_out_probes import FILE_NAME, make_probes, to_text
 
@@ -25,7 +25,7 @@ _EVERY = 5
 
 def questions(folder: Path) -> tuple[list[Example], list[Example]]:
     """(to learn from, held out): real questions on three topics."""
-    rows = [json.loads(line) for line in assets.topic_labelled(folder / "topics.jsonl").read_text().splitlines()]
+    rows = json_lines.read(assets.topic_labelled(folder / "topics.jsonl").read_text())
     chosen = {row["text"]: row["label"] for row in rows if row["label"] in TOPICS}
     examples = [
         Example(id=str(number), group=str(number), source="topics", text=text, label=label)

@@ -377,7 +377,7 @@ async def _hang_up(request: Request, ticket: Ticket[Event]) -> AsyncIterator[Tic
 
 
 def _event(document: dict[str, Any]) -> str:
-    return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(document)}\n\n"  # ASCII: some clients end lines at U+2028 too
 
 
 def _note(request: Request, **facts: int) -> None:
