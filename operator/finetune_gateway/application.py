@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import random
 import time
 from dataclasses import dataclass, field
 
+import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from finetune_api.routes import Routes
+from finetune_gateway import cross_origin
 from finetune_gateway.access_log import AccessLog
+from finetune_gateway.api_keys import ANONYMOUS, ApiKeys
 from finetune_gateway.client_stream import HungUpError
 from finetune_gateway.config import GatewayConfig
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
-from finetune_gateway.openai_format import BadRequestError, parse_request
+from finetune_gateway.openai_format import BadRequestError, no_such_model, parse_request
 from finetune_gateway.peers import Peers, PeerUnavailableError
 from finetune_gateway.proxy import Incoming, Proxy, refuse
+from finetune_gateway.request_id import ANSWER_HEADER, REQUEST_HEADER, given_id
 from finetune_gateway.routing import user_position
+from finetune_gateway.tally import User
 from finetune_gateway.votes import Outcome, Vote, Votes
 
 logger = logging.getLogger(__name__)
 USER_HEADER = "X-Finetune-User"
 _CLIENT = web.RequestKey("client", str)
 """The name that goes with the client's key."""
-_KEYS_SECONDS = 5.0
-_REQUEST_ID_LENGTH = 1024
+_ENCODINGS = ("", "identity", "gzip", "deflate")
+"""Of request bodies: what the HTTP library takes apart without further packages."""
+_REQUEST_ID_LENGTH = 128
 _HUNG_UP = 499
 """In the access log: the client went before it had its answer."""
 _TASKS: dict[str, tuple[str, ...]] = {
@@ -37,35 +43,6 @@ _TASKS: dict[str, tuple[str, ...]] = {
     "/v1/completions": ("CausalLM", "Seq2Seq", "Chat"),
     "/v1/classify": ("SequenceClassification",),
 }
-
-
-@dataclass(kw_only=True)
-class ApiKeys:
-    """The clients' keys from a mounted Secret, read again as it changes."""
-
-    config: GatewayConfig
-    _keys: dict[bytes, str] = field(default_factory=dict)
-    _read_at: float = float("-inf")
-
-    def client(self, authorization: str | None) -> str | None:
-        """The client's name; None for a key that is not known. Everybody is `anonymous` where no keys are set."""
-        if self.config.keys_folder is None:
-            return "anonymous"
-        self._refresh()
-        offered = (authorization or "").removeprefix("Bearer ").strip().encode("utf-8", "surrogatepass")
-        found = None
-        for key, name in self._keys.items():
-            if hmac.compare_digest(key, offered):
-                found = name
-        return found
-
-    def _refresh(self) -> None:
-        now = time.monotonic()
-        if now - self._read_at < _KEYS_SECONDS or self.config.keys_folder is None:
-            return
-        self._read_at = now
-        files = [path for path in self.config.keys_folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-        self._keys = {path.read_bytes().strip(): path.name for path in files if path.read_bytes().strip()}
 
 
 @dataclass(kw_only=True)
@@ -92,17 +69,35 @@ class Application:
         for path in _TASKS:
             app.router.add_post(path, self._forward)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{name:.+}", self._model)
         app.router.add_post("/v1/feedback", self._feedback)
+        app.on_response_prepare.append(self._complete_head)
         return app
+
+    def ids_of_nobody(self) -> dict[str, str]:
+        """The head of an answer that no version has to do with: an id that looks like any other."""
+        answer_id = self.votes.id_of_nobody()
+        return {ANSWER_HEADER: answer_id, REQUEST_HEADER: answer_id}
+
+    async def _complete_head(self, request: web.Request, response: web.StreamResponse) -> None:
+        """What every answer says, streams and errors too."""
+        if ANSWER_HEADER not in response.headers:
+            response.headers.update(self.ids_of_nobody())
+        response.headers[REQUEST_HEADER] = given_id(request.headers) or response.headers[ANSWER_HEADER]
+        allowed = self.config.allowed_origins
+        response.headers.update(cross_origin.headers_for(origin=request.headers.get("Origin"), allowed=allowed))
 
     @web.middleware
     async def _outermost(self, request: web.Request, handler: object) -> web.StreamResponse:
         began = time.monotonic()
-        client = self.keys.client(request.headers.get("Authorization"))
-        if client is None:
-            response: web.StreamResponse = refuse(
-                status=401, message="unknown API key; send `Authorization: Bearer KEY`"
-            )
+        client = self.keys.client(request.headers)
+        preflight = cross_origin.is_preflight(method=request.method, headers=request.headers)
+        response: web.StreamResponse
+        if preflight and self.config.allowed_origins:
+            response = web.Response(status=204, headers=cross_origin.preflight_headers(request.headers))
+        elif client is None:
+            words = "unknown API key; send `Authorization: Bearer KEY` or `api-key: KEY`"
+            response = refuse(status=401, message=words)
         elif self.in_flight >= self.config.concurrency:
             response = refuse(status=429, message=f"{self.config.concurrency} requests are under way; try again")
         else:
@@ -112,13 +107,13 @@ class Application:
             try:
                 response = await handler(request)  # type: ignore[operator]
             except web.HTTPException as error:
-                response = refuse(status=error.status, message=error.reason)
+                response = _refused_by_router(request, error)
             except HungUpError:
                 if request.transport is not None:
                     request.transport.abort()
                 response = web.Response(status=_HUNG_UP)  # for the log: nobody listens
             except asyncio.CancelledError:
-                self._log(request, status=_HUNG_UP, began=began, client=client)
+                self._log(request, None, began=began, client=client)
                 raise
             finally:
                 self.in_flight -= 1
@@ -126,13 +121,26 @@ class Application:
                     self.idle.set()
         if self.draining:
             response.force_close()
-        self._log(request, status=response.status, began=began, client=client)
+        if not response.prepared:
+            await self._complete_head(request, response)
+        self._log(request, response, began=began, client=client)
         return response
 
-    def _log(self, request: web.Request, *, status: int, began: float, client: str | None) -> None:
-        seconds = time.monotonic() - began
+    def _log(
+        self, request: web.Request, response: web.StreamResponse | None, *, began: float, client: str | None
+    ) -> None:
+        if not self.access_log.enabled:
+            return
+        answer_id = None if response is None else response.headers.get(ANSWER_HEADER)
         self.access_log.add(
-            method=request.method, path=request.rel_url.raw_path, status=status, seconds=seconds, client=client
+            method=request.method,
+            path=request.rel_url.raw_path,
+            status=_HUNG_UP if response is None else response.status,
+            seconds=time.monotonic() - began,
+            client=client,
+            answer_id=answer_id,
+            arm=self.votes.arm_of(answer_id or ""),
+            request_id=given_id(request.headers),
         )
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
@@ -147,21 +155,21 @@ class Application:
         try:
             parsed = parse_request(body=body, model=routes.model)
         except BadRequestError as error:
-            return refuse(status=400, message=str(error))
-        user = request.headers.get(USER_HEADER) or parsed.user or self._keyed(request)
+            return _refused(error)
+        named = request.headers.get(USER_HEADER) or parsed.user or self._keyed(request)
         incoming = Incoming(
             request=request,
             path=request.path,
             body=body,
             parsed=parsed,
-            user=user,
-            position=self._position(routes=routes, user=user),
+            user=User(name=named) if named else User(name=request.remote or "", shared=True),
+            position=self._position(routes=routes, user=named),
         )
         return await self.proxy.answer(incoming)
 
     def _keyed(self, request: web.Request) -> str | None:
         client = request[_CLIENT]
-        return None if client == "anonymous" else f"key:{client}"
+        return None if client == ANONYMOUS else f"key:{client}"
 
     @staticmethod
     def _position(*, routes: Routes, user: str | None) -> float:
@@ -171,6 +179,9 @@ class Application:
 
     async def _read(self, request: web.Request) -> bytes | web.Response:
         limit = self.config.body_bytes
+        encoding = request.headers.get("Content-Encoding", "").strip().lower()
+        if encoding not in _ENCODINGS:
+            return refuse(status=415, message="Content-Encoding of a request may be gzip, deflate or identity")
         if request.content_length is not None and request.content_length > limit:
             too_large = self._too_large()
             too_large.force_close()
@@ -182,6 +193,11 @@ class Application:
                 return await request.read()
         except web.HTTPRequestEntityTooLarge:
             return self._too_large()
+        except (web.RequestPayloadError, aiohttp.ClientPayloadError, HttpProcessingError):
+            words = f"the body is not what its head says: {encoding or 'its chunks'} cannot be read"
+            broken = refuse(status=400, message=words, code="invalid_body")
+            broken.force_close()
+            return broken
         except TimeoutError:
             slow = refuse(status=408, message=f"the body did not arrive within {self.config.body_timeout_seconds:g} s")
             slow.force_close()
@@ -192,9 +208,18 @@ class Application:
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         routes = self.live.current
-        served = [] if routes is None else [routes.model]
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "finetune-operator"} for name in served]
+        data = [] if routes is None else [self._card(routes)]
         return web.json_response({"object": "list", "data": data})
+
+    async def _model(self, request: web.Request) -> web.StreamResponse:
+        routes = self.live.current
+        if routes is None or request.match_info["name"] != routes.model:
+            return _refused(no_such_model(model=self.config.endpoint))
+        return web.json_response(self._card(routes))
+
+    @staticmethod
+    def _card(routes: Routes) -> dict[str, object]:
+        return {"id": routes.model, "object": "model", "created": 0, "owned_by": "finetune-operator"}
 
     async def _feedback(self, request: web.Request) -> web.StreamResponse:
         body = await self._read(request)
@@ -225,6 +250,18 @@ class Application:
         return web.json_response({"outcome": self.votes.vote(request_id=request_id, rating=rating)})
 
 
+def _refused(error: BadRequestError) -> web.Response:
+    return refuse(status=error.status, message=str(error), code=error.code, param=error.param)
+
+
+def _refused_by_router(request: web.Request, error: web.HTTPException) -> web.Response:
+    words = {404: "there is no such path here", 405: f"{request.method} is not offered here"}
+    answer = refuse(status=error.status, message=words.get(error.status, error.reason))
+    if "Allow" in error.headers:
+        answer.headers["Allow"] = error.headers["Allow"]
+    return answer
+
+
 def _ballot(body: bytes) -> tuple[str, Vote]:
     """Request id and rating. Raises ValueError."""
     try:
@@ -233,12 +270,12 @@ def _ballot(body: bytes) -> tuple[str, Vote]:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError('expected {"request_id": "...", "rating": "up" or "down"}') from None
     if rating not in ("up", "down") or not isinstance(request_id, str) or len(request_id) > _REQUEST_ID_LENGTH:
-        raise ValueError("rating must be `up` or `down`, request_id the X-Request-Id of an answer")
+        raise ValueError(f"rating must be `up` or `down`, request_id the {ANSWER_HEADER} of an answer")
     return request_id, rating
 
 
 def _answer_to_vote(outcome: Outcome) -> web.Response:
     if outcome == "unknown":
-        message = "no answer of this endpoint has that request id, or the gateway that gave it is gone"
-        return refuse(status=404, message=message)
-    return web.json_response({"outcome": outcome}, status=200 if outcome == "counted" else 409)
+        message = "no answer of this endpoint has that id, or its gateway is gone or has given a million others since"
+        return refuse(status=404, message=message, code="answer_not_found", param="request_id")
+    return web.json_response({"outcome": outcome}, status=409 if outcome == "already" else 200)

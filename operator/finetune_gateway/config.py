@@ -40,6 +40,8 @@ class GatewayConfig:
     """A client that takes longer to send its request is told so and let go."""
     drain_seconds: float = 30.0
     access_log: bool = True
+    allowed_origins: frozenset[str] = frozenset()
+    """Origins whose pages may read answers; `*`: all."""
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> GatewayConfig:
@@ -82,5 +84,6 @@ class GatewayConfig:
             timeout_seconds=number("TIMEOUT_SECONDS", 120.0),
             body_timeout_seconds=number("BODY_TIMEOUT_SECONDS", 30.0),
             drain_seconds=number("DRAIN_SECONDS", 30.0),
+            allowed_origins=frozenset(text("ALLOWED_ORIGINS", "").split()),
             access_log=text("ACCESS_LOG", "true").lower() == "true",
         )

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from finetune_gateway.live_routes import LiveRoutes
-from finetune_gateway.tally import Arm, ArmKey, Tally
+from finetune_gateway.tally import Arm, ArmKey, Tally, User
 
 SWEEP_SECONDS = 0.25
 
@@ -48,7 +48,7 @@ class Flights:
     tally: Tally
     under_way: set[Flight] = field(default_factory=set)
 
-    def begin(self, *, key: ArmKey, user: str | None, cap: int) -> Flight:
+    def begin(self, *, key: ArmKey, user: User, cap: int) -> Flight:
         """Start an attempt."""
         arm = self.tally.arm(key)
         counted = self.tally.counts_for_user(epoch=key[0], variant=key[2], user=user, cap=cap)

@@ -12,6 +12,8 @@ from finetune_gateway.breaker import BreakerState
 from finetune_gateway.tally import Tally
 
 logger = logging.getLogger(__name__)
+_LONGEST_REASON = 512
+"""As long as a report may hold it."""
 
 
 @dataclass(kw_only=True)
@@ -55,7 +57,9 @@ class LiveRoutes:
         state = self._breakers.get((rule, variant)) if epoch == self.epoch else None
         if state is None or not state.record(now=time.monotonic(), failed=failed, what=what):
             return
-        trip = BreakerTrip(epoch=epoch, rule=rule, variant=variant, reason=state.opened or what, at=time.time())
+        trip = BreakerTrip(
+            epoch=epoch, rule=rule, variant=variant, reason=(state.opened or what)[:_LONGEST_REASON], at=time.time()
+        )
         self.tally.breakers.append(trip)
         logger.error("left variant %s of rule %s for its fallback: %s", variant, rule, state.opened)
 

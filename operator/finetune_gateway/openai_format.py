@@ -10,6 +10,10 @@ from typing import Any
 class BadRequestError(Exception):
     """The request cannot be forwarded. `str()` says what is wrong and what is expected."""
 
+    def __init__(self, message: str, *, status: int = 400, code: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedRequest:
@@ -25,12 +29,12 @@ def parse_request(*, body: bytes, model: str) -> ParsedRequest:
     try:
         document: Any = json.loads(body)
     except (ValueError, RecursionError):
-        raise BadRequestError("the body is not valid JSON") from None
+        raise BadRequestError("the body is not valid JSON", code="invalid_json") from None
     if not isinstance(document, dict):
-        raise BadRequestError("the body must be a JSON object")
+        raise BadRequestError("the body must be a JSON object", code="invalid_json")
     named = document.get("model")
     if named is not None and named != model:
-        raise BadRequestError(f"this endpoint serves the model {model!r} only; set `model` to it or leave it out")
+        raise no_such_model(model=model)
     user = document.get("user")
     response_format = document.get("response_format")
     return ParsedRequest(
@@ -87,7 +91,28 @@ def _first_text(choices: Any, *, key: str) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def error_body(*, status: int, message: str) -> dict[str, Any]:
-    """An error as OpenAI's clients understand it."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+def no_such_model(*, model: str) -> BadRequestError:
+    """The error for any name but the endpoint's."""
+    words = f"this endpoint serves the model {model!r} only; set `model` to it or leave it out"
+    return BadRequestError(words, status=404, code="model_not_found", param="model")
+
+
+_CODES = {
+    400: "invalid_request",
+    401: "invalid_api_key",
+    404: "unknown_url",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+    415: "unsupported_encoding",
+    429: "rate_limit_exceeded",
+    502: "no_answer",
+    503: "service_unavailable",
+    504: "timeout",
+}
+
+
+def error_body(*, status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    """An error as OpenAI's clients understand it (https://platform.openai.com/docs/guides/error-codes)."""
+    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code or _CODES.get(status)}}

@@ -6,9 +6,8 @@ import asyncio
 import gc
 import logging
 import os
-import secrets
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 
 import aiohttp
@@ -16,15 +15,17 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from finetune_gateway.access_log import AccessLog
-from finetune_gateway.application import ApiKeys, Application
+from finetune_gateway.api_keys import ApiKeys
+from finetune_gateway.application import Application
 from finetune_gateway.config import GatewayConfig
 from finetune_gateway.flights import Flights
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
 from finetune_gateway.peers import VOTE_ROUTE, Peers
+from finetune_gateway.plain_errors import PlainRunner
 from finetune_gateway.proxy import Proxy
 from finetune_gateway.reporting import report
-from finetune_gateway.request_id import Signer, issuer_tag
+from finetune_gateway.request_id import Sealer, issuer_tag
 from finetune_gateway.routes_source import follow_config_map, follow_file
 from finetune_gateway.shadow import Comparator
 from finetune_gateway.tally import Tally
@@ -58,8 +59,17 @@ async def serve(*, config: GatewayConfig) -> None:
             report(config=config, live=app.live, tally=app.live.tally, metrics=app.metrics, peers=app.peers),
         ]
         tasks = [asyncio.create_task(work) for work in background]
-        status = await _listen(stack=stack, app=_status_application(app), host=config.host, port=config.status_port)
-        await _listen(stack=stack, app=app.build(), host=config.host, port=config.port, share=config.share_port)
+        status = await _listen(
+            stack=stack, app=_status_application(app), headers=dict, host=config.host, port=config.status_port
+        )
+        await _listen(
+            stack=stack,
+            app=app.build(),
+            headers=app.ids_of_nobody,
+            host=config.host,
+            port=config.port,
+            share=config.share_port,
+        )
         logger.info("serving %s on port %d, status on port %s", config.endpoint, config.port, status)
         gc.collect()
         gc.freeze()  # what was imported stays for good; looking through it again and again only makes requests wait
@@ -80,7 +90,7 @@ def assemble(*, config: GatewayConfig, session: aiohttp.ClientSession) -> Applic
     tally = Tally(endpoint=config.endpoint, gateway=config.name, address=address)
     live = LiveRoutes(tally=tally)
     metrics = Metrics()
-    votes = Votes(tally=tally, signer=Signer(issuer=issuer_tag(config.name), key=secrets.token_bytes(32)))
+    votes = Votes(tally=tally, sealer=Sealer(issuer=issuer_tag(config.name)))
     proxy = Proxy(
         config=config,
         live=live,
@@ -94,7 +104,7 @@ def assemble(*, config: GatewayConfig, session: aiohttp.ClientSession) -> Applic
         config=config,
         live=live,
         proxy=proxy,
-        keys=ApiKeys(config=config),
+        keys=ApiKeys(folder=config.keys_folder),
         votes=votes,
         peers=Peers(session=session),
         metrics=metrics,
@@ -140,9 +150,18 @@ def _status_application(app: Application) -> web.Application:
     return status
 
 
-async def _listen(*, stack: AsyncExitStack, app: web.Application, host: str, port: int, share: bool = False) -> int:
-    runner = web.AppRunner(
+async def _listen(
+    *,
+    stack: AsyncExitStack,
+    app: web.Application,
+    headers: Callable[[], dict[str, str]],
+    host: str,
+    port: int,
+    share: bool = False,
+) -> int:
+    runner = PlainRunner(
         app,
+        headers=headers,
         access_log=None,
         handler_cancellation=True,
         keepalive_timeout=75,

@@ -17,18 +17,20 @@ from finetune_gateway.flights import Flight, Flights
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
 from finetune_gateway.openai_format import ParsedRequest, answer_text, error_body
+from finetune_gateway.plain_errors import said_of
 from finetune_gateway.quality import fault_of
-from finetune_gateway.request_id import new_id
+from finetune_gateway.request_id import ANSWER_HEADER
 from finetune_gateway.routing import Choice, choose
 from finetune_gateway.shadow import Answer, Comparator
-from finetune_gateway.tally import ArmKey
+from finetune_gateway.tally import ArmKey, User
 from finetune_gateway.votes import Votes
 
 logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 2.0
 _SHADOWED_BYTES = 1 << 20
 """Longer answers are passed on but not judged: judging must not cost memory."""
-_PASSED_HEADERS = ("Content-Type", "Cache-Control", "OpenAI-Processing-Ms")
+_PASSED_HEADERS = ("Content-Type", "Cache-Control")
+"""What else a version's server says of itself could tell a client which one it was."""
 _SENT_HEADERS = CIMultiDict({"Content-Type": "application/json"})
 
 
@@ -56,7 +58,7 @@ class Incoming:
     path: str
     body: bytes
     parsed: ParsedRequest
-    user: str | None
+    user: User
     position: float
 
 
@@ -109,7 +111,7 @@ class Proxy:
     ) -> web.StreamResponse:
         key = (routes.epoch, rule, variant)
         flight = self.flights.begin(key=key, user=incoming.user, cap=routes.judging.user_weight_cap)
-        request_id = new_id(signer=self.votes.signer, epoch=routes.epoch, rule=rule, variant=variant)
+        request_id = self.votes.new_id(key)
         failed, what, judged, code = True, "", True, 0
         try:
             upstream = await self._first_byte(incoming=incoming, url=routes.variants[variant].url, flight=flight)
@@ -123,7 +125,7 @@ class Proxy:
                     failed = False
                 return await self._pass_on(incoming, upstream, key=key, request_id=request_id, flight=flight)
         except (aiohttp.ClientError, TimeoutError) as error:
-            failed, what = True, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            failed, what = True, said_of(error)
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
                 code = 504
                 return refuse(status=504, message=f"no answer within {self.config.timeout_seconds:g} s")
@@ -136,6 +138,8 @@ class Proxy:
             raise
         finally:
             self.flights.end(flight, failed=failed, what=what, judged=judged)
+            if flight.counted and judged:
+                self.votes.counts(request_id)
             seconds = asyncio.get_running_loop().time() - flight.began
             self.metrics.answered(variant=routes.variants[variant].name, code=code, seconds=seconds)
 
@@ -167,7 +171,7 @@ class Proxy:
         self, incoming: Incoming, upstream: aiohttp.ClientResponse, *, key: ArmKey, request_id: str, flight: Flight
     ) -> web.StreamResponse:
         headers = {name: upstream.headers[name] for name in _PASSED_HEADERS if name in upstream.headers}
-        headers["X-Request-Id"] = request_id
+        headers[ANSWER_HEADER] = request_id
         if upstream.headers.get("Content-Type", "").startswith("text/event-stream"):
             return await self._pass_stream(incoming, upstream, headers=headers, key=key, flight=flight)
         body = await upstream.read()
@@ -202,12 +206,12 @@ class Proxy:
                     raise HungUpError from error
                 said = f"the answer was not complete within {timeout:g} s" if late else "the answer broke off"
                 await stream.break_off(message=said)
-                raise _BrokenError(what=f"{said}: {error}", response=stream.response) from error
+                raise _BrokenError(what=f"{said}: {said_of(error)}", response=stream.response) from error
             await stream.end()
         self._after(
             incoming,
             key=key,
-            request_id=headers["X-Request-Id"],
+            request_id=headers[ANSWER_HEADER],
             flight=flight,
             body=bytes(kept),
             status=upstream.status,
@@ -220,25 +224,21 @@ class Proxy:
         """Judge the answer and maybe shadow it, once the client has it."""
         loop = asyncio.get_running_loop()
         seconds = loop.time() - flight.began
-        loop.call_soon(self._judge, incoming, key, request_id, flight.counted, body, status, seconds)
+        loop.call_soon(self._judge, incoming, key, request_id, body, status, seconds)
 
     def _judge(
         self,
         incoming: Incoming,
         key: ArmKey,
         request_id: str,
-        counted: bool,
         body: bytes,
         status: int,
         seconds: float,
     ) -> None:
         text = answer_text(body=body) if len(body) < _SHADOWED_BYTES else None
         expected = incoming.parsed.json_expected
-        if text is not None:
-            bad = fault_of(text=text, json_expected=expected) is not None
-            if counted and bad:
-                self.flights.tally.arm(key).bad += 1
-            self.votes.answered(request_id=request_id, bad=bad)
+        if text is not None and fault_of(text=text, json_expected=expected) is not None:
+            self.votes.found_bad(request_id)
         self.comparator.offer(
             path=incoming.path,
             body=incoming.body,
@@ -248,7 +248,8 @@ class Proxy:
         )
 
 
-def refuse(*, status: int, message: str) -> web.Response:
+def refuse(*, status: int, message: str, code: str | None = None, param: str | None = None) -> web.Response:
     """An error of our own in OpenAI's form."""
     headers = {"Retry-After": "1"} if status in (429, 503) else {}
-    return web.json_response(error_body(status=status, message=message), status=status, headers=headers)
+    body = error_body(status=status, message=message, code=code, param=param)
+    return web.json_response(body, status=status, headers=headers)

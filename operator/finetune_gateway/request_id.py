@@ -1,7 +1,10 @@
-"""PURE: request ids that carry which variant answered, signed so that a vote cannot be forged or moved to another.
+"""PURE: request ids that only the gateway that gave them can read, so that no client learns or picks who answers it.
 
-`<payload>.<mac>`, both base64url: payload = epoch, rule, variant, tag of the gateway that signed, random; mac = the
-first 16 bytes of HMAC-SHA256.
+`base64url(issuer | seal | sealed number)`: 36 bytes, hence 48 characters, each of which counts: an id has one spelling.
+The issuer says which gateway to ask about it. The number of the answer is sealed as in a synthetic-IV scheme
+(P. Rogaway, T. Shrimpton, "Deterministic Authenticated-Encryption", EUROCRYPT 2006) with keyed BLAKE2b (RFC 7693) as
+the function: the seal authenticates issuer and number, and makes the bytes that hide the number. Numbers never repeat,
+so ids do not.
 """
 
 from __future__ import annotations
@@ -9,76 +12,68 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import json
-import os
-from dataclasses import dataclass
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
-
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """What a request id says."""
-
-    epoch: int
-    rule: str
-    variant: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Signer:
-    """A gateway's way to sign: its tag and a key that nobody else knows."""
-
-    issuer: str
-    key: bytes
+ANSWER_HEADER = "X-Finetune-Answer-Id"
+"""The id of an answer, on each of them."""
+REQUEST_HEADER = "X-Request-Id"
+"""The client's own id of its request where it gave one, else the id of the answer."""
+_GIVEN = re.compile(r"[!-~]{1,128}")
+"""Ids of clients that are taken: visible ASCII. Longer ones would only fill logs."""
+_ISSUER, _SEAL, _NUMBER = 6, 16, 14
+_SPELLING = re.compile(r"[A-Za-z0-9_-]{48}")
 
 
 @lru_cache(maxsize=256)
 def issuer_tag(gateway: str) -> str:
     """What stands for a gateway in its ids; clients need not learn the names of pods."""
-    return hashlib.sha256(gateway.encode()).hexdigest()[:12]
+    return hashlib.sha256(gateway.encode()).hexdigest()[: 2 * _ISSUER]
 
 
-def new_id(*, signer: Signer, epoch: int, rule: str, variant: str) -> str:
-    """A fresh id for one answer."""
-    payload = _payload_head(epoch, rule, variant, signer.issuer) + _encode(os.urandom(9)).encode() + b'"]'
-    return f"{_encode(payload)}.{_encode(_mac(signer.key, payload))}"
+@dataclass(frozen=True, kw_only=True)
+class Sealer:
+    """A gateway's way to make ids and to read its own: its tag, and a key that nobody else knows."""
+
+    issuer: str
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+
+    def seal(self, number: int) -> str:
+        """The id of an answer."""
+        issuer, plain = bytes.fromhex(self.issuer), number.to_bytes(_NUMBER, "big")
+        seal = self._digest(issuer + plain, size=_SEAL, use=b"seal")
+        return base64.urlsafe_b64encode(issuer + seal + self._hidden(plain, seal=seal)).decode()
+
+    def open(self, request_id: str) -> int | None:
+        """The number of the answer; None for anything that this gateway did not seal."""
+        if _SPELLING.fullmatch(request_id) is None:
+            return None
+        content = base64.urlsafe_b64decode(request_id)
+        issuer, seal, hidden = content[:_ISSUER], content[_ISSUER:-_NUMBER], content[-_NUMBER:]
+        plain = self._hidden(hidden, seal=seal)
+        if not hmac.compare_digest(seal, self._digest(issuer + plain, size=_SEAL, use=b"seal")):
+            return None
+        return int.from_bytes(plain, "big")
+
+    def _hidden(self, number: bytes, *, seal: bytes) -> bytes:
+        mask = self._digest(seal, size=_NUMBER, use=b"mask")
+        return bytes(one ^ other for one, other in zip(number, mask, strict=True))
+
+    def _digest(self, content: bytes, *, size: int, use: bytes) -> bytes:
+        return hashlib.blake2b(content, digest_size=size, key=self.key, person=use).digest()
 
 
 def issuer_of(request_id: str) -> str | None:
-    """Who signed an id, as it says itself: good for asking him and for nothing else. None: it is no id of ours."""
-    try:
-        _, _, _, issuer, _ = json.loads(_decode(request_id.partition(".")[0]))
-    except (ValueError, TypeError, RecursionError):
+    """Whose id it is, as it says itself: good for asking him and for nothing else. None: it is no id of ours."""
+    if _SPELLING.fullmatch(request_id) is None:
         return None
-    return issuer if isinstance(issuer, str) else None
+    return base64.urlsafe_b64decode(request_id)[:_ISSUER].hex()
 
 
-def read_id(*, key: bytes, request_id: str) -> Answered | None:
-    """What a signed id says; None for anything that we did not sign."""
-    head, _, tail = request_id.partition(".")
-    try:
-        payload, mac = _decode(head), _decode(tail)
-    except ValueError:
-        return None
-    if not hmac.compare_digest(mac, _mac(key, payload)):
-        return None
-    epoch, rule, variant, _, _ = json.loads(payload)
-    return Answered(epoch=epoch, rule=rule, variant=variant)
-
-
-@lru_cache(maxsize=256)
-def _payload_head(epoch: int, rule: str, variant: str, issuer: str) -> bytes:
-    """The payload up to its random part, which is the same for many answers."""
-    return json.dumps([epoch, rule, variant, issuer, ""], separators=(",", ":")).removesuffix('"]').encode()
-
-
-def _mac(key: bytes, payload: bytes) -> bytes:
-    return hmac.digest(key, payload, "sha256")[:16]
-
-
-def _encode(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _decode(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text.encode("ascii", "strict") + b"=" * (-len(text) % 4))
+def given_id(headers: Mapping[str, str]) -> str | None:
+    """The id that the client gave its request."""
+    given = headers.get(REQUEST_HEADER, "")
+    return given if _GIVEN.fullmatch(given) is not None else None

@@ -5,12 +5,25 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from finetune_api.observations import ArmCounts, BreakerTrip, Observations, PairCounts, ShadowCounts
 
 EPOCHS_KEPT = 8
 """Older epochs have long been taken by the operator; they are forgotten to bound memory."""
 _USERS_REMEMBERED = 100_000
+SHARED_WEIGHT = 20
+"""An address stands for as many users: behind a proxy there are many, and in a loop there is one. So nobody's requests
+count without end, and an endpoint whose clients name no users still learns from them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class User:
+    """Whose request it is, as far as counting goes."""
+
+    name: str
+    shared: bool = False
+    """It is only known where the request came from: `name` is an address."""
 
 
 @dataclass(kw_only=True)
@@ -72,7 +85,7 @@ class Tally:
     shadows: dict[int, Shadowed] = field(default_factory=dict)
     breakers: list[BreakerTrip] = field(default_factory=list)
     in_flight: dict[str, int] = field(default_factory=dict)
-    _users: OrderedDict[tuple[int, str, str], int] = field(default_factory=OrderedDict)
+    _users: OrderedDict[bytes, int] = field(default_factory=OrderedDict)
 
     def arm(self, key: ArmKey) -> Arm:
         """The counts of an arm."""
@@ -89,16 +102,15 @@ class Tally:
         """The shadow's counts of an epoch."""
         return self.shadows.setdefault(epoch, Shadowed())
 
-    def counts_for_user(self, *, epoch: int, variant: str, user: str | None, cap: int) -> bool:
+    def counts_for_user(self, *, epoch: int, variant: str, user: User, cap: int) -> bool:
         """Whether one more request of this user counts: no single user may decide a comparison."""
-        if user is None:
-            return True
-        key = (epoch, variant, user)
+        # Of a fixed size, however long the name is.
+        key = blake2b(repr((epoch, variant, user.name, user.shared)).encode(), digest_size=16).digest()
         seen = self._users.pop(key, 0) + 1
         self._users[key] = seen
         if len(self._users) > _USERS_REMEMBERED:
             self._users.popitem(last=False)
-        return seen <= cap
+        return seen <= (cap * SHARED_WEIGHT if user.shared else cap)
 
     def forget_before(self, epoch: int) -> None:
         """Drop the counts of epochs older than EPOCHS_KEPT."""

@@ -16,6 +16,7 @@ from finetune_api.routes import ROUTES_KEY, Routes
 from finetune_gateway.routing import user_position
 
 _LINE = re.compile(r"^(\S+ \S+) \w+ \S+ (routes of epoch (\d+) in force|left variant (\S+))", re.MULTILINE)
+_ANSWER = re.compile(r" answer=(\S+) .* epoch=(\d+) rule=\S+ version=(\S+)$", re.MULTILINE)
 _BAND = 0.9999
 
 
@@ -53,6 +54,8 @@ class GatewayLogs:
     """Gateway -> epoch -> when. A container that was started again in its pod is another gateway."""
     fallbacks: dict[str, int] = field(default_factory=dict)
     """Gateway -> requests that another version answered than the one that was meant."""
+    answered: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Id of an answer -> the epoch by which it was sent, and the UID of the version that gave it."""
     left: dict[str, float] = field(default_factory=dict)
     """UID of a version -> when the first gateway left it by itself."""
 
@@ -65,6 +68,7 @@ class GatewayLogs:
                 continue  # it has not begun, or has just ended
             name = gateway_name(pod)
             self.fallbacks[name] = text.count("trying the next")
+            self.answered |= {id_: (int(epoch), uid) for id_, epoch, uid in _ANSWER.findall(text)}
             for stamp, _, epoch, variant in _LINE.findall(text):
                 at = datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC).timestamp()
                 if epoch:
@@ -110,8 +114,15 @@ def switches(space: EndpointSpace) -> list[Switch]:
     return [found[epoch] for epoch in sorted(found)]
 
 
-def splits(answers: Iterable[Answer], *, known: Iterable[Switch], before: Mapping[int, float]) -> list[Split]:
+def splits(
+    answers: Iterable[Answer],
+    *,
+    answered: Mapping[str, tuple[int, str]],
+    known: Iterable[Switch],
+    before: Mapping[int, float],
+) -> list[Split]:
     """The epochs in which users were divided. `before`: by epoch, when a fault began that moves them."""
+    of = [(each, *answered[each.answer_id]) for each in answers if each.answer_id in answered]
     found = []
     for switch in known:
         routes, rule = switch.routes, switch.routes.rules[-1]
@@ -120,18 +131,18 @@ def splits(answers: Iterable[Answer], *, known: Iterable[Switch], before: Mappin
             continue
         ((candidate, wanted),) = shares.items()
         until = before.get(routes.epoch, float("inf"))
-        seen = [each for each in answers if each.epoch == routes.epoch and each.sent < until]
-        meant = [user_position(salt=routes.sticky_salt, user=each.user) < wanted for each in seen]
+        seen = [(each, by) for each, epoch, by in of if epoch == routes.epoch and each.sent < until]
+        meant = [user_position(salt=routes.sticky_salt, user=each.user) < wanted for each, _ in seen]
         low, high = binom.interval(_BAND, len(seen), wanted / 100) if seen else (0, 0)
         found.append(
             Split(
                 epoch=routes.epoch,
                 answers=len(seen),
-                candidate=sum(each.variant == candidate for each in seen),
+                candidate=sum(by == candidate for _, by in seen),
                 wanted=wanted,
                 low=int(low),
                 high=int(high),
-                strayed=sum((each.variant == candidate) != there for each, there in zip(seen, meant, strict=True)),
+                strayed=sum((by == candidate) != there for (_, by), there in zip(seen, meant, strict=True)),
             )
         )
     return found

@@ -88,8 +88,14 @@ class Walk:
 
     def wait_answered_by(self, version: str) -> None:
         """Wait until a client had an answer of this version."""
+
+        def seen() -> bool:
+            self.logs.collect()
+            last = [self.logs.answered.get(each.answer_id, (0, "")) for each in self.traffic.answers[-20:]]
+            return any(by == version for _, by in last)
+
         wait_until(
-            lambda: any(each.variant == version for each in self.traffic.answers[-20:]),
+            seen,
             what=f"an answer of {version}",
             timeout_s=120,
             explain=lambda: json.dumps(self.space.status(), indent=1),
@@ -158,7 +164,7 @@ def voted_once(*, answering: str, other: str) -> None:
     """Gateways know of each other a second or two after they have started."""
     question = {"model": ENDPOINT, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
     answer = urllib3.request("POST", f"http://{answering}:8080/v1/chat/completions", json=question, timeout=60)
-    ballot = {"request_id": answer.headers["x-request-id"], "rating": "up"}
+    ballot = {"request_id": answer.headers["x-finetune-answer-id"], "rating": "up"}
 
     def vote(at: str) -> int:
         return urllib3.request("POST", f"http://{at}:8080/v1/feedback", json=ballot, timeout=10).status
@@ -322,11 +328,12 @@ def checked(walk: Walk) -> None:
     traffic, logs = walk.traffic, walk.logs
     logs.collect()
     known = switches(walk.space)
-    divided = splits(traffic.answers, known=known, before=walk.disturbed)
+    divided = splits(traffic.answers, answered=logs.answered, known=known, before=walk.disturbed)
     settled = {each.routes.epoch: logs.seconds(each) for each in known}
     delayed = [each.routes.epoch for each in known if after_outage(each, walk.outages)]
     walk.figures = {
         "answers": len(traffic.answers),
+        "answers_of_unknown_versions": sum(each.answer_id not in logs.answered for each in traffic.answers),
         "failures": len(traffic.failures),
         "sdk_retries": sum(each.retries for each in traffic.answers),
         "fallbacks": sum(logs.fallbacks.values()),

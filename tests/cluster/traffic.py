@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -38,9 +36,8 @@ class Answer:
     sent: float
     """Seconds since 1970."""
     seconds: float
-    epoch: int
-    """Of the routes by which it was sent, and the UID of the version that answered: its request id tells."""
-    variant: str
+    answer_id: str
+    """Tells a client nothing; the log of the gateway says which version it was (`GatewayLogs.answered`)."""
     retries: int
     """Times that the client asked again by itself."""
 
@@ -117,16 +114,7 @@ class Traffic:
             words = f"{type(error).__name__}: {error}"
             self.failures.append(Failure(user=user, sent=sent, ended=time.time(), error=words))
             return
-        epoch, variant = _answered(raw.headers["x-request-id"])
+        answer_id = raw.headers["x-finetune-answer-id"]
         seconds = time.monotonic() - began
         retries = raw.retries_taken
-        self.answers.append(
-            Answer(user=user, sent=sent, seconds=seconds, epoch=epoch, variant=variant, retries=retries)
-        )
-
-
-def _answered(request_id: str) -> tuple[int, str]:
-    """Epoch and variant. The id is signed for the gateway's own use; anybody may read it."""
-    payload = request_id.partition(".")[0]
-    epoch, _, variant, *_ = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    return int(epoch), str(variant)
+        self.answers.append(Answer(user=user, sent=sent, seconds=seconds, answer_id=answer_id, retries=retries))

@@ -57,7 +57,7 @@ def advance(state: AnalysisState, *, scope: Scope, gateways: Gateways, elapsed_s
 def _bad_of(counts: tuple[float, ...], *, metric: str) -> ArmCounts:
     requests, errors, slow, bad = counts
     count = {"error_rate": errors, "latency_seconds": slow, "quality": bad}[metric]
-    return ArmCounts(bad=min(count, requests), total=requests)
+    return ArmCounts(bad=count, total=requests)
 
 
 def _with_pairs(

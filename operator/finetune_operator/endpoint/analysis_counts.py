@@ -78,14 +78,24 @@ def new_arms(
         for (rule, variant), counts in sums.items():
             if variant not in (scope.candidate, scope.stable):
                 continue
-            name = f"{rule}/{variant}"
-            ledgers[name], gained = absorb(
-                ledgers.get(name, Ledger(width=4)), source=source_of(report), cumulative=counts
-            )
+            name, source = f"{rule}/{variant}", source_of(report)
+            ledger = ledgers.get(name, Ledger(width=4))
+            ledgers[name], gained = absorb(ledger, source=source, cumulative=_with_room(ledger, source, counts))
             if any(gained):
                 old = new.get((rule, variant), (0.0,) * 4)
                 new[rule, variant] = tuple(a + b for a, b in zip(old, gained, strict=True))
     return replace(state, arm_ledgers=tuple(sorted(ledgers.items()))), new
+
+
+def _with_room(ledger: Ledger, source: str, counts: list[float]) -> list[float]:
+    """The counts, with as many requests as it takes for every new bad outcome to be one of them.
+
+    A vote may come long after its request was taken in as a good one. It is an outcome at once, and the next good ones
+    make up for it: none is lost, none counts twice, and bad outcomes are to requests what the gateway says they are.
+    """
+    before = dict(ledger.sources).get(source, (0.0,) * 4)
+    gained = max(now - then for now, then in zip(counts[1:], before[1:], strict=True))
+    return [max(counts[0], before[0] + gained), *counts[1:]]
 
 
 def _counts(arm: ArmCounts) -> tuple[float, float, float, float]:

@@ -101,3 +101,41 @@ def test_where_that_one_has_ended_another_one_goes_on(reports: tuple[Report, ...
 def test_one_that_has_not_reported_to_a_restarted_operator_is_waited_for() -> None:
     state = after(report(gateway="g1", prompts=(50, 0)), names=("g1", "g2"))
     assert row(after(report(gateway="g2", prompts=(60, 0)), names=("g1", "g2"), state=state))[1] == 50
+
+
+def test_votes_that_come_after_their_requests_count_once() -> None:
+    """Forty answers, then forty votes against them, then more answers: the rate is that of the gateway's counts."""
+    state = after(report(clients=(40, 0)))
+    assert quality(state) == (0, 40)
+    state = after(report(clients=(40, 40)), state=state)
+    assert quality(state)[0] == 40, "none is lost, and none waits for the next request"
+    state = after(report(clients=(40, 40)), state=state)
+    assert quality(state)[0] == 40, "none counts twice"
+    state = after(report(clients=(200, 100)), state=state)
+    assert quality(state) == (100, 200)
+    assert row(state)[0] == "Fail"
+
+
+def test_late_votes_on_both_arms_alike_prove_nothing() -> None:
+    state: AnalysisState | None = None
+    for number in range(1, 60):
+        state = after(both_arms(requests=20 * number, bad=6 * (number - 1)), state=state)
+    assert state is not None
+    assert row(state)[0] == "Pass"
+    arms = dict(state.metric("quality").arms)["default"]
+    assert (arms.candidate.rate, arms.stable.rate) == (pytest.approx(0.295, abs=0.01),) * 2
+
+
+def both_arms(*, requests: int, bad: int) -> Report:
+    counts = [ArmCounts(epoch=1, rule="default", variant=each, requests=requests, bad=bad) for each in ("new", "old")]
+    return Report(
+        observations=Observations(endpoint="e", gateway="g", boot_id="b", acknowledged_epoch=1, arms=counts),
+        received=NOW,
+    )
+
+
+def quality(state: AnalysisState) -> tuple[float, float]:
+    """Bad answers of the candidate, and all that were taken in."""
+    candidate = dict(state.metric("quality").arms)["default"].candidate
+    pending = dict(state.metric("quality").arms)["default"].pending.candidate
+    return candidate.bad + pending.bad, candidate.total + pending.total

@@ -10,7 +10,16 @@ from finetune_gateway.access_log import AccessLog
 
 
 def noted(log: AccessLog, *, status: int = 200) -> None:
-    log.add(method="POST", path="/v1/chat/completions", status=status, seconds=0.0123, client="team-a")
+    log.add(
+        method="POST",
+        path="/v1/chat/completions",
+        status=status,
+        seconds=0.0123,
+        client="team-a",
+        answer_id="a1",
+        arm=(3, "half", "uid-7"),
+        request_id=None,
+    )
 
 
 def test_lines_are_written_together() -> None:
@@ -24,10 +33,27 @@ def test_lines_are_written_together() -> None:
     expected = (
         r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO finetune_gateway.access POST /v1/chat/completions 200 0.0123s"
     )
-    assert re.fullmatch(expected + " client=team-a", first)
+    assert re.fullmatch(expected + " client=team-a answer=a1 request=- epoch=3 rule=half version=uid-7", first)
     assert " 429 " in second
     log.write()
     assert len(stream.getvalue().splitlines()) == 2
+
+
+def test_a_line_is_no_longer_for_a_long_path() -> None:
+    stream = io.StringIO()
+    log = AccessLog(enabled=True, stream=stream)
+    log.add(
+        method="G" * 100,
+        path="/" * 8000,
+        status=404,
+        seconds=0.1,
+        client=None,
+        answer_id=None,
+        arm=None,
+        request_id=None,
+    )
+    log.write()
+    assert len(stream.getvalue()) < 500
 
 
 def test_nothing_is_kept_where_it_is_off() -> None:
