@@ -509,6 +509,10 @@ class Restarts(ApiModel):
     failures: Annotated[int, Field(ge=0)] = 0
     steps_lost: Annotated[int, Field(ge=0)] = 0
     """Optimiser steps that had to be done again."""
+    rapid: Annotated[int, Field(ge=0)] = 0
+    """Attempts in a row that ended before they had run for ten minutes: the pauses between them grow."""
+    nodes: Annotated[list[Annotated[str, Field(max_length=253)]], Field(max_length=8)] = Field(default_factory=list)
+    """Nodes on which the last of these ended, where the node may be to blame. The next attempt avoids them."""
     last: LastRestart | None = None
 
 

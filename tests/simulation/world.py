@@ -67,6 +67,10 @@ class World:
         )
         self.config = config
         self.cluster = MemoryCluster(clock=lambda: self.now)
+        self.nodes = ["node1", "node2"]
+        """In the order in which the scheduler likes them; it does not mind wishes."""
+        self.broken_nodes: set[str] = set()
+        """These refuse every pod."""
         self.created: list[str] = []
         """Jobs and ModelVersions that were ever made, in order."""
         self.restart_operator()
@@ -240,22 +244,27 @@ class World:
         status = pod.get("status") or {}
         if "deletionTimestamp" in pod["metadata"] or status.get("phase") in ("Succeeded", "Failed"):
             return
-        if not status.get("conditions"):
-            self._schedule(name, fate=fate)
+        if not status.get("conditions") or _is_homeless(status):
+            self._schedule(pod, fate=fate)
+        elif pod["spec"].get("nodeName") in self.broken_nodes:
+            refused = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no healthy devices present"}
+            self._set_status("Pod", name, lambda status: status.update(refused))
         elif "running" not in _state(pod):
             self._start(name, fate=fate)
         else:
             await self._live(pod, fate=fate, manifest=manifest)
 
-    def _schedule(self, name: str, *, fate: Fate) -> None:
-        homeless = isinstance(fate, Wait) and fate.how == "Unschedulable"
+    def _schedule(self, pod: Manifest, *, fate: Fate) -> None:
+        name, never = pod["metadata"]["name"], _forbidden_nodes(pod)
+        node = next((each for each in self.nodes if each not in never), "")
+        homeless = not node or (isinstance(fate, Wait) and fate.how == "Unschedulable")
         condition = {"type": "PodScheduled", "status": "True", "lastTransitionTime": self._time()}
         if homeless:
             condition |= {"status": "False", "reason": "Unschedulable", "message": "0/2 nodes are available"}
         self._set_status("Pod", name, lambda status: status.update({"phase": "Pending", "conditions": [condition]}))
         if not homeless:
             self.cluster.edit(
-                kind="Pod", namespace="ml", name=name, change=lambda pod: pod["spec"].update(nodeName="node1")
+                kind="Pod", namespace="ml", name=name, change=lambda pod: pod["spec"].update(nodeName=node)
             )
 
     def _start(self, name: str, *, fate: Fate) -> None:
@@ -361,6 +370,18 @@ def _state(pod: Manifest) -> dict[str, Any]:
     statuses = (pod.get("status") or {}).get("containerStatuses") or [{}]
     state: dict[str, Any] = statuses[0].get("state", {})
     return state
+
+
+def _is_homeless(status: dict[str, Any]) -> bool:
+    return any(each["type"] == "PodScheduled" and each["status"] == "False" for each in status["conditions"])
+
+
+def _forbidden_nodes(pod: Manifest) -> set[str]:
+    """Nodes that the pod's affinity rules out."""
+    affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+    fields = [each for term in required.get("nodeSelectorTerms") or () for each in term["matchFields"]]
+    return {each["values"][0] for each in fields}
 
 
 def _age(pod: Manifest, *, now: datetime) -> int:

@@ -25,6 +25,7 @@ class Story:
     changes: dict[str, Any] = field(default_factory=dict)
     suspend_at: str = ""
     """The phase in which a user suspends the run, once; it is resumed 40 seconds later."""
+    broken_nodes: frozenset[str] = frozenset()
     quiet_ticks: int = 3
     """How long to look on after the end."""
 
@@ -47,6 +48,7 @@ STORIES = {
         changes={"failurePolicy": {"hangSeconds": 300}},
         suspend_at="Training",
     ),
+    "refused by a node": Story(script=Script, broken_nodes=frozenset({"node1"})),
     "expires": Story(script=Script, changes={"ttlSecondsAfterFinished": 60}, quiet_ticks=14),
 }
 
@@ -64,6 +66,7 @@ class Played:
 async def play(story: Story, *, kill_at: int | None = None) -> Played:
     """Play a story to its end and beyond its clean-up. The operator is killed at most once."""
     world = World(script=story.script())
+    world.broken_nodes = set(story.broken_nodes)
     cluster = CrashingCluster(inner=world.cluster, kill_at=kill_at)
     world.restart_operator(cluster=lambda _: cluster)
     key = await world.submit(job_manifest(**story.changes))
@@ -144,6 +147,7 @@ async def test_a_second_look_writes_nothing(name: str) -> None:
     """Whenever the operator is through with an object, looking again changes nothing."""
     story = STORIES[name]
     world = World(script=story.script())
+    world.broken_nodes = set(story.broken_nodes)
     cluster = CrashingCluster(inner=world.cluster)
     world.restart_operator(cluster=lambda _: cluster)
     key = await world.submit(job_manifest(**story.changes))

@@ -420,3 +420,29 @@ async def test_time_between_admissions_does_not_count() -> None:
     status = await world.run(key, until=lambda status: status.phase == "Training" and status.stages[-1].start_time)
     assert status.stages[-1].attempt == 1
     assert (status.active_seconds or 0) <= before + 10
+
+
+async def test_a_node_that_refuses_every_pod_is_left_for_a_healthy_one() -> None:
+    world = World()
+    world.broken_nodes = {"node1"}
+    key = await world.submit(job_manifest())
+    status = await world.run(key, until=ended)
+    assert status.phase == "Succeeded"
+    assert status.restarts is not None
+    assert (status.restarts.preemptions, status.restarts.failures) == (2, 0)
+    assert status.restarts.last is not None
+    assert "UnexpectedAdmissionError" in (status.restarts.last.message or "")
+
+
+async def test_where_there_is_no_other_node_the_same_one_is_tried_again_with_growing_pauses() -> None:
+    world = World()
+    world.nodes, world.broken_nodes = ["node1"], {"node1"}
+    key = await world.submit(job_manifest())
+    began = world.now
+    await world.run(key, until=lambda status: status.restarts and status.restarts.preemptions >= 6)
+    assert (world.now - began).total_seconds() > 1200, "six attempts in a row"
+    world.broken_nodes = set()
+    status = await world.run(key, until=ended)
+    assert status.phase == "Succeeded"
+    assert status.restarts is not None
+    assert (status.restarts.preemptions, status.restarts.failures) == (6, 0)

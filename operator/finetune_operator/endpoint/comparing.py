@@ -73,6 +73,7 @@ def _started(
         plan=plan,
         key=key_of(version, stable=stable),
         attempt=to.attempt,
+        avoid=to.avoid,
         config=observed.config,
     )
     return Draft(

@@ -28,7 +28,8 @@ MOST_FAILURES = 3
 MOST_ATTEMPTS = 20
 """Those that were interrupted included: preemption, a lost node, a deleted pod."""
 _RETRY_SECONDS = 30.0
-"""Before an attempt after the first failure; doubled after the second."""
+"""Before the second attempt; twice as long before each further one."""
+_LONGEST_RETRY_SECONDS = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class ToStart:
     """The next attempt is to be made."""
 
     attempt: int
+    avoid: tuple[str, ...] = ()
+    """Nodes that may have ended those before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +193,9 @@ def _after_failure(
         return Failed(reason=broken.reason, message=broken.message, key=key)
     job = attempts[newest].job
     ended = last_end(attempt=attempts[newest]) or (job.created if job is not None else now)
-    due = after(ended, _RETRY_SECONDS * 2.0 ** max(0, failures - 1))
+    due = after(ended, min(_LONGEST_RETRY_SECONDS, _RETRY_SECONDS * 2.0 ** (len(attempts) - 1)))
     if now < due:
         return UnderWay(message=f"attempt {newest} ended ({broken.reason}: {broken.message})", look_again=due)
-    return ToStart(attempt=newest + 1)
+    # A wish only, also after a second end there: a comparison is small, and may have no other node to wait for.
+    avoid = dict.fromkeys(end.node for end in ends if isinstance(end, Broken) and end.node)
+    return ToStart(attempt=newest + 1, avoid=tuple(avoid))

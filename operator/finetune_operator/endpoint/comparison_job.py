@@ -6,6 +6,7 @@ the scores go into a folder of their own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from finetune_api.modelendpoint import ModelEndpoint
@@ -33,6 +34,7 @@ def comparison_manifests(
     key: str,
     attempt: int,
     config: OperatorConfig,
+    avoid: Sequence[str] = (),
 ) -> tuple[Manifest, Manifest]:
     """ConfigMap and Job, in the order in which they must be made."""
     name = f"{base_name(endpoint.metadata.name)}-compare-{key}-{attempt}"
@@ -53,6 +55,7 @@ def comparison_manifests(
             claims=claims,
             secrets=plan.secrets,
             overlay=plan.pod_template,
+            avoid=avoid,
         ),
         config=config,
     )

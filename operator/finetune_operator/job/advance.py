@@ -14,8 +14,9 @@ from finetune_operator.job.accounting import active_seconds
 from finetune_operator.job.attempt import first_start, judge
 from finetune_operator.job.cleanup import removals
 from finetune_operator.job.decision import Draft
+from finetune_operator.job.node_affinity import forbidden
 from finetune_operator.job.observed import Observed
-from finetune_operator.job.outcome import fail, record, restart_or_fail, suspend
+from finetune_operator.job.outcome import fail, forgive, record, restart_or_fail, suspend
 from finetune_operator.job.plan import ResolvedPlan
 from finetune_operator.job.reports import last_sign, with_progress
 from finetune_operator.job.restarts import Cause
@@ -23,8 +24,10 @@ from finetune_operator.job.stages import PHASE_OF_STAGE, size_of
 from finetune_operator.job.start import start
 from finetune_operator.job.step import Step, with_stage
 from finetune_operator.job.times import after
-from finetune_operator.job.verdicts import Absent, Broken, Running, Stopping, Succeeded, Waiting
+from finetune_operator.job.verdicts import Absent, Broken, Running, Stopping, Succeeded, Verdict, Waiting
 
+_AVOID_SECONDS = 600.0
+"""How long an attempt waits for another node than those on which the last ones ended."""
 _LOOK_SECONDS = 30.0
 """How often to look at what no watched object tells: why a Job gets no pods, why Kueue holds it."""
 
@@ -47,7 +50,17 @@ def _next(step: Step) -> Draft:
         return start(step) if stage.state == "Pending" else restart_or_fail(step, _job_deleted(stage))
     if observed.job.spec.suspend and not isinstance(verdict, Stopping):
         return suspend(step)
+    if (due := _forgiven_at(step, verdict)) is not None and observed.now >= due:
+        return forgive(step)
     return _go_on(step, verdict)
+
+
+def _forgiven_at(step: Step, verdict: Verdict) -> datetime | None:
+    """When nodes that are strictly avoided are tried again, as no other one has room; None: none are, or one has."""
+    used = step.status.restarts
+    if not (isinstance(verdict, Waiting) and verdict.reason == "Unschedulable" and used and forbidden(used.nodes)):
+        return None
+    return max(after(pod.created, _AVOID_SECONDS) for pod in step.attempt.pods)
 
 
 def _job_deleted(stage: StageStatus) -> Broken:
@@ -91,8 +104,9 @@ def _wait(step: Step, waiting: Waiting, *, status: FineTuneJobStatus, overdue: d
         message, again = f"{message}: {why}", after(step.observed.now, _LOOK_SECONDS)
     elif waiting.reason == "Queued":
         message, again = step.observed.queue_message or "waiting for Kueue", after(step.observed.now, _LOOK_SECONDS)
+    forgiven = _forgiven_at(step, waiting)
     return step.draft(
-        status=status, phase="Queued", reason=waiting.reason, message=message, look_again=(overdue, again)
+        status=status, phase="Queued", reason=waiting.reason, message=message, look_again=(overdue, again, forgiven)
     )
 
 

@@ -189,6 +189,7 @@ def _slow_start(*, pods: Sequence[PodState], now: datetime, config: OperatorConf
     return Broken(
         cause=Cause.NOT_STARTED,
         reason=Cause.NOT_STARTED,
+        node=next((pod.node for pod in pods if pod.started is None), ""),
         message=f"{names}: no container was running {config.start_deadline_seconds} s after a node was found; "
         f"{trouble or 'kubectl describe pod says why'}",
     )

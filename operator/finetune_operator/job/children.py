@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_api.finetunejob import FineTuneJob, StageName
@@ -54,13 +54,16 @@ def children_of(
     results: Results,
     config: OperatorConfig,
     door: Door | None,
+    avoid: Sequence[str] = (),
 ) -> tuple[Manifest, ...]:
-    """All children of an attempt, in the order in which they must be made."""
+    """All children of an attempt, in the order in which they must be made. `avoid`: nodes where the last ones ended."""
     size = size_of(stage=stage, plan=plan)
     base = _metadata(job=job, stage=stage, attempt=attempt)
     order = order_of(stage=stage, attempt=attempt, job=job, plan=plan, results=results, config=config)
     config_map = orders(metadata=base, order=order.to_dict(), door=door if stage == "Train" else None)
-    template = pod_template(job=job, plan=plan, stage=stage, attempt=attempt, size=size, config=config, door=door)
+    template = pod_template(
+        job=job, plan=plan, stage=stage, attempt=attempt, size=size, config=config, door=door, avoid=avoid
+    )
     batch_job = indexed_job(
         metadata=base,
         template=template,

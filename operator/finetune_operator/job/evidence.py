@@ -7,6 +7,7 @@ lost connection, a SIGTERM). The most specific evidence wins; of equal evidence,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from pydantic import ValidationError
@@ -29,9 +30,14 @@ _NOT_STARTED = {"StartError", "ContainerCannotRun"}
 """The runtimes' words for a container whose command could not be run. The message is then theirs."""
 
 
+_NOT_OF_THE_NODE = frozenset({Cause.OUT_OF_MEMORY, Cause.PERMANENT, Cause.NOT_FINITE, Cause.POD_DELETED})
+_BY_OTHERS = frozenset({"PreemptionByScheduler", "EvictionByEvictionAPI"})
+"""Interruptions that are not the node's doing."""
+
+
 def cause_of_end(*, job: ChildJob, pods: Sequence[PodState], size: int) -> Broken:
     """The cause with the most specific evidence; of equal evidence, what came first: the rest followed from it."""
-    found = [(when, verdict) for pod in pods if (verdict := _broken_pod(pod)) for when in [_trouble_time(pod)]]
+    found = [(_trouble_time(pod), _at_node(verdict, pod)) for pod in pods if (verdict := _broken_pod(pod))]
     if not found:
         return _broken_job(job)
     _, first = min(found, key=lambda each: (_rank(each[1]), each[0], each[1].cause is not Cause.CONTAINER_FAILED))
@@ -53,6 +59,13 @@ def _rank(verdict: Broken) -> int:
     echo_of_a_signal = verdict.cause is Cause.PREEMPTED and not verdict.disrupted
     certain = verdict.cause in _CERTAIN and not echo_of_a_signal
     return _CERTAIN.index(verdict.cause) if certain else len(_CERTAIN)
+
+
+def _at_node(verdict: Broken, pod: PodState) -> Broken:
+    """The verdict with the node, where that may have brought it about."""
+    own = verdict.cause in _NOT_OF_THE_NODE or verdict.reason in _ECHOES or pod.disruption in _BY_OTHERS
+    stopped = verdict.cause is Cause.PREEMPTED and not verdict.disrupted
+    return verdict if own or stopped else replace(verdict, node=pod.node)
 
 
 def _trouble_time(pod: PodState) -> datetime:

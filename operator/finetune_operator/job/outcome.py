@@ -7,11 +7,12 @@ from dataclasses import replace
 from finetune_api.finetunejob import EvaluationStatus, FineTuneJobStatus, LastRestart, Restarts, StageStatus
 from finetune_api.results import EvaluateResult
 from finetune_operator.gates.verdict import overall_verdict
+from finetune_operator.job.accounting import seconds_of_attempt
 from finetune_operator.job.attempt import last_end
 from finetune_operator.job.conditions import Summary
 from finetune_operator.job.decision import Draft, Restarted
 from finetune_operator.job.reports import last_step, with_checkpoint, with_progress
-from finetune_operator.job.restarts import Budget, budget_of, charged, left, steps_lost
+from finetune_operator.job.restarts import Budget, budget_of, charged, in_series, left, steps_lost
 from finetune_operator.job.stages import PHASE_OF_STAGE, stage_after
 from finetune_operator.job.step import SUSPENDED, Step, with_stage
 from finetune_operator.job.verdicts import Broken, Succeeded
@@ -54,6 +55,19 @@ def suspend(step: Step) -> Draft:
     return replace(draft, at_once=True)
 
 
+def forgive(step: Step) -> Draft:
+    """No other node has room: another attempt, which no budget pays for, may go to those that are avoided as well."""
+    restarts = (step.status.restarts or Restarts()).model_copy(update={"nodes": []})
+    status = with_stage(step.status.model_copy(update={"restarts": restarts}), step.next_attempt())
+    draft = step.draft(
+        status=status,
+        phase="Queued",
+        reason="Restarting",
+        message="no other node has room: those on which the last attempts ended are tried again",
+    )
+    return replace(draft, at_once=True)
+
+
 def restart_or_fail(step: Step, broken: Broken) -> Draft:
     """Another attempt where the budget of the cause has one left; else the end of the run."""
     used = step.status.restarts or Restarts()
@@ -85,7 +99,9 @@ def _restart(step: Step, broken: Broken, *, used: Restarts, budget: Budget) -> D
     now = step.observed.now
     status = with_checkpoint(status=step.status, step=broken.checkpoint_step, plan=step.plan, now=now)
     lost = _steps_lost(step, broken, status=status)
-    restarts = charged(budget=budget, used=used).model_copy(
+    ran = seconds_of_attempt(stage=step.timed_stage(), observed=step.observed)
+    series = in_series(used=used, ran_seconds=ran, node=broken.node)
+    restarts = charged(budget=budget, used=series).model_copy(
         update={
             "steps_lost": used.steps_lost + lost,
             "last": LastRestart(reason=broken.reason, time=step.now, message=broken.message[:_LONGEST_MESSAGE]),

@@ -16,6 +16,7 @@ from finetune_api.run import MASTER_ADDRESS_VARIABLE, MASTER_PORT_VARIABLE, RUN_
 from finetune_api.shared_fields import PodOverlay
 from finetune_operator.config import OperatorConfig
 from finetune_operator.job.names import child_labels, child_name, of_kueue
+from finetune_operator.job.node_affinity import avoiding
 from finetune_operator.job.plan import Claim, ResolvedPlan
 from finetune_operator.job.pods import CONTAINER
 from finetune_operator.job.stages import GPU_RESOURCE, StageSize, mount_path
@@ -50,6 +51,8 @@ class PodInputs:
     environment: Mapping[str, str] = field(default_factory=dict)
     reports: Door | None = None
     """The door at which it reports its progress."""
+    avoid: Sequence[str] = ()
+    """Nodes where the last attempts ended."""
 
 
 def pod_template(
@@ -61,6 +64,7 @@ def pod_template(
     size: StageSize,
     config: OperatorConfig,
     door: Door | None,
+    avoid: Sequence[str],
 ) -> dict[str, Any]:
     """spec.template of the attempt's Job."""
     name = child_name(job=job.metadata.name, stage=stage, attempt=attempt)
@@ -82,6 +86,7 @@ def pod_template(
         overlay=plan.pod_template,
         environment=environment,
         reports=reports,
+        avoid=avoid,
     )
     return trainer_pod(inputs, config=config)
 
@@ -107,7 +112,10 @@ def trainer_pod(inputs: PodInputs, *, config: OperatorConfig) -> dict[str, Any]:
     }
     if inputs.size.pods > 1:
         spec["subdomain"] = inputs.name
-    return {"metadata": _metadata(inputs), "spec": spec | _overlay(inputs.overlay)}
+    spec |= _overlay(inputs.overlay)
+    if (affinity := avoiding(spec.get("affinity"), nodes=inputs.avoid)) is not None:
+        spec["affinity"] = affinity
+    return {"metadata": _metadata(inputs), "spec": spec}
 
 
 def _container(inputs: PodInputs, *, config: OperatorConfig) -> dict[str, Any]:

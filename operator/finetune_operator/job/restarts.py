@@ -117,6 +117,9 @@ CAUSES: tuple[Row, ...] = (
 _BUDGETS = {row.cause: row.budget for row in CAUSES}
 _INTERRUPTIONS = frozenset(str(row.cause) for row in CAUSES if row.budget is Budget.PREEMPTIONS)
 
+CALM_SECONDS = 600.0
+"""An attempt that ran for this long has shown that it can: what ends it then begins no series."""
+_MOST_NODES = 8
 _FIRST_DELAY_SECONDS = 10.0
 _LONGEST_DELAY_SECONDS = 300.0
 
@@ -142,11 +145,19 @@ def charged(*, budget: Budget, used: Restarts) -> Restarts:
     return used.model_copy(update={"failures": used.failures + 1})
 
 
+def in_series(*, used: Restarts, ran_seconds: float, node: str) -> Restarts:
+    """The count of attempts that ended one soon after another, and where, with one more end. `node`: to be avoided."""
+    rapid = used.rapid + 1 if ran_seconds < CALM_SECONDS else 0
+    before = used.nodes if rapid else []
+    nodes = [*before, node][-_MOST_NODES:] if node else before
+    return used.model_copy(update={"rapid": rapid, "nodes": nodes})
+
+
 def delay_seconds(*, reason: str, used: Restarts) -> float:
-    """How long the next attempt waits after a failure, doubling each time. Interruptions are no one's fault: 0."""
-    if reason in _INTERRUPTIONS:
-        return 0.0
-    return min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2.0 ** min(max(used.failures, 1) - 1, 10))
+    """How long the next attempt waits: after failures twice as long each time. Interruptions are no one's fault and
+    cost no time, unless they come one soon after another, whatever they are."""
+    count = max(0 if reason in _INTERRUPTIONS else max(used.failures, 1), used.rapid - 1)
+    return min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2.0 ** min(count - 1, 10)) if count > 0 else 0.0
 
 
 def steps_lost(*, step: int | None, checkpoint_step: int | None, resume: bool) -> int:

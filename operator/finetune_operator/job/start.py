@@ -55,6 +55,7 @@ def _create(step: Step, *, status: FineTuneJobStatus) -> Draft:
         results=recorded_results(step.status),
         config=step.observed.config,
         door=step.observed.door,
+        avoid=step.status.restarts.nodes if step.status.restarts else (),
     )
     begun = step.stage.model_copy(update={"state": "Queued", "child": children[-1]["metadata"]["name"]})
     phase = PHASE_OF_STAGE[step.stage.name]

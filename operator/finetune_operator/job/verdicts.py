@@ -61,6 +61,8 @@ class Broken:
     """The checkpoint that it said it left."""
     saved_all: bool = False
     """It stopped after a checkpoint of its very last step."""
+    node: str = ""
+    """Where it ended, if that node may be to blame."""
     disrupted: bool = False
     """The cluster says that it interrupted the pod."""
 
