@@ -85,10 +85,11 @@ def _result(
     *, metric: str, kind: MetricKind, orientation: Orientation, question: Question, found: Finding
 ) -> PairedResult:
     difference, level = found.difference, found.level
-    inconclusive, reason = difference.inconclusive, difference.reason
+    inconclusive, reason, power = difference.inconclusive, difference.reason, difference.power.power
     if question.group_count < FEWEST_GROUPS:
         inconclusive = Inconclusive.TOO_FEW_GROUPS
         reason = f"{question.group_count} independent groups of examples; at least {FEWEST_GROUPS} are needed"
+        power = 0.0  # whatever is found among so few, nothing passes
     elif inconclusive is None and question.threshold is not None and level.bounds is None:
         inconclusive = Inconclusive.NO_VARIANCE
         reason = "the candidate's own value does not vary when examples are drawn again; its threshold cannot be judged"
@@ -117,7 +118,7 @@ def _result(
         p_outside=level.p_outside if inconclusive is None else None,
         inconclusive=inconclusive,
         reason=reason,
-        power=difference.power.power,
+        power=power,
         needed_n=needed,
     )
 

@@ -90,8 +90,8 @@ class PairedResult:
     reason: str
     """Plain words for `inconclusive`; empty otherwise."""
     power: float | None
-    """Chance that `low > -margin` at this size if the models were equally good (with a margin of 0 or less: if the true
-    difference were the observed one); None where that cannot be said."""
+    """Chance of a pass (enough groups, and `low > -margin`) at this size if the models were equally good (with a margin
+    of 0 or less: if the true difference were the observed one); None where that cannot be said."""
     needed_n: int | None
     """Examples for a power of 80 % on the same assumption; None where no number of examples would do."""
 

@@ -176,3 +176,31 @@ def test_values_fit_the_termination_message() -> None:
         result = row.to_result()
         assert result.candidate == float(f"{result.candidate:.6g}")
         assert len(result.reason or "") <= 400
+
+
+def test_a_pass_does_not_hide_a_reported_metric_that_got_worse() -> None:
+    """One of two classes is given up: accuracy passes within its margin, and macro F1 falls."""
+    truth = ["common"] * 380 + ["rare"] * 20
+    scored = [
+        score_classes(
+            [ClassOutcome(predicted=said, nll=0.1, probabilities={}) for said in predicted],
+            gold=truth,
+            labels=["common", "rare"],
+        )
+        for predicted in (["common"] * 400, truth)
+    ]
+    metrics = [wanted("accuracy", maxRegression=0.1), wanted("f1", report=True)]
+    found = compared(metrics, scored[0], scored[1], task="SequenceClassification")
+    assert found.verdict is Verdict.PASS
+    assert found.rows[1].to_result().worse_beyond_chance
+    assert headline(found, baseline="Base").endswith("All the same, it is worse beyond chance on accuracy and f1.")
+    assert explain(found.rows[1]).endswith("shown, not judged; worse beyond chance")
+
+
+def test_where_too_few_groups_are_named_no_chance_of_a_pass_is() -> None:
+    found = compared(wanted("exact_match", maxRegression=0.9), answers(12, n=12), answers(12, n=12))
+    words = explain(found.rows[0])
+    assert "at least 30 are needed" in words
+    assert "would pass" not in words
+    assert found.rows[0].result.power == 0
+    assert found.rows[0].result.needed_n is not None and found.rows[0].result.needed_n >= 30

@@ -161,8 +161,10 @@ def headline(comparison: Comparison, *, baseline: str) -> str:
             if gains:
                 names = _listed([row.metric.name for row in gains])
                 rest = "" if len(gains) == len(comparison.judged(Verdict.PASS)) else ", and acceptable on the rest"
-                return f"The candidate is proven better than {baseline} on {names}{rest}."
-            return f"The candidate is proven to be acceptable against {baseline} on every judged metric."
+                found = f"proven better than {baseline} on {names}{rest}"
+            else:
+                found = f"proven to be acceptable against {baseline} on every judged metric"
+            return f"The candidate is {found}.{_beside(comparison)}"
         case Verdict.FAIL:
             names = _listed(comparison.judged(Verdict.FAIL))
             return f"The candidate is proven unacceptable against {baseline} on {names}."
@@ -171,6 +173,12 @@ def headline(comparison: Comparison, *, baseline: str) -> str:
             needed = comparison.needed_n
             enough = f" About {needed:,} examples would do." if needed and needed > comparison.n else ""
             return f"The evidence is not enough to judge the candidate against {baseline} on {names}.{enough}"
+
+
+def _beside(comparison: Comparison) -> str:
+    """What a pass must not hide: metrics that got worse beyond chance and that nobody asked to judge so."""
+    names = [row.metric.name for row in comparison.rows if _is_worse(row)]
+    return f" All the same, it is worse beyond chance on {_listed(names)}." if names else ""
 
 
 def explain(row: Row) -> str:
@@ -186,16 +194,21 @@ def explain(row: Row) -> str:
 def reason(row: Row) -> str:
     """What the row's verdict rests on, in plain words."""
     if row.verdict is None:
-        return "shown, not judged"
+        return "shown, not judged" + ("; worse beyond chance" if _is_worse(row) else "")
     if row.result.inconclusive is not None:
         return f"nothing can be proven: {row.result.reason}; {_size(row)}"
     match row.verdict:
         case Verdict.PASS:
-            return f"{' and '.join(_proofs(row))}; {_size(row)}"
+            worse = ", though worse beyond chance" if _is_worse(row) else ""
+            return f"{' and '.join(_proofs(row))}{worse}; {_size(row)}"
         case Verdict.FAIL:
             return f"{_fault(row)}; {_size(row)}"
         case Verdict.INCONCLUSIVE:
             return f"{'; '.join(_doubts(row))}; {_size(row)}"
+
+
+def _is_worse(row: Row) -> bool:
+    return row.result.high is not None and row.result.high < 0
 
 
 def _compare_one(
@@ -301,7 +314,7 @@ def _size(row: Row) -> str:
     words = f"n = {result.n} in {result.groups} groups"
     if not row.compared or row.verdict is not Verdict.INCONCLUSIVE:
         return words
-    if result.power is not None:
+    if result.power is not None and result.inconclusive is None:
         who = "an equally good candidate" if row.wanted.max_regression else "a gain as large as the one seen"
         words += f"; {who} would pass in {100 * result.power:.0f} % of cases at this size"
     if result.needed_n is not None and result.needed_n > result.n:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from finetune_api.results import EvaluateResult, Failure, PrepareResult, TrainResult, result_adapter
 from finetune_api.shared_fields import MetricResult
 from finetune_operator.cli.tables import table
+from finetune_operator.gates.policy import NOT_JUDGED, WITHIN_LIMITS
 
 
 def seconds(value: float) -> str:
@@ -94,7 +95,11 @@ def comparison_line(row: MetricResult) -> str:
 
 def reasons(rows: Sequence[MetricResult]) -> list[str]:
     """Why metrics did not pass."""
-    return [f"{row.metric}: {row.reason}" for row in rows if row.reason and row.verdict not in (None, "Pass")]
+    doubts = [f"{row.metric}: {row.reason}" for row in rows if row.reason and row.verdict not in (None, "Pass")]
+    worse = [row for row in rows if row.worse_beyond_chance and (row.report or row.verdict in (None, "Pass"))]
+    return doubts + [
+        f"{row.metric}: worse beyond chance ({NOT_JUDGED if row.report else WITHIN_LIMITS})" for row in worse
+    ]
 
 
 def listed(items: Sequence[str], *, last: str = "and") -> str:
