@@ -25,6 +25,7 @@ from finetune_operator.endpoint.names import (
 from finetune_operator.endpoint.pod import CONTAINER_SECURITY, STOP_HOOK, merged_metadata, overlay_of, pod_security
 from finetune_operator.endpoint.servers import CONTAINER
 from finetune_operator.endpoint.vllm import NotServableError, vllm_arguments
+from finetune_operator.job.evaluation import read_evaluation_plan
 from finetune_operator.job.names import short_hash
 from finetune_operator.job.pod_template import RUN_FOLDER, RUN_KEY
 from finetune_operator.job.stages import GPU_RESOURCE, mount_path
@@ -150,6 +151,8 @@ def _containers(*, endpoint: ModelEndpoint, version: ModelVersion, config: Opera
         "terminationMessagePolicy": "File",
         "volumeMounts": _mounts(version, config),
     }
+    if secrets := secrets_of(endpoint=endpoint, version=version):
+        ours["envFrom"] = [{"secretRef": {"name": secret}} for secret in secrets]
     server: dict[str, Any] = {
         "name": CONTAINER,
         "ports": [{"name": "http", "containerPort": SERVER_PORT}],
@@ -188,6 +191,13 @@ def unservable(*, endpoint: ModelEndpoint, version: ModelVersion, config: Operat
     except NotServableError as error:
         return str(error)
     return None
+
+
+def secrets_of(*, endpoint: ModelEndpoint, version: ModelVersion) -> list[str]:
+    """Names of the Secrets with which the version's model is read: the endpoint's own, else those of its job."""
+    own = endpoint.spec.serving.secret_ref
+    plan = read_evaluation_plan(version.spec.evaluation.plan)
+    return [own.name] if own is not None else plan.secrets if plan is not None else []
 
 
 def _probes(*, live: str, ready: str) -> dict[str, Any]:

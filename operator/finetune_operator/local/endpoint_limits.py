@@ -26,12 +26,13 @@ def endpoint_obstacles(endpoint: ModelEndpoint, *, home: LocalHome) -> Iterator[
             f"spec.serving.gpus: {serving.gpus} GPUs are wanted for each version, this machine has {here};"
             f" {_ON_A_CLUSTER} set it to {here}"
         )
-    if gateway is not None and gateway.api_keys_secret_ref is not None:
-        name = gateway.api_keys_secret_ref.name
-        path = home.secret(name=name)
-        if not path.is_file():
-            field = "spec.gateway.apiKeysSecretRef.name"
-            yield f"{field}: there is no Secret {name} here; write CLIENT=KEY lines into {path}"
+    named = (
+        ("spec.serving.secretRef", serving.secret_ref, "KEY=VALUE"),
+        ("spec.gateway.apiKeysSecretRef", gateway.api_keys_secret_ref if gateway is not None else None, "CLIENT=KEY"),
+    )
+    for field, reference, lines in named:
+        if reference is not None and not (path := home.secret(name=reference.name)).is_file():
+            yield f"{field}.name: there is no Secret {reference.name} here; write {lines} lines into {path}"
 
 
 def endpoint_notices(endpoint: ModelEndpoint) -> Iterator[str]:

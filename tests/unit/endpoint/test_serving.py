@@ -49,6 +49,25 @@ def test_a_gateway_is_as_recorded() -> None:
     check("gateway", list(gateway_manifests(endpoint=endpoint(gateway=gateway), config=CONFIG, door=door)))
 
 
+@pytest.mark.parametrize(
+    ("own", "planned", "secrets"),
+    [(None, True, ["bucket"]), ({"name": "reader"}, True, ["reader"]), (None, False, [])],
+    ids=["of the job", "of the endpoint", "none"],
+)
+@pytest.mark.parametrize("runtime", ["Transformers", "VLLM"])
+def test_models_are_read_with_secrets(
+    runtime: str, own: dict[str, str] | None, planned: bool, secrets: list[str]
+) -> None:
+    serving = {"runtime": runtime, "gpus": 2, "secretRef": own}
+    made = version(evaluation=version_manifest("v1", planned=planned)["spec"]["evaluation"])
+    found = rendered(render_revision(endpoint=endpoint(serving=serving), version=made, config=VLLM_CONFIG))
+    (deployment,) = [each for each in found if each["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    reader, *others = pod["initContainers"] + pod["containers"] if runtime == "VLLM" else pod["containers"]
+    assert [each["secretRef"]["name"] for each in reader.get("envFrom", [])] == secrets
+    assert not any("envFrom" in other for other in others), "what serves clients does not see them"
+
+
 @pytest.mark.parametrize("runtime", ["Transformers", "VLLM"])
 def test_pods_are_restricted(runtime: str) -> None:
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, and more."""
