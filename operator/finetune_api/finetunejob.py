@@ -351,7 +351,9 @@ class Evaluation(ApiModel):
         | None
     ) = None
     on_inconclusive: Literal["Hold", "Reject", "Proceed"] | None = None
-    """What an undecided comparison means. Default Hold."""
+    """What an undecided comparison means. Hold: a person decides; the endpoint waits for an approval, and without an
+    endpoint the run ends as Rejected and its version may be approved later at one that pins it. Reject: the version is
+    given up for good. Proceed: it goes on. Default Hold."""
     generation: Generation | None = None
     """Default 64 new tokens."""
 

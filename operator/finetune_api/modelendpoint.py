@@ -67,6 +67,9 @@ class Serving(ApiModel):
     """GPUs of each pod. Default 0: CPU."""
     resources: Resources | None = None
     """Requests and limits of each serving container, GPUs not included."""
+    secret_ref: SecretReference | None = None
+    """With what servers read s3://, gs:// and gated hf:// models. Default: the Secrets of the job that made the version.
+    """
     pod_template: PodOverlay | None = None
     """Added to the serving pods."""
 
@@ -312,6 +315,19 @@ class ServedVersion(ApiModel):
     since: Time | None = None
 
 
+class HeldVersion(ApiModel):
+    """A version that waits for a person before it is tried: its comparison was not decided (onInconclusive Hold)."""
+
+    name: Name
+    uid: str
+    reason: Annotated[str, Field(max_length=1024)]
+    """What was not decided."""
+
+
+VersionMeant = ServedVersion | HeldVersion
+"""What a person's decision can be about."""
+
+
 class PlanStatus(ApiModel):
     """The rollout as it was resolved when it began."""
 
@@ -382,6 +398,8 @@ class ComparisonStatus(ApiModel):
     verdict: Verdict
     accepted: bool
     """Whether the policy of the version's own job lets it go on."""
+    held: bool | None = None
+    """Undecided under onInconclusive Hold: it goes on where a person approves it."""
     reason: Annotated[str, Field(max_length=1024)]
     report: Uri | None = None
     results: Annotated[list[MetricResult], Field(max_length=32)] = Field(default_factory=list)
@@ -405,6 +423,8 @@ class ModelEndpointStatus(ApiModel):
     candidate: ServedVersion | None = None
     previous: ServedVersion | None = None
     """The stable version before the promotion under guard: still warm."""
+    held: HeldVersion | None = None
+    """Waits for a person to approve or reject it; versions that are proven do not wait for it."""
     plan: PlanStatus | None = None
     step: StepStatus | None = None
     analysis: Annotated[list[AnalysisRow], Field(max_length=8)] = Field(default_factory=list)

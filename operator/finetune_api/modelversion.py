@@ -64,6 +64,8 @@ class EvaluationRecord(ApiModel):
     accepted: bool | None = None
     """Whether the job's policy lets it go on: an Inconclusive one does with onInconclusive Proceed. None: if it passed.
     """
+    held: bool | None = None
+    """Undecided under onInconclusive Hold: it goes on where a person approves it at an endpoint."""
     report: Uri | None = None
     results: Annotated[list[MetricResult], Field(max_length=32)] = Field(default_factory=list)
     plan: OpenObject | None = None

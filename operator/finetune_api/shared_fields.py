@@ -125,6 +125,13 @@ class MetricResult(ApiModel):
     needed_n: int | None = None
     """Examples needed for 80 % power."""
 
+    @property
+    def worse_beyond_chance(self) -> bool:
+        """Whether the whole interval of the difference lies on the worse side, whatever was asked of the metric."""
+        if self.low is None or self.high is None:
+            return False
+        return self.high < 0 if self.better == "Higher" else self.low > 0
+
 
 class ResolvedModel(ApiModel):
     """A base model as it was read: immutable revision and digest."""

@@ -125,10 +125,11 @@ def endpoint_manifest(**rollout: Any) -> Manifest:
 
 
 def version_manifest(
-    name: str, *, baseline: str = "0", letter: str = "", verdict: str = "Pass", planned: bool = False
+    name: str, *, baseline: str = "0", letter: str = "", verdict: str = "Pass", planned: bool = False, **more: Any
 ) -> Manifest:
-    """A ModelVersion for the endpoint. `baseline`: the digest's letter. `planned`: it says how it was evaluated."""
-    evaluation: dict[str, Any] = {"verdict": verdict}
+    """A ModelVersion for the endpoint. `baseline`: the digest's letter. `planned`: it says how it was evaluated.
+    `more` is of its evaluation."""
+    evaluation: dict[str, Any] = {"verdict": verdict, **more}
     if planned:
         evaluation["plan"] = {**EVALUATION.to_dict(), "run": f"pvc://models/runs/{name}"}
     return {

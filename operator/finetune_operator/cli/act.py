@@ -7,7 +7,7 @@ import asyncio
 import time
 from datetime import datetime
 
-from finetune_api.modelendpoint import ModelEndpoint, ServedVersion
+from finetune_api.modelendpoint import ModelEndpoint, VersionMeant
 from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.follow_ups import what_follows
 from finetune_operator.cli.target import Target, open_target, shell_of
@@ -56,7 +56,7 @@ async def _read(target: Target, *, name: str) -> ModelEndpoint:
 
 async def _wish(
     endpoint: ModelEndpoint, *, verb: Verb, name: str | None, target: Target
-) -> tuple[ServedVersion | None, Changes]:
+) -> tuple[VersionMeant | None, Changes]:
     """The version meant, where one is, and the annotations to write; {}: it is so already."""
     if verb == "resume":
         held = endpoint.status.step.held if endpoint.status.step is not None else None
@@ -79,7 +79,7 @@ def _say(
     *,
     target: Target,
     endpoint: ModelEndpoint,
-    version: ServedVersion | None,
+    version: VersionMeant | None,
     changes: Changes,
 ) -> None:
     name, verb = endpoint.metadata.name, options.verb

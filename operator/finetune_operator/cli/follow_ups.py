@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from finetune_api.modelendpoint import ModelEndpoint, ServedVersion
+from finetune_api.modelendpoint import ModelEndpoint, VersionMeant
 from finetune_operator.cli import words
 from finetune_operator.cli.wishes import Verb
 from finetune_operator.endpoint.plan import RolloutPlan, read_plan
 from finetune_operator.endpoint.requests import read_requests
 
 
-def what_follows(endpoint: ModelEndpoint, *, verb: Verb, version: ServedVersion | None) -> str:
+def what_follows(endpoint: ModelEndpoint, *, verb: Verb, version: VersionMeant | None) -> str:
     """What the operator does next. `endpoint`: as it was when it was asked; `version`: the one meant, if one is."""
     if verb == "pause":
         return _paused(endpoint)
@@ -26,7 +26,7 @@ def _plan(endpoint: ModelEndpoint) -> RolloutPlan | None:
     return read if isinstance(read, RolloutPlan) else None
 
 
-def _approved(endpoint: ModelEndpoint, *, version: ServedVersion) -> str:
+def _approved(endpoint: ModelEndpoint, *, version: VersionMeant) -> str:
     status, plan, name = endpoint.status, _plan(endpoint), version.name
     step = status.step
     paused = (
@@ -40,18 +40,22 @@ def _approved(endpoint: ModelEndpoint, *, version: ServedVersion) -> str:
     if step is not None and step.stage == "Approval":
         guard = f", and it is watched for {words.seconds(plan.guard_seconds)}" if plan and plan.guard_seconds else ""
         return f"{name} is promoted: all requests move to it{guard}{paused}"
+    if status.held is not None and status.held.uid == version.uid:
+        return f"{name} is tried as if it had been proven: it still has to pass its steps{paused}"
     rest = f"{name} still has to pass its steps"
     if plan is not None and plan.approval == "Manual":
         return f"{rest}; it is promoted after the last one without waiting for a person{paused}"
     return f"{rest}; its rollout asks for no approval, so this only lets it go on where it would be held{paused}"
 
 
-def _left(endpoint: ModelEndpoint, *, version: ServedVersion) -> str:
+def _left(endpoint: ModelEndpoint, *, version: VersionMeant) -> str:
     status, name = endpoint.status, version.name
     pin = f"; spec.version still pins {name}: change it" if endpoint.spec.version == name else ""
     if status.candidate is not None and status.candidate.uid == version.uid:
         stays = f"{status.stable.name} answers all requests" if status.stable is not None else "nothing is served"
         return f"{name} is given up and not tried again; {stays}{pin}"
+    if status.held is not None and status.held.uid == version.uid:
+        return f"{name} is given up and never tried{pin}"
     if status.previous is not None:
         return f"all requests move back to {status.previous.name}, which is warm; {name} is not tried again{pin}"
     started = (

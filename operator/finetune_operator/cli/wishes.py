@@ -18,7 +18,7 @@ from finetune_api.modelendpoint import (
     ROLLBACK,
     ModelEndpoint,
     ModelEndpointStatus,
-    ServedVersion,
+    VersionMeant,
 )
 from finetune_operator.cli.errors import CommandError
 from finetune_operator.endpoint.choose import PARTICIPLES, outcome_of
@@ -42,7 +42,7 @@ class Progress:
     """The version was rejected or rolled back instead."""
 
 
-def version_meant(endpoint: ModelEndpoint, *, verb: Verb, name: str | None) -> ServedVersion:
+def version_meant(endpoint: ModelEndpoint, *, verb: Verb, name: str | None) -> VersionMeant:
     """The version that `approve`, `reject` or `rollback` is about. Raises CommandError where there is none."""
     status = endpoint.status
     possible = _possible(status, verb=verb, named=name is not None)
@@ -116,21 +116,22 @@ def progress_of(endpoint: ModelEndpoint, *, verb: Verb, uid: str) -> Progress:
 # -- which version ----------------------------------------------------------------------------------------------------
 
 
-def _possible(status: ModelEndpointStatus, *, verb: Verb, named: bool) -> list[ServedVersion]:
+def _possible(status: ModelEndpointStatus, *, verb: Verb, named: bool) -> list[VersionMeant]:
     """The versions that a verb can be about now, the one meant without a name first."""
-    candidate = [status.candidate] if status.candidate is not None else []
+    candidate: list[VersionMeant] = [status.candidate] if status.candidate is not None else []
+    held: list[VersionMeant] = [status.held] if status.held is not None else []
     if verb == "reject":
-        return candidate
+        return candidate + held
     stage = status.step.stage if status.step is not None else None
-    stable = [status.stable] if status.stable is not None else []
+    stable: list[VersionMeant] = [status.stable] if status.stable is not None else []
     if verb == "rollback":
         # The version that is being left is not stable any more: whoever types this again does not mean the one after.
         return candidate + ([] if stage == "RollingBack" and not named else stable)
     under_guard = stage == "Guard" and status.previous is not None
-    return candidate + (stable if under_guard and (named or _is_held(status)) else [])
+    return candidate + (stable if under_guard and (named or _is_held(status)) else []) + held
 
 
-def _former(status: ModelEndpointStatus, *, stable: ServedVersion) -> bool:
+def _former(status: ModelEndpointStatus, *, stable: VersionMeant) -> bool:
     return any(each.outcome == "Promoted" and each.uid != stable.uid for each in status.versions)
 
 
@@ -146,7 +147,7 @@ def _nothing(endpoint: ModelEndpoint, *, verb: Verb) -> str:
     return f"nothing to {_INFINITIVES[verb]}: {name} tries no version now, {stable.name} is stable"
 
 
-def _not_under_way(endpoint: ModelEndpoint, *, verb: Verb, name: str, possible: list[ServedVersion]) -> str:
+def _not_under_way(endpoint: ModelEndpoint, *, verb: Verb, name: str, possible: list[VersionMeant]) -> str:
     outcome = next((each for each in reversed(endpoint.status.versions) if each.name == name), None)
     became = f" ({name} was {_PAST[outcome.outcome]}: {outcome.reason})" if outcome is not None else ""
     instead = " or ".join(version.name for version in possible)
@@ -164,7 +165,7 @@ _PAST = {**PARTICIPLES, "Promoted": "promoted", "Superseded": "superseded", "Hel
 def _void_decisions(endpoint: ModelEndpoint) -> Changes:
     """Decisions about versions that are not under way any more."""
     status, known = endpoint.status, endpoint.metadata.annotations
-    live = {version.uid for version in (status.candidate, status.stable) if version is not None}
+    live = {version.uid for version in (status.candidate, status.stable, status.held) if version is not None}
     return {name: None for name in _ANNOTATION.values() if name in known and known[name].strip() not in live}
 
 
@@ -175,6 +176,8 @@ def _promotion(status: ModelEndpointStatus, *, uid: str) -> Progress:
     stage = status.step.stage if status.step is not None else None
     if status.candidate is not None and status.candidate.uid == uid:
         return Progress()
+    if outcome_of(status, uid) is None and status.held is not None and status.held.uid == uid:
+        return Progress()
     if status.stable is not None and status.stable.uid == uid:
         return Progress(reached=stage != "Promoting" and not (stage == "Guard" and _waits_for_a_person(status)))
     outcome = outcome_of(status, uid)
@@ -184,7 +187,7 @@ def _promotion(status: ModelEndpointStatus, *, uid: str) -> Progress:
 
 def _departure(status: ModelEndpointStatus, *, verb: Verb, uid: str) -> Progress:
     """Until the version answers nobody any more."""
-    serves = {version.uid for version in (status.candidate, status.stable) if version is not None}
+    serves = {version.uid for version in (status.candidate, status.stable, status.held) if version is not None}
     stage = status.step.stage if status.step is not None else None
     if uid not in serves:
         return Progress(reached=stage not in ("RollingBack", "Promoting"))

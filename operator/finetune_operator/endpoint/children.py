@@ -94,7 +94,7 @@ def outdated(observed: ObservedEndpoint) -> tuple[ChildRef, ...]:
             and version.metadata.name not in names
             and version.spec.endpoint_ref is not None
             and version.spec.endpoint_ref.name == endpoint.metadata.name
-            and (version.metadata.uid in settled or not accepted(version))
+            and (version.metadata.uid in settled or not (accepted(version) or version.spec.evaluation.held))
             and version.metadata.name != endpoint.spec.version
         ),
         key=order_of,

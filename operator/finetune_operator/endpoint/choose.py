@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from finetune_api.modelendpoint import ModelEndpointStatus, ServedVersion, VersionOutcome
+from finetune_api.modelendpoint import APPROVE, HeldVersion, ModelEndpointStatus, ServedVersion, VersionOutcome
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.endpoint import comparison
 from finetune_operator.endpoint.names import COMPARISON_LABEL
 from finetune_operator.endpoint.observed import ObservedEndpoint
+from finetune_operator.endpoint.requests import read_requests
 from finetune_operator.job.times import BEGINNING
 
 
@@ -24,6 +25,8 @@ class Choice:
     """Older ones that were waiting for their turn: this one makes them pointless."""
     compare: ModelVersion | None = None
     """The version to try next once it has been compared with what is stable."""
+    held: HeldVersion | None = None
+    """The newest version that waits for a person."""
     problem: tuple[str, str] | None = None
     """Reason and message: what stands in the way of a version that is waiting or pinned."""
 
@@ -78,7 +81,10 @@ def _pinned(observed: ObservedEndpoint, *, name: str) -> Choice:
             "new version, or pin another one"
         )
         return Choice(problem=("VersionFailedBefore", message))
-    if not accepted(version):
+    held = _held(observed, version=version)
+    if held is not None and not _approved(observed, held):
+        return Choice(problem=_to_approve(held), held=held)
+    if not (accepted(version) or version.spec.evaluation.held):
         verdict = version.spec.evaluation.verdict
         return Choice(problem=("NotProven", f"{name} did not pass its evaluation ({verdict}); pin one that did"))
     if not comparison.is_due(version, status=status) or comparison.impossible(observed, version=version):
@@ -95,25 +101,30 @@ def _newest(observed: ObservedEndpoint) -> Choice:
             version
             for version in observed.versions
             if version.metadata.uid not in tried
-            and accepted(version)
+            and (accepted(version) or version.spec.evaluation.held)
             and version.spec.endpoint_ref is not None
             and version.spec.endpoint_ref.name == observed.endpoint.metadata.name
         ),
         key=order_of,
     )
     problem: tuple[str, str] | None = None
+    waits: HeldVersion | None = None
     while waiting:
         version = waiting.pop()
-        if version.spec.task != observed.endpoint.spec.task:
+        held = _held(observed, version=version)
+        waits = waits or held
+        if held is not None and not _approved(observed, held):
+            problem = problem or _to_approve(held)
+        elif version.spec.task != observed.endpoint.spec.task:
             problem = problem or ("WrongTask", _wrong_task(version, observed))
         elif not comparison.is_due(version, status=status):
-            return Choice(version=version, passed_over=tuple(waiting))
+            return Choice(version=version, passed_over=tuple(waiting), held=waits)
         else:
             obstacle = comparison_problem(observed, version=version)
             if obstacle is None:
-                return Choice(compare=version)
+                return Choice(compare=version, held=waits)
             problem = problem or obstacle
-    return Choice(problem=problem)
+    return Choice(problem=problem, held=waits)
 
 
 def comparison_problem(observed: ObservedEndpoint, *, version: ModelVersion) -> tuple[str, str] | None:
@@ -142,6 +153,25 @@ def accepted(version: ModelVersion) -> bool:
     """Whether its evaluation, and its job's policy, let it go on."""
     evaluation = version.spec.evaluation
     return evaluation.verdict == "Pass" if evaluation.accepted is None else evaluation.accepted
+
+
+def _held(observed: ObservedEndpoint, *, version: ModelVersion) -> HeldVersion | None:
+    """The version, where its newest comparison was undecided under Hold."""
+    metadata, found = version.metadata, comparison.recorded(observed.endpoint.status, uid=version.metadata.uid)
+    waits = version.spec.evaluation.held if found is None else found.held
+    if not waits:
+        return None
+    baseline = version.spec.baseline.name if found is None else found.baseline.name
+    reason = f"not decided against {baseline} (onInconclusive Hold); approve or reject it ({APPROVE}: {metadata.uid})"
+    return HeldVersion(name=metadata.name, uid=metadata.uid, reason=reason)
+
+
+def _approved(observed: ObservedEndpoint, held: HeldVersion) -> bool:
+    return read_requests(observed.endpoint.metadata.annotations).approve == held.uid
+
+
+def _to_approve(held: HeldVersion) -> tuple[str, str]:
+    return "AwaitingApproval", f"{held.name} is held: {held.reason}"
 
 
 def _in_use(status: ModelEndpointStatus) -> set[str]:

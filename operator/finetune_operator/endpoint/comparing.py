@@ -109,6 +109,7 @@ def _recorded(
         baseline=BaselineRecord(name=stable.name, uid=stable.uid, digest=stable.digest),
         verdict=verdict,
         accepted=judgement.accepted,
+        held=judgement.held or None,
         reason=judgement.message[:_LONGEST_REASON],
         report=result.report,
         results=result.results,
@@ -116,7 +117,7 @@ def _recorded(
     )
     status = facts.with_comparison(observed.endpoint.status, comparison)
     message = f"{metadata.name}: {judgement.message}"
-    if not judgement.accepted:
+    if not judgement.accepted and not judgement.held:
         status = facts.with_outcome(
             status,
             name=metadata.name,

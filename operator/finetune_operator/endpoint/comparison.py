@@ -95,7 +95,7 @@ def is_due(version: ModelVersion, *, status: ModelEndpointStatus) -> bool:
     if stable is None or version.spec.baseline.digest == stable.digest:
         return False
     found = recorded(status, uid=version.metadata.uid)
-    return found is None or not found.accepted
+    return found is None or not (found.accepted or found.held)
 
 
 def impossible(observed: ObservedEndpoint, *, version: ModelVersion) -> str | None:

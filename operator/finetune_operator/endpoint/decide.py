@@ -41,11 +41,13 @@ def decide(observed: ObservedEndpoint) -> EndpointDecision:
     if observed.routes_problem is not None:
         return finish(observed=observed, draft=_stalled(observed, "RoutesUnreadable", observed.routes_problem))
     draft = _draft(observed)
+    choice = choose(observed)
+    draft = replace(draft, status=facts.changed(draft.status, held=choice.held))
     return finish(
         observed=observed,
         draft=draft,
         children=children_of(observed),
-        delete=(*retired(observed), *outdated(observed), *stale(observed, wanted=choose(observed).compare)),
+        delete=(*retired(observed), *outdated(observed), *stale(observed, wanted=choice.compare)),
     )
 
 
@@ -83,6 +85,10 @@ def _idle(observed: ObservedEndpoint) -> Draft:
     if requests.pause:
         return _stay(observed, reason="Paused", message="paused: no version is tried until the annotation is removed")
     choice = choose(observed)
+    if choice.held is not None and requests.reject == choice.held.uid:
+        name, uid, now, who = choice.held.name, choice.held.uid, observed.now, requests.who
+        after = facts.with_outcome(status, name=name, uid=uid, outcome="Rejected", reason="requested", now=now, by=who)
+        return _left(after, reason="Rejected", message=f"{name} was rejected by {who}")
     if choice.version is not None:
         return _begin(observed, choice, status=status)
     if choice.compare is not None:

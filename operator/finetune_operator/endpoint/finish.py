@@ -149,6 +149,8 @@ def _conditions(*, observed: ObservedEndpoint, status: ModelEndpointStatus, summ
     phase = phase_of(observed=observed, status=status)
     if phase == "AwaitingApproval":
         wanted.append(("AwaitingApproval", "True", "ManualApproval", summary.message))
+    elif status.held is not None and read_requests(observed.endpoint.metadata.annotations).approve != status.held.uid:
+        wanted.append(("AwaitingApproval", "True", "Inconclusive", f"{status.held.name}: {status.held.reason}"))
     if phase == "Paused":
         wanted.append(("Paused", "True", summary.reason, summary.message))
     void = void_decisions(observed.endpoint.model_copy(update={"status": status}))

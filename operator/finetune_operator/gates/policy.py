@@ -9,6 +9,9 @@ from typing import Literal
 from finetune_api.shared_fields import MetricResult, Verdict
 from finetune_operator.gates.verdict import judged_rows
 
+NOT_JUDGED = "reported, not judged"
+WITHIN_LIMITS = "within what is allowed"
+
 OnInconclusive = Literal["Hold", "Reject", "Proceed"]
 
 
@@ -30,6 +33,8 @@ class Judgement:
     accepted: bool
     reason: str
     message: str
+    held: bool = False
+    """A person may still let it go on."""
 
 
 def judge(comparison: Comparison) -> Judgement:
@@ -43,13 +48,14 @@ def judge(comparison: Comparison) -> Judgement:
             accepted=True,
             reason="Inconclusive",
             message=f"not decided against {comparison.baseline} ({_doubts(comparison)}); "
-            "evaluation.onInconclusive is Proceed",
+            f"evaluation.onInconclusive is Proceed{_beside(comparison)}",
         )
     metrics = ", ".join(_gain(row) for row in judged_rows(comparison.rows))
     return Judgement(
         accepted=True,
         reason="Proven",
-        message=f"proven against {comparison.baseline} on {comparison.examples} held-out examples: {metrics}",
+        message=f"proven against {comparison.baseline} on {comparison.examples} held-out examples: {metrics}"
+        f"{_beside(comparison)}",
     )
 
 
@@ -66,12 +72,14 @@ def _proven_worse(comparison: Comparison) -> Judgement | None:
 def _undecided(comparison: Comparison) -> Judgement | None:
     if comparison.verdict != "Inconclusive" or comparison.on_inconclusive == "Proceed":
         return None
-    wish = _needed(comparison)
+    held = comparison.on_inconclusive == "Hold"
+    then = "a person may approve it at an endpoint" if held else "it is given up"
     return Judgement(
         accepted=False,
         reason="Inconclusive",
         message=f"not decided against {comparison.baseline} on {comparison.examples} held-out examples: "
-        f"{_doubts(comparison)}. {wish}",
+        f"{_doubts(comparison)}. {_needed(comparison)}. onInconclusive is {comparison.on_inconclusive}: {then}",
+        held=held,
     )
 
 
@@ -85,6 +93,13 @@ def _needed(comparison: Comparison) -> str:
     needs = [row.needed_n for row in judged_rows(comparison.rows) if row.verdict != "Pass" and row.needed_n]
     more = f"About {max(needs)} held-out examples would decide" if needs else "More held-out examples may decide"
     return f"{more}: enlarge data.split.test or evaluation.dataset, or allow more in evaluation.metrics, in a new job"
+
+
+def _beside(comparison: Comparison) -> str:
+    """What got worse all the same: a metric that is only shown, or that lost less than is allowed."""
+    worse = [row for row in comparison.rows if row.worse_beyond_chance and (row.report or row.verdict == "Pass")]
+    named = ", ".join(f"{_gain(row)} ({NOT_JUDGED if row.report else WITHIN_LIMITS})" for row in worse)
+    return f". Worse beyond chance, all the same: {named}" if named else ""
 
 
 def _gain(row: MetricResult) -> str:

@@ -36,7 +36,7 @@ def conclude(*, observed: Observed, plan: ResolvedPlan) -> Draft:
             plan=plan,
             results=results,
             evaluation=evaluation,
-            accepted=judgement.accepted,
+            judgement=judgement,
             taken=bool(observed.versions),
         )
         return Draft(
@@ -49,14 +49,15 @@ def conclude(*, observed: Observed, plan: ResolvedPlan) -> Draft:
     reference = VersionReference(name=version.metadata.name, uid=version.metadata.uid)
     status = job.status.model_copy(update={"model_version": reference})
     message = f"{version.metadata.name}: {judgement.message}"
-    if not judgement.accepted:
+    at_endpoint = job.spec.endpoint_ref is not None
+    if not judgement.accepted and not (judgement.held and at_endpoint):
         return Draft(
             status=status,
             phase="Rejected",
             summary=Summary(state="Stalled", reason=judgement.reason, message=message),
             at_once=True,
         )
-    if job.spec.endpoint_ref is not None:
+    if at_endpoint:
         return mirror(observed=observed, status=status, version=reference)
     return Draft(
         status=status,

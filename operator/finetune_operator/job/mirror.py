@@ -64,7 +64,9 @@ def _goes_on(
     mine = promoted or (candidate is not None and candidate.uid == version.uid)
     phase = _PHASES[endpoint.status.phase or "Idle"] if mine else "Queued"
     message = endpoint.status.message or ""
-    if not mine:
+    if endpoint.status.held is not None and endpoint.status.held.uid == version.uid:
+        phase, message = "AwaitingApproval", f"{version.name} is held: {endpoint.status.held.reason}"
+    elif not mine:
         message = f"{version.name} waits for its turn at {endpoint.metadata.name}: {message}"
     return Draft(
         status=_recorded(status, endpoint=endpoint, promoted=promoted),

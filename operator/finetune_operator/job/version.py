@@ -15,6 +15,7 @@ from finetune_api.modelversion import (
 )
 from finetune_api.run import BaselineOrder
 from finetune_api.shared_fields import Software
+from finetune_operator.gates.policy import Judgement
 from finetune_operator.job.evaluation import evaluation_plan
 from finetune_operator.job.names import ENDPOINT_LABEL, JOB_LABEL, version_name
 from finetune_operator.job.plan import ResolvedPlan
@@ -33,12 +34,12 @@ def version_manifest(
     plan: ResolvedPlan,
     results: Results,
     evaluation: EvaluationStatus,
-    accepted: bool,
+    judgement: Judgement,
     taken: bool,
 ) -> Manifest:
     """The record of a run whose three stages are complete.
 
-    `accepted`: the job's policy lets it go on. `taken`: another run's version has the job's name.
+    `judgement`: what the job's policy makes of the verdict. `taken`: another run's version has the job's name.
 
     Raises ValueError where a result is missing.
     """
@@ -52,12 +53,12 @@ def version_manifest(
             "namespace": job.metadata.namespace,
             "labels": labels,
         },
-        "spec": _spec(job=job, plan=plan, results=results, evaluation=evaluation, accepted=accepted).to_dict(),
+        "spec": _spec(job=job, plan=plan, results=results, evaluation=evaluation, judgement=judgement).to_dict(),
     }
 
 
 def _spec(
-    *, job: FineTuneJob, plan: ResolvedPlan, results: Results, evaluation: EvaluationStatus, accepted: bool
+    *, job: FineTuneJob, plan: ResolvedPlan, results: Results, evaluation: EvaluationStatus, judgement: Judgement
 ) -> ModelVersionSpec:
     prepare, train, evaluate = results.prepare, results.train, results.evaluate
     if prepare is None or train is None or evaluate is None:
@@ -84,7 +85,8 @@ def _spec(
         ),
         evaluation=EvaluationRecord(
             verdict=evaluation.verdict,
-            accepted=accepted,
+            accepted=judgement.accepted,
+            held=judgement.held or None,
             report=evaluation.report,
             results=evaluation.results,
             plan=evaluation_plan(job=job, plan=plan).to_dict(),

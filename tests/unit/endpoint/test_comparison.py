@@ -33,11 +33,15 @@ async def with_stable(**rollout: Any) -> EndpointWorld:
     return world
 
 
-async def offer(world: EndpointWorld, name: str, *ends: Ends, baseline: str = "7", **more: Any) -> Manifest:
+async def offer(
+    world: EndpointWorld, name: str, *ends: Ends, baseline: str = "7", policy: str = "Hold", **more: Any
+) -> Manifest:
     """A version that was compared with something else than v1."""
     if ends:
         world.comparisons.ends[name] = list(ends)
-    return await world.create(version_manifest(name, baseline=baseline, planned=True, **more))
+    manifest = version_manifest(name, baseline=baseline, planned=True, **more)
+    manifest["spec"]["evaluation"]["plan"]["onInconclusive"] = policy
+    return await world.create(manifest)
 
 
 def serving(name: str) -> Any:
@@ -89,7 +93,7 @@ async def test_it_is_compared_with_what_is_stable_and_then_rolled_out() -> None:
 )
 async def test_what_does_not_pass_is_rejected_and_not_tried_again(verdict: Ends, words: str) -> None:
     world = await with_stable()
-    await offer(world, "v2", verdict)
+    await offer(world, "v2", verdict, policy="Reject")
     status = await world.run(until=ended("v2"))
     await world.settle(ticks=10)
     assert outcomes(status) == [("v1", "Promoted"), ("v2", "Rejected")]
@@ -101,12 +105,23 @@ async def test_what_does_not_pass_is_rejected_and_not_tried_again(verdict: Ends,
     assert (await jobs(world), await orders(world)) == ([], [])
 
 
+@pytest.mark.parametrize("decision", ["approve", "reject"])
+async def test_an_undecided_one_under_hold_waits_for_a_person(decision: str) -> None:
+    world = await with_stable()
+    uid = (await offer(world, "v2", "Inconclusive"))["metadata"]["uid"]
+    status = await world.run(until=lambda status: status.held is not None and status.comparisons)
+    await world.settle(ticks=10)
+    assert outcomes(status) == [("v1", "Promoted")]
+    assert (status.held.name if status.held else "", status.comparisons[0].held) == ("v2", True)
+    world.annotate(**{decision: uid, "requested_by": "ann"})
+    status = await world.run(until=ended("v2") if decision == "reject" else serving("v2"))
+    assert outcomes(status)[-1] == ("v2", "Rejected" if decision == "reject" else "Promoted")
+    assert world.comparisons.ran == [("v2", "v1")], "it is not compared again"
+
+
 async def test_the_policy_of_its_job_may_let_an_undecided_one_go_on() -> None:
     world = await with_stable()
-    manifest = version_manifest("v2", baseline="7", planned=True)
-    manifest["spec"]["evaluation"]["plan"]["onInconclusive"] = "Proceed"
-    world.comparisons.ends["v2"] = ["Inconclusive"]
-    await world.create(manifest)
+    await offer(world, "v2", "Inconclusive", policy="Proceed")
     status = await world.run(until=serving("v2"))
     assert (status.comparisons[0].verdict, status.comparisons[0].accepted) == ("Inconclusive", True)
 

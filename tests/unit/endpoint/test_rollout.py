@@ -233,6 +233,49 @@ async def test_rejected_by_a_person() -> None:
     assert (last.name, last.outcome, last.by) == ("v2", "Rejected", "ann")
 
 
+HELD = {"verdict": "Inconclusive", "accepted": False, "held": True}
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+async def test_an_undecided_version_under_hold_waits_for_an_approval(pinned: bool) -> None:
+    world = await with_stable()
+    uid = await offer(world, "v2", **HELD)
+    if pinned:
+        world.change_spec(version="v2")
+    status = await world.settle(ticks=10)
+    assert (status.held.name if status.held else "", outcomes(status)) == ("v2", [("v1", "Promoted")])
+    (waits,) = [each for each in status.conditions if each.type == "AwaitingApproval"]
+    assert "v2: not decided against before (onInconclusive Hold); approve or reject it" in waits.message
+    world.annotate(approve=uid, requested_by="ann")
+    status = await world.run(until=serving("v2"))
+    assert status.held is None
+    assert not [each for each in status.conditions if each.type in ("RequestVoid", "AwaitingApproval")]
+
+
+async def test_a_held_version_can_be_rejected_and_holds_up_nothing() -> None:
+    world = await with_stable()
+    uid = await offer(world, "v2", **HELD)
+    await world.settle(ticks=3)
+    await offer(world, "v3")
+    status = await world.run(until=serving("v3"))
+    assert outcomes(status)[-1] == ("v3", "Promoted")
+    world.annotate(reject=uid, requested_by="ann")
+    status = await world.settle(ticks=5)
+    assert [(each.name, each.outcome, each.by) for each in status.versions if each.name == "v2"] in (
+        [("v2", "Rejected", "ann")],
+        [("v2", "Superseded", "operator")],
+    )
+    assert status.held is None
+
+
+async def test_an_undecided_version_under_reject_is_never_tried() -> None:
+    world = await with_stable()
+    uid = await offer(world, "v2", verdict="Inconclusive", accepted=False)
+    world.annotate(approve=uid)
+    status = await world.settle(ticks=10)
+    assert (status.held, outcomes(status)) == (None, [("v1", "Promoted")])
+
+
 async def test_an_annotation_for_another_version_does_nothing() -> None:
     world = await with_stable(approval="Manual")
     await offer(world, "v2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -75,3 +76,32 @@ def test_a_pass_shows_the_gain_and_its_interval() -> None:
     assert "exact_match 0.7 -> 0.8 [+0.03, +0.17]" in message
     assert "router-6" in message
     assert "120 held-out examples" in message
+
+
+def test_held_and_given_up_are_not_the_same() -> None:
+    assert [judge(compared("Inconclusive", policy=policy)).held for policy in ("Hold", "Reject", "Proceed")] == [
+        True,
+        False,
+        False,
+    ]
+    assert not judge(compared("Fail", policy="Hold")).held
+    assert "a person may approve it" in judge(compared("Inconclusive", policy="Hold")).message
+    assert "it is given up" in judge(compared("Inconclusive", policy="Reject")).message
+
+
+@pytest.mark.parametrize(
+    ("beside", "words"),
+    [
+        (row("f1", None, report=True, low=-0.15, high=-0.05), "f1 0.7 -> 0.8 [-0.15, -0.05] (reported, not judged)"),
+        (row("loss", None, report=True, better="Lower", low=0.1, high=0.3), "loss 0.7 -> 0.8 [+0.1, +0.3] (reported"),
+        (row("recall", "Pass", low=-0.04, high=-0.01), "recall 0.7 -> 0.8 [-0.04, -0.01] (within what is allowed)"),
+        (row("f1", None, report=True, low=-0.15, high=0.05), ""),
+        (row("loss", None, report=True, better="Lower", low=-0.3, high=-0.1), ""),
+        (row("f1", None, report=True), ""),
+    ],
+)
+def test_a_pass_says_what_got_worse_beside_it(beside: MetricResult, words: str) -> None:
+    passed = compared("Pass", low=0.03, high=0.17)
+    message = judge(dataclasses.replace(passed, rows=[*passed.rows, beside])).message
+    assert ("Worse beyond chance, all the same: " in message) == bool(words)
+    assert words in message

@@ -14,6 +14,7 @@ from tests.conformance.objects import CONFIG, START, all_results, digest, evalua
 from finetune_api.finetunejob import EvaluationStatus, FineTuneJob, StageName
 from finetune_api.modelversion import ModelVersion
 from finetune_api.run import run_adapter
+from finetune_operator.gates.policy import Judgement
 from finetune_operator.job.children import children_of
 from finetune_operator.job.resolve import resolve
 from finetune_operator.job.version import baseline_order, version_manifest
@@ -49,6 +50,8 @@ LARGE = job(
 )
 SMALL = job()
 
+PROVEN = Judgement(accepted=True, reason="Proven", message="proven")
+
 
 def children(of: FineTuneJob, *, stage: StageName, attempt: int = 1, door: Door | None = DOOR) -> tuple[Manifest, ...]:
     return children_of(
@@ -80,7 +83,7 @@ def test_children_are_as_recorded(name: str, of: FineTuneJob, stage: StageName, 
 def test_the_version_is_as_recorded() -> None:
     evaluation = EvaluationStatus(verdict="Pass", results=evaluate_result().results, report="pvc://models/report.html")
     version = version_manifest(
-        job=SMALL, plan=plan_of(SMALL), results=all_results(), evaluation=evaluation, accepted=True, taken=False
+        job=SMALL, plan=plan_of(SMALL), results=all_results(), evaluation=evaluation, judgement=PROVEN, taken=False
     )
     check("model_version", [version])
     ModelVersion.model_validate(version)
@@ -152,7 +155,7 @@ def test_a_queue_begins_suspended_and_only_then() -> None:
 def test_the_baseline_of_a_run_is_pinned() -> None:
     evaluation = EvaluationStatus(verdict="Pass", results=evaluate_result().results)
     manifest = version_manifest(
-        job=SMALL, plan=plan_of(SMALL), results=all_results(), evaluation=evaluation, accepted=True, taken=False
+        job=SMALL, plan=plan_of(SMALL), results=all_results(), evaluation=evaluation, judgement=PROVEN, taken=False
     )
     manifest["metadata"] |= {"uid": "11111111-2222", "creationTimestamp": START.isoformat()}
     version = ModelVersion.model_validate(manifest)

@@ -22,6 +22,7 @@ from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus, StageStatus
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.config import OperatorConfig
 from finetune_operator.controller import ChildRef
+from finetune_operator.gates.policy import Judgement
 from finetune_operator.job.decide import decide
 from finetune_operator.job.decision import Decision
 from finetune_operator.job.observed import Attempt, ChildJob, Observed, ObservedClaim
@@ -30,6 +31,8 @@ from finetune_operator.job.version import version_manifest
 from finetune_operator.ports import Door, Progress
 
 SHARED = ObservedClaim(name="models", exists=True, access_modes=("ReadWriteMany",))
+
+PROVEN = Judgement(accepted=True, reason="Proven", message="proven")
 
 
 def at(seconds: float) -> datetime:
@@ -196,7 +199,7 @@ def version_of(task: str) -> ModelVersion:
     ).evaluation
     assert evaluation is not None
     manifest = version_manifest(
-        job=run, plan=plan_of(run), results=all_results(), evaluation=evaluation, accepted=True, taken=False
+        job=run, plan=plan_of(run), results=all_results(), evaluation=evaluation, judgement=PROVEN, taken=False
     )
     manifest["metadata"]["uid"] = "v1"
     manifest["spec"]["task"] = task

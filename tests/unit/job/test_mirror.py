@@ -10,6 +10,7 @@ from tests.conformance.objects import START, digest, job
 from finetune_api.base import ObjectMeta, VersionReference
 from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.modelendpoint import (
+    HeldVersion,
     ModelEndpoint,
     ModelEndpointSpec,
     ModelEndpointStatus,
@@ -25,6 +26,8 @@ from finetune_operator.job.observed import Observed
 VERSION = VersionReference(name="router", uid="v-uid")
 OURS = ServedVersion(name="router", uid="v-uid", digest=digest("a"), revision="r")
 OTHER = ServedVersion(name="other", uid="o-uid", digest=digest("b"), revision="o")
+
+HELD = HeldVersion(name="router", uid="v-uid", reason="not decided against other")
 
 
 def step(stage: Any, percent: float | None = None) -> StepStatus:
@@ -47,6 +50,7 @@ CASES = {
     "waits for another": (endpoint(phase="Canary", stable=OTHER, candidate=OTHER), "Queued", False),
     "starting": (endpoint(phase="Shadowing", stable=OTHER, candidate=OURS, step=step("Starting")), "Shadowing", False),
     "first version": (endpoint(phase="Empty", candidate=OURS, step=step("Starting")), "Shadowing", False),
+    "held": (endpoint(phase="Idle", stable=OTHER, held=HELD), "AwaitingApproval", False),
     "canary": (endpoint(phase="Canary", stable=OTHER, candidate=OURS, step=step("Canary", 10)), "Canary", False),
     "approval": (
         endpoint(phase="AwaitingApproval", stable=OTHER, candidate=OURS, step=step("Approval", 10)),
