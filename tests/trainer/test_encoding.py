@@ -107,6 +107,14 @@ def test_only_answers_and_their_ends_are_targets(
     assert not encoded.truncated
 
 
+def test_masked_answers_are_read_and_not_learned(tokenizer: Any) -> None:
+    masked = Message(role="assistant", content="Blue.", learned=False)
+    messages = (Message(role="user", content="Sky?"), masked, *chat(("user", "Grass?"), ("assistant", "Green.")))
+    encoded = encode_chat(messages, tokenizer=tokenizer, max_length=LONG)
+    assert taught(encoded, tokenizer) == "Green.<|im_end|>"
+    assert "Blue." in tokenizer.decode(encoded.ids)
+
+
 def test_labels_are_the_next_tokens(tokenizer: Any) -> None:
     encoded = encode_chat(chat(*TOPIC), tokenizer=tokenizer, max_length=LONG)
     labels = padded_batch([encoded], pad_id=tokenizer.pad_token_id).labels[0].tolist()

@@ -363,6 +363,93 @@ def test_a_model_without_a_chat_template_is_refused_before_training(tmp_path: Pa
     assert (error.reason, error.exit_code) == ("NoChatTemplate", ExitCode.BAD_CONFIGURATION)
 
 
+# -- tools and other fields of chats ----------------------------------------------------------------------------------
+
+KNOWS_TOOLS = """{% if tools %}<|im_start|>system
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}<|im_end|>
+{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}{% for call in message.tool_calls or [] -%}
+<call>{{ call.function | tojson }}</call>{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def model_with_template(tmp_path: Path, template: str | None) -> dict[str, Any]:
+    folder = tmp_path / "base"
+    shutil.copytree(assets.smollm2_folder(), folder)
+    if template is not None:
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        configuration = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(configuration | {"chat_template": template}))
+    return {"uri": f"file://{folder}", "task": "Chat"}
+
+
+def calls_of_tools(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": row["text"]},
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [{"function": {"name": "find", "arguments": json.dumps({"what": row["label"]})}}],
+                },
+            ],
+            "tools": [{"type": "function", "function": {"name": "find"}}],
+        }
+        for row in questions(count)
+    ]
+
+
+def test_tools_and_their_calls_go_through_the_template(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", calls_of_tools(60))
+    run = order(tmp_path, rows, task="Chat", model=model_with_template(tmp_path, KNOWS_TOOLS))
+    prepare(run)
+    splits, _ = snapshot(run)
+    example = splits["test"][0]
+    what = (example.messages or ())[-1].extra["tool_calls"][0]["function"]["arguments"]["what"]
+    assert example.right_answer == f'<call>{{"name": "find", "arguments": {{"what": "{what}"}}}}</call>'
+    tokenizer = base_model.load_tokenizer(tmp_path / "base")
+    encoded = encoding.encode(example, tokenizer=tokenizer, max_length=512)
+    text = tokenizer.decode(encoded.ids)
+    assert '{"type": "function", "function": {"name": "find"}}' in text
+    targets = [token for token, target in zip(encoded.ids, encoded.targets, strict=True) if target]
+    assert tokenizer.decode(targets) == f"{example.right_answer}<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("extra", "field"),
+    [
+        ({"tools": [{"name": "f"}]}, "tools"),
+        ({"name": "Ann"}, "messages[0].name"),
+        ({"tool_calls": [{"name": "f", "arguments": {}}]}, "messages[1].tool_calls"),
+    ],
+)
+def test_what_the_template_drops_is_refused_by_name(tmp_path: Path, extra: dict[str, Any], field: str) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}]}
+        for row in questions(20)
+    ]
+    place: Any = rows[4]
+    for index in range(2):
+        if field.startswith(f"messages[{index}]"):
+            place = rows[4]["messages"][index]
+    place.update(extra)
+    refused = refusal(order(tmp_path, write(tmp_path / "rows.jsonl", rows), task="Chat"))
+    assert (refused.reason, refused.exit_code) == ("FieldNotRendered", ExitCode.BAD_DATA)
+    assert f'rows.jsonl) line 5: "{field}" is not shown to the model' in refused.message
+
+
+def test_fields_that_are_not_used_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    rows = write(tmp_path / "rows.jsonl", [row | {"ticket": 1} for row in questions(40)])
+    run = order(tmp_path, rows)
+    prepare(run)
+    assert snapshot(run)[1].statistics["carriedFields"] == {"source-0": {"ticket": 40}}
+    assert "not used    source source-0: ticket (40 rows)" in caplog.text
+
+
 def test_an_evaluation_set_that_holds_all_examples(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", questions(50))
     run = order(tmp_path, file, evaluation_dataset={"name": "golden", "uri": f"file://{file}"})

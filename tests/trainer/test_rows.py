@@ -128,8 +128,8 @@ def test_the_first_usable_row_decides_the_format(tmp_path: Path) -> None:
     good, bad = read(file, CHAT)
     assert [row.line for row in good] == [2]
     assert [str(row) for row in bad] == [
-        'rows.jsonl line 1: has none of the fields "messages", or "prompt" and "completion"',
-        'rows.jsonl line 3: "messages" is missing; expected a list of {role, content}',
+        'rows.jsonl line 1: has none of the fields "messages", or "prompt" and "completion"; the row has "other"',
+        'rows.jsonl line 3: "messages" is missing; the row has "prompt", "completion"',
     ]
 
 
@@ -205,21 +205,15 @@ def test_the_field_to_stratify_by(tmp_path: Path) -> None:
         (chat(("assistant", "a")), CHAT, "messages", "begins with the assistant"),
         (chat(("user", "a"), ("assistant", "  ")), CHAT, "messages[1].content", "is empty"),
         (chat(("user", "a"), ("assistant", None)), CHAT, "messages[1].content", "is missing; expected a string"),
-        (chat(("user", [{"type": "text"}]), ("assistant", "b")), CHAT, "messages[0].content", "is a list"),
-        (chat(("tool", "a"), ("assistant", "b")), CHAT, "messages[0].role", "is 'tool'; expected one of"),
+        (
+            chat(("user", [{"type": "text"}]), ("assistant", "b")),
+            CHAT,
+            "messages[0].content[0]",
+            "only parts with text",
+        ),
+        (chat(("critic", "a"), ("assistant", "b")), CHAT, "messages[0].role", "is 'critic'; expected one of"),
+        (chat(("tool", "a"), ("assistant", "b")), CHAT, "messages[0].role", "no tool was called"),
         (chat(("user", "a"), ("system", "s"), ("assistant", "b")), CHAT, "messages[1].role", "only the first"),
-        (
-            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [1]}]},
-            CHAT,
-            "messages[1].tool_calls",
-            "is not supported",
-        ),
-        (
-            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]},
-            CHAT,
-            "messages[1].weight",
-            "is not supported",
-        ),
         ({"prompt": "a", "completion": ""}, CHAT, "completion", "is empty"),
     ],
 )
@@ -231,6 +225,129 @@ def test_a_bad_row_is_named_with_field_and_reason(
     assert (found.file, found.line, found.field) == ("rows.jsonl", 1, field)
     assert reason in found.reason
     json.loads(found.to_json())
+
+
+def pair(question: dict[str, Any] | None = None, answer: dict[str, Any] | None = None, **beside: Any) -> dict[str, Any]:
+    """A chat of one question and one answer, with more fields."""
+    messages = [
+        {"role": "user", "content": "a", **(question or {})},
+        {"role": "assistant", "content": "b", **(answer or {})},
+    ]
+    return {"messages": messages, **beside}
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("row", "possible", "field", "reason"),
+    [
+        (pair(functions=[{"name": "f"}]), CHAT, "functions", 'write them as "tools"'),
+        (pair(images=["a.png"]), CHAT, "images", "only text is learned"),
+        (pair(weight=0), CHAT, "weight", "weigh sources"),
+        (pair(tools=[1]), CHAT, "tools[0]", "is a number; expected an object"),
+        (pair(tools="[{]"), CHAT, "tools", "is a string that is not JSON"),
+        (pair(system=["s"]), CHAT, "system", "is a list; expected a string"),
+        (chat(("system", "s"), ("user", "a"), ("assistant", "b")) | {"system": "t"}, CHAT, "system", "keep one"),
+        ({"prompt": "a", "completion": "b", "system_prompt": "s"}, CHAT, "system_prompt", 'name it "system"'),
+        ({"prompt": "a", "completion": "b", "history": [["c", "d"]]}, CHAT, "history", "earlier turns"),
+        ({"text": "a", "system": "s"}, TEXT, "system", "only for chats"),
+        ({"text": "a", "label": "b", "image": "a.png"}, LABELLED, "image", "only text is learned"),
+        (pair(answer={"reasoning_content": "hm"}), CHAT, "messages[1].reasoning_content", "reasoning is not learned"),
+        (pair(answer={"thinking": "hm"}), CHAT, "messages[1].thinking", "reasoning is not learned"),
+        (pair(answer={"prefix": True}), CHAT, "messages[1].prefix", "learned whole"),
+        (pair(answer={"function_call": {"name": "f"}}), CHAT, "messages[1].function_call", "write it as tool_calls"),
+        (pair(answer={"tool_calls": [1]}), CHAT, "messages[1].tool_calls[0]", "names no function"),
+        (
+            pair(answer={"tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}),
+            CHAT,
+            "messages[1].tool_calls[0].function.arguments",
+            "is not JSON",
+        ),
+        (pair(question={"tool_call_id": "1"}), CHAT, "messages[0].tool_call_id", "belongs to role tool"),
+        (pair(answer={"weight": 0.5}), CHAT, "messages[1].weight", "is 0.5; a message is learned (1) or not (0)"),
+        (pair(answer={"weight": 0}), CHAT, "messages", "no answer that is learned"),
+        (pair(answer={"weight": 1, "train": False}), CHAT, "messages[1]", "weight and train"),
+        (pair(question={"train": True}), CHAT, "messages[0].train", "only answers are learned"),
+        (pair(question={"content": [IMAGE]}), CHAT, "messages[0].content[0].image_url", "only text is learned"),
+    ],
+)
+def test_a_field_that_would_change_what_is_learned_is_used_or_refused(
+    tmp_path: Path, row: dict[str, Any], possible: Sequence[RowFormat], field: str, reason: str
+) -> None:
+    found = read_line(tmp_path, row, possible)
+    assert isinstance(found, BadRow)
+    assert found.field == field
+    assert reason in found.reason
+
+
+def test_a_system_text_beside_a_chat_is_its_first_message(tmp_path: Path) -> None:
+    for row in (
+        pair(system="Be kind."),
+        {"prompt": "a", "completion": "b", "system": "Be kind."},
+        chat(("system", "Be kind."), ("user", "a"), ("assistant", "b")) | {"system": "Be kind."},
+    ):
+        found = read_line(tmp_path, row, CHAT)
+        assert isinstance(found, Row)
+        assert [(turn.role, turn.content) for turn in found.content.messages or ()] == [
+            ("system", "Be kind."),
+            ("user", "a"),
+            ("assistant", "b"),
+        ]
+
+
+def test_masked_answers_and_a_chat_ends_with_the_last_that_is_learned(tmp_path: Path) -> None:
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"), ("assistant", "f")]
+    row = chat(*turns)
+    row["messages"][1]["weight"] = 0
+    row["messages"][4]["train"] = False
+    row["messages"][5]["loss"] = False
+    found = read_line(tmp_path, row, CHAT)
+    assert isinstance(found, Row)
+    messages = found.content.messages or ()
+    assert [(turn.content, turn.learned) for turn in messages] == [("a", True), ("b", False), ("c", True), ("d", True)]
+
+
+def test_calls_of_tools_are_kept_for_the_template(tmp_path: Path) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    row = {
+        "messages": [
+            {"role": "user", "content": "Rain in Oslo?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "yes", "tool_call_id": "1"},
+            {"role": "assistant", "content": "Yes."},
+        ],
+        "tools": json.dumps([{"type": "function", "function": {"name": "weather"}}]),
+    }
+    found = read_line(tmp_path, row, CHAT)
+    assert isinstance(found, Row)
+    asked, result = (found.content.messages or ())[1:3]
+    assert asked.to_dict()["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Oslo"}}
+    assert result.to_dict() == {"role": "tool", "content": "yes", "tool_call_id": "1"}
+    assert found.content.tools == ({"type": "function", "function": {"name": "weather"}},)
+
+
+def test_objects_of_parquet_lose_the_padding_of_their_neighbours(tmp_path: Path) -> None:
+    tools = [{"name": "a", "parameters": {"x": 1}}, {"name": "b", "parameters": {"y": 2}}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([pair(tools=tools)]), tmp_path / "rows.parquet")
+    good, bad = read(tmp_path / "rows.parquet", CHAT)
+    assert bad == []
+    assert good[0].content.tools == tuple(tools)
+
+
+def test_parts_of_text_are_one_text(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b", "annotations": None}]
+    found = read_line(tmp_path, pair(question={"content": parts}), CHAT)
+    assert isinstance(found, Row)
+    assert (found.content.messages or ())[0].content == "a b"
+
+
+def test_what_is_not_used_is_named(tmp_path: Path) -> None:
+    row = pair(answer={"id": 7, "refusal": None}, source="faq", team="a", empty=[], system="s")
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row))
+    good, bad = read(file, CHAT, stratum_field="team")
+    assert (good[0].carried, bad) == (("messages[].id", "source"), [])
 
 
 def test_none_padding_of_other_tools_is_ignored(tmp_path: Path) -> None:
@@ -271,6 +388,7 @@ def test_a_line_of_many_megabytes_is_one_bad_row(tmp_path: Path) -> None:
         ("text,text\na,b\n", [2], "names a column twice"),
         ("text,label\na,\n", [2], "is missing"),
         ('text,label\n"a"b,c\n', [2], "is not CSV"),
+        ("question,topic\na,b\n", [2], 'is missing; the row has "question", "topic"'),
         ("text,label\n\udcff,c\n", [2], "is not valid Unicode"),
     ],
 )
@@ -281,6 +399,81 @@ def test_bad_rows_of_csv(tmp_path: Path, content: str, lines: list[int], reason:
     assert good == []
     assert [row.line for row in bad] == lines
     assert reason in bad[0].reason
+
+
+def csv_lines(count: int) -> list[str]:
+    """A header and `count` rows."""
+    return ["text,label", *(f"{number} apples,{'food' if number % 2 else 'ask'}" for number in range(count))]
+
+
+@pytest.mark.parametrize(
+    ("change", "damaged", "reason"),
+    [
+        ({30: '"30 apples,food'}, [30], "opens a quote that"),
+        ({20: '"20 apples,food', 41: '41 apples 5",ask'}, [20], "closed in line 41 only"),
+        ({20: '"20 apples,food', 21: '21 apples 5",ask'}, [20], "closed in line 21 only"),
+        ({101: '"the last apple,food'}, [101], "is not CSV: unexpected end of data"),
+    ],
+    ids=["never closed", "21 lines", "2 lines", "in the last line"],
+)
+def test_a_quote_too_many_costs_one_row_of_csv(
+    tmp_path: Path, change: dict[int, str], damaged: list[int], reason: str
+) -> None:
+    file = tmp_path / "rows.csv"
+    lines = csv_lines(100)
+    for number, line in change.items():
+        lines[number - 1] = line
+    file.write_text("\n".join(lines) + "\n")
+    good, bad = read(file)
+    assert [row.line for row in bad] == damaged
+    assert reason in bad[0].reason
+    assert len(good) == 99
+
+
+def test_texts_of_several_lines_are_no_damage(tmp_path: Path) -> None:
+    """Also where only one row has them, and its lines have as many commas as a row."""
+    poem = '"roses are red, violets are blue\nsugar is sweet, and so are you\nhere is a line\nwithout",poems\n'
+    file = tmp_path / "rows.csv"
+    plain = "\n".join(csv_lines(50)) + "\n"
+    for text in (plain + poem, plain + poem * 3, "text,label\n" + poem):
+        file.write_text(text)
+        good, bad = read(file)
+        assert bad == []
+        assert good[-1].content.label == "poems"
+        assert (good[-1].content.text or "").count("\n") == 3
+
+
+@pytest.mark.parametrize("count", [8, 20])
+def test_lines_far_beyond_the_habit_of_a_file_of_one_column(tmp_path: Path, count: int) -> None:
+    lines = ["text", *(f"apples {number}" for number in range(100))]
+    lines[40], lines[40 + count] = f'"{lines[40]}', f'{lines[40 + count]}"'
+    file = tmp_path / "rows.csv"
+    file.write_text("\n".join(lines))
+    good, bad = read(file, TEXT)
+    assert (len(good), [row.line for row in bad]) == ((100 - count, []) if count == 8 else (99, [41]))
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_delimiters_and_encodings_that_can_be_told_for_certain(tmp_path: Path, delimiter: str, encoding: str) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes(f"\r\nlabel{delimiter}text\r\nfood{delimiter}Grüße\r\n".encode(encoding))
+    good, bad = read(file)
+    assert bad == []
+    assert [(row.line, row.content.text, row.content.label) for row in good] == [(3, "Grüße", "food")]
+
+
+def test_other_encodings_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes("text,label\nGrüße,a\n".encode("cp1252"))
+    assert "as files in Windows-1252 or Latin-1 have" in read(file)[1][0].reason
+    file.write_bytes("text,label\nhello,a\n".encode("utf-16-le"))
+    with pytest.raises(StageError, match="as UTF-16 without a byte order mark is"):
+        read(file)
+
+
+def test_json_lines_in_utf16(tmp_path: Path) -> None:
+    assert isinstance(read_line(tmp_path, '{"text": "Grüße"}\r\n'.encode("utf-16"), TEXT), Row)
 
 
 def test_bad_elements_of_a_json_list(tmp_path: Path) -> None:

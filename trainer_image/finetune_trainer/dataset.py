@@ -5,14 +5,16 @@
     {"group": ..., "id": ..., "source": ..., "text": "..."}
     {"group": ..., "id": ..., "label": "billing", "source": ..., "text": "..."}
 
-A chat's last message is the assistant's answer. `id` is the digest of the content alone: equal for equal content.
+A chat's last message is the assistant's answer. A message may also have "learned": false and what only some templates
+know (tool_calls, tool_call_id, name); a chat may have "tools" and "reference". `id` is the digest of the content alone:
+equal for equal content.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -32,10 +34,33 @@ class Message:
 
     role: str
     content: str
+    learned: bool = True
+    """For an answer: whether it is a target of the loss."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What only some templates know: `tool_calls`, `tool_call_id`, `name`. JSON-ready."""
 
-    def to_dict(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, Any]:
         """As chat templates want it."""
-        return {"role": self.role, "content": self.content}
+        return {"role": self.role, "content": self.content, **self.extra}
+
+    def stored(self) -> dict[str, Any]:
+        """As the snapshot holds it."""
+        return _sorted(self.to_dict() | ({} if self.learned else {"learned": False}))
+
+    @classmethod
+    def of_stored(cls, document: Mapping[str, Any]) -> Message:
+        """The message of `stored`."""
+        own = ("role", "content", "learned")
+        return cls(
+            **{name: document[name] for name in own if name in document},
+            extra={name: value for name, value in document.items() if name not in own},
+        )
+
+    @property
+    def text(self) -> str:
+        """What it says, for people and comparisons: the content, and the tools that it calls."""
+        calls = self.extra.get("tool_calls", ())
+        return "\n".join([*filter(None, [self.content]), *(_canonical(call) for call in calls)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +74,22 @@ class Example:
     of its questions, so that the same group has the same name in other snapshots."""
     source: str
     messages: tuple[Message, ...] | None = None
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    """Descriptions of the tools that the chat may call."""
+    reference: str | None = None
+    """The right answer as the base model's template writes it, where that is not the content: a call of a tool."""
     text: str | None = None
     label: str | None = None
 
+    @property
+    def right_answer(self) -> str | None:
+        """What a chat's answer is compared with; None where it is no chat."""
+        return None if self.messages is None else self.reference or self.messages[-1].content
+
     def to_json(self) -> str:
         """The example's line in the snapshot, without the newline."""
-        return _canonical({"group": self.group, "id": self.id, "source": self.source} | self._content())
+        document = {"group": self.group, "id": self.id, "source": self.source} | self._content()
+        return _canonical(document if self.reference is None else document | {"reference": self.reference})
 
     def content_json(self) -> str:
         """What it says, without where it is from."""
@@ -63,7 +98,9 @@ class Example:
     def _content(self) -> dict[str, Any]:
         document: dict[str, Any] = {}
         if self.messages is not None:
-            document["messages"] = [message.to_dict() for message in self.messages]
+            document["messages"] = [message.stored() for message in self.messages]
+        if self.tools is not None:
+            document["tools"] = list(self.tools)
         if self.text is not None:
             document["text"] = self.text
         if self.label is not None:
@@ -79,7 +116,9 @@ class Example:
             id=document["id"],
             group=document["group"],
             source=document["source"],
-            messages=None if messages is None else tuple(Message(**message) for message in messages),
+            messages=None if messages is None else tuple(map(Message.of_stored, messages)),
+            tools=None if document.get("tools") is None else tuple(document["tools"]),
+            reference=document.get("reference"),
             text=document.get("text"),
             label=document.get("label"),
         )
@@ -138,8 +177,13 @@ class Manifest:
         )
 
 
-def _canonical(document: dict[str, Any]) -> str:
-    return json.dumps(document, ensure_ascii=False, sort_keys=True)
+def _canonical(document: Mapping[str, Any]) -> str:
+    return json.dumps(_sorted(document), ensure_ascii=False)
+
+
+def _sorted(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Our own keys in one order. What is inside of tools and their calls keeps its own: templates write it as it is."""
+    return dict(sorted(document.items()))
 
 
 def data_folder(run: str) -> str:

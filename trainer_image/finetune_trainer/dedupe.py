@@ -62,7 +62,17 @@ def content_id(content: Content) -> str:
     """sha256 (hex) of the normalised content: equal for examples that repeat each other."""
     document: dict[str, Any] = {}
     if content.messages is not None:
-        document["messages"] = [[message.role, normalise(message.content)] for message in content.messages]
+        document["messages"] = [
+            [
+                message.role,
+                normalise(message.content),
+                *([message.extra] if message.extra else []),
+                *([] if message.learned else [False]),
+            ]
+            for message in content.messages
+        ]
+    if content.tools is not None:
+        document["tools"] = content.tools
     if content.text is not None:
         document["text"] = normalise(content.text)
     if content.label is not None:
@@ -78,8 +88,8 @@ def subject_of(content: Content, *, source: str) -> Subject:
     turns = [message for message in content.messages if message.role != "system"]
     return Subject(
         source=source,
-        question=normalise("\n".join(message.content for message in turns[:-1])),
-        text=normalise("\n".join(message.content for message in turns)),
+        question=normalise("\n".join(message.text for message in turns[:-1])),
+        text=normalise("\n".join(message.text for message in turns)),
     )
 
 

@@ -7,7 +7,7 @@ marks of its own, and no token is ever cut in two: the text is tokenised once, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from finetune_trainer.errors import bad_configuration
 
 IGNORED = -100
 """The label of a position that is no target (torch.nn.functional.cross_entropy's ignore_index)."""
+Tools = Sequence[Mapping[str, Any]] | None
+"""Descriptions of the tools that a chat may call."""
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eot|>")
 
 
@@ -42,7 +44,7 @@ def encode(example: Example, *, tokenizer: Any, max_length: int, labels: Sequenc
     if example.label is not None:
         return encode_labelled(example, tokenizer=tokenizer, max_length=max_length, labels=labels or ())
     if example.messages is not None:
-        return encode_chat(example.messages, tokenizer=tokenizer, max_length=max_length)
+        return encode_chat(example.messages, tokenizer=tokenizer, max_length=max_length, tools=example.tools)
     return encode_text(example.text or "", tokenizer=tokenizer, max_length=max_length)
 
 
@@ -64,10 +66,9 @@ def encode_text(text: str, *, tokenizer: Any, max_length: int) -> Encoded:
     return _cut(ids, [index > 0 for index in range(len(ids))], max_length)
 
 
-def encode_chat(messages: Sequence[Message], *, tokenizer: Any, max_length: int) -> Encoded:
-    """A chat: the assistant's answers are the targets."""
-    turns = [message.to_dict() for message in messages]
-    text, spans = _rendered(turns, tokenizer)
+def encode_chat(messages: Sequence[Message], *, tokenizer: Any, max_length: int, tools: Tools = None) -> Encoded:
+    """A chat: the assistant's answers are the targets, but for those that are masked."""
+    text, spans = _rendered(messages, tools, tokenizer)
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = list(tokens["input_ids"])
     targets = [
@@ -82,11 +83,17 @@ def encode_chat(messages: Sequence[Message], *, tokenizer: Any, max_length: int)
     return _cut(ids, targets, max_length)
 
 
-def prompt_ids(messages: Sequence[Message], *, tokenizer: Any) -> list[int]:
+def prompt_ids(messages: Sequence[Message], *, tokenizer: Any, tools: Tools = None) -> list[int]:
     """The chat up to its last answer, ready for the model to answer."""
     turns = [message.to_dict() for message in messages[:-1]]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(turns, tools=tools and list(tools), tokenize=False, add_generation_prompt=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def answer_texts(messages: Sequence[Message], *, tokenizer: Any, tools: Tools = None) -> list[str]:
+    """The learned answers as the template writes them, each with its end."""
+    text, spans = _rendered(messages, tools, tokenizer)
+    return [text[first:last] for first, last in spans]
 
 
 def end_ids(tokenizer: Any) -> frozenset[int]:
@@ -101,11 +108,16 @@ def _is_end(token: int, tokenizer: Any) -> bool:
     return token == tokenizer.eos_token_id or tokenizer.convert_ids_to_tokens(token) in _TURN_ENDS
 
 
-def _rendered(turns: Sequence[dict[str, str]], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    """The whole chat as text, and where (first and last character) each answer with its end is in it."""
+def _rendered(messages: Sequence[Message], tools: Tools, tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
+    """The whole chat as text, and where (first and last character) each learned answer with its end is in it."""
+    turns = [message.to_dict() for message in messages]
 
     def render(count: int, *, ask: bool = False) -> str:
-        return str(tokenizer.apply_chat_template(list(turns[:count]), tokenize=False, add_generation_prompt=ask))
+        return str(
+            tokenizer.apply_chat_template(
+                turns[:count], tools=tools and list(tools), tokenize=False, add_generation_prompt=ask
+            )
+        )
 
     if not tokenizer.chat_template:
         raise bad_configuration(
@@ -115,8 +127,8 @@ def _rendered(turns: Sequence[dict[str, str]], tokenizer: Any) -> tuple[str, lis
         )
     text = render(len(turns))
     spans = []
-    for index, turn in enumerate(turns):
-        if turn["role"] != "assistant":
+    for index, message in enumerate(messages):
+        if message.role != "assistant" or not message.learned:
             continue
         before, after = render(index, ask=True), render(index + 1)
         if not text.startswith(before) or not text.startswith(after.rstrip()):

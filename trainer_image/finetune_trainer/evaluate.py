@@ -180,7 +180,7 @@ def _scores(run: EvaluateRun, held_out: HeldOut, contest: Contest) -> tuple[Scor
         return score_classes(ours, gold=gold, labels=labels), score_classes(theirs, gold=gold, labels=labels), labels
     texts, others = _of(contest.candidate, TextOutcome), _of(contest.baseline, TextOutcome)
     _check_tokens(run, texts, others)
-    references = [example.messages[-1].content if example.messages else None for example in examples]
+    references = [example.right_answer for example in examples]
     wanted = {metric.name for metric in run.metrics}
     scores = [score_texts(outcomes, references=references, wanted=wanted) for outcomes in (texts, others)]
     return scores[0], scores[1], []
@@ -224,8 +224,8 @@ def _compared(
             group=example.group,
             prompt=example.text or ""
             if example.messages is None
-            else [message.to_dict() for message in example.messages[:-1]],
-            reference=example.messages[-1].content if example.messages else example.label,
+            else [{"role": message.role, "content": message.text} for message in example.messages[:-1]],
+            reference=example.right_answer if example.messages else example.label,
             candidate=_said(ours, scores=our_scores),
             baseline=_said(theirs, scores=their_scores),
         )

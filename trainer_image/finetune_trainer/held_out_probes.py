@@ -50,6 +50,12 @@ def make_probes(examples: Sequence[Example], *, task: Task) -> tuple[HeldOutProb
     """At most `MOST_PROBES` different prompts of a test split, in the order of its examples' ids: the same for the same
     snapshot, and not the first lines of one source.
     """
+    # The servers take no tools, nor what else only some templates know.
+    examples = [
+        example
+        for example in examples
+        if not example.tools and not any(message.extra for message in example.messages or ())
+    ]
     answers = [example.messages[-1].content for example in examples if example.messages]
     closed = _is_closed_set(answers)
     found: dict[str, HeldOutProbe] = {}

@@ -108,7 +108,7 @@ def _answers(
 ) -> tuple[list[str], int]:
     """Each example's answer, and how many prompts had to be cut."""
     room = _longest_prompt(model, decoding)
-    prompts = [prompt_ids(example.messages or (), tokenizer=tokenizer) for example in examples]
+    prompts = [prompt_ids(example.messages or (), tokenizer=tokenizer, tools=example.tools) for example in examples]
     answers = generate_answers(
         model,
         # The end of a prompt holds the question.

@@ -13,7 +13,7 @@ from finetune_api.modelversion import DataSource, RowCounts
 from finetune_api.results import DataSummary, PrepareResult
 from finetune_api.run import PrepareRun
 from finetune_api.shared_fields import ResolvedModel
-from finetune_trainer import base_model, snapshot, sources, token_lengths
+from finetune_trainer import base_model, rendered_fields, snapshot, sources, token_lengths
 from finetune_trainer.dataset import (
     MANIFEST,
     QUARANTINE,
@@ -26,7 +26,7 @@ from finetune_trainer.dataset import (
 )
 from finetune_trainer.errors import bad_data
 from finetune_trainer.locations import join
-from finetune_trainer.rows import Quarantine
+from finetune_trainer.rows import Quarantine, carried_counts
 from finetune_trainer.snapshot import Pool
 from finetune_trainer.sources import OpenedSource, SourceRows
 from finetune_trainer.storage import Storage
@@ -35,7 +35,7 @@ from finetune_trainer.token_lengths import TokenLengths
 log = logging.getLogger(__name__)
 
 # Part of the input digest: raise it when the same input would give another snapshot.
-_VERSION = 1
+_VERSION = 2
 
 
 def prepare(run: PrepareRun) -> PrepareResult:
@@ -167,6 +167,9 @@ def _make(run: PrepareRun, read: _Read, *, tokenizer: Any) -> _Made:
         seed=run.split.seed,
         stratify_by=_stratify_by(run),
     )
+    rendered_fields.check([*pool.rows.values(), *pool.held_out.values()], tokenizer=tokenizer)
+    for name in SPLITS:
+        splits[name] = [rendered_fields.with_reference(example, tokenizer=tokenizer) for example in splits[name]]
     labels = snapshot.labels_of(splits)
     lengths = TokenLengths.of(token_lengths.measure(splits["train"], tokenizer=tokenizer), limit=run.max_length)
     _check_truncation(lengths, run)
@@ -211,6 +214,7 @@ def _statistics(
         "groups": len(pool.group_sizes),
         "largestGroup": max(pool.group_sizes.values()),
         "conflictingLabels": len(pool.conflicting_labels),
+        "carriedFields": _carried(read),
         "leftForEvaluation": {
             "duplicates": pool.left_as_duplicates,
             "nearDuplicates": pool.left_as_near_duplicates,
@@ -224,6 +228,15 @@ def _statistics(
             for item in read.training
         },
     }
+
+
+def _carried(read: _Read) -> dict[str, dict[str, int]]:
+    """By source: the fields that are there and not used, and in how many rows."""
+    found = {
+        item.source.name: carried_counts(item.rows)
+        for item in (*read.training, *(() if read.evaluation is None else (read.evaluation,)))
+    }
+    return {name: counts for name, counts in found.items() if counts}
 
 
 def _write(made: _Made, quarantine: Quarantine, *, into: Path) -> None:
@@ -253,4 +266,7 @@ def _account(made: _Made) -> Sequence[str]:
         lines.append(f"labels      {len(labels)}: {', '.join(labels[:20])}{' ...' if len(labels) > 20 else ''}")
     if pool.conflicting_labels:
         lines.append(f"conflicts   {len(pool.conflicting_labels)} texts have more than one label")
+    for source, counts in made.manifest.statistics["carriedFields"].items():
+        named = ", ".join(f"{name} ({count} rows)" for name, count in list(counts.items())[:20])
+        lines.append(f"not used    source {source}: {named}{' ...' if len(counts) > 20 else ''}")
     return [*lines, f"digest      {made.manifest.digest}"]

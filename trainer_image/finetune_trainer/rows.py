@@ -1,20 +1,23 @@
 """Rows of users' files as checked content. Every row that cannot be used is named with file, line, field and reason.
 
-Nothing is guessed: JSON is read strictly (no NaN, no repeated keys), text is valid UTF-8, and a field that would change
-what is learned (tool calls, message weights) is refused instead of dropped. Fields that mean nothing to us are ignored.
+Nothing is guessed: JSON is read strictly (no NaN, no repeated keys) and text is valid UTF-8. Every field of a row is
+used, refused by name where it would change what is learned, or named as carried along.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from finetune_api.shared_fields import Task
+from finetune_trainer import chats
 from finetune_trainer.dataset import Message
 from finetune_trainer.errors import StageError, bad_configuration, bad_data
+from finetune_trainer.fields import Problem, clean, is_absent, kind_of, text_of
 
 RowFormat = Literal["Chat", "PromptCompletion", "Text", "Labelled"]
 
@@ -26,13 +29,27 @@ FORMATS: Mapping[Task, tuple[RowFormat, ...]] = {
 }
 """What each task can learn from, in the order in which `Auto` tries them."""
 
-_FIELDS: Mapping[RowFormat, tuple[str, ...]] = {
+FIELDS: Mapping[RowFormat, tuple[str, ...]] = {
     "Chat": ("messages",),
     "PromptCompletion": ("prompt", "completion"),
     "Text": ("text",),
     "Labelled": ("text", "label"),
 }
-_ROLES = ("system", "user", "assistant")
+_OF_CHATS = ("system", "tools")
+"""What a chat may have beside its messages."""
+_ONLY_TEXT = "only text is learned; remove it or the row"
+_REFUSED: Mapping[str, str] = {
+    "system": "is only for chats; write it into the text",
+    "system_prompt": 'is not read; name it "system"',
+    "tools": "are only for chats; write them into the text",
+    "functions": 'are not read; write them as "tools"',
+    "function_call": 'is not read; write it as "tool_calls" of the answer',
+    "history": 'is not read; write earlier turns as "messages"',
+    "documents": "are not read; write them into a message",
+    "chat_template_kwargs": "are not read; the template is used as it is by default",
+    **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), _ONLY_TEXT),
+}
+"""Fields that would change what is learned, where the format does not use them."""
 _LONGEST_LABEL = 1024
 
 
@@ -41,6 +58,8 @@ class Content:
     """What one row says: a chat, a text, or a text with its label."""
 
     messages: tuple[Message, ...] | None = None
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    """Descriptions of the tools that the chat may call."""
     text: str | None = None
     label: str | None = None
 
@@ -56,6 +75,13 @@ class Row:
     content: Content
     stratum: str | None = None
     """The value of the field whose proportions the split keeps, where it keeps any."""
+    carried: tuple[str, ...] = ()
+    """Names of fields that are there and not used."""
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for messages."""
+        return f"{self.file} line {self.line}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +105,6 @@ class BadRow:
         return json.dumps(vars(self), ensure_ascii=True, sort_keys=True)
 
 
-class Problem(Exception):
-    """What is wrong with a row. `field` is empty where it is the row as a whole."""
-
-    def __init__(self, *, field: str, reason: str) -> None:
-        super().__init__(f"{field} {reason}")
-        self.field = field
-        self.reason = reason
-
-
 def formats_of(*, task: Task, declared: str | None) -> tuple[RowFormat, ...]:
     """The formats that a source may have. Raises StageError (78) for one that the task cannot learn from."""
     possible = FORMATS[task]
@@ -103,30 +120,48 @@ def formats_of(*, task: Task, declared: str | None) -> tuple[RowFormat, ...]:
 
 def detect(row: Mapping[str, Any], *, possible: Sequence[RowFormat]) -> RowFormat | None:
     """The first format whose fields the row has; None where it has those of none."""
-    return next((name for name in possible if all(row.get(field) is not None for field in _FIELDS[name])), None)
+    return next((name for name in possible if all(row.get(field) is not None for field in FIELDS[name])), None)
 
 
 def expected_fields(possible: Sequence[RowFormat]) -> str:
     """The fields that a row must have, in words."""
-    return ", or ".join(" and ".join(f'"{field}"' for field in _FIELDS[name]) for name in possible)
+    return ", or ".join(" and ".join(f'"{field}"' for field in FIELDS[name]) for name in possible)
 
 
 def check(row: Mapping[str, Any], *, row_format: RowFormat) -> Content:
     """The row's content. Raises Problem."""
+    for name, reason in _REFUSED.items():
+        if not is_absent(row.get(name)) and not (name in _OF_CHATS and row_format in ("Chat", "PromptCompletion")):
+            raise Problem(field=name, reason=reason)
+    for name in chats.LEARN:
+        if row.get(name) not in (None, "", 1, "1"):
+            raise Problem(field=name, reason="of a row is not supported; weigh sources with data.sources[].weight")
     match row_format:
         case "Chat":
-            return Content(messages=_messages(row.get("messages")))
+            return _chat(row, chats.messages_of(row.get("messages")))
         case "PromptCompletion":
-            return Content(
-                messages=(
-                    Message(role="user", content=_text(row, "prompt")),
-                    Message(role="assistant", content=_text(row, "completion")),
-                )
-            )
+            asked = Message(role="user", content=text_of(row, "prompt"))
+            return _chat(row, (asked, Message(role="assistant", content=text_of(row, "completion"))))
         case "Text":
-            return Content(text=_text(row, "text"))
+            return Content(text=text_of(row, "text"))
         case "Labelled":
-            return Content(text=_text(row, "text"), label=label_of(row.get("label"), field="label"))
+            return Content(text=text_of(row, "text"), label=label_of(row.get("label"), field="label"))
+
+
+def _chat(row: Mapping[str, Any], messages: tuple[Message, ...]) -> Content:
+    tools = row.get("tools")
+    return Content(
+        messages=chats.with_system(messages, row.get("system")),
+        tools=None if is_absent(tools) else chats.tools_of(tools) or None,
+    )
+
+
+def carried(row: Mapping[str, Any], *, row_format: RowFormat, stratum_field: str | None) -> tuple[str, ...]:
+    """Names of the fields of a checked row that say something and are not used, each once."""
+    used = {*FIELDS[row_format], *_OF_CHATS, *chats.LEARN, stratum_field}
+    names = [name for name, value in row.items() if name not in used and not is_absent(value)]
+    inside = chats.carried(row["messages"]) if row_format == "Chat" else ()
+    return tuple(sorted({*names, *inside}))
 
 
 def label_of(value: object, *, field: str) -> str:
@@ -142,120 +177,14 @@ def label_of(value: object, *, field: str) -> str:
             # Parquet and pandas turn a column of integers with one gap into floats.
             text = str(int(value))
         case str():
-            text = _clean(value, field).strip()
+            text = clean(value, field).strip()
         case _:
-            raise Problem(field=field, reason=f"is {_kind(value)}; expected a string or a whole number")
+            raise Problem(field=field, reason=f"is {kind_of(value)}; expected a string or a whole number")
     if not text:
         raise Problem(field=field, reason="is empty")
     if len(text) > _LONGEST_LABEL:
         raise Problem(field=field, reason=f"has {len(text)} characters; at most {_LONGEST_LABEL}")
     return text
-
-
-def _text(row: Mapping[str, Any], field: str) -> str:
-    value = row.get(field)
-    if value is None:
-        raise Problem(field=field, reason="is missing")
-    if not isinstance(value, str):
-        raise Problem(field=field, reason=f"is {_kind(value)}; expected a string")
-    if not value.strip():
-        raise Problem(field=field, reason="is empty")
-    return _clean(value, field)
-
-
-def _messages(value: object) -> tuple[Message, ...]:
-    if isinstance(value, str):
-        # CSV has no lists: the column holds them as JSON.
-        try:
-            value = parse_json(value)
-        except Problem as problem:
-            raise Problem(field="messages", reason=f"is a string that is not JSON: {problem.reason}") from problem
-    if value is None:
-        raise Problem(field="messages", reason="is missing; expected a list of {role, content}")
-    if not isinstance(value, list):
-        raise Problem(field="messages", reason=f"is {_kind(value)}; expected a list of {{role, content}}")
-    messages = tuple(_message(entry, index) for index, entry in enumerate(value))
-    for index, message in enumerate(messages):
-        if message.role == "system" and index > 0:
-            raise Problem(field=f"messages[{index}].role", reason="is system; only the first message may be")
-    turns = [message for message in messages if message.role != "system"]
-    if not turns:
-        raise Problem(field="messages", reason="has no message of a user and an assistant")
-    if turns[0].role != "user":
-        raise Problem(field="messages", reason="begins with the assistant; expected a user's message first")
-    if turns[-1].role != "assistant":
-        raise Problem(field="messages", reason=f"ends with role {turns[-1].role}; the last message must be the answer")
-    if not turns[-1].content.strip():
-        raise Problem(field=f"messages[{len(messages) - 1}].content", reason="is empty; there is nothing to learn")
-    return messages
-
-
-def _message(entry: object, index: int) -> Message:
-    place = f"messages[{index}]"
-    if not isinstance(entry, dict):
-        raise Problem(field=place, reason=f"is {_kind(entry)}; expected {{role, content}}")
-    role, content = entry.get("role"), entry.get("content")
-    if role not in _ROLES:
-        raise Problem(field=f"{place}.role", reason=f"is {_short(role)}; expected one of {', '.join(_ROLES)}")
-    for name in ("tool_calls", "function_call", "tool_call_id"):
-        if entry.get(name) is not None:
-            raise Problem(field=f"{place}.{name}", reason="is not supported; remove it or the row")
-    if entry.get("weight") not in (None, 1):
-        raise Problem(field=f"{place}.weight", reason="is not supported; every answer is learned")
-    if not isinstance(content, str):
-        raise Problem(field=f"{place}.content", reason=f"is {_kind(content)}; expected a string")
-    return Message(role=role, content=_clean(content, f"{place}.content"))
-
-
-def _clean(text: str, field: str) -> str:
-    if "\x00" in text:
-        raise Problem(field=field, reason="contains a NUL character")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise Problem(field=field, reason="is not valid Unicode (an invalid byte or half a surrogate pair)") from error
-    return text
-
-
-def parse_json(text: str) -> Any:
-    """Strict JSON. Raises Problem."""
-    try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-    except RecursionError as error:
-        raise Problem(field="", reason="is nested too deeply") from error
-    except ValueError as error:
-        raise Problem(field="", reason=f"is not JSON: {error}") from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise Problem(field=repeated, reason="is there twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise Problem(field="", reason=f"is not JSON: {name} is not a number that JSON has")
-
-
-def _kind(value: object) -> str:
-    names: dict[type, str] = {
-        type(None): "missing",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), type(value).__name__)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:40] + "..."
 
 
 class Quarantine:
@@ -311,3 +240,8 @@ def stratum_of(row: Mapping[str, Any], *, field: str) -> str:
 def shortened(raw: str, *, limit: int = 2000) -> str:
     """A row's text for the quarantine."""
     return raw if len(raw) <= limit else raw[:limit] + f"... ({len(raw)} characters)"
+
+
+def carried_counts(rows: Iterable[Row]) -> dict[str, int]:
+    """How many rows have which fields that are not used."""
+    return dict(sorted(Counter(name for row in rows for name in row.carried).items()))

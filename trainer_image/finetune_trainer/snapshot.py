@@ -98,6 +98,7 @@ def divide(
                 group=examples.group_of[id_],
                 source=row.source,
                 messages=content.messages,
+                tools=content.tools,
                 text=content.text,
                 label=content.label,
             )

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import csv
+import codecs
 import gzip
 import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from finetune_trainer import csv_rows
 from finetune_trainer.errors import bad_data, not_found
+from finetune_trainer.fields import Problem, RawRow, parse_json
 from finetune_trainer.rows import (
+    FIELDS,
     BadRow,
-    Problem,
     Row,
     RowFormat,
+    carried,
     check,
     detect,
     expected_fields,
-    parse_json,
     shortened,
     stratum_of,
 )
@@ -29,17 +30,14 @@ from finetune_trainer.rows import (
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 _LONGEST_LINE = 16 << 20
 _BOM = b"\xef\xbb\xbf"
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 # What only a damaged or mislabelled file raises.
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RawRow:
-    """One row as it is in the file: its fields, or what is wrong with it."""
-
-    line: int
-    fields: Mapping[str, Any] | Problem
-    raw: str
 
 
 def find(path: Path, *, uri: str) -> list[Path]:
@@ -74,13 +72,16 @@ def read(
     (65) for a file that cannot be read as what its name says.
     """
     row_format = possible[0] if len(possible) == 1 else None
-    for raw in _raw_rows(file, name):
+    for raw in _raw_rows(file, name, possible):
         try:
             if isinstance(raw.fields, Problem):
                 raise raw.fields
             row_format = row_format or detect(raw.fields, possible=possible)
             if row_format is None:
-                raise Problem(field="", reason=f"has none of the fields {expected_fields(possible)}")
+                expected = expected_fields(possible)
+                raise Problem(field="", reason=f"has none of the fields {expected}; {_seen(raw.fields)}")
+            for missing in (field for field in FIELDS[row_format] if field not in raw.fields):
+                raise Problem(field=missing, reason=f"is missing; {_seen(raw.fields)}")
             content = check(raw.fields, row_format=row_format)
             stratum = stratum_of(raw.fields, field=stratum_field) if stratum_field is not None else None
         except Problem as problem:
@@ -93,7 +94,13 @@ def read(
                 raw=shortened(raw.raw),
             )
         else:
-            yield Row(source=source, file=name, line=raw.line, content=content, stratum=stratum)
+            unused = carried(raw.fields, row_format=row_format, stratum_field=stratum_field)
+            yield Row(source=source, file=name, line=raw.line, content=content, stratum=stratum, carried=unused)
+
+
+def _seen(fields: Mapping[str, Any]) -> str:
+    names = [f'"{name}"' for name in fields]
+    return f"the row has {', '.join(names[:20]) or 'no field'}{' ...' if len(names) > 20 else ''}"
 
 
 def _suffix(file: Path) -> str | None:
@@ -101,12 +108,15 @@ def _suffix(file: Path) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
-def _raw_rows(file: Path, name: str) -> Iterator[RawRow]:
-    with _open(file) as stream:
+def _raw_rows(file: Path, name: str, possible: Sequence[RowFormat]) -> Iterator[RawRow]:
+    with _open(file) as packed:
         try:
+            stream = packed if _suffix(file) == ".parquet" else _in_utf8(packed, name)
             match _suffix(file):
                 case ".csv":
-                    yield from _csv_rows(stream)
+                    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+                    wanted = [FIELDS[one] for one in possible]
+                    yield from csv_rows.read(text.readlines(), wanted=wanted, longest=_LONGEST_LINE)
                 case ".parquet":
                     yield from _parquet_rows(stream, name)
                 case ".json":
@@ -126,6 +136,25 @@ def _open(file: Path) -> BinaryIO:
         with unpacked:
             return io.BytesIO(unpacked.read())
     return io.BufferedReader(unpacked)
+
+
+def _in_utf8(stream: BinaryIO, name: str) -> BinaryIO:
+    """The same text in UTF-8, where a byte order mark tells what it is in. Others cannot be told for certain."""
+    head = stream.peek(4096)[:4096] if isinstance(stream, io.BufferedReader) else b""
+    # The mark of UTF-32 begins with that of UTF-16.
+    for mark, encoding in _MARKS:
+        if head.startswith(mark):
+            try:
+                return io.BytesIO(stream.read().decode(encoding).encode())
+            except UnicodeDecodeError as error:
+                raise bad_data("UnreadableFile", f"{name} begins as {encoding} and is not: {error.reason}") from error
+    if head.count(0) > len(head) // 4:
+        raise bad_data(
+            "UnreadableFile",
+            f"{name} is no text in UTF-8: it is full of NUL bytes, as UTF-16 without a byte order mark is. Save it as"
+            " UTF-8",
+        )
+    return stream
 
 
 def _json_lines(stream: BinaryIO) -> Iterator[RawRow]:
@@ -150,7 +179,14 @@ def _json_row(line: bytes, number: int) -> RawRow:
         if not isinstance(fields, dict):
             raise Problem(field="", reason="is not an object with fields")
     except UnicodeDecodeError as error:
-        return RawRow(line=number, fields=Problem(field="", reason=f"is not UTF-8: {error.reason}"), raw=raw)
+        return RawRow(
+            line=number,
+            fields=Problem(
+                field="",
+                reason=f"is not UTF-8 ({error.reason}), as files in Windows-1252 or Latin-1 are not; save it as UTF-8",
+            ),
+            raw=raw,
+        )
     except Problem as problem:
         return RawRow(line=number, fields=problem, raw=raw)
     return RawRow(line=number, fields=fields, raw=raw)
@@ -198,38 +234,6 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
-def _csv_rows(stream: BinaryIO) -> Iterator[RawRow]:
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    csv.field_size_limit(_LONGEST_LINE)
-    reader = csv.reader(text, strict=True)
-    header: list[str] | None = None
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield RawRow(line=reader.line_num, fields=Problem(field="", reason=f"is not CSV: {error}"), raw="")
-            continue
-        if header is None:
-            header = [cell.strip() for cell in cells]
-        elif cells:
-            yield _csv_row(header, cells, reader.line_num)
-
-
-def _csv_row(header: Sequence[str], cells: Sequence[str], line: int) -> RawRow:
-    raw = ",".join(cells).encode(errors="replace").decode()
-    fields: Mapping[str, Any] | Problem
-    if len(cells) != len(header):
-        fields = Problem(field="", reason=f"has {len(cells)} columns; the header has {len(header)}")
-    elif len(set(header)) != len(header):
-        fields = Problem(field="", reason="stands under a header that names a column twice")
-    else:
-        # An empty cell is a missing value: CSV cannot say otherwise.
-        fields = {name: cell if cell else None for name, cell in zip(header, cells, strict=True)}
-    return RawRow(line=line, fields=fields, raw=raw)
-
-
 def _parquet_rows(stream: BinaryIO, name: str) -> Iterator[RawRow]:
     import pyarrow
     import pyarrow.parquet
@@ -239,8 +243,18 @@ def _parquet_rows(stream: BinaryIO, name: str) -> Iterator[RawRow]:
         for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1024):
             for fields in batch.to_pylist():
                 number += 1
-                yield RawRow(line=number, fields=fields, raw=repr(fields))
+                yield RawRow(line=number, fields=_without_padding(fields), raw=repr(fields))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise bad_data(
             "UnreadableFile", f"{name} is not a readable Parquet file (row {number + 1}): {error}"
         ) from error
+
+
+def _without_padding(value: Any) -> Any:
+    """The value without empty fields: a column of objects pads each with the fields of all the others."""
+    match value:
+        case dict():
+            return {name: _without_padding(found) for name, found in value.items() if found is not None}
+        case list():
+            return [_without_padding(found) for found in value]
+    return value

@@ -71,7 +71,8 @@ def _rendered(example: Example, tokenizer: Any) -> str:
         )
     messages = [message.to_dict() for message in example.messages or ()]
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        tools = example.tools and list(example.tools)
+        return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False))
     except TemplateError as error:
         raise bad_data(
             "ChatTemplateRefused",
