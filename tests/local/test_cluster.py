@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 from tests.conformance.cluster_conformance import ClusterConformance, config_map
 from tests.conformance.objects import job_manifest
+from tests.local.eventually import eventually
 
 from finetune_operator.local.cluster import LocalCluster
+from finetune_operator.local.environment import ContainerBuilder, PodFiles
 from finetune_operator.local.home import HomeLockedError, LocalHome
+from finetune_operator.local.secrets_files import secret_manifest
 from finetune_operator.ports import Cluster, InvalidError, UnavailableError
 
 
@@ -119,3 +123,50 @@ def test_a_second_process_is_told_who_is_there(home: LocalHome) -> None:
 def test_only_its_owner_reads_what_containers_were_given(home: LocalHome) -> None:
     with home.locked():
         assert (home.root / "pods").stat().st_mode & 0o777 == 0o700
+
+
+def test_keys_of_secrets_may_be_what_they_may_be_on_a_cluster(home: LocalHome) -> None:
+    path = home.root / "keys.env"
+    path.write_text("team-a=one\nteam.b = 'two'\nexport TEAM_C=three\n# nothing\n\n")
+    secret = secret_manifest(path=path, namespace="ml", name="keys")
+    assert secret is not None
+    assert sorted(secret["data"]) == ["TEAM_C", "team-a", "team.b"]
+    for wrong in ("a b=1", "=1", "a/b=1", "..=1", "no separator"):
+        path.write_text(f"ok=1\n{wrong}\n")
+        with pytest.raises(InvalidError, match="line 2"):
+            secret_manifest(path=path, namespace="ml", name="keys")
+
+
+async def test_files_of_a_secret_follow_it(home: LocalHome, cluster: LocalCluster, tmp_path: Path) -> None:
+    """A changed key takes effect in a container that runs; a removed one works no more, after a restart either."""
+    path = home.secret(name="keys")
+    path.parent.mkdir(parents=True)
+    path.write_text("team-a=one\nteam-b=two\n")
+    pod = {
+        "metadata": {"name": "gateway", "namespace": "ml"},
+        "spec": {
+            "containers": [{"name": "gateway", "volumeMounts": [{"name": "keys", "mountPath": "/etc/keys"}]}],
+            "volumes": [{"name": "keys", "secret": {"secretName": "keys"}}],
+        },
+    }
+
+    def builder() -> ContainerBuilder:
+        files = PodFiles(folder=tmp_path / "pod", log=tmp_path / "log")
+        return ContainerBuilder(cluster=cluster, home=home, pod=pod, files=files)
+
+    folder = (await builder().volumes())["/etc/keys"]
+
+    def held() -> dict[str, str]:
+        return {each.name: each.read_text() for each in folder.iterdir()}
+
+    assert held() == {"team-a": "one", "team-b": "two"}
+    following = asyncio.create_task(builder().follow_secrets())
+    path.write_text("team-a=three\nteam-c=four\n")
+    await eventually(lambda: held() == {"team-a": "three", "team-c": "four"})
+    path.write_text("no key at all\n")
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    assert held() == {"team-a": "three", "team-c": "four"}, "what cannot be read changes nothing"
+    path.write_text("team-c=four\n")
+    await builder().volumes()
+    assert held() == {"team-c": "four"}

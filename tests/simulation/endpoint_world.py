@@ -169,6 +169,7 @@ class EndpointWorld:
         """By version name."""
         self.gateways: list[GatewayProcess] = []
         self._wanted_gateways = gateways
+        self.gateways_ready = True
         self.phases: list[str] = []
         self.stables: list[str] = []
         self.check_attempts = True
@@ -334,7 +335,7 @@ class EndpointWorld:
         metadata = deployment["metadata"]
         labels = metadata["labels"]
         if labels[COMPONENT_LABEL] == GATEWAY:
-            self._set_ready(deployment, ready=deployment["spec"]["replicas"])
+            self._set_ready(deployment, ready=deployment["spec"]["replicas"] if self.gateways_ready else 0)
             await self._start_gateways(deployment)
             return
         quality = self.qualities[labels["finetune.dev/version"]]

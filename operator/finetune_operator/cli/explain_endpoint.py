@@ -16,6 +16,7 @@ from finetune_operator.cli.explain_watched import held, watched
 from finetune_operator.cli.explanation import Explanation, Release, Shell
 from finetune_operator.cli.rollout_words import (
     Rollout,
+    answered_by,
     clients_of,
     gateways_behind,
     give_up,
@@ -160,7 +161,7 @@ def _idle(rollout: Rollout) -> Explanation | None:
                 ),
             ),
         )
-    serving = f"{stable.name} answers all requests" if stable is not None else "nothing is served"
+    serving = answered_by(rollout)
     if requests.pause:
         waits = (f"finetune.dev/pause to be removed: {requests.who} paused it",)
         return Explanation(now=(f"{serving}; no version is tried",), waits_for=waits, release=(resume(rollout),))
@@ -273,7 +274,7 @@ def _guard(rollout: Rollout) -> Explanation | None:
     paused = rollout.requests.pause
     ends = f"the guard ends at {due:%H:%M:%S} UTC, in {words.seconds(left)}: {stable.name} stays and the rest goes"
     return Explanation(
-        now=(f"{stable.name} was promoted, answers all requests and is watched{warm}",),
+        now=(f"{stable.name} was promoted and is watched{warm}", answered_by(rollout)),
         samples=rollout.sample_lines(),
         waits_for=(f"finetune.dev/pause to be removed: {rollout.requests.who} paused it, and the guard does not end",)
         if paused

@@ -80,6 +80,16 @@ def clients_of(status: ModelEndpointStatus) -> str:
     return status.stable.name if status.stable is not None else "nothing"
 
 
+def answered_by(rollout: Rollout) -> str:
+    """Who answers clients now, or why nobody does."""
+    stable, available = rollout.status.stable, rollout.condition("Available")
+    if stable is None:
+        return "nothing is served"
+    if available is not None and available.status != "True":
+        return f"no request is answered now: {available.message}"
+    return f"{stable.name} answers all requests"
+
+
 def gateways_behind(rollout: Rollout) -> tuple[str, ...]:
     """That some gateways do not serve the newest routes; empty where all do."""
     routes = rollout.status.routes

@@ -51,7 +51,7 @@ def _waiting(observed: ObservedEndpoint, *, stable: ServedVersion, message: str,
     detail = f": {found.message}" if found.message else ""
     return Draft(
         status=observed.endpoint.status,
-        summary=_under_way(stable=stable, message=f"{message}{detail}"),
+        summary=_under_way(observed, stable=stable, message=f"{message}{detail}"),
         look_again=(found.look_again,) if found.look_again is not None else (),
     )
 
@@ -78,7 +78,7 @@ def _started(
     )
     return Draft(
         status=observed.endpoint.status,
-        summary=_under_way(stable=stable, message=message),
+        summary=_under_way(observed, stable=stable, message=message),
         create=created,
         events=(Event(type="Normal", reason="Comparing", message=f"{message} (attempt {to.attempt})"),),
     )
@@ -128,10 +128,10 @@ def _recorded(
         )
     return Draft(
         status=status,
-        summary=_under_way(stable=stable, message=message),
+        summary=_under_way(observed, stable=stable, message=message),
         events=(Event(type="Normal" if judgement.accepted else "Warning", reason=judgement.reason, message=message),),
     )
 
 
-def _under_way(*, stable: ServedVersion, message: str) -> Summary:
-    return Summary(state="Reconciling", reason="Comparing", message=f"{stable.name} serves all requests; {message}")
+def _under_way(observed: ObservedEndpoint, *, stable: ServedVersion, message: str) -> Summary:
+    return Summary(state="Reconciling", reason="Comparing", message=f"{observed.served_by(stable)}; {message}")

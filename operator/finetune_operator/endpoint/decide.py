@@ -99,7 +99,7 @@ def _idle(observed: ObservedEndpoint) -> Draft:
         name = observed.endpoint.metadata.name
         message = f"no proven version yet; apply a FineTuneJob with endpointRef {name}"
         return _stay(observed, reason="NoVersion", message=message)
-    message = f"{status.stable.name} serves all requests"
+    message = observed.served_by(status.stable)
     if choice.problem is None:
         return Draft(status=status, summary=Summary(state="Ready", reason="Serving", message=message))
     reason, why = choice.problem
@@ -301,7 +301,7 @@ def _promoting(observed: ObservedEndpoint, plan: RolloutPlan) -> Draft:
         return _stay(observed, reason="Promoting", message=message)
     if status.previous is None or plan.guard_seconds == 0:
         after = facts.settled(status)
-        message = f"{status.stable.name} serves all requests"
+        message = observed.served_by(status.stable)
         return _moved(after, reason="Serving", message=message)
     message = f"{status.stable.name} serves; {status.previous.name} stays warm"
     return _moved(facts.guarding(observed=observed), reason="Guarding", message=message)
@@ -325,11 +325,11 @@ def _guard(observed: ObservedEndpoint, plan: RolloutPlan) -> Draft:
     due = step.start_time + timedelta(seconds=plan.guard_seconds)
     if observed.now < due or requests.pause:
         warm = f", {previous.name} stays warm" if previous else ""
-        message = f"{stable.name} serves all requests and is watched{warm}"
+        message = f"{observed.served_by(stable)}; {stable.name} is watched{warm}"
         if requests.pause:
             return _paused(observed, f"{message}; paused: the guard does not end", judged)
         return _stay(observed, reason="Guarding", message=message, judged=judged, look_again=(due,))
-    message = f"{stable.name} serves all requests"
+    message = observed.served_by(stable)
     if judged.samples == 0:
         message = f"{message}; the guard ended without a request that could be judged"
     return _moved(facts.settled(status), reason="GuardPassed", message=message)
@@ -337,10 +337,11 @@ def _guard(observed: ObservedEndpoint, plan: RolloutPlan) -> Draft:
 
 def _rolling_back(observed: ObservedEndpoint, plan: RolloutPlan) -> Draft:
     status = observed.endpoint.status
-    stable = status.stable.name if status.stable else "nothing"
     if not _in_force(observed, plan):
+        stable = status.stable.name if status.stable else "nothing"
         return _stay(observed, reason="RollingBack", message=f"moving all requests back to {stable}")
-    return _moved(facts.settled(status), reason="Serving", message=f"{stable} serves all requests")
+    message = observed.served_by(status.stable) if status.stable else "nothing serves"
+    return _moved(facts.settled(status), reason="Serving", message=message)
 
 
 # -- restore ----------------------------------------------------------------------------------------------------------

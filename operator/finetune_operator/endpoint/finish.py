@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -134,18 +135,15 @@ _Wanted = tuple[str, str, str, str]
 
 
 def _conditions(*, observed: ObservedEndpoint, status: ModelEndpointStatus, summary: Summary) -> list[Condition]:
+    stable = status.stable
+    unserved = observed.why_unserved(stable) if stable else ("NoVersion", "no version is served yet")
+    if stable is not None and unserved is not None and summary.state == "Ready":
+        summary = replace(summary, state="Reconciling", reason=unserved[0])
     wanted = _summary_conditions(summary)
-    server = observed.servers.get(status.stable.uid) if status.stable else None
-    serving = server is not None and server.ready_replicas > 0 and observed.gateway_ready > 0
-    if status.stable is None:
-        why = ("NoVersion", "no version is served yet")
-    elif serving:
-        why = ("Serving", f"{status.stable.name} answers")
-    elif observed.gateway_ready == 0:
-        why = ("GatewayNotReady", "no gateway is ready")
-    else:
-        why = ("ServerNotReady", f"no server of {status.stable.name} is ready")
-    wanted.append(("Available", "True" if serving else "False", *why))
+    if stable is not None and unserved is None:
+        wanted.append(("Available", "True", "Serving", f"{stable.name} answers"))
+    elif unserved is not None:
+        wanted.append(("Available", "False", *unserved))
     phase = phase_of(observed=observed, status=status)
     if phase == "AwaitingApproval":
         wanted.append(("AwaitingApproval", "True", "ManualApproval", summary.message))

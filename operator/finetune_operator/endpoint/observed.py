@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from finetune_api.modelendpoint import ModelEndpoint
+from finetune_api.modelendpoint import ModelEndpoint, ServedVersion
 from finetune_api.modelversion import ModelVersion
 from finetune_api.routes import Routes
 from finetune_operator.config import OperatorConfig
@@ -75,6 +75,20 @@ class ObservedEndpoint:
     def version(self, uid: str) -> ModelVersion | None:
         """The ModelVersion with this UID."""
         return next((version for version in self.versions if version.metadata.uid == uid), None)
+
+    def why_unserved(self, stable: ServedVersion) -> tuple[str, str] | None:
+        """Reason and words for why clients of the stable version get no answer now; None: they do."""
+        server = self.servers.get(stable.uid)
+        if self.gateway_ready == 0:
+            return "GatewayNotReady", "no gateway is ready"
+        if server is None or server.ready_replicas == 0:
+            return "ServerNotReady", f"no server of {stable.name} is ready"
+        return None
+
+    def served_by(self, stable: ServedVersion) -> str:
+        """Who answers clients, in words; and that nobody does where that is so."""
+        why = self.why_unserved(stable)
+        return f"{stable.name} serves all requests" if why is None else f"no request is answered now: {why[1]}"
 
     @property
     def epoch(self) -> int:

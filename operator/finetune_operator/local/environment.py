@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -18,7 +20,7 @@ from finetune_operator.job.pod_template import RUN_KEY
 from finetune_operator.local.files import read_json, write_json
 from finetune_operator.local.home import LocalHome
 from finetune_operator.local.services import HOST
-from finetune_operator.ports import Cluster, Kind, Manifest
+from finetune_operator.ports import Cluster, InvalidError, Kind, Manifest
 
 PROGRESS_VARIABLE = "FINETUNE_PROGRESS_FILE"
 TRAINER_PACKAGE = "finetune_trainer"
@@ -26,6 +28,7 @@ TRAINER_COMMAND = ("-m", TRAINER_PACKAGE)
 """The entry point of the trainer image, for the interpreter that runs us."""
 TRAINER_VARIABLE = "FINETUNE_LOCAL_TRAINER"
 """Names a Python file to run in its place, as another trainer image would be run on a cluster."""
+_LOOK_AT_SECRETS_SECONDS = 1.0
 
 
 class ContainerConfigError(Exception):
@@ -89,6 +92,16 @@ class ContainerBuilder:
             _adapt_order(folder / RUN_KEY, mounts=mounts)
         return mounts
 
+    async def follow_secrets(self) -> None:
+        """Keep the files of Secrets as the Secrets are, as kubelet does. Runs until cancelled."""
+        volumes = [volume for volume in self._spec.get("volumes") or () if "secret" in volume]
+        while volumes:
+            await asyncio.sleep(_LOOK_AT_SECRETS_SECONDS)
+            for volume in volumes:
+                # One that is gone or cannot be read changes nothing: what was handed out stays.
+                with contextlib.suppress(ContainerConfigError, OSError):
+                    await self._volume(volume)
+
     async def environment(
         self, *, mounts: Mapping[str, Path], index: int, meeting_port: int, gpus: str, more: Mapping[str, str]
     ) -> dict[str, str]:
@@ -132,10 +145,8 @@ class ContainerBuilder:
             return claim
         folder: Path = self._files.volumes / volume["name"]
         folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240
-        for name, content in [item async for item in self._files_of(volume)]:
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+        if "emptyDir" not in volume:
+            _make_hold(folder, dict([item async for item in self._files_of(volume)]))
         return folder
 
     async def _files_of(self, volume: Mapping[str, Any]) -> AsyncIterator[tuple[str, bytes]]:
@@ -177,7 +188,10 @@ class ContainerBuilder:
         raise ContainerConfigError(f"env {entry['name']}: local mode cannot read {', '.join(source)}")
 
     async def _data(self, *, kind: Kind, name: str, optional: bool) -> dict[str, bytes]:
-        found = await self._cluster.get(kind=kind, namespace=self._namespace, name=name)
+        try:
+            found = await self._cluster.get(kind=kind, namespace=self._namespace, name=name)
+        except InvalidError as error:
+            raise ContainerConfigError(str(error)) from error
         if found is None:
             if optional:
                 return {}
@@ -192,6 +206,20 @@ _SOURCES: tuple[tuple[Kind, str, str], ...] = (
     ("ConfigMap", "configMap", "name"),
     ("Secret", "secret", "secretName"),
 )
+
+
+def _make_hold(folder: Path, wanted: Mapping[str, bytes]) -> None:
+    """Make a volume hold these files and no other: a key that was removed is gone. Readers never see half of a file."""
+    for path in [path for path in folder.rglob("*") if path.is_file() and str(path.relative_to(folder)) not in wanted]:
+        path.unlink()
+    for name, content in wanted.items():
+        target = folder / name
+        if target.is_file() and target.read_bytes() == content:
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        half = target.with_name(f".{target.name}.new")
+        half.write_bytes(content)
+        half.replace(target)
 
 
 def _adapt_order(path: Path, *, mounts: Mapping[str, Path]) -> None:

@@ -152,11 +152,14 @@ class PodRunner:
                 on_dead=give_up,
             )
         )
+        builder = ContainerBuilder(cluster=self._cluster, home=self._home, pod=pod, files=self._files(pod))
+        following = asyncio.create_task(builder.follow_secrets())
         try:
             return await container.wait()
         finally:
             watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            following.cancel()
+            await asyncio.gather(watching, following, return_exceptions=True)
 
     async def _rest(self, pod: Manifest, *, ended: Ended, message: str) -> None:
         """Count a container's end, and wait before it is started again, the longer the oftener it has ended."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 
 from finetune_operator.ports import InvalidError, Manifest
+
+_KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
+"""What the apiserver takes as a key of a Secret."""
 
 
 def secret_manifest(*, path: Path, namespace: str, name: str) -> Manifest | None:
@@ -26,8 +30,8 @@ def _lines(text: str, *, path: Path) -> list[tuple[str, str]]:
         if not content or content.startswith("#"):
             continue
         key, separator, value = content.partition("=")
-        if not separator or not key.strip().isidentifier():
-            raise InvalidError(f"{path} line {number}: expected KEY=VALUE")
+        if not separator or _KEY.fullmatch(key.strip()) is None or key.strip() in (".", ".."):
+            raise InvalidError(f"{path} line {number}: expected KEY=VALUE; a key has letters, digits, `-`, `_` and `.`")
         value = value.strip()
         if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]

@@ -545,3 +545,17 @@ async def test_what_was_rolled_back_is_not_what_one_goes_back_to() -> None:
     assert status.stable is not None
     assert status.stable.name == "v1"
     assert "there is no other version that was stable before" in (status.message or "")
+
+
+async def test_an_endpoint_without_a_gateway_is_not_ready_and_does_not_say_that_it_serves() -> None:
+    world = await with_stable()
+    world.gateways_ready = False
+    await world.settle()
+    status = await world.status()
+    conditions = {each.type: (each.status, each.reason) for each in status.conditions}
+    assert conditions["Ready"] == ("False", "GatewayNotReady")
+    assert conditions["Available"] == ("False", "GatewayNotReady")
+    assert status.message == "no request is answered now: no gateway is ready"
+    world.gateways_ready = True
+    await world.settle()
+    assert (await world.status()).message == "v1 serves all requests"
