@@ -13,6 +13,8 @@ from finetune_api.finetunejob import TrainerStatus
 URL_VARIABLE = "KUBEFLOW_TRAINER_SERVER_URL"
 TOKEN_VARIABLE = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - the name of a variable
 CA_VARIABLE = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
+LIFE_VARIABLE = "FINETUNE_LIFE_FILE"
+"""Names a file that is touched with each report, sent or not: kubelet looks at it where the door cannot be reached."""
 TOKEN_AUDIENCE = "finetune.dev"  # noqa: S105 - an audience
 MINIMUM_INTERVAL_SECONDS = 5.0
 PROGRESS_ROUTE = "/v1/progress/{namespace}/{job}"

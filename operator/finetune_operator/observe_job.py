@@ -6,7 +6,7 @@ A job that runs costs two lists, side by side; the rest is read only when the de
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -28,8 +28,12 @@ from finetune_operator.job.observed import (
     bucket,
     ref_of,
 )
+from finetune_operator.job.verdicts import Waiting
 from finetune_operator.ports import Cluster, Door, Kind, Manifest, NotFoundError, ProgressSource, UnavailableError
 
+_TELLING = ("Pulling", "Pulled", "ExternalProvisioning", "WaitForFirstConsumer", "WaitForPodScheduled")
+"""Normal Events that say what is waited for, or that it is over."""
+_LONGEST_WORDS = 500
 _KUEUE_JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 
 
@@ -61,7 +65,7 @@ async def observe_job(
         observed = await _with_endpoint(cluster=cluster, observed=observed)
     waiting = questions.waiting_job(observed)
     if waiting is not None:
-        observed = await _with_reason(cluster=cluster, observed=observed, job=waiting[0], reason=waiting[1])
+        observed = await _with_words(cluster=cluster, observed=observed, job=waiting[0], waiting=waiting[1])
     return observed
 
 
@@ -134,16 +138,16 @@ async def _version(*, cluster: Cluster, job: FineTuneJob, name: str) -> ModelVer
 # -- why a Job waits --------------------------------------------------------------------------------------------------
 
 
-async def _with_reason(*, cluster: Cluster, observed: Observed, job: ChildJob, reason: str) -> Observed:
+async def _with_words(*, cluster: Cluster, observed: Observed, job: ChildJob, waiting: Waiting) -> Observed:
     """Others' words on why a Job does not run. Nothing hangs on them but a message: not to get them is no error."""
     try:
-        if reason == "Queued":
-            return replace(observed, queue_message=await _queue_message(cluster=cluster, job=job))
-        if reason == "PodsNotCreated":
-            return replace(observed, refused_pods=await _creation_failure(cluster=cluster, job=job))
+        if waiting.reason == "Queued":
+            return replace(observed, wait_words=await _queue_message(cluster=cluster, job=job))
+        if waiting.reason == "Unschedulable":
+            return replace(observed, wait_words=await _unbound(cluster=cluster, job=observed.job))
+        return replace(observed, wait_words=await _said(cluster=cluster, job=job, uid=waiting.about))
     except (NotFoundError, UnavailableError):
         return observed
-    return observed
 
 
 async def _queue_message(*, cluster: Cluster, job: ChildJob) -> str | None:
@@ -156,16 +160,32 @@ async def _queue_message(*, cluster: Cluster, job: ChildJob) -> str | None:
     return None
 
 
-async def _creation_failure(*, cluster: Cluster, job: ChildJob) -> str | None:
-    """The newest Event in which the Job controller says why it could not create a pod."""
-    events = await cluster.list(kind="Event", namespace=job.ref.namespace)
-    failures = [
-        event
-        for event in events
-        if (event.get("regarding") or {}).get("uid") == job.ref.uid and event.get("reason") == "FailedCreate"
-    ]
-    newest = max(failures, key=_time_of_event, default=None)
-    return newest.get("note") if newest is not None else None
+async def _unbound(*, cluster: Cluster, job: FineTuneJob) -> str | None:
+    """The claim that has no volume yet, and why."""
+    namespace = job.metadata.namespace
+    for name in questions.claim_names(job):
+        claim = await cluster.get(kind="PersistentVolumeClaim", namespace=namespace, name=name)
+        phase = ((claim or {}).get("status") or {}).get("phase", "")
+        if claim is None:
+            return f"there is no PersistentVolumeClaim {name} any more"
+        if phase in ("Pending", "Lost"):
+            why = newest_words(await cluster.events_about(namespace=namespace, uid=claim["metadata"].get("uid", "")))
+            return ": ".join(each for each in (f"PersistentVolumeClaim {name} is {phase}", why) if each)
+    return None
+
+
+async def _said(*, cluster: Cluster, job: ChildJob, uid: str) -> str | None:
+    return newest_words(await cluster.events_about(namespace=job.ref.namespace, uid=uid))
+
+
+def newest_words(events: Sequence[Mapping[str, Any]]) -> str | None:
+    """The newest trouble that Events tell of, or the image that is being pulled."""
+    telling = [each for each in events if each.get("type") != "Normal" or each.get("reason") in _TELLING]
+    newest = max(telling, key=_time_of_event, default=None)
+    if newest is None or newest.get("reason") == "Pulled":
+        return None
+    note = " ".join(str(newest.get("note") or newest.get("reason") or "").split())
+    return note[:_LONGEST_WORDS] or None
 
 
 def _time_of_event(event: Mapping[str, Any]) -> str:

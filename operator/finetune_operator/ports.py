@@ -84,6 +84,10 @@ class Cluster(Protocol):
         """
         ...
 
+    async def events_about(self, *, namespace: str, uid: str) -> tuple[Manifest, ...]:
+        """Events about the object with this UID, and no others: a namespace may hold thousands."""
+        ...
+
     async def create(self, *, manifest: Manifest) -> Manifest:
         """Create-only. Raises AlreadyExistsError, InvalidError."""
         ...

@@ -264,6 +264,27 @@ class ClusterConformance:
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
+    async def test_events_of_one_object_are_found_without_the_others(self, cluster: Cluster, namespace: str) -> None:
+        for uid, note in (("uid-1", "no space left"), ("uid-2", "somebody else's")):
+            await cluster.create(
+                manifest={
+                    "apiVersion": "events.k8s.io/v1",
+                    "kind": "Event",
+                    "metadata": {"name": f"event-of-{uid}", "namespace": namespace},
+                    "eventTime": "2026-01-05T12:00:10.000000Z",
+                    "reportingController": "example.com/test",
+                    "reportingInstance": "test",
+                    "action": "Test",
+                    "type": "Warning",
+                    "reason": "ProvisioningFailed",
+                    "note": note,
+                    "regarding": {"apiVersion": "v1", "kind": "Pod", "name": "p", "namespace": namespace, "uid": uid},
+                }
+            )
+        assert [each["note"] for each in await cluster.events_about(namespace=namespace, uid="uid-1")] == [
+            "no space left"
+        ]
+
     async def test_telling_is_best_effort(self, cluster: Cluster, namespace: str) -> None:
         created = await cluster.create(manifest=job_manifest(namespace=namespace))
         await cluster.record_event(regarding=created, type="Normal", reason="Training", message="training")

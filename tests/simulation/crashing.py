@@ -30,6 +30,10 @@ class CrashingCluster:
         """Read."""
         return await self._inner.list(kind=kind, namespace=namespace, labels=labels)
 
+    async def events_about(self, *, namespace: str, uid: str) -> tuple[Manifest, ...]:
+        """Read."""
+        return await self._inner.events_about(namespace=namespace, uid=uid)
+
     async def create(self, *, manifest: Manifest) -> Manifest:
         """Write."""
         self._count(f"create {manifest['kind']} {manifest['metadata']['name']}")

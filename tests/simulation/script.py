@@ -14,6 +14,10 @@ class Succeed:
 
     result: PrepareResult | TrainResult | EvaluateResult
     ticks: int = 2
+    reports: bool = True
+    """Its reports get through to the operator."""
+    probed: bool = True
+    """Its readiness probe can tell that it is at work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +45,18 @@ class Disrupt:
 
 @dataclass(frozen=True, kw_only=True)
 class Hang:
-    """Run, and never say anything."""
+    """Begin, say so, and never do anything again."""
+
+    reports: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wait:
     """Never start: no node, no image, no Secret."""
 
-    how: Literal["Unschedulable", "ImagePullBackOff", "CreateContainerConfigError", "NoPods"]
+    how: Literal["Unschedulable", "ImagePullBackOff", "CreateContainerConfigError", "ContainerCreating", "NoPods"]
+    message: str = "0/2 nodes are available"
+    """The scheduler's."""
 
 
 Fate = Succeed | Exit | Disrupt | Hang | Wait

@@ -260,7 +260,7 @@ class World:
         homeless = not node or (isinstance(fate, Wait) and fate.how == "Unschedulable")
         condition = {"type": "PodScheduled", "status": "True", "lastTransitionTime": self._time()}
         if homeless:
-            condition |= {"status": "False", "reason": "Unschedulable", "message": "0/2 nodes are available"}
+            condition |= {"status": "False", "reason": "Unschedulable", "message": getattr(fate, "message", "no node")}
         self._set_status("Pod", name, lambda status: status.update({"phase": "Pending", "conditions": [condition]}))
         if not homeless:
             self.cluster.edit(
@@ -279,7 +279,9 @@ class World:
         stage = pod["metadata"]["labels"]["finetune.dev/stage"]
         index = int(pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"])
         age = _age(pod, now=self.now)
-        if stage == "Train" and not isinstance(fate, Hang) and index == 0:
+        self._probe(pod, fate=fate, age=age)
+        heard = getattr(fate, "reports", True) and (age == 0 or not isinstance(fate, Hang))
+        if stage == "Train" and heard and index == 0:
             uid = pod["metadata"]["labels"]["finetune.dev/job-uid"]
             self.reports.report(uid=uid, step=age * STEPS_PER_TICK, now=self.now)
         if isinstance(fate, Hang) or age < getattr(fate, "ticks", 2):
@@ -290,6 +292,23 @@ class World:
             self._end(pod, code=fate.code, message=_text(fate.failure), reason=fate.reason)
         elif isinstance(fate, Disrupt) and index == 0:
             await self._disrupt(pod, fate=fate, manifest=manifest)
+
+    def _probe(self, pod: Manifest, *, fate: Fate, age: int) -> None:
+        """Readiness: at work in the last `window` seconds."""
+        probe = pod["spec"]["containers"][0].get("readinessProbe")
+        if probe is None or not getattr(fate, "probed", True):
+            return
+        window = int(probe["exec"]["command"][-1])
+        ready = not isinstance(fate, Hang) or age * TICK.total_seconds() < window
+        if bool(pod["status"]["containerStatuses"][0].get("ready")) == ready:
+            return
+        condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": self._time()}
+
+        def change(status: dict[str, Any]) -> None:
+            status["conditions"] = [each for each in status["conditions"] if each["type"] != "Ready"] + [condition]
+            status["containerStatuses"][0]["ready"] = ready
+
+        self._set_status("Pod", pod["metadata"]["name"], change)
 
     async def _disrupt(self, pod: Manifest, *, fate: Disrupt, manifest: Manifest) -> None:
         name, metadata = pod["metadata"]["name"], manifest["metadata"]

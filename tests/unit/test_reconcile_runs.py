@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.conformance.objects import evaluate_result, job_manifest
-from tests.simulation.script import BAD_DATA, CRASH, OUT_OF_MEMORY, Disrupt, Exit, Hang, Script, Wait
+from tests.conformance.objects import evaluate_result, job_manifest, train_result
+from tests.simulation.script import BAD_DATA, CRASH, OUT_OF_MEMORY, Disrupt, Exit, Hang, Script, Succeed, Wait
 from tests.simulation.world import World
 
 from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJobStatus
@@ -446,3 +446,80 @@ async def test_where_there_is_no_other_node_the_same_one_is_tried_again_with_gro
     assert status.phase == "Succeeded"
     assert status.restarts is not None
     assert (status.restarts.preemptions, status.restarts.failures) == (6, 0)
+
+
+@pytest.mark.parametrize("probed", [True, False])
+async def test_training_whose_reports_do_not_get_through_is_not_taken_for_hung(probed: bool) -> None:
+    world = World()
+    world.script.fates[("Train", 1)] = Succeed(result=train_result(), ticks=80, reports=False, probed=probed)
+    key = await world.submit(job_manifest(failurePolicy={"hangSeconds": 60}))
+    status = await world.run(key, until=lambda status: reasons(status)["Ready"][1] == "NotReporting")
+    assert status.phase == "Training"
+    assert "https://door.example" in (status.message or "")
+    assert "NetworkPolicy" in (status.message or "")
+    status = await world.run(key, until=ended)
+    assert (status.phase, status.restarts) == ("Succeeded", None)
+
+
+async def test_a_hang_shows_in_the_probe_where_no_report_gets_through() -> None:
+    world, _, status = await finished(
+        Script(fates={("Train", 1): Hang(reports=False)}), failurePolicy={"hangSeconds": 60}
+    )
+    assert status.phase == "Succeeded"
+    assert status.restarts is not None
+    assert status.restarts.last is not None
+    assert status.restarts.last.reason == "Hung"
+    assert world.created.count("router-train-2") == 1
+
+
+async def tell(world: World, *, about: str, reason: str, note: str, time: str = "2026-01-05T12:00:10Z") -> None:
+    """Somebody publishes an Event."""
+    await world.cluster.create(
+        manifest={
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": f"{reason.lower()}-{time[11:19].replace(':', '-')}", "namespace": "ml"},
+            "type": "Normal" if reason in ("Pulling", "Pulled", "Scheduled") else "Warning",
+            "reason": reason,
+            "note": note,
+            "eventTime": time,
+            "regarding": {"uid": about},
+        }
+    )
+
+
+async def test_why_a_pod_with_a_node_does_not_start_is_told_in_kubelets_words() -> None:
+    world = World(script=Script(fates={("Prepare", 1): Wait(how="ContainerCreating")}))
+    key = await world.submit(job_manifest())
+    status = await world.run(key, until=lambda status: "are being made" in (status.message or ""))
+    assert (status.phase, reasons(status)["Ready"][1]) == ("Preparing", "Starting")
+    (pod,) = await world.cluster.list(kind="Pod", namespace="ml")
+    await tell(world, about="another", reason="FailedMount", note="not ours", time="2026-01-05T13:00:00Z")
+    await tell(
+        world, about=pod["metadata"]["uid"], reason="FailedMount", note="rpc error: volume is attached elsewhere"
+    )
+    status = await world.run(key, until=lambda status: "attached elsewhere" in (status.message or ""))
+    assert (status.message or "").endswith("its containers are being made: rpc error: volume is attached elsewhere")
+    for reason, time in (("Pulling", "12:05:00"), ("Pulled", "12:06:00")):
+        about = pod["metadata"]["uid"]
+        await tell(world, about=about, reason=reason, note=f"{reason} image x", time=f"2026-01-05T{time}Z")
+    status = await world.run(key, until=lambda status: (status.message or "").endswith("are being made"))
+    assert status.restarts is None
+
+
+async def test_a_claim_that_is_not_bound_is_named_with_the_reason() -> None:
+    why = "pod has unbound immediate PersistentVolumeClaims"
+    world = World(script=Script(fates={("Prepare", 1): Wait(how="Unschedulable", message=why)}))
+    key = await world.submit(job_manifest())
+    (claim,) = await world.cluster.list(kind="PersistentVolumeClaim", namespace="ml")
+    world.cluster.edit(
+        kind="PersistentVolumeClaim",
+        namespace="ml",
+        name="models",
+        change=lambda found: found.update(status={"phase": "Pending"}),
+    )
+    await tell(world, about=claim["metadata"]["uid"], reason="ProvisioningFailed", note="no space left in pool ssd")
+    status = await world.run(key, until=lambda status: status.phase == "Queued")
+    assert status.message == (
+        f"1 pod of 1 waiting for a node: {why}: PersistentVolumeClaim models is Pending: no space left in pool ssd"
+    )

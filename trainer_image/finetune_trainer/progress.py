@@ -22,6 +22,7 @@ from typing import Self
 from finetune_api.finetunejob import ProgressMetric, TrainerStatus
 from finetune_api.progress import (
     CA_VARIABLE,
+    LIFE_VARIABLE,
     MINIMUM_INTERVAL_SECONDS,
     TOKEN_VARIABLE,
     URL_VARIABLE,
@@ -32,6 +33,16 @@ log = logging.getLogger(__name__)
 FILE_VARIABLE = "FINETUNE_PROGRESS_FILE"
 _TIMEOUT_SECONDS = 5.0
 _FILE_INTERVAL_SECONDS = 0.5
+
+
+def show_life(environment: Mapping[str, str] | None = None) -> None:
+    """Say by a file's time that something was done: that needs no network. Every process of a pod may."""
+    name = (os.environ if environment is None else environment).get(LIFE_VARIABLE)
+    if name:
+        try:
+            Path(name).touch()
+        except OSError as error:  # a sign of life is never worth a training
+            log.debug("no sign of life: %s", error)
 
 
 class ProgressReporter:

@@ -31,7 +31,7 @@ from finetune_trainer.encoding import IGNORED, Batch, Encoded, encode, pack, pac
 from finetune_trainer.errors import StageError, bad_data
 from finetune_trainer.gang import Gang, joined, lost_peers_named
 from finetune_trainer.locations import join
-from finetune_trainer.progress import ProgressReporter
+from finetune_trainer.progress import ProgressReporter, show_life
 from finetune_trainer.schedule import Schedule
 from finetune_trainer.stopping import StopSignal
 from finetune_trainer.storage import Storage
@@ -78,6 +78,7 @@ def work(run: TrainRun) -> TrainResult:
             uri=model_uri, digest=finished.digest, format=result.artifact.format, size_bytes=finished.size_bytes
         )
         return result.model_copy(update={"reused": True, "artifact": artifact})
+    show_life()
     gpus = torch.cuda.is_available() and run.processes_per_node >= 1
     torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003 - torch's own signature
     with (
@@ -455,6 +456,7 @@ class _Meter:
 
     def tell(self, *, checkpoint_step: int | None = None) -> None:
         """Report now."""
+        show_life()
         if checkpoint_step is not None:
             self._metrics["checkpoint_step"] = float(checkpoint_step)
         total = self._setup.schedule.total_steps

@@ -18,7 +18,7 @@ from finetune_operator.job.node_affinity import forbidden
 from finetune_operator.job.observed import Observed
 from finetune_operator.job.outcome import fail, forgive, record, restart_or_fail, suspend
 from finetune_operator.job.plan import ResolvedPlan
-from finetune_operator.job.reports import last_sign, with_progress
+from finetune_operator.job.reports import last_sign, unheard, with_progress
 from finetune_operator.job.restarts import Cause
 from finetune_operator.job.stages import PHASE_OF_STAGE, size_of
 from finetune_operator.job.start import start
@@ -30,6 +30,12 @@ _AVOID_SECONDS = 600.0
 """How long an attempt waits for another node than those on which the last ones ended."""
 _LOOK_SECONDS = 30.0
 """How often to look at what no watched object tells: why a Job gets no pods, why Kueue holds it."""
+
+_WORDS = {
+    "PodsNotCreated": "a quota or a policy may refuse them; kubectl describe job says more",
+    "Queued": "waiting for Kueue",
+}
+"""Where those who hold an attempt have not said why."""
 
 
 def advance(*, observed: Observed, plan: ResolvedPlan, stage: StageStatus) -> Draft:
@@ -89,21 +95,18 @@ def _go_on(step: Step, verdict: Waiting | Running | Stopping) -> Draft:
 
 
 def _wait(step: Step, waiting: Waiting, *, status: FineTuneJobStatus, overdue: datetime | None) -> Draft:
+    words = step.observed.wait_words or _WORDS.get(waiting.reason, "")
+    message = ": ".join(each for each in (waiting.message, words) if each)
+    again = after(step.observed.now, _LOOK_SECONDS) if waiting.about else None
     if not waiting.queued:
-        reason = waiting.reason if waiting.message else PHASE_OF_STAGE[step.stage.name]
+        phase = PHASE_OF_STAGE[step.stage.name]
         return step.draft(
             status=status,
-            phase=PHASE_OF_STAGE[step.stage.name],
-            reason=reason,
-            message=waiting.message or step.activity,
-            look_again=(overdue, waiting.look_again),
+            phase=phase,
+            reason=waiting.reason if message else phase,
+            message=message or step.activity,
+            look_again=(overdue, again, waiting.look_again),
         )
-    message, again = waiting.message, None
-    if waiting.reason == "PodsNotCreated":
-        why = step.observed.refused_pods or "a quota or a policy may refuse them; kubectl describe job says more"
-        message, again = f"{message}: {why}", after(step.observed.now, _LOOK_SECONDS)
-    elif waiting.reason == "Queued":
-        message, again = step.observed.queue_message or "waiting for Kueue", after(step.observed.now, _LOOK_SECONDS)
     forgiven = _forgiven_at(step, waiting)
     return step.draft(
         status=status, phase="Queued", reason=waiting.reason, message=message, look_again=(overdue, again, forgiven)
@@ -111,16 +114,22 @@ def _wait(step: Step, waiting: Waiting, *, status: FineTuneJobStatus, overdue: d
 
 
 def _run(step: Step, running: Running, *, status: FineTuneJobStatus, overdue: datetime | None) -> Draft:
-    phase, hung = PHASE_OF_STAGE[step.stage.name], None
+    phase, hung, hang_seconds = PHASE_OF_STAGE[step.stage.name], None, step.plan.hang_seconds
+    reason, troubles = str(phase), [running.trouble]
     if step.training:
-        silent_since = last_sign(observed=step.observed, running_since=running.since)
-        hung = after(silent_since, step.plan.hang_seconds)
+        silent_since = last_sign(
+            observed=step.observed, pods=step.attempt.pods, running_since=running.since, hang_seconds=hang_seconds
+        )
+        hung = after(silent_since or step.observed.now, hang_seconds)
         if step.observed.now >= hung:
             message = f"training has not reported for {step.plan.hang_seconds} s (failurePolicy.hangSeconds)"
             return restart_or_fail(step, Broken(cause=Cause.HUNG, reason=Cause.HUNG, message=message))
         status = with_progress(status=status, observed=step.observed, plan=step.plan)
-    message = f"{step.activity}; {running.trouble}" if running.trouble else step.activity
-    return step.draft(status=status, phase=phase, reason=phase, message=message, look_again=(overdue, hung))
+        if silence := unheard(observed=step.observed, running_since=running.since, hang_seconds=hang_seconds):
+            reason = "NotReporting"
+            troubles.append(silence)
+    message = "; ".join([step.activity, *(each for each in troubles if each)])
+    return step.draft(status=status, phase=phase, reason=reason, message=message, look_again=(overdue, hung))
 
 
 def _with_state(step: Step) -> FineTuneJobStatus:

@@ -19,6 +19,8 @@ from finetune_operator.job.times import after
 from finetune_operator.job.verdicts import Absent, Broken, Running, Stopping, Succeeded, Verdict, Waiting
 
 _NO_PODS_SECONDS = 10.0
+_OVERLOOKED_SECONDS = 30.0
+_SLOW_SECONDS = 10.0
 _SETTLE_SECONDS = 10.0
 """How long a pod whose container has failed may take to say that its node or somebody else ended it, while its sidecars
 end."""
@@ -32,7 +34,7 @@ def judge(*, attempt: Attempt, stage: str, size: int, now: datetime, config: Ope
     if job is None:
         return _without_job(pods=pods, now=now, config=config)
     if job.suspended and not job.failed:
-        return Waiting(reason="Queued", message="", queued=True)
+        return Waiting(reason="Queued", message="", queued=True, about=job.ref.uid)
     since = _trouble_since(job=job, pods=pods)
     if since is not None:
         return _ending(job=job, pods=pods, size=size, since=since, now=now, config=config)
@@ -138,16 +140,28 @@ def _starting_or_running(
     waiting = next((pod for pod in pods if pod.image_problem or pod.container_problem), None)
     if waiting is not None:
         return _held_container(pod=waiting, now=now, config=config)
-    homeless = [pod for pod in pods if pod.unschedulable is not None]
+    homeless = [pod for pod in pods if pod.unschedulable is not None or _overlooked(pod, now=now)]
     if homeless:
-        text = f"{_count(len(homeless))} of {size} waiting for a node: {homeless[0].unschedulable}"
-        return Waiting(reason="Unschedulable", message=text, queued=True)
+        return _homeless(homeless, size=size)
     if len(pods) < size:
         return _without_pods(job=job, count=len(pods), size=size, now=now)
     started = [pod.started for pod in pods if pod.started is not None]
     if len(started) < size:
         return _slow_start(pods=pods, now=now, config=config, trouble=trouble)
     return Running(since=max(started), trouble=trouble)
+
+
+def _overlooked(pod: PodState, *, now: datetime) -> bool:
+    """The scheduler has not said anything about the pod: it waits for a volume to be made, or does not run."""
+    return pod.homeless and now >= after(pod.created, _OVERLOOKED_SECONDS)
+
+
+def _homeless(pods: Sequence[PodState], *, size: int) -> Waiting:
+    why = pods[0].unschedulable
+    text = f"{_count(len(pods))} of {size} waiting for a node"
+    # Of a claim that is not bound, the scheduler does not say why.
+    about = pods[0].uid if why is None or "olume" in why else ""
+    return Waiting(reason="Unschedulable", message=f"{text}: {why}" if why else text, queued=True, about=about)
 
 
 def _held_container(*, pod: PodState, now: datetime, config: OperatorConfig) -> Verdict:
@@ -177,14 +191,15 @@ def _without_pods(*, job: ChildJob, count: int, size: int, now: datetime) -> Ver
     due = after(job.created, _NO_PODS_SECONDS)
     if now < due:
         return Waiting(reason="Starting", message="", look_again=due)
-    return Waiting(reason="PodsNotCreated", message=f"{count} of {size} pods were created", queued=True)
+    message = f"{count} of {size} pods were created"
+    return Waiting(reason="PodsNotCreated", message=message, queued=True, about=job.ref.uid)
 
 
 def _slow_start(*, pods: Sequence[PodState], now: datetime, config: OperatorConfig, trouble: str) -> Verdict:
     late = min((pod.scheduled or pod.created for pod in pods if pod.started is None), default=now)
     deadline = after(late, config.start_deadline_seconds)
     if now < deadline:
-        return Waiting(reason="Starting", message=trouble, look_again=deadline)
+        return _starting(pods=pods, now=now, deadline=deadline, trouble=trouble)
     names = ", ".join(pod.name for pod in pods if pod.started is None)
     return Broken(
         cause=Cause.NOT_STARTED,
@@ -193,6 +208,17 @@ def _slow_start(*, pods: Sequence[PodState], now: datetime, config: OperatorConf
         message=f"{names}: no container was running {config.start_deadline_seconds} s after a node was found; "
         f"{trouble or 'kubectl describe pod says why'}",
     )
+
+
+def _starting(*, pods: Sequence[PodState], now: datetime, deadline: datetime, trouble: str) -> Waiting:
+    """A pod has a node, and no container that counts yet. Soon it is worth saying why."""
+    pod = next(pod for pod in pods if pod.started is None)
+    due = after(pod.scheduled or pod.created, _SLOW_SECONDS)
+    if now < due:
+        return Waiting(reason="Starting", message=trouble, look_again=min(due, deadline))
+    doing = f"init container {pod.initialising} is running" if pod.initialising else "its containers are being made"
+    message = trouble or f"pod {pod.name}: {doing}"
+    return Waiting(reason="Starting", message=message, about="" if pod.initialising else pod.uid, look_again=deadline)
 
 
 # -- words ------------------------------------------------------------------------------------------------------------

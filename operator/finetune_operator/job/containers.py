@@ -52,6 +52,7 @@ class ContainerState:
     waiting_reason: str = ""
     waiting_message: str = ""
     running: bool = False
+    ready: bool = False
     started: datetime | None = None
     ended: Ended | None = None
     last_ended: Ended | None = None
@@ -122,6 +123,7 @@ def _read(status: dict[str, Any], *, init: bool) -> ContainerState:
         waiting_reason=waiting.get("reason", ""),
         waiting_message=waiting.get("message", ""),
         running="running" in state,
+        ready=bool(status.get("ready")),
         started=parse_time(begun.get("startedAt")),
         ended=_ended(terminated) if terminated is not None else None,
         last_ended=_ended(last) if last is not None else None,

@@ -18,7 +18,7 @@ from finetune_operator.job.times import after, seconds_until, whole_second
 _COUNTERS = ("activeSeconds", "gpuSeconds")
 _FLOWING = (*_COUNTERS, "trainerStatus", "checkpoint")
 """What changes all the time while a run trains: written at most every MINIMUM_INTERVAL_SECONDS."""
-_CALM = ("Restarting", "Stopping")
+_CALM = ("Restarting", "Stopping", "Starting")
 """Reasons besides the phase's own that nobody needs to be warned of (a restart has an Event of its own)."""
 _COUNTER_SECONDS = 60
 """Counters alone are written when they have moved by this much."""

@@ -80,10 +80,8 @@ class Observed:
     """ModelVersions under the names that this job's could have, looked at once it is evaluated."""
     progress: Progress | None = None
     listening_since: datetime
-    refused_pods: str | None = None
-    """Why the Job controller could not create pods, as far as it said so."""
-    queue_message: str | None = None
-    """Why Kueue holds the run, as far as it said so."""
+    wait_words: str | None = None
+    """What the attempt waits for, in the words of whoever holds it, as far as they were asked and said so."""
 
     def attempt(self, stage: StageName, number: int) -> Attempt:
         """An attempt's children; an empty attempt where there are none."""

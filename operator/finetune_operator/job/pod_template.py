@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune_api import GROUP
 from finetune_api.finetunejob import FineTuneJob, StageName
-from finetune_api.progress import CA_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, progress_path
+from finetune_api.progress import CA_VARIABLE, LIFE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, progress_path
 from finetune_api.run import MASTER_ADDRESS_VARIABLE, MASTER_PORT_VARIABLE, RUN_FILE_VARIABLE
 from finetune_api.shared_fields import PodOverlay
 from finetune_operator.config import OperatorConfig
@@ -29,6 +29,7 @@ RUN_KEY = "run.json"
 CA_KEY = "ca.crt"
 TOKEN_FOLDER = "/var/run/secrets/finetune.dev"  # noqa: S105 - a folder
 TOKEN_SECONDS = 3600
+LIFE_FILE = "/tmp/finetune-alive"  # noqa: S108 - in the container's own volume
 GRACE_VARIABLE = "FINETUNE_TERMINATION_GRACE_SECONDS"
 _NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 _OUR_LABELS = (f"{GROUP}/", "batch.kubernetes.io/", "kueue.x-k8s.io/", "job-name", "controller-uid")
@@ -53,6 +54,8 @@ class PodInputs:
     """The door at which it reports its progress."""
     avoid: Sequence[str] = ()
     """Nodes where the last attempts ended."""
+    life_seconds: int | None = None
+    """It is ready while it did something in that time, by LIFE_FILE."""
 
 
 def pod_template(
@@ -75,6 +78,8 @@ def pod_template(
         environment[MASTER_PORT_VARIABLE] = str(config.master_port)
     if reports is not None:
         environment |= _reporting(job=job, door=reports)
+        if reports.ca_bundle is not None:
+            environment[LIFE_VARIABLE] = LIFE_FILE
     inputs = PodInputs(
         name=name,
         labels=child_labels(job=job, stage=stage, attempt=attempt),
@@ -87,6 +92,7 @@ def pod_template(
         environment=environment,
         reports=reports,
         avoid=avoid,
+        life_seconds=plan.hang_seconds if LIFE_VARIABLE in environment else None,
     )
     return trainer_pod(inputs, config=config)
 
@@ -138,9 +144,22 @@ def _container(inputs: PodInputs, *, config: OperatorConfig) -> dict[str, Any]:
         "terminationMessagePolicy": "File",
         "volumeMounts": _mounts(inputs, config=config),
     }
+    if inputs.life_seconds is not None:
+        container["readinessProbe"] = _sign_of_life(inputs.life_seconds)
     if inputs.secrets:
         container["envFrom"] = [{"secretRef": {"name": secret}} for secret in inputs.secrets]
     return container
+
+
+def _sign_of_life(seconds: int) -> dict[str, Any]:
+    """Tells us through kubelet that training goes on, where no report gets through. No Service asks for readiness."""
+    script = 'test $(($(date +%s) - $(stat -c %Y "$0"))) -lt "$1"'
+    return {
+        "exec": {"command": ["/bin/sh", "-c", script, LIFE_FILE, str(seconds)]},
+        "periodSeconds": 10,
+        "timeoutSeconds": 10,
+        "failureThreshold": 6,
+    }
 
 
 def _reporting(*, job: FineTuneJob, door: Door) -> dict[str, str]:

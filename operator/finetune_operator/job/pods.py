@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from finetune_api.finetunejob import STAGES, StageName
-from finetune_operator.job.containers import CONFIG_REASONS, IMAGE_REASONS, Ended, read_containers
+from finetune_operator.job.containers import CONFIG_REASONS, IMAGE_REASONS, ContainerState, Ended, read_containers
 from finetune_operator.job.names import ATTEMPT_LABEL, STAGE_LABEL
 from finetune_operator.job.times import BEGINNING, after, parse_time
 from finetune_operator.ports import Manifest
@@ -24,6 +24,7 @@ class PodState:
     """One pod of an attempt. Times are the cluster's."""
 
     name: str
+    uid: str = ""
     index: int
     """Completion index: the node rank."""
     phase: PodPhase = "Pending"
@@ -45,6 +46,9 @@ class PodState:
     """The init container that runs, or ran last."""
     trouble: str = ""
     """What its other containers do wrong."""
+    alive: bool | None = None
+    """Whether it was at work lately, by its readiness probe. None: it has none, or kubelet has not looked yet."""
+    alive_changed: datetime | None = None
     disruption: str = ""
     """The reason of a DisruptionTarget condition, or of the pod's own status where a node ended it; "": none."""
     disruption_message: str = ""
@@ -71,6 +75,11 @@ class PodState:
     def running(self) -> bool:
         """Its container runs, as far as kubelet has said."""
         return self.started is not None and not self.finished
+
+    @property
+    def homeless(self) -> bool:
+        """No node was found for it, or none was looked for yet."""
+        return self.scheduled is None and self.started is None and not self.node and not self.finished
 
     @property
     def node_lost(self) -> bool:
@@ -101,9 +110,11 @@ def read_pod(manifest: Manifest) -> PodState:
     containers = read_containers(manifest, main=CONTAINER)
     main, held = containers.main, containers.held
     disruption, disruption_message = _disruption(status=status, conditions=conditions)
+    alive, alive_changed = _alive(manifest, main=main, conditions=conditions)
     due = parse_time(metadata.get("deletionTimestamp"))
     return PodState(
         name=metadata["name"],
+        uid=metadata.get("uid", ""),
         index=int((metadata.get("annotations") or {}).get(INDEX_ANNOTATION, 0)),
         phase=status.get("phase") or "Pending",
         node=manifest["spec"].get("nodeName", ""),
@@ -118,6 +129,8 @@ def read_pod(manifest: Manifest) -> PodState:
         waiting_message=held.waiting_message,
         initialising=containers.initialising,
         trouble=containers.trouble,
+        alive=alive,
+        alive_changed=alive_changed,
         disruption=disruption,
         disruption_message=disruption_message,
         deletion_requested=due - timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0) if due else None,
@@ -131,6 +144,20 @@ def attempt_of(manifest: Manifest) -> tuple[StageName, int] | None:
     stage = next((stage for stage in STAGES if stage == labels.get(STAGE_LABEL)), None)
     number = labels.get(ATTEMPT_LABEL, "")
     return (stage, int(number)) if stage is not None and number.isdigit() else None
+
+
+def _alive(
+    manifest: Manifest, *, main: ContainerState, conditions: Mapping[str, Mapping[str, Any]]
+) -> tuple[bool | None, datetime | None]:
+    """What the readiness probe of its container says, and since when."""
+    probed = any(each["name"] == CONTAINER and "readinessProbe" in each for each in manifest["spec"]["containers"])
+    changed = parse_time((conditions.get("Ready") or {}).get("lastTransitionTime"))
+    if not probed or main.started is None or changed is None:
+        return None, None
+    if main.ready:
+        return True, changed
+    # Not ready is how every pod begins; that it was ready in between shows in the time of the change.
+    return (False, changed) if changed > main.started else (None, None)
 
 
 def _image(manifest: Manifest, *, container: str) -> str:

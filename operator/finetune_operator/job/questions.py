@@ -46,8 +46,8 @@ def version_names(job: FineTuneJob) -> list[str]:
     return [version_name(job=job, taken=False), version_name(job=job, taken=True)]
 
 
-def waiting_job(observed: Observed) -> tuple[ChildJob, str] | None:
-    """The Job that waits for something that only others know, with the reason of the wait: Queued, PodsNotCreated."""
+def waiting_job(observed: Observed) -> tuple[ChildJob, Waiting] | None:
+    """The Job that waits for something of which others know more."""
     status = observed.job.status
     stage = next((stage for stage in status.stages if stage.state != "Complete"), None)
     plan = read_plan(status.plan) if status.plan is not None else None
@@ -56,6 +56,6 @@ def waiting_job(observed: Observed) -> tuple[ChildJob, str] | None:
     attempt = observed.attempt(stage.name, stage.attempt)
     size = size_of(stage=stage.name, plan=plan).pods
     verdict = judge(attempt=attempt, stage=stage.name, size=size, now=observed.now, config=observed.config)
-    if isinstance(verdict, Waiting) and verdict.queued and attempt.job is not None:
-        return attempt.job, verdict.reason
+    if isinstance(verdict, Waiting) and verdict.about and attempt.job is not None:
+        return attempt.job, verdict
     return None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from finetune_api.finetunejob import CheckpointStatus, FineTuneJobStatus, TrainerStatus
 from finetune_api.progress import CHECKPOINT_STEP, STEP
 from finetune_operator.job.observed import Observed
 from finetune_operator.job.plan import ResolvedPlan
-from finetune_operator.job.times import whole_second
+from finetune_operator.job.pods import PodState
+from finetune_operator.job.times import after, whole_second
 
 
 def with_progress(*, status: FineTuneJobStatus, observed: Observed, plan: ResolvedPlan) -> FineTuneJobStatus:
@@ -38,15 +40,41 @@ def last_step(status: FineTuneJobStatus) -> int | None:
     return whole_number(status.trainer_status.metric(STEP)) if status.trainer_status else None
 
 
-def last_sign(*, observed: Observed, running_since: datetime) -> datetime:
-    """Since when training has been silent. Silence counts only while we listen and all pods run."""
-    signs = [running_since, observed.listening_since]
-    if observed.progress is not None:
-        signs.append(observed.progress.received)
+def last_report(observed: Observed) -> datetime | None:
+    """When the newest report of this attempt came in; None: none ever did."""
     shown: TrainerStatus | None = observed.job.status.trainer_status
+    received = [observed.progress.received] if observed.progress is not None else []
     if shown is not None and shown.last_updated_time is not None:
-        signs.append(shown.last_updated_time)
-    return max(signs)
+        received.append(shown.last_updated_time)
+    return max(received, default=None)
+
+
+def last_sign(
+    *, observed: Observed, pods: Sequence[PodState], running_since: datetime, hang_seconds: int
+) -> datetime | None:
+    """Since when training has been silent. Silence counts only while we listen and all pods run.
+
+    None: nothing was ever heard of this attempt, neither by a report nor by a probe. That says more about the way to us
+    than about training.
+    """
+    if any(pod.alive for pod in pods):
+        return observed.now
+    # A probe fails once nothing has happened for hang_seconds.
+    signs = [after(pod.alive_changed, -hang_seconds) for pod in pods if pod.alive is False and pod.alive_changed]
+    report = last_report(observed)
+    signs += [report] if report is not None else []
+    return max(*signs, running_since, observed.listening_since) if signs else None
+
+
+def unheard(*, observed: Observed, running_since: datetime, hang_seconds: int) -> str:
+    """What keeps reports away from us, as far as that can be said; "": they come."""
+    since = max(last_report(observed) or running_since, running_since, observed.listening_since)
+    if observed.door is None or observed.now < after(since, hang_seconds):
+        return ""
+    return (
+        f"no report of it comes to the operator ({observed.door.url}), so progress is not shown and a hang may not be "
+        "noticed: a NetworkPolicy of this namespace may forbid its pods to go there; see docs/install.md, Networks"
+    )
 
 
 def whole_number(text: str | None) -> int | None:

@@ -80,7 +80,7 @@ CAUSES: tuple[Row, ...] = (
     ),
     Row(
         cause=Cause.HUNG,
-        evidence="no report from training for failurePolicy.hangSeconds while all its pods run",
+        evidence="training was heard from, and then was silent for failurePolicy.hangSeconds while all its pods run",
         budget=Budget.FAILURES,
     ),
     Row(

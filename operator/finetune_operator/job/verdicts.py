@@ -23,6 +23,8 @@ class Waiting:
     reason: str
     message: str
     queued: bool = False
+    about: str = ""
+    """UID of the object of which others may say more; "": nobody knows more."""
     look_again: datetime | None = None
 
 

@@ -54,6 +54,12 @@ class KubernetesCluster:
             return []
         return sorted(found, key=lambda item: (item["metadata"]["namespace"], item["metadata"]["name"]))
 
+    async def events_about(self, *, namespace: str, uid: str) -> tuple[Manifest, ...]:
+        """Events about the object with this UID: the apiserver picks them out."""
+        path = PLACES["Event"].collection(namespace=namespace)
+        query = [("fieldSelector", f"regarding.uid={uid}")]
+        return tuple([each async for each in self._api.pages(path=path, query=query)])
+
     async def create(self, *, manifest: Manifest) -> Manifest:
         """Create-only."""
         return await self._api.request(

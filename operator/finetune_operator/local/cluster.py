@@ -80,6 +80,11 @@ class LocalCluster:
         """Objects that carry all these labels, sorted by namespace and name."""
         return [_shown(each) for each in self.store.find(kind=kind, namespace=namespace, labels=labels)]
 
+    async def events_about(self, *, namespace: str, uid: str) -> tuple[Manifest, ...]:
+        """Events about the object with this UID."""
+        found = await self.list(kind="Event", namespace=namespace)
+        return tuple(each for each in found if (each.get("regarding") or {}).get("uid") == uid)
+
     async def create(self, *, manifest: Manifest) -> Manifest:
         """Create-only. Raises AlreadyExistsError, InvalidError."""
         return _shown(self._create(manifest))

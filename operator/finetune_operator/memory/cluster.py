@@ -74,6 +74,11 @@ class MemoryCluster:
             and (labels or {}).items() <= (found["metadata"].get("labels") or {}).items()
         ]
 
+    async def events_about(self, *, namespace: str, uid: str) -> tuple[Manifest, ...]:
+        """Events about the object with this UID."""
+        found = await self.list(kind="Event", namespace=namespace)
+        return tuple(each for each in found if (each.get("regarding") or {}).get("uid") == uid)
+
     async def create(self, *, manifest: Manifest) -> Manifest:
         """Create-only. Status is its own resource and starts empty."""
         address = _address(manifest)

@@ -280,7 +280,7 @@ def test_what_never_starts_ends(reason: str, now: float, cause: Cause) -> None:
 
 def test_a_suspended_job_is_queued_whatever_its_old_pods_do() -> None:
     job = replace(JOB, suspended=True)
-    assert verdict(job=job) == Waiting(reason="Queued", message="", queued=True)
+    assert verdict(job=job) == Waiting(reason="Queued", message="", queued=True, about="j")
     assert isinstance(verdict(deleting(failed(75), requested=50), job=job), Waiting)
 
 
@@ -289,3 +289,37 @@ def test_the_end_of_an_attempt() -> None:
     assert last_end(attempt=Attempt(job=JOB, pods=(failed(1, finished=60), running(1)))) is None
     assert last_end(attempt=Attempt(job=replace(JOB, failed=True, failed_since=at(61)))) == at(61)
     assert last_end(attempt=Attempt()) is None
+
+
+# -- waiting, told truly ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "now", "message", "about"),
+    [
+        (pod(scheduled=START, uid="u"), 5, "", ""),
+        (pod(scheduled=START, uid="u"), 11, "pod p0: its containers are being made", "u"),
+        (pod(scheduled=START, uid="u", initialising="fetch"), 11, "pod p0: init container fetch is running", ""),
+        (pod(scheduled=START, uid="u", trouble="init container x ended"), 5, "pod p0: init container x ended", ""),
+        # The scheduler is silent while a volume is made for the pod.
+        (pod(uid="u"), 29, "pod p0: its containers are being made", "u"),
+        (pod(uid="u"), 30, "1 pod of 1 waiting for a node", "u"),
+        (pod(unschedulable="no room", uid="u"), 5, "1 pod of 1 waiting for a node: no room", ""),
+        (
+            pod(unschedulable="pod has unbound immediate PersistentVolumeClaims", uid="u"),
+            5,
+            "1 pod of 1 waiting for a node: pod has unbound immediate PersistentVolumeClaims",
+            "u",
+        ),
+    ],
+)
+def test_what_holds_a_pod_up_is_said_and_who_knows_more(state: PodState, now: float, message: str, about: str) -> None:
+    found = verdict(state, now=now)
+    assert isinstance(found, Waiting)
+    assert (found.message, found.about) == (message, about)
+
+
+def test_a_pod_that_the_scheduler_never_looked_at_is_not_said_to_have_a_node() -> None:
+    found = verdict(pod(), now=CONFIG.start_deadline_seconds * 10)
+    assert isinstance(found, Waiting)
+    assert found.queued

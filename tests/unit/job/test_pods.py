@@ -137,3 +137,24 @@ def test_training_goes_on_beside_a_sidecar_that_does_not(sidecar: dict[str, Any]
 def test_a_pod_without_containers_is_new() -> None:
     pod = read_pod({"metadata": {"name": "p0"}, "spec": {"containers": []}})
     assert (pod.started, pod.ended, pod.finished, pod.trouble) == (None, None, False, "")
+
+
+@pytest.mark.parametrize(
+    ("ready", "changed", "alive"),
+    [
+        (True, "2026-01-05T12:00:30Z", True),
+        (False, "2026-01-05T12:20:00Z", False),
+        (False, "2026-01-05T12:00:01Z", None),
+    ],
+)
+def test_a_probe_tells_whether_a_container_is_at_work(ready: bool, changed: str, alive: bool | None) -> None:
+    condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": changed}
+    statuses = [{"name": "trainer", "state": RUNS, "ready": ready}]
+    manifest: dict[str, Any] = {
+        "metadata": {"name": "p0"},
+        "spec": {"containers": [{"name": "trainer", "readinessProbe": {}}]},
+        "status": {"phase": "Running", "conditions": [condition], "containerStatuses": statuses},
+    }
+    assert read_pod(manifest).alive is alive
+    manifest["spec"]["containers"] = [{"name": "trainer"}]
+    assert read_pod(manifest).alive is None
