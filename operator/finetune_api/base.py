@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
@@ -39,6 +40,21 @@ class ApiModel(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionary in wire names, unset optional fields left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+MAXIMUM_SPEC_BYTES = 262_144
+"""What is decided from a spec is recorded in the status of the same object, and etcd keeps objects of 1.5 MiB."""
+
+
+def size_problem(spec: ApiModel) -> str | None:
+    """Why a spec is too large to be worked on, with the way out; None where it is not."""
+    size = len(json.dumps(spec.to_dict()).encode())
+    if size <= MAXIMUM_SPEC_BYTES:
+        return None
+    return (
+        f"spec has {size:,} bytes as JSON, and at most {MAXIMUM_SPEC_BYTES:,} leave room for the status of the object: "
+        "shorten what is long in it (affinity, labels and annotations of podTemplate, tolerations, lists)"
+    )
 
 
 class StrictModel(ApiModel):

@@ -15,7 +15,17 @@ MetricName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z][
 Labels = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
 OpenObject = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 """An object that the schema does not look into."""
-Quantities = Annotated[dict[str, Annotated[str | int, Field()]], Field(max_length=16)]
+Quantity = Annotated[
+    str | int,
+    Field(
+        json_schema_extra={
+            "pattern": r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]+)?$",
+            "minimum": 0,
+        }
+    ),
+]
+"""resource.Quantity of Kubernetes, not below zero. The schema refuses others; what was stored before can be read."""
+Quantities = Annotated[dict[str, Quantity], Field(max_length=16)]
 
 
 class Resources(ApiModel):

@@ -6,7 +6,9 @@ import argparse
 import sys
 
 from finetune_api import GROUP
+from finetune_api.base import size_problem
 from finetune_api.finetunejob import FineTuneJob
+from finetune_api.modelendpoint import ModelEndpointSpec
 from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.manifests import manifests_from
 from finetune_operator.config import OperatorConfig
@@ -35,10 +37,13 @@ def objections_to(manifest: Manifest) -> str | None:
     errors = validate(manifest)
     if errors:
         return in_kubectls_words(manifest, errors)
-    if manifest["kind"] == "FineTuneJob":
+    kind, problem = str(manifest["kind"]), None
+    if kind == "FineTuneJob":
         problem = _problem_of_run(manifest)
-        if problem is not None:
-            return f'The FineTuneJob "{_name(manifest)}" can never run: {problem}'
+    elif kind == "ModelEndpoint":
+        problem = size_problem(ModelEndpointSpec.model_validate(manifest["spec"]))
+    if problem is not None:
+        return f'The {kind} "{_name(manifest)}" can never run: {problem}'
     return None
 
 

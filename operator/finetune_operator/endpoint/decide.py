@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from finetune_api.base import size_problem
 from finetune_api.modelendpoint import ModelEndpointStatus, Outcome
 from finetune_operator.controller import Event
 from finetune_operator.endpoint import facts
@@ -79,6 +80,9 @@ def _draft(observed: ObservedEndpoint) -> Draft:
 
 def _idle(observed: ObservedEndpoint) -> Draft:
     status = observed.endpoint.status
+    too_large = size_problem(observed.endpoint.spec)
+    if too_large is not None:
+        return _stalled(observed, "TooLarge", too_large)
     requests = read_requests(observed.endpoint.metadata.annotations)
     if status.stable is not None and requests.rollback == status.stable.uid:
         return _back(observed, requests)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
+from finetune_api.base import size_problem
 from finetune_api.finetunejob import EvaluationMetric, FineTuneJob, FineTuneJobSpec, LoRA, Source, Split, Training
 from finetune_api.metrics import metric_problems
 from finetune_api.run import BaselineOrder, CheckpointOrder, MethodOrder, ModelOrder, Optimisation, SplitOrder
@@ -55,6 +56,9 @@ def unsupported(spec: FineTuneJobSpec) -> str | None:
 def refusal(*, job: FineTuneJob, config: OperatorConfig) -> Refusal | None:
     """The first reason that makes the job impossible, or None."""
     spec = job.spec
+    problem = size_problem(spec)
+    if problem:
+        return Refusal(reason="TooLarge", message=problem)
     for field, uri in uris_of(spec).items():
         problem = refusal_of(uri=uri, allowed_roots=config.allowed_roots)
         if problem:

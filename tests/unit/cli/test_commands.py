@@ -73,6 +73,18 @@ def test_validate_knows_what_only_the_operator_refuses(capsys: pytest.CaptureFix
     assert 'The FineTuneJob "router" can never run: spec.evaluation.metrics' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("kind", "part"), [("job", "compute"), ("endpoint", "serving")])
+def test_validate_refuses_what_is_too_large_for_its_status(
+    kind: str, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = valid(kind)
+    large["spec"][part]["podTemplate"] = {"spec": {"affinity": {"any": ["x" * 1000] * 300}}}
+    assert main(["validate", "-f", write("a.yaml", large)]) == 2
+    said = capsys.readouterr().err
+    assert "can never run: spec has 30" in said
+    assert "at most 262,144" in said
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

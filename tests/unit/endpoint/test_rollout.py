@@ -252,6 +252,17 @@ async def test_an_undecided_version_under_hold_waits_for_an_approval(pinned: boo
     assert not [each for each in status.conditions if each.type in ("RequestVoid", "AwaitingApproval")]
 
 
+async def test_an_endpoint_that_is_too_large_for_its_status_says_so() -> None:
+    world = await with_stable()
+    serving = endpoint_manifest()["spec"]["serving"]
+    world.change_spec(serving=serving | {"podTemplate": {"spec": {"affinity": {"any": "x" * 300_000}}}})
+    await offer(world, "v2")
+    status = await world.settle(ticks=5)
+    stalled = {each.type: each for each in status.conditions}["Stalled"]
+    assert (stalled.reason, outcomes(status)) == ("TooLarge", [("v1", "Promoted")])
+    assert "at most 262,144" in stalled.message
+
+
 async def test_a_held_version_can_be_rejected_and_holds_up_nothing() -> None:
     world = await with_stable()
     uid = await offer(world, "v2", **HELD)

@@ -120,6 +120,7 @@ def test_the_first_look_records_the_plan_and_makes_nothing() -> None:
             "microBatchSize",
         ),
         ({"evaluation": {"metrics": [{"name": "accuracy", "maxRegression": 0.1}]}}, "InvalidSpec", "accuracy"),
+        ({"compute": {"podTemplate": {"spec": {"affinity": {"x": "x" * 300_000}}}}}, "TooLarge", "spec has 300,"),
     ],
 )
 def test_what_can_never_run_fails_at_once(changes: dict[str, Any], reason: str, words: str) -> None:
