@@ -134,6 +134,40 @@ def test_an_instruction_with_many_answers_makes_no_relatives() -> None:
     assert len(set(found)) == 40
 
 
+@pytest.mark.parametrize("shared", ["", "Answer by the text that follows. "])
+def test_a_document_in_the_system_message_makes_no_relatives_of_a_fixed_question(shared: str) -> None:
+    draw = random.Random(7)
+    documents = [shared + sentence(draw) for _ in range(40)]
+    asked = ("user", "Is this review positive? Answer with yes or no, and with nothing else.")
+    rows = [chat(("system", text), asked, ("assistant", "no")) for text in documents]
+    assert len(set(dedupe.groups(subjects(*rows)))) == 40
+    corrected = chat(("system", documents[3]), asked, ("assistant", "yes"))
+    assert len(set(dedupe.groups(subjects(*rows, corrected)))) == 40
+
+
+def test_an_instruction_that_a_third_of_the_rows_share_makes_no_relatives() -> None:
+    """In the middle of the text, beside others, and in fewer rows than a template needs."""
+    draw = random.Random(8)
+    instructions = [sentence(draw, 60), sentence(draw, 60)]
+    texts = [f"{sentence(draw, 3)} {instructions[row % 2]} {sentence(draw, 6)}" for row in range(48)]
+    assert len(set(groups_of(texts))) == 48
+    assert len(set(groups_of([*texts, f"{texts[0]}!", texts[1].upper()]))) == 48
+
+
+def test_edits_of_one_text_are_relatives_however_many() -> None:
+    draw = random.Random(9)
+    words = sentence(draw, 40).split()
+    texts = [" ".join([*words[:place], draw.choice(WORDS), *words[place + 1 :]]) for place in range(40)]
+    assert len(set(groups_of(texts))) == 1
+
+
+def test_what_two_rows_share_is_shown() -> None:
+    texts = ["Where is my parcel? I ordered it.", "Something else", "Where is my parcel? I ordered that."]
+    first, second, shared = dedupe.likeness([Subject(source="a", question=text, text=text) for text in texts])
+    assert (first, second) == (0, 2)
+    assert "'Where is my parcel? I ordered '" in shared
+
+
 def test_edited_copies_are_found() -> None:
     """Recall: one word of about twenty changed leaves a similarity well above the limit."""
     draw = random.Random(4)

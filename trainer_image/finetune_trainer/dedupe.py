@@ -4,14 +4,19 @@ Two examples are relatives when their questions, or their whole texts, share at 
 shingles (Jaccard). Pairs to compare come from MinHash and banding (Broder 1997; Leskovec et al., Mining of Massive
 Datasets, ch. 3); each is verified on the shingles themselves.
 
-What many examples have in common does not make relatives of them: system messages do not count, nor do the words that
-(nearly) all examples of a source begin or end with, nor a question with very many different answers, which is an
-instruction ("Write a poem.").
+What many examples have in common does not make relatives of them: not the words that (nearly) all examples of a source
+begin or end with, nor shingles that a third of a source has, where they are most of a text and enough is left to
+compare. A question with very many different answers is an instruction ("Write a poem.", "Is this review positive?"):
+such examples are about their system message as well, if it is not as common itself. Otherwise system messages do not
+count.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import heapq
+import itertools
 import json
 import re
 import unicodedata
@@ -37,6 +42,12 @@ _TEMPLATE_MINIMUM_ROWS = 50
 # A question asked more often than this, with different answers each time, is an instruction.
 _MOST_ANSWERS = 20
 _BATCH = 4096
+# Shingles that this share of a source's texts has (of a sample, and at least so many) are common to them.
+_COMMON_SHARE, _COMMON_MINIMUM_ROWS, _SAMPLE = 1 / 3, 20, 1000
+# Texts that are mostly common are compared by the rest, if it has at least so many shingles (three words or so).
+_ENOUGH_LEFT = 20
+_SHOWN = 400
+"""Characters of a text in which a message looks for what two have in common."""
 # Not the signs of arithmetic and code, which change what is asked.
 _PUNCTUATION = re.compile(r"""[.,;:!?"'()\[\]\u2018-\u201e\u2026\xab\xbb\xa1\xbf]+""")
 
@@ -51,6 +62,8 @@ class Subject:
     whose answer is corrected stays in its split."""
     text: str
     """The question, and the answer where it is free text."""
+    context: str = ""
+    """The system message, normalised."""
 
 
 def normalise(text: str) -> str:
@@ -88,6 +101,7 @@ def subject_of(content: Content, *, source: str) -> Subject:
     turns = [message for message in content.messages if message.role != "system"]
     return Subject(
         source=source,
+        context=normalise("\n".join(message.text for message in content.messages if message.role == "system")),
         question=normalise("\n".join(message.text for message in turns[:-1])),
         text=normalise("\n".join(message.text for message in turns)),
     )
@@ -99,12 +113,10 @@ def groups(subjects: Sequence[Subject]) -> list[str]:
 
     Relatives of relatives are relatives. Time and memory grow linearly with the number of examples.
     """
-    asked = Counter(subject.question for subject in subjects)
-    keys = [subject.question if asked[subject.question] <= _MOST_ANSWERS else subject.text for subject in subjects]
+    keys, texts = _compared(subjects)
     sources = [subject.source for subject in subjects]
     sets = _DisjointSets(len(subjects))
     _join_relatives(sets, keys, sources=sources)
-    texts = [subject.text for subject in subjects]
     if texts != keys:
         _join_relatives(sets, texts, sources=sources)
     smallest: dict[int, str] = {}
@@ -112,6 +124,41 @@ def groups(subjects: Sequence[Subject]) -> list[str]:
         root, name = sets.find(index), hashlib.sha256(key.encode()).hexdigest()
         smallest[root] = min(smallest.get(root, name), name)
     return [smallest[sets.find(index)] for index in range(len(subjects))]
+
+
+def _compared(subjects: Sequence[Subject]) -> tuple[list[str], list[str]]:
+    """What each example is about, without its answer where that can be told, and its whole text."""
+    asked = Counter(subject.question for subject in subjects)
+    shared = Counter(subject.context for subject in subjects)
+    full = [subject.context if shared[subject.context] <= _MOST_ANSWERS else "" for subject in subjects]
+    asked_of = Counter((context, subject.question) for context, subject in zip(full, subjects, strict=True))
+    keys, texts = [], []
+    for context, subject in zip(full, subjects, strict=True):
+        if asked[subject.question] <= _MOST_ANSWERS:
+            keys.append(subject.question)
+            texts.append(subject.text)
+            continue
+        texts.append(f"{context} {subject.text}".strip())
+        few = asked_of[context, subject.question] <= _MOST_ANSWERS
+        keys.append(f"{context} {subject.question}" if few else texts[-1])
+    return keys, texts
+
+
+def likeness(subjects: Sequence[Subject]) -> tuple[int, int, str]:
+    """The two most alike of at least two examples of a group, and what they share, for a message."""
+
+    def alike(pair: tuple[int, int]) -> float:
+        return max(_jaccard(shingles[kind][pair[0]], shingles[kind][pair[1]]) for kind in range(2))
+
+    shingles = [
+        [_shingles(_folded(text)) for text in texts]
+        for texts in ([subject.question for subject in subjects], [subject.text for subject in subjects])
+    ]
+    first, second = max(itertools.combinations(range(len(subjects)), 2), key=alike)
+    one, other = subjects[first].text[:_SHOWN], subjects[second].text[:_SHOWN]
+    block = difflib.SequenceMatcher(a=one, b=other, autojunk=False).find_longest_match()
+    share = alike((first, second))
+    return first, second, f"{share:.0%} of what they ask or say, as in {one[block.a : block.a + min(block.size, 80)]!r}"
 
 
 def conflicting_labels(contents: Iterable[Content]) -> dict[str, set[str]]:
@@ -144,7 +191,7 @@ def _join_relatives(sets: _DisjointSets, texts: Sequence[str], *, sources: Seque
     _join_equal(sets, texts)
     compared = _without_templates([_folded(text) for text in texts], sources=sources)
     _join_equal(sets, compared)
-    _join_similar(sets, compared)
+    _join_similar(sets, compared, sources=sources)
 
 
 def _folded(text: str) -> str:
@@ -159,12 +206,15 @@ def _join_equal(sets: _DisjointSets, keys: Sequence[str]) -> None:
         sets.union(index, first.setdefault(key, index))
 
 
-def _join_similar(sets: _DisjointSets, texts: Sequence[str]) -> None:
+def _join_similar(sets: _DisjointSets, texts: Sequence[str], *, sources: Sequence[str]) -> None:
     """Join texts whose shingles overlap by at least `SIMILARITY`."""
+    common = _common_shingles(texts, sources=sources)
 
     @lru_cache(maxsize=8192)
     def shingles(index: int) -> np.ndarray[Any, Any]:
-        return _shingles(texts[index])
+        whole = _shingles(texts[index])
+        rest = np.setdiff1d(whole, common[sources[index]], assume_unique=True)
+        return rest if _ENOUGH_LEFT <= len(rest) <= len(whole) // 2 else whole
 
     distinct = list({text: index for index, text in reversed(list(enumerate(texts)))}.values())
     # One sketch is filled again and again: making its permutations costs more than using them.
@@ -184,6 +234,19 @@ def _join_similar(sets: _DisjointSets, texts: Sequence[str]) -> None:
                     sets.union(index, other)
             if len(members) < _COMPARED_PER_BUCKET:
                 members.append(index)
+
+
+def _common_shingles(texts: Sequence[str], *, sources: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """By source: the shingles that many of its different texts have, sorted. A sample tells, the same in any order."""
+    texts_of: defaultdict[str, set[str]] = defaultdict(set)
+    for text, source in zip(texts, sources, strict=True):
+        texts_of[source].add(text)
+    common = {}
+    for source, different in texts_of.items():
+        sample = heapq.nsmallest(_SAMPLE, different, key=lambda text: hashlib.sha256(text.encode()).digest())
+        found, counts = np.unique(np.concatenate([_shingles(text) for text in sample]), return_counts=True)
+        common[source] = found[counts >= max(_COMMON_MINIMUM_ROWS, _COMMON_SHARE * len(sample))]
+    return common
 
 
 def _shingles(text: str) -> np.ndarray[Any, Any]:

@@ -22,6 +22,8 @@ from finetune_trainer.split import Member, Shares, split
 Splits = Mapping[SplitName, Sequence[Example]]
 
 _MOST_LABELS = 4096
+_MOST_COMPARED = 100
+"""Rows of a group among which two are looked for that show why it is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,17 @@ class Pool:
     def group_sizes(self) -> Counter[str]:
         """Different examples by group."""
         return Counter(self.group_of[id_] for id_ in [*self.rows, *self.held_out])
+
+    def likeness(self, group: str) -> str:
+        """Why a group is one, as the end of a message: two of its rows, and what they share. Empty for a single row."""
+        rows = [row for id_, row in self.rows.items() if self.group_of[id_] == group][:_MOST_COMPARED]
+        if len(rows) < 2:
+            return ""
+        first, second, shared = dedupe.likeness([dedupe.subject_of(row.content, source=row.source) for row in rows])
+        return (
+            f". Near-duplicates are, for example, {rows[first].place} and {rows[second].place}: they share {shared}; an"
+            " instruction that many rows share belongs into the system message"
+        )
 
 
 def pool(training: Sequence[SourceRows], *, evaluation: SourceRows | None) -> Pool:
@@ -84,6 +97,7 @@ def divide(
         salt=salt,
         seed=seed,
         stratify_by=stratify_by,
+        likeness=examples.likeness,
     )
     placed: list[tuple[SplitName, str, Row]] = [
         (name, id_, row) for name, (id_, row) in zip(places, examples.rows.items(), strict=True)

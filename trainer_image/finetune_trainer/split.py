@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune_api.finetunejob import Split
@@ -49,24 +49,30 @@ class Shares:
 
 
 def split(
-    members: Sequence[Member], *, shares: Shares, salt: str, seed: int, stratify_by: str | None
+    members: Sequence[Member],
+    *,
+    shares: Shares,
+    salt: str,
+    seed: int,
+    stratify_by: str | None,
+    likeness: Callable[[str], str] = lambda group: "",
 ) -> list[SplitName]:
     """The split of each example.
 
     By group hash, a group is placed by its hash alone: it stays where it is when others come or go. With
     `stratify_by` (the field that `Member.stratum` is from), the groups of each stratum are dealt in order of their
-    hashes, so that its proportions come out as near as whole groups allow.
+    hashes, so that its proportions come out as near as whole groups allow. `likeness` says in words why a group is one.
     Raises StageError (65): EmptySplit, StratumTooSmall, EmptyData.
     """
     if not members:
         raise bad_data("EmptyData", "no example is left to split; look at the rows read, bad and duplicate above")
     draws = {group: _draw(f"{salt}\n{seed}\n{group}") for group in {member.group for member in members}}
     if stratify_by is not None:
-        places = _stratified(members, shares=shares, draws=draws, by=stratify_by)
+        places = _stratified(members, shares=shares, draws=draws, by=stratify_by, likeness=likeness)
     else:
         places = {group: _by_threshold(draw, shares) for group, draw in draws.items()}
     found = [places[member.group] for member in members]
-    _check_none_empty(found, members, shares)
+    _check_none_empty(found, members, shares, likeness)
     return found
 
 
@@ -83,7 +89,12 @@ def _by_threshold(draw: float, shares: Shares) -> SplitName:
 
 
 def _stratified(
-    members: Sequence[Member], *, shares: Shares, draws: Mapping[str, float], by: str
+    members: Sequence[Member],
+    *,
+    shares: Shares,
+    draws: Mapping[str, float],
+    by: str,
+    likeness: Callable[[str], str],
 ) -> dict[str, SplitName]:
     sizes = Counter(member.group for member in members)
     strata: defaultdict[str, list[str]] = defaultdict(list)
@@ -97,7 +108,7 @@ def _stratified(
             raise bad_data(
                 "StratumTooSmall",
                 f"{by} {stratum!r} is seen {seen}: it cannot be both learned and held out. Add examples of it, remove"
-                " it, or use data.split.strategy GroupHash",
+                f" it, or use data.split.strategy GroupHash{likeness(groups[0])}",
             )
         # A group larger than the whole held-out share is learned from, if others can be held out.
         room = max(1.0, (1 - shares.train) * sum(sizes[group] for group in groups))
@@ -133,16 +144,19 @@ def _fill(groups: Sequence[str], *, sizes: Mapping[str, int], shares: Shares) ->
     return places | dict.fromkeys(left, "train")
 
 
-def _check_none_empty(found: Sequence[SplitName], members: Sequence[Member], shares: Shares) -> None:
+def _check_none_empty(
+    found: Sequence[SplitName], members: Sequence[Member], shares: Shares, likeness: Callable[[str], str]
+) -> None:
     counts = Counter(found)
     groups = Counter(member.group for member in members)
     for name in SPLITS:
         if shares.share(name) > 0 and counts[name] == 0:
             needed = math.ceil(math.log(1 - _LIKELY) / math.log(1 - shares.share(name)))
-            largest = groups.most_common(1)[0][1]
+            group, largest = groups.most_common(1)[0]
             raise bad_data(
                 "EmptySplit",
                 f"data.split.{name} of {shares.share(name):g} would be empty: {len(members)} examples make"
                 f" {len(groups)} groups of near-duplicates (the largest has {largest}), and about"
-                f" {max(needed, 2)} groups are needed. Add examples, raise data.split.{name}, or set it to 0",
+                f" {max(needed, 2)} groups are needed. Add examples, raise data.split.{name}, or set it to 0"
+                f"{likeness(group)}",
             )
