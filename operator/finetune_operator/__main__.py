@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 
+from finetune_api import streams
 from finetune_operator.config import OperatorConfig
 from finetune_operator.kube.logs import configure_logs
 from finetune_operator.kube.process import ProcessSettings, run_process
@@ -18,6 +19,7 @@ log = logging.getLogger("finetune_operator")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run until SIGTERM. 0: stopped on request; 2: wrong settings; anything else: a failure."""
+    streams.never_fail()
     options = _parser().parse_args(arguments)
     configure_logs(format=options.log_format, level=options.log_level)
     try:

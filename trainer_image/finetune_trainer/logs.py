@@ -7,9 +7,12 @@ import os
 import sys
 import time
 
+from finetune_api import streams
+
 
 def set_up_logging() -> None:
     """Call once at the start of a process, before the libraries are imported."""
+    streams.never_fail()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -173,7 +173,9 @@ def _load_again(
             )
         )
         command = [sys.executable, "-m", "finetune_trainer.saved_model", str(order)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=_RELOAD_SECONDS, check=False)
+        result = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_RELOAD_SECONDS, check=False
+        )
         if result.returncode != 0:
             raise _not_verified(f"a fresh process could not load it: {result.stderr.strip()[-500:]}")
         loaded = load_file(answer)["logits"]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from finetune_api import streams
 from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.parser import build_parser
 from finetune_operator.ports import InvalidError, NotFoundError, UnavailableError
@@ -17,6 +18,7 @@ from finetune_operator.ports import InvalidError, NotFoundError, UnavailableErro
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit status."""
+    streams.never_fail()
     program = Path(sys.argv[0]).name
     parser = build_parser(program="kubectl finetune" if program.startswith("kubectl-") else "finetune")
     options = parser.parse_args(arguments)

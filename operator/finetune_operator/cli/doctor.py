@@ -108,7 +108,9 @@ def _trainer() -> list[Check]:
     if not trainer_is_installed():
         text = "the training code is not installed: pip install 'finetune-operator[local]'"
         return [Check(name="trainer", state="failed", text=text)]
-    answer = subprocess.run([sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, errors="replace", check=False
+    )
     if answer.returncode != 0:
         reason = answer.stderr.strip().split("\n")[-1] or "no reason given"
         return [Check(name="torch", state="failed", text=f"it cannot be imported: {reason}; install it again")]

@@ -29,7 +29,8 @@ def manifests_from(name: str) -> list[Manifest]:
 
 def folder_of(name: str) -> Path:
     """What relative file:// URIs of a manifest are relative to: its folder, or the current one for standard input."""
-    return Path.cwd() if name == "-" else Path(name).absolute().parent
+    path = Path.cwd() if name == "-" else Path(name).absolute()
+    return path if path.is_dir() else path.parent
 
 
 def with_absolute_uris(manifest: Manifest, *, folder: Path) -> Manifest:
@@ -48,7 +49,7 @@ def with_absolute_uris(manifest: Manifest, *, folder: Path) -> Manifest:
             return "file://" + os.path.normpath(folder / value.removeprefix("file://"))
         return value
 
-    return {**manifest, "spec": absolute(manifest.get("spec"))}
+    return {key: absolute(value) if key == "spec" else value for key, value in manifest.items()}
 
 
 def _read(path: Path) -> list[Manifest]:

@@ -51,5 +51,5 @@ def _places(job: FineTuneJob, *, home: LocalHome) -> list[str]:
 def _end_of(logs: Path | None) -> list[str]:
     if logs is None or not logs.is_file():
         return []
-    last = logs.read_text(errors="replace").rstrip("\n").split("\n")[-_LOG_LINES:]
+    last = logs.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")[-_LOG_LINES:]
     return ["", f"The end of {logs}:", *(f"  {line}" for line in last)]

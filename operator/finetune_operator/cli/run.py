@@ -69,7 +69,7 @@ def _manifest(options: argparse.Namespace) -> Manifest:
     if len(manifests) != 1 or manifests[0].get("kind") != "FineTuneJob":
         kinds = ", ".join(str(manifest.get("kind")) for manifest in manifests)
         raise CommandError(f"{options.filename}: run takes one FineTuneJob, found {kinds}")
-    manifest = with_absolute_uris(checked(manifests[0]), folder=folder_of(options.filename))
+    manifest = checked(with_absolute_uris(manifests[0], folder=folder_of(options.filename)))
     metadata = dict(manifest["metadata"])
     metadata["namespace"] = metadata.get("namespace") or options.namespace
     if not metadata.get("name"):

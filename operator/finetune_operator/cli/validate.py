@@ -10,7 +10,7 @@ from finetune_api.base import size_problem
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelendpoint import ModelEndpointSpec
 from finetune_operator.cli.errors import CommandError, ExitStatus
-from finetune_operator.cli.manifests import manifests_from
+from finetune_operator.cli.manifests import folder_of, manifests_from, with_absolute_uris
 from finetune_operator.config import OperatorConfig
 from finetune_operator.job.resolve import refusal as impossible
 from finetune_operator.job.resolve import unsupported
@@ -22,7 +22,8 @@ def run(options: argparse.Namespace) -> int:
     """Check all manifests; BAD_INPUT when one is refused."""
     wrong = 0
     for source in options.filename:
-        for manifest in manifests_from(source):
+        for written in manifests_from(source):
+            manifest = with_absolute_uris(written, folder=folder_of(source))
             objections = objections_to(manifest)
             if objections is None:
                 print(f"{manifest['kind'].lower()}.{GROUP}/{_name(manifest)} is valid")

@@ -21,6 +21,12 @@ def refusal_of(*, uri: str, allowed_roots: tuple[str, ...]) -> str | None:
     """Why a URI must not be used, or None."""
     if ".." in uri.split("/"):
         return f'{uri} contains ".."; write the path without it'
+    if uri.startswith("file://") and not uri.startswith("file:///"):
+        rest = uri.removeprefix("file://").removeprefix("./")
+        return (
+            f"{uri} names no absolute path; write file:///folder/{rest}, or, in local mode only, file://./{rest} for"
+            " what lies beside the manifest"
+        )
     if not any(_is_under(uri=uri, root=root) for root in allowed_roots):
         roots = ", ".join(allowed_roots) or "none"
         return f"{uri} is outside the allowed roots ({roots}); move it there, or have an administrator allow its root"

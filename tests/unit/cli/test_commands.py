@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,29 @@ def test_relative_uris_are_relative_to_the_manifest(tmp_path: Path) -> None:
     assert spec["artifacts"]["uri"] == f"file://{tmp_path}/jobs/runs"
     assert spec["data"]["sources"][0]["uri"] == f"file://{tmp_path}/data/a.jsonl"
     assert spec["model"]["uri"] == "hf://HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_a_file_of_the_folder_above_is_valid_and_one_of_no_folder_is_told_how(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def source(uri: str) -> dict[str, Any]:
+        return {**valid("job"), "spec": {**valid("job")["spec"], "data": {"sources": [{"name": "a", "uri": uri}]}}}
+
+    assert main(["validate", "-f", write("above.yaml", source("file://../data.jsonl"))]) == 0
+    assert main(["validate", "-f", write("bare.yaml", source("file://data.jsonl"))]) == 2
+    assert "file://data.jsonl names no absolute path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["finetune_operator.cli", "validate", "-f"], ["finetune_trainer", "--run-file"]])
+def test_a_message_that_the_terminal_cannot_show_ends_no_command(command: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "FINETUNE_TERMINATION_LOG": str(tmp_path / "message")}
+    ended = subprocess.run(
+        [sys.executable, "-m", *command, "größe.yaml"], capture_output=True, env=environment, timeout=120, check=False
+    )
+    said = (ended.stdout + ended.stderr).decode()
+    assert ended.returncode in (2, 78), said
+    assert "gr\\xf6\\xdfe.yaml" in said
+    assert "Traceback" not in said
 
 
 @pytest.fixture
