@@ -81,30 +81,40 @@ class ObjectReference(ApiModel):
     """Another object of the same namespace, by name."""
 
     name: Name
+    """Its name."""
 
 
 class VersionReference(ApiModel):
     """A ModelVersion, by name and, once known, by UID: a name can be reused, a UID cannot."""
 
     name: Name
+    """The ModelVersion's name."""
     uid: str | None = None
+    """Its UID; unset until the version was seen."""
 
 
 class SecretReference(ApiModel):
     """A Secret of the same namespace. Its keys become environment variables of the run's containers."""
 
     name: Name
+    """The Secret's name."""
 
 
 class Condition(ApiModel):
     """The Kubernetes condition (metav1.Condition)."""
 
     type: Annotated[str, Field(max_length=316)]
+    """What it is about, e.g. Ready."""
     status: Literal["True", "False", "Unknown"]
+    """True, False, or Unknown."""
     observed_generation: int | None = None
+    """The metadata.generation that it was said of."""
     last_transition_time: Time | None = None
+    """When the status changed last."""
     reason: Annotated[str, Field(max_length=1024)]
+    """Why, in one CamelCase word for programs."""
     message: Annotated[str, Field(max_length=32768)] = ""
+    """Why, in a sentence for people."""
 
 
 class ObjectMeta(ApiModel):

@@ -34,6 +34,12 @@ _KEPT = {
 }
 
 
+_TYPE_FIELDS = {
+    "apiVersion": f"The version of this schema: {GROUP}/{VERSION}.",
+    "kind": "The resource that the object is of.",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """A column of `kubectl get`. Priority 1 shows with `-o wide`."""
@@ -156,9 +162,9 @@ def object_schema(*, resource: Resource) -> dict[str, Any]:
     models = _models_by_name(resource.model)
     document = resource.model.model_json_schema(by_alias=True, mode="validation")
     schema = _structural(document, document.get("$defs", {}), models, resource.model)
-    for name in ("apiVersion", "kind"):
-        schema["properties"][name] = {"type": "string"}
-    schema["properties"]["metadata"] = {"type": "object"}
+    for name, description in _TYPE_FIELDS.items():
+        schema["properties"][name] = {"type": "string", "description": description}
+    schema["properties"]["metadata"] = {"type": "object"}  # a schema of its own is not allowed here
     schema["required"] = ["spec"]
     rules = [_validation(rule) for rule in resource.rules]
     if rules:

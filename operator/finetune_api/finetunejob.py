@@ -95,6 +95,8 @@ class Model(ApiModel):
     revision: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Commit or tag, for hf:// only."""
     task: Task
+    """What the model is to do. Chat: answer messages. CausalLM: go on with a text. SequenceClassification: name a
+    text's class. Seq2Seq: not supported yet."""
     licence: Licence | None = None
     """Refuse a base model whose licence is not listed, or is unknown."""
     secret_ref: SecretReference | None = None
@@ -113,6 +115,7 @@ class Source(ApiModel):
     """One file or folder of training examples."""
 
     name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    """Names the source in reports and messages."""
     uri: Annotated[Uri, Field(pattern=_DATA_URI)]
     """A file (.jsonl .json .csv .parquet, also .gz), a folder of such files, or hf://datasets/org/name."""
     format: Literal["Auto", "Chat", "PromptCompletion", "Text", "Labelled"] | None = None
@@ -125,8 +128,11 @@ class Split(ApiModel):
     """How examples are divided. Near-duplicates always stay together."""
 
     train: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the examples to learn from."""
     validation: Annotated[float, Field(ge=0, lt=1)]
+    """Share to look at during training, for early stopping and the validation loss."""
     test: Annotated[float, Field(ge=0, lt=1)]
+    """Share held out for the comparison."""
     strategy: Literal["GroupHash", "Stratified"] | None = None
     """GroupHash: by a salted hash of the near-duplicate group, the same in every run. Stratified: the same, within each
     value of `by`. Default GroupHash."""
@@ -156,6 +162,7 @@ class Data(ApiModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         ),
     ]
+    """Files, folders or datasets; their examples are taken together."""
     max_bad_rows: Annotated[int, Field(ge=0)] | None = None
     """Rows that may be quarantined (with file, line and reason) before the run fails. Default 0."""
     max_truncated_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -193,6 +200,7 @@ class Method(ApiModel):
     """How the weights are changed."""
 
     type: MethodType
+    """Full: all weights. LoRA: a small adapter beside the frozen base. The others are not supported yet."""
     lora: LoRA | None = None
     """For type LoRA."""
     freeze: Freeze | None = None
@@ -214,6 +222,7 @@ class EarlyStopping(ApiModel):
     """Stop when the validation metric stops improving."""
 
     metric: Literal["loss"]
+    """What is watched: the validation loss."""
     patience: Annotated[int, Field(ge=1, le=1000)]
     """Validations without improvement before the run stops; the best checkpoint is kept."""
 
@@ -224,6 +233,7 @@ class Training(ApiModel):
     epochs: Annotated[float, Field(gt=0, le=10000)] | None = None
     """Passes over the training examples. Default 3 where maxSteps is not set."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimiser steps, instead of epochs."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
     """Default 2e-4 for LoRA, 2e-5 for Full."""
     scheduler: Literal["Constant", "Linear", "Cosine"] | None = None
@@ -322,13 +332,16 @@ class EvaluationDataset(ApiModel):
     """A fixed evaluation set."""
 
     uri: Annotated[Uri, Field(pattern=_DATA_URI)]
+    """A file, a folder or hf://datasets/org/name, as in data.sources."""
     format: Literal["Auto", "Chat", "PromptCompletion", "Text", "Labelled"] | None = None
+    """The fields of its rows, as in data.sources. Default Auto."""
 
 
 class Generation(ApiModel):
     """Decoding during evaluation: greedy, the same for candidate and baseline."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=32768)]
+    """Tokens after which an answer is cut."""
 
 
 class Evaluation(ApiModel):
@@ -350,6 +363,7 @@ class Evaluation(ApiModel):
         ]
         | None
     ) = None
+    """What is compared, and what of it decides. Default: what suits the task."""
     on_inconclusive: Literal["Hold", "Reject", "Proceed"] | None = None
     """What an undecided comparison means. Hold: a person decides; the endpoint waits for an approval, and without an
     endpoint the run ends as Rejected and its version may be approved later at one that pins it. Reject: the version is
@@ -456,12 +470,17 @@ class StageStatus(ApiModel):
     """One stage of the run and its newest attempt."""
 
     name: StageName
+    """Prepare, Train or Evaluate."""
     state: StageState
+    """Where its newest attempt is."""
     attempt: Annotated[int, Field(ge=1)] = 1
+    """The number of its newest attempt."""
     child: str | None = None
     """The batch/v1 Job of the newest attempt."""
     start_time: Time | None = None
+    """When its first pod ran."""
     completion_time: Time | None = None
+    """When it ended."""
     active_seconds: Annotated[int, Field(ge=0)] | None = None
     """Seconds in which pods of this stage's attempts were running, of those attempts that have ended."""
     result: OpenObject | None = None
@@ -472,16 +491,22 @@ class ProgressMetric(ApiModel):
     """A metric as Kubeflow Trainer shows it: the value is a string."""
 
     name: Annotated[str, Field(max_length=63)]
+    """Its name, e.g. loss or step."""
     value: Annotated[str, Field(max_length=63)]
+    """Its value as text."""
 
 
 class TrainerStatus(ApiModel):
     """Progress, in the shape of Kubeflow Trainer's TrainJob.status.trainerStatus."""
 
     progress_percentage: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Share of the optimiser steps that are done."""
     estimated_remaining_seconds: Annotated[int, Field(ge=0)] | None = None
+    """At the pace so far."""
     metrics: Annotated[list[ProgressMetric], Field(max_length=64)] | None = None
+    """The newest values: step, loss, learning rate, speed."""
     last_updated_time: Time | None = None
+    """When training reported last."""
 
     def metric(self, name: str) -> str | None:
         """The value of a metric, or None where it was not reported."""
@@ -492,23 +517,31 @@ class CheckpointStatus(ApiModel):
     """The newest checkpoint that is complete."""
 
     uri: Uri
+    """Its folder."""
     step: Annotated[int, Field(ge=0)]
+    """The optimiser step after which it was saved."""
     time: Time | None = None
+    """When it was seen first."""
 
 
 class LastRestart(ApiModel):
     """Why the newest attempt began."""
 
     reason: str
+    """Why the attempt before ended, in one CamelCase word."""
     time: Time
+    """When that was recorded."""
     message: str | None = None
+    """Why, in a sentence."""
 
 
 class Restarts(ApiModel):
     """Attempts that were repeated, by budget."""
 
     preemptions: Annotated[int, Field(ge=0)] = 0
+    """Attempts that something outside had interrupted, against failurePolicy.maxPreemptions."""
     failures: Annotated[int, Field(ge=0)] = 0
+    """Attempts that had failed, against failurePolicy.maxFailures."""
     steps_lost: Annotated[int, Field(ge=0)] = 0
     """Optimiser steps that had to be done again."""
     rapid: Annotated[int, Field(ge=0)] = 0
@@ -522,7 +555,9 @@ class EvaluationStatus(ApiModel):
     """The outcome of the comparison."""
 
     verdict: Verdict
+    """Pass: proven acceptable. Fail: proven unacceptable. Inconclusive: neither."""
     results: Annotated[list[MetricResult], Field(max_length=32)] = Field(default_factory=list)
+    """One row a metric."""
     report: Uri | None = None
     """The HTML report."""
 
@@ -531,22 +566,28 @@ class RolloutStatus(ApiModel):
     """Where the version is on its way into production."""
 
     endpoint: Name
+    """The ModelEndpoint's name."""
     phase: str
+    """The endpoint's phase."""
     weight: Annotated[float, Field(ge=0, le=100)] | None = None
     """Percent of the endpoint's requests that the version answers."""
     promoted: bool = False
     """It is, or was, the endpoint's stable version."""
     message: str | None = None
+    """The endpoint's message."""
 
 
 class FineTuneJobStatus(ApiModel):
     """What was observed."""
 
     observed_generation: int | None = None
+    """The metadata.generation that the status is about."""
     phase: Phase | None = None
+    """Where the run is, in one word."""
     phase_start_time: Time | None = None
     """Since when the run is in this phase."""
     message: Annotated[str, Field(max_length=32768)] | None = None
+    """What it does or waits for, in a sentence."""
     conditions: Annotated[
         list[Condition],
         Field(
@@ -555,22 +596,27 @@ class FineTuneJobStatus(ApiModel):
     ] = Field(default_factory=list)
     """Ready, Reconciling, Stalled (kstatus); Suspended, Prepared, Trained, Evaluated, Promoted."""
     start_time: Time | None = None
+    """When the operator began to work on it."""
     completion_time: Time | None = None
+    """When it ended."""
     active_seconds: Annotated[int, Field(ge=0)] | None = None
     """Seconds in which pods of the run were running, for activeDeadlineSeconds."""
     attempt: Annotated[int, Field(ge=1)] | None = None
+    """The newest attempt of the current stage."""
     stages: Annotated[
         list[StageStatus],
         Field(
             max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
         ),
     ] = Field(default_factory=list)
+    """Prepare, Train and Evaluate, as far as they have come."""
     plan: OpenObject | None = None
     """The run as resolved when it began: defaults, images, locations. An operator upgrade does not change it."""
     trainer_status: TrainerStatus | None = None
     checkpoint: CheckpointStatus | None = None
     restarts: Restarts | None = None
     gpu_seconds: Annotated[int, Field(ge=0)] | None = None
+    """GPUs times the seconds in which their pods were running."""
     evaluation: EvaluationStatus | None = None
     model_version: VersionReference | None = None
     rollout: RolloutStatus | None = None

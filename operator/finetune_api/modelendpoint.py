@@ -308,18 +308,24 @@ class ServedVersion(ApiModel):
     """All that serving a version needs, recorded so that a deleted ModelVersion stops nothing."""
 
     name: Name
+    """The ModelVersion's name."""
     uid: str
+    """Its UID."""
     digest: Digest
+    """sha256 over its files: what is served is what was evaluated."""
     revision: str
     """The ControllerRevision that holds the rendered Deployment and Service."""
     since: Time | None = None
+    """When it came into this place."""
 
 
 class HeldVersion(ApiModel):
     """A version that waits for a person before it is tried: its comparison was not decided (onInconclusive Hold)."""
 
     name: Name
+    """The ModelVersion's name."""
     uid: str
+    """Its UID: what finetune.dev/approve and finetune.dev/reject name."""
     reason: Annotated[str, Field(max_length=1024)]
     """What was not decided."""
 
@@ -332,23 +338,32 @@ class PlanStatus(ApiModel):
     """The rollout as it was resolved when it began."""
 
     version: int
+    """Of the plan's format: an older operator does not follow a newer one."""
     hash: str
+    """Of the plan: another hash, another plan."""
     resolved: OpenObject
+    """The plan, defaults resolved; changes of spec.rollout apply to the next rollout."""
 
 
 class StepStatus(ApiModel):
     """Where the rollout is."""
 
     stage: RolloutStage
+    """The part of the rollout that is under way."""
     index: Annotated[int, Field(ge=0)] = 0
     """Of the canary's step in spec.rollout.steps, as it was when the rollout began."""
     name: str
+    """The step's name; of the canary, as spec.rollout.steps gives it."""
     percent: float | None = None
+    """Percent of the users whom the candidate answers; in shadow, of the requests that are copied to it."""
     start_time: Time
+    """When it began."""
     since_epoch: Annotated[int, Field(ge=0)] = 0
     """Requests of routes older than this do not count."""
     samples: Annotated[int, Field(ge=0)] = 0
+    """Samples so far, of the metric that has the fewest."""
     needed: Annotated[int, Field(ge=0)] = 0
+    """Samples of each metric before the candidate may go on; 0: none are waited for."""
     held: Annotated[str, Field(max_length=1024)] | None = None
     """Why it waits for a person: a regression with onRegression Pause."""
     void_approval: bool = False
@@ -361,33 +376,49 @@ class AnalysisRow(ApiModel):
     """One live metric of the current step."""
 
     metric: MetricName
+    """Its name, e.g. error_rate."""
     candidate: float | None = None
+    """The candidate's value so far."""
     baseline: float | None = None
+    """The stable version's value so far."""
     low: float | None = None
     """Always-valid lower bound of candidate - baseline."""
     high: float | None = None
+    """Always-valid upper bound of candidate - baseline."""
     samples: Annotated[int, Field(ge=0)] = 0
+    """Samples of the arm that has fewer."""
     verdict: Verdict
+    """Pass: enough samples without a regression. Fail: proven worse. Inconclusive: neither yet."""
     reason: str | None = None
+    """What the verdict rests on, or what is missing."""
 
 
 class RoutesStatus(ApiModel):
     """How far the gateways are with the routes."""
 
     epoch: int
+    """The number of the routes in force; each change is one more."""
     acknowledged: Annotated[int, Field(ge=0)] = 0
+    """Gateways that have said that they follow these routes."""
     gateways: Annotated[int, Field(ge=0)] = 0
+    """Gateways that are known."""
 
 
 class VersionOutcome(ApiModel):
     """What became of a version, by UID: one that was rejected or rolled back is not tried again."""
 
     name: Name
+    """The ModelVersion's name."""
     uid: str
+    """Its UID."""
     outcome: Outcome
+    """Promoted, Rejected, RolledBack or Superseded."""
     reason: str
+    """Why, in a sentence."""
     time: Time
+    """When it was decided."""
     by: str = "operator"
+    """Who decided: the operator, or the person who asked for it."""
 
 
 class ComparisonStatus(ApiModel):
@@ -396,22 +427,30 @@ class ComparisonStatus(ApiModel):
     version: VersionReference
     baseline: BaselineRecord
     verdict: Verdict
+    """Pass, Fail or Inconclusive, as in the ModelVersion."""
     accepted: bool
     """Whether the policy of the version's own job lets it go on."""
     held: bool | None = None
     """Undecided under onInconclusive Hold: it goes on where a person approves it."""
     reason: Annotated[str, Field(max_length=1024)]
+    """What came of it, in a sentence."""
     report: Uri | None = None
+    """The HTML report."""
     results: Annotated[list[MetricResult], Field(max_length=32)] = Field(default_factory=list)
+    """One row a metric."""
     time: Time
+    """When it was recorded."""
 
 
 class ModelEndpointStatus(ApiModel):
     """What was observed."""
 
     observed_generation: int | None = None
+    """The metadata.generation that the status is about."""
     phase: EndpointPhase | None = None
+    """Where the endpoint is, in one word."""
     message: Annotated[str, Field(max_length=32768)] | None = None
+    """What it does or waits for, in a sentence."""
     conditions: Annotated[
         list[Condition],
         Field(
@@ -428,10 +467,12 @@ class ModelEndpointStatus(ApiModel):
     plan: PlanStatus | None = None
     step: StepStatus | None = None
     analysis: Annotated[list[AnalysisRow], Field(max_length=8)] = Field(default_factory=list)
+    """The live metrics of the current step, one row each."""
     analysis_time: Time | None = None
     """When samples and analysis were written; at most every few seconds."""
     routes: RoutesStatus | None = None
     versions: Annotated[list[VersionOutcome], Field(max_length=100)] = Field(default_factory=list)
+    """What became of the versions that were tried, oldest first."""
     comparisons: Annotated[list[ComparisonStatus], Field(max_length=10)] = Field(default_factory=list)
     """Of versions that had been compared with something else than what was stable at their turn; newest last."""
 

@@ -25,16 +25,22 @@ class RowCounts(ApiModel):
     """Examples per split."""
 
     train: Annotated[int, Field(ge=0)]
+    """Examples that were learned from."""
     validation: Annotated[int, Field(ge=0)]
+    """Examples that were looked at during training, and not learned from."""
     test: Annotated[int, Field(ge=0)]
+    """Examples held out for the comparison."""
 
 
 class DataSource(ApiModel):
     """A source as it was read."""
 
     name: str
+    """Its name in the job."""
     uri: Uri
+    """Where it was read from."""
     digest: Digest | None = None
+    """sha256 of what was read."""
 
 
 class DataRecord(ApiModel):
@@ -46,6 +52,7 @@ class DataRecord(ApiModel):
     """Where the digests of all examples by split are, so that a later evaluation can prove it holds none of them out."""
     rows: RowCounts
     sources: Annotated[list[DataSource], Field(max_length=32)] = Field(default_factory=list)
+    """The sources, each as it was read."""
 
 
 class BaselineRecord(ApiModel):
@@ -54,20 +61,25 @@ class BaselineRecord(ApiModel):
     name: Annotated[str, Field(min_length=1, max_length=253)]
     """The name of a ModelVersion, or `Base`."""
     uid: str | None = None
+    """The ModelVersion's UID; unset for the base model."""
     digest: Digest
+    """sha256 over the files of the model that was compared with."""
 
 
 class EvaluationRecord(ApiModel):
     """The verdict and what it rests on."""
 
     verdict: Verdict
+    """Pass: proven better or no worse than allowed. Fail: proven unacceptable. Inconclusive: neither."""
     accepted: bool | None = None
     """Whether the job's policy lets it go on: an Inconclusive one does with onInconclusive Proceed. None: if it passed.
     """
     held: bool | None = None
     """Undecided under onInconclusive Hold: it goes on where a person approves it at an endpoint."""
     report: Uri | None = None
+    """The HTML report."""
     results: Annotated[list[MetricResult], Field(max_length=32)] = Field(default_factory=list)
+    """One row a metric."""
     plan: OpenObject | None = None
     """All that it takes to compare the version with another one later, defaults resolved. None: that cannot be done."""
 
@@ -76,7 +88,9 @@ class JobReference(ApiModel):
     """The FineTuneJob that made it."""
 
     name: Name
+    """The job's name."""
     uid: str
+    """The job's UID: its name may be used again."""
 
 
 class Lineage(ApiModel):
@@ -94,9 +108,11 @@ class ModelVersionSpec(ApiModel):
     artifact: Artifact
     base: ResolvedModel
     task: Task
+    """What the model does."""
     method: OpenObject
     """As trained, defaults resolved."""
     training: OpenObject
+    """Optimisation as it was done, defaults resolved."""
     labels: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=4096)] | None = None
     """The classes of a classifier, in the order of its outputs."""
     data: DataRecord
@@ -112,12 +128,14 @@ class ModelVersionStatus(ApiModel):
     """What was observed."""
 
     observed_generation: int | None = None
+    """The metadata.generation that the status is about."""
     conditions: Annotated[
         list[Condition],
         Field(
             max_length=32, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
         ),
     ] = Field(default_factory=list)
+    """None are set yet."""
 
 
 class ModelVersion(ApiModel):

@@ -32,28 +32,41 @@ class Resources(ApiModel):
     """Compute resources of one container, as in a Pod."""
 
     requests: Quantities | None = None
+    """What is reserved, by resource: cpu, memory, ephemeral-storage."""
     limits: Quantities | None = None
+    """What may be used at most, by resource."""
 
 
 class Toleration(ApiModel):
     """A toleration of node taints, as in a Pod."""
 
     key: Annotated[str, Field(max_length=316)] | None = None
+    """The taint's key; unset with operator Exists: every taint."""
     operator: Literal["Exists", "Equal"] | None = None
+    """Exists: any value. Equal: the value given."""
     value: Annotated[str, Field(max_length=63)] | None = None
+    """The taint's value, for operator Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """The taint's effect; unset: all effects."""
     toleration_seconds: int | None = None
+    """With effect NoExecute: how long the pod stays on the node after the taint came."""
 
 
 class PodOverlaySpec(ApiModel):
     """The fields of a Pod that a user may set. Anything else would weaken the pod's isolation and is refused."""
 
     node_selector: Labels | None = None
+    """Labels that a node must have."""
     tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = None
+    """Taints of nodes that the pods accept."""
     affinity: OpenObject | None = None
+    """Affinity to nodes and pods, as in a Pod; the schema does not look into it."""
     image_pull_secrets: Annotated[list[ObjectReference], Field(max_length=8)] | None = None
+    """Secrets of the namespace with which images are pulled."""
     runtime_class_name: Name | None = None
+    """The RuntimeClass of the pods, e.g. nvidia."""
     priority_class_name: Name | None = None
+    """The PriorityClass of the pods: who gives way to whom."""
     service_account_name: Name | None = None
     """Service account for workload identity. Its token is not mounted unless the cloud's webhook asks for it."""
 
@@ -62,7 +75,9 @@ class PodOverlayMetadata(ApiModel):
     """Labels and annotations added to the pods."""
 
     labels: Labels | None = None
+    """Labels of the pods; those of the operator cannot be replaced."""
     annotations: Labels | None = None
+    """Annotations of the pods."""
 
 
 class PodOverlay(ApiModel):
@@ -76,7 +91,9 @@ class ThresholdRange(ApiModel):
     """Absolute bounds that the candidate's interval must lie inside."""
 
     min: float | None = None
+    """The lowest value that is accepted."""
     max: float | None = None
+    """The highest value that is accepted."""
 
     cel_rules = (
         Rule(
@@ -94,38 +111,49 @@ class Software(ApiModel):
     """What ran: image digests and package versions."""
 
     trainer_image: Annotated[str, Field(max_length=1024)] | None = None
+    """The image that trained it."""
     packages: Annotated[dict[str, Annotated[str, Field(max_length=128)]], Field(max_length=64)] | None = None
+    """Versions of the Python packages that trained it, by name."""
 
 
 class Artifact(ApiModel):
     """A stored model: where it is, and the digest that proves it is the one that was evaluated."""
 
     uri: Uri
+    """The folder of the model's files."""
     digest: Digest
     """sha256 over the sorted lines `<file sha256>  <relative path>` of all files."""
     format: Literal["Adapter", "Full", "Merged"]
+    """Adapter: to be put on its base. Full: all weights. Merged: an adapter and its base in one."""
     size_bytes: Annotated[int, Field(ge=0)]
+    """Of all files together."""
 
 
 class MetricResult(ApiModel):
     """One row of the comparison of candidate and baseline on the same held-out examples."""
 
     metric: MetricName
+    """Its name, e.g. accuracy."""
     candidate: float | None = None
+    """The candidate's value."""
     baseline: float | None = None
+    """The baseline's value on the same examples."""
     difference: float | None = None
     """candidate - baseline, in the metric's own units."""
     low: float | None = None
     """Lower end of the 95 % interval of the difference."""
     high: float | None = None
+    """Upper end of the 95 % interval of the difference."""
     n: Annotated[int, Field(ge=0)] = 0
     """Held-out examples."""
     groups: Annotated[int, Field(ge=0)] = 0
     """Near-duplicate groups among them: the independent units."""
     better: Literal["Higher", "Lower"] = "Higher"
+    """Whether higher or lower values are better."""
     report: bool = False
     """Shown, not judged."""
     verdict: Verdict | None = None
+    """Pass: proven acceptable. Fail: proven unacceptable. Inconclusive: neither. Unset: shown, not judged."""
     reason: Annotated[str, Field(max_length=512)] | None = None
     """Why the verdict is not Pass, in plain words."""
     method: Annotated[str, Field(max_length=64)] | None = None
@@ -147,9 +175,13 @@ class ResolvedModel(ApiModel):
     """A base model as it was read: immutable revision and digest."""
 
     uri: Uri
+    """Where the model was read from."""
     revision: Annotated[str, Field(max_length=256)] | None = None
+    """The commit that a branch or tag of the hub meant when it was read."""
     digest: Digest
+    """sha256 over the model's files."""
     licence: Annotated[str, Field(max_length=128)] | None = None
+    """As the model's own files name it; unset where they name none."""
     materialized_uri: Uri | None = None
     """A safetensors copy made from it, where the original is of another format (GGUF)."""
 

@@ -6,12 +6,14 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune_api.__main__ import to_yaml
-from finetune_api.crd import RESOURCES, Resource, custom_resource_definition
+from finetune_api.crd import RESOURCES, Resource, custom_resource_definition, object_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,6 +36,22 @@ def test_importing_the_operator_imports_no_torch(module: str) -> None:
 def test_committed_crd_is_current(resource: Resource) -> None:
     path = ROOT / "manifests" / "crd" / f"{resource.plural}.yaml"
     assert path.read_text() == to_yaml(custom_resource_definition(resource=resource)), "stale: run `make generate`"
+
+
+@pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.kind)
+def test_every_field_is_described(resource: Resource) -> None:
+    """What `kubectl explain` shows: a docstring under the field, or that of its type."""
+    lacking = [path for path, node in _fields(object_schema(resource=resource), "") if not node.get("description")]
+    assert lacking == [".metadata"], "describe each field by a docstring under it (metadata is Kubernetes' own)"
+
+
+def _fields(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, child in node.get("properties", {}).items():
+        yield f"{path}.{name}", child
+        yield from _fields(child, f"{path}.{name}")
+    for inner in (node.get("items"), node.get("additionalProperties")):
+        if isinstance(inner, dict):
+            yield from _fields(inner, f"{path}[]")
 
 
 def test_committed_files_name_no_package_index() -> None:
