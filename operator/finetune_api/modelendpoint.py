@@ -36,7 +36,7 @@ EndpointPhase = Literal[
 RolloutStage = Literal["Starting", "Shadow", "Canary", "Approval", "Promoting", "Guard", "RollingBack"]
 """Starting: the candidate's servers are not ready. RollingBack: until all gateways have left the version."""
 Outcome = Literal["Promoted", "Rejected", "RolledBack", "Superseded", "Held"]
-LiveMetricName = Literal["error_rate", "latency_seconds", "quality"]
+LiveMetricName = Literal["error_rate", "client_error_rate", "latency_seconds", "quality"]
 
 # Requests of users, as annotations of the endpoint. Who may write them: manifests/policy.
 APPROVE = "finetune.dev/approve"
@@ -200,7 +200,7 @@ class LiveMetric(ApiModel):
     """A rate that is watched while a candidate is live."""
 
     name: LiveMetricName
-    """error_rate: failed requests. latency_seconds: requests that took longer than `limit`. quality: bad answers (empty,
+    """error_rate: failed requests. client_error_rate: users whose first request was refused (4xx). latency_seconds: requests that took longer than `limit`. quality: bad answers (empty,
     refused, repeated, broken JSON, wrong label, negative feedback)."""
     limit: Annotated[float, Field(gt=0, le=3600)] | None = None
     """For latency_seconds: seconds."""
@@ -251,7 +251,8 @@ class Rollout(ApiModel):
         ]
         | None
     ) = None
-    """What is judged, in every phase. Default: error_rate 0.01 and quality 0.05."""
+    """What is judged, in every phase. Default: error_rate 0.01 and quality 0.05; and always client_error_rate, 0.05 where
+    it is left out."""
     on_regression: Literal["RollBack", "Pause"] | None = None
     """RollBack: back to stable at once. Pause: stay and wait for somebody. Default RollBack."""
     on_inconclusive: Literal["Hold", "Reject", "Proceed"] | None = None

@@ -24,8 +24,14 @@ class ArmCounts(ApiModel):
     rule: str
     variant: str
     requests: Count = 0
+    """First attempts: what another version answered instead says nothing about either."""
+    clients: Count = 0
+    """Of these, the first of each user, and all whose user is not known."""
+    client_errors: Count = 0
+    """Of `clients`: called wrong by the version (4xx). Each user has one voice: one whose requests are all wrong is no
+    evidence against the version that he was given."""
     errors: Count = 0
-    """Connect errors, 5xx, timeouts, broken streams; requests that are overdue now count here already."""
+    """Connect errors, 5xx, 408, 429, timeouts, broken streams; requests that are overdue count here already."""
     slow: Count = 0
     """Over the latency limit; requests in flight past it count here already."""
     bad: Count = 0
@@ -47,7 +53,7 @@ class PairCounts(ApiModel):
     metric: Literal["error_rate", "latency_seconds", "quality"]
     pairs: Count = 0
     candidate_only: Count = 0
-    """Bad with the candidate, good with stable."""
+    """Bad with the candidate, good with stable. A refusal (4xx) that the other one did not give is a failure."""
     stable_only: Count = 0
     both: Count = 0
 

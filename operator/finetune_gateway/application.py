@@ -160,7 +160,7 @@ class Application:
         incoming = Incoming(
             request=request,
             path=request.path,
-            body=body,
+            body=parsed.body,
             parsed=parsed,
             user=User(name=named) if named else User(name=request.remote or "", shared=True),
             position=self._position(routes=routes, user=named),

@@ -22,17 +22,31 @@ class BreakerState:
     _answers: deque[tuple[float, bool]] = field(default_factory=deque)
     _failures: int = 0
 
-    def record(self, *, now: float, failed: bool, what: str) -> bool:
-        """Count one answer; True when this one opened the breaker."""
+    def share(self, *, now: float) -> float:
+        """Of the answers within the window, how many failed."""
+        horizon = now - self.settings.window_seconds
+        while self._answers and self._answers[0][0] < horizon:
+            self._failures -= self._answers.popleft()[1]
+        return self._failures / len(self._answers) if self._answers else 0.0
+
+    def likely_share(self, *, now: float) -> float:
+        """The same as far as few answers tell (Laplace's rule of succession); 0 where there are none."""
+        self.share(now=now)
+        return (self._failures + 1) / (len(self._answers) + 2) if self._answers else 0.0
+
+    def note(self, *, now: float, failed: bool) -> None:
+        """Take in one answer."""
         self._answers.append((now, failed))
         self._failures += failed
-        horizon = now - self.settings.window_seconds
-        while self._answers[0][0] < horizon:
-            self._failures -= self._answers.popleft()[1]
+
+    def record(self, *, now: float, failed: bool, what: str, elsewhere: float = 0.0) -> bool:
+        """Count one answer; True when this one opened the breaker. `elsewhere`: the share of failures at the fallback.
+        A version is not left for one that fails nearly as often: then it is not the version's fault."""
+        self.note(now=now, failed=failed)
+        share, total = self.share(now=now), len(self._answers)
         if self.opened is not None or not failed:
             return False
-        total = len(self._answers)
-        if self._failures < self.settings.failures or self._failures < self.settings.failure_ratio * total:
+        if self._failures < self.settings.failures or share < max(self.settings.failure_ratio, 2 * elsewhere):
             return False
         window = self.settings.window_seconds
         self.opened = f"{self._failures} of {total} requests failed within {window:g} s, the last with: {what}"

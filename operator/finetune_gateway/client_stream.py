@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -87,5 +88,6 @@ class ClientStream:
 
     async def break_off(self, *, message: str) -> None:
         """End an answer that is not complete with an event that says so. Raises HungUpError."""
-        await self.write(b'data: {"error": {"message": "%s", "type": "server_error"}}\n\n' % message.encode())
+        error = {"message": message, "type": "server_error", "param": None, "code": None}
+        await self.write(b"data: %s\n\n" % json.dumps({"error": error}).encode())
         self.response.force_close()

@@ -1,4 +1,8 @@
-"""Requests under way: counted as slow or overdue while they still run, so that a hang is seen at once."""
+"""Requests under way: counted as slow or overdue while they still run, so that a hang is seen at once.
+
+What is counted is the first attempt of each request, at the version that its user was given: whether another one has
+then answered says nothing about either of them. All versions of a rule are measured by the same limits.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.tally import Arm, ArmKey, Tally, User
 
 SWEEP_SECONDS = 0.25
+_NO_BETTER = 0.5
+"""Where as many requests fail at the fallback, one that is overdue would only begin anew there."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -19,25 +25,48 @@ class Flight:
     key: ArmKey
     arm: Arm
     counted: bool
-    """False for users beyond their weight cap."""
+    """False for users beyond their weight cap, and for a further attempt of the same request."""
+    stands_for_user: bool
+    """The first request of its user in this epoch. Of what users do wrong each of them has one voice: one whose
+    requests are all wrong is one user, whichever version he was given."""
     began: float
     overdue_seconds: float | None
     """After how long without a first byte the attempt has failed, by the routes it began under: a request that hangs
     is not left alone with its version when the routes change. None: it has as long as any request."""
+    elsewhere: bool
+    """Whether another version can be asked instead."""
     upstream: asyncio.Task[object] | None = None
     """The wait for the first byte, cancelled when the variant is left."""
+    seen: bool = False
+    """It is among its arm's requests."""
     slow: bool = False
     overdue: bool = False
+    """It counts as failed, whatever comes of it."""
     left: bool = False
     """Its wait ended because the variant was left. Kept here: routes that come meanwhile close the breaker."""
 
+    def count(self) -> None:
+        """Count the request, once."""
+        if self.counted and not self.seen:
+            self.seen = True
+            self.arm.requests += 1
+
     def count_slow(self) -> None:
         """Count a request that is over the limit already, once."""
-        if not self.slow:
+        if self.counted and not self.slow:
             self.slow = True
-            if self.counted:
-                self.arm.requests += 1
-                self.arm.slow += 1
+            self.count()
+            self.arm.slow += 1
+
+    def settle(self, *, seconds: float, failed: bool, refused: bool = False) -> None:
+        """Count what has become of a request."""
+        self.count()
+        if self.counted:
+            self.arm.errors += failed
+            self.arm.latency_sum_seconds += seconds
+        if self.stands_for_user:
+            self.arm.clients += 1
+            self.arm.client_errors += refused
 
 
 @dataclass(kw_only=True)
@@ -48,36 +77,40 @@ class Flights:
     tally: Tally
     under_way: set[Flight] = field(default_factory=set)
 
-    def begin(self, *, key: ArmKey, user: User, cap: int) -> Flight:
-        """Start an attempt."""
+    def begin(self, *, key: ArmKey, user: User, cap: int, first: bool = True, elsewhere: bool = False) -> Flight:
+        """Start an attempt; `first`: of its request."""
         arm = self.tally.arm(key)
-        counted = self.tally.counts_for_user(epoch=key[0], variant=key[2], user=user, cap=cap)
-        overdue = self.live.overdue_seconds(key[1], key[2])
-        flight = Flight(key=key, arm=arm, counted=counted, began=time.monotonic(), overdue_seconds=overdue)
-        if not counted:
-            arm.capped += 1
+        number, users = 0, 0
+        if first:
+            number, users = self.tally.request_of_user(epoch=key[0], variant=key[2], user=user)
+        flight = Flight(
+            key=key,
+            arm=arm,
+            counted=first and number <= cap * users,
+            stands_for_user=first and number <= users,
+            began=time.monotonic(),
+            overdue_seconds=self.live.overdue_seconds(key[1], key[2]),
+            elsewhere=elsewhere,
+        )
+        arm.capped += first and not flight.counted
         self.under_way.add(flight)
         self.tally.in_flight[key[2]] = self.tally.in_flight.get(key[2], 0) + 1
         return flight
 
-    def end(self, flight: Flight, *, failed: bool, what: str = "", judged: bool = True) -> None:
+    def end(self, flight: Flight, *, failed: bool, what: str = "", judged: bool = True, refused: bool = False) -> None:
         """Finish an attempt. `judged` is False where the client went away: that says nothing about the variant."""
         self.under_way.discard(flight)
         self.tally.in_flight[flight.key[2]] -= 1
-        if not judged:
+        if not judged or flight.overdue:  # counted when it became so
             return
         seconds = time.monotonic() - flight.began
         routes = self.live.current
         limit = routes.judging.latency_limit_seconds if routes is not None else None
         if limit is not None and seconds > limit:
             flight.count_slow()
-        if flight.counted:
-            flight.arm.requests += not flight.slow
-            flight.arm.errors += failed
-            flight.arm.latency_sum_seconds += seconds
+        flight.settle(seconds=seconds, failed=failed, refused=refused)
         epoch, rule, variant = flight.key
-        if not flight.overdue:  # counted when it became so
-            self.live.record(epoch=epoch, rule=rule, variant=variant, failed=failed, what=what)
+        self.live.record(epoch=epoch, rule=rule, variant=variant, failed=failed, what=what)
 
     async def sweep(self) -> None:
         """Watch what is under way. Runs until cancelled."""
@@ -86,23 +119,26 @@ class Flights:
             self.sweep_once(now=time.monotonic())
 
     def sweep_once(self, *, now: float) -> None:
-        """Count what is slow or overdue, and wake requests that wait for too long or for a variant that was left."""
+        """Count what is slow or overdue, and wake requests that wait for too long or for a variant that was left, where
+        another one can be asked."""
         routes = self.live.current
         limit = routes.judging.latency_limit_seconds if routes is not None else None
         for flight in list(self.under_way):
             epoch, rule, variant = flight.key
             age = now - flight.began
-            if limit is not None and age > limit:
+            if limit is not None and age > limit and not flight.overdue:
                 flight.count_slow()
+            if flight.upstream is None or flight.upstream.done():
+                continue
             overdue = flight.overdue_seconds
-            waiting = flight.upstream is not None and not flight.upstream.done()
-            if waiting and not flight.overdue and overdue is not None and age > overdue:
+            if not flight.overdue and overdue is not None and age > overdue:
                 flight.overdue = True
+                flight.settle(seconds=age, failed=True)
                 self.live.record(
                     epoch=epoch, rule=rule, variant=variant, failed=True, what=f"no answer within {overdue:g} s"
                 )
-                if flight.upstream is not None:
+                if flight.elsewhere and self.live.failing_elsewhere(rule) < _NO_BETTER:
                     flight.upstream.cancel()  # its client is answered by the fallback
-            if waiting and flight.upstream is not None and self.live.is_open(rule, variant):
+            if flight.elsewhere and self.live.is_open(rule, variant):
                 flight.left = True
                 flight.upstream.cancel()

@@ -14,6 +14,8 @@ from finetune_gateway.tally import Tally
 logger = logging.getLogger(__name__)
 _LONGEST_REASON = 512
 """As long as a report may hold it."""
+_REFERENCE_SECONDS = 60.0
+"""A few requests do not tell how often a fallback fails."""
 
 
 @dataclass(kw_only=True)
@@ -23,6 +25,9 @@ class LiveRoutes:
     tally: Tally
     current: Routes | None = None
     _breakers: dict[tuple[str, str], BreakerState] = field(default_factory=dict)
+    """Of all variants of a rule. That of the fallback never opens: it says how often requests fail anyway."""
+    _references: dict[str, tuple[str, BreakerState, BreakerState]] = field(default_factory=dict)
+    """By rule: the fallback, and how it fared within the breaker's window and within a longer one."""
 
     @property
     def epoch(self) -> int:
@@ -41,8 +46,16 @@ class LiveRoutes:
             (rule.name, variant): BreakerState(settings=rule.breaker)
             for rule in routes.rules
             if rule.breaker is not None
-            for variant in rule.weights
-            if variant != rule.fallback
+            for variant in {*rule.weights, *([rule.fallback] if rule.fallback else [])}
+        }
+        self._references = {
+            rule.name: (
+                rule.fallback,
+                self._breakers[rule.name, rule.fallback],
+                BreakerState(settings=rule.breaker.model_copy(update={"window_seconds": _REFERENCE_SECONDS})),
+            )
+            for rule in routes.rules
+            if rule.breaker is not None and rule.fallback is not None
         }
         self.tally.forget_before(routes.epoch)
         logger.info("routes of epoch %d in force", routes.epoch)
@@ -55,13 +68,24 @@ class LiveRoutes:
     def record(self, *, epoch: int, rule: str, variant: str, failed: bool, what: str) -> None:
         """Tell the breaker of one answer of an epoch; answers of former epochs no longer matter."""
         state = self._breakers.get((rule, variant)) if epoch == self.epoch else None
-        if state is None or not state.record(now=time.monotonic(), failed=failed, what=what):
+        if state is not None and self._references.get(rule, ("",))[0] == variant:
+            for each in self._references[rule][1:]:
+                each.note(now=time.monotonic(), failed=failed)
+            return
+        if state is None or not state.record(
+            now=time.monotonic(), failed=failed, what=what, elsewhere=self.failing_elsewhere(rule)
+        ):
             return
         trip = BreakerTrip(
             epoch=epoch, rule=rule, variant=variant, reason=(state.opened or what)[:_LONGEST_REASON], at=time.time()
         )
         self.tally.breakers.append(trip)
         logger.error("left variant %s of rule %s for its fallback: %s", variant, rule, state.opened)
+
+    def failing_elsewhere(self, rule: str) -> float:
+        """The share of requests that have failed at the rule's fallback lately."""
+        now = time.monotonic()
+        return max((state.likely_share(now=now) for state in self._references.get(rule, ())[1:]), default=0.0)
 
     def overdue_seconds(self, rule: str, variant: str) -> float | None:
         """After how long without a first byte a request to the variant counts as failed; None: no breaker."""

@@ -20,6 +20,11 @@ class ParsedRequest:
     """What routing and judging need to know of a body."""
 
     stream: bool
+    body: bytes
+    """As it is sent to a version: with the model's name, which clients may leave out. A server of several models would
+    take one of its own choice."""
+    limited: bool
+    """Whether the client says how long an answer may be."""
     user: str | None
     json_expected: bool
 
@@ -39,10 +44,17 @@ def parse_request(*, body: bytes, model: str) -> ParsedRequest:
     response_format = document.get("response_format")
     return ParsedRequest(
         stream=document.get("stream") is True,
+        body=body if named is not None else with_model(document=document, model=model),
+        limited=any(document.get(name) is not None for name in ("max_tokens", "max_completion_tokens")),
         user=user if isinstance(user, str) and user else None,
         json_expected=isinstance(response_format, dict)
         and response_format.get("type") in ("json_object", "json_schema"),
     )
+
+
+def with_model(*, document: dict[str, Any], model: str) -> bytes:
+    """A request with the name of the model that is meant."""
+    return json.dumps({**document, "model": model}).encode()
 
 
 def without_stream(*, body: bytes) -> bytes:
@@ -53,42 +65,43 @@ def without_stream(*, body: bytes) -> bytes:
     return json.dumps(document).encode()
 
 
-def answer_text(*, body: bytes) -> str | None:
-    """The generated text (or the label) of an answer, streamed or not; None where it cannot be read."""
-    if body.startswith(b"data:") or b"\ndata:" in body[:256]:
-        return _streamed_text(body)
+def read_answer(*, body: bytes) -> tuple[str | None, str | None, str | None]:
+    """Text (or label), finish_reason and fault of an answer that came at once. No text and no fault: a tool call."""
     try:
         document = json.loads(body)
-    except ValueError:
-        return None
-    if not isinstance(document, dict):
-        return None
+    except (ValueError, RecursionError):
+        return None, None, "the answer is not JSON"
+    error = error_message(document)
+    if error is not None or not isinstance(document, dict):
+        return None, None, f"it says: {error}" if error is not None else "the answer is not a JSON object"
     if isinstance(document.get("label"), str):
-        return str(document["label"])
-    return _first_text(document.get("choices"), key="message")
+        return str(document["label"]), None, None
+    if not document.get("choices") and not document.get("data"):
+        return None, None, "the answer holds nothing"
+    return *first_choice(document, key="message"), None
 
 
-def _streamed_text(body: bytes) -> str | None:
-    parts: list[str] = []
-    finished = False
-    for line in body.split(b"\n"):
-        payload = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
-        if payload == b"[DONE]":
-            finished = True
-        elif payload:
-            try:
-                parts.append(_first_text(json.loads(payload).get("choices"), key="delta") or "")
-            except (ValueError, AttributeError):
-                return None
-    return "".join(parts) if finished else None
+def answer_text(*, body: bytes) -> str | None:
+    """The generated text (or the label) of an answer; None where it has none."""
+    return read_answer(body=body)[0]
 
 
-def _first_text(choices: Any, *, key: str) -> str | None:
+def first_choice(document: Any, *, key: str) -> tuple[str | None, str | None]:
+    """Text and finish_reason of an answer's first choice, or of a streamed part of it."""
+    choices = document.get("choices") if isinstance(document, dict) else None
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return None
-    message = choices[0].get(key)
+        return None, None
+    message, finish = choices[0].get(key), choices[0].get("finish_reason")
     content = message.get("content") if isinstance(message, dict) else choices[0].get("text")
-    return content if isinstance(content, str) else None
+    return content if isinstance(content, str) else None, finish if isinstance(finish, str) else None
+
+
+def error_message(document: Any) -> str | None:
+    """What an error says that came in place of an answer; None: it is none."""
+    error = document.get("error") if isinstance(document, dict) else None
+    if not error:
+        return None
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:200]
 
 
 def no_such_model(*, model: str) -> BadRequestError:

@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
 from finetune_api.routes import Routes
+from finetune_gateway.answers import Answer, streamed, whole
 from finetune_gateway.client_stream import ClientStream, HungUpError, let_go_unless_read
 from finetune_gateway.config import GatewayConfig
+from finetune_gateway.event_stream import EventStream
 from finetune_gateway.flights import Flight, Flights
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
-from finetune_gateway.openai_format import ParsedRequest, answer_text, error_body
+from finetune_gateway.openai_format import ParsedRequest, error_body
 from finetune_gateway.plain_errors import said_of
-from finetune_gateway.quality import fault_of
+from finetune_gateway.quality import fault_of_answer
 from finetune_gateway.request_id import ANSWER_HEADER
 from finetune_gateway.routing import Choice, choose
-from finetune_gateway.shadow import Answer, Comparator
+from finetune_gateway.shadow import Comparator
 from finetune_gateway.tally import ArmKey, User
 from finetune_gateway.votes import Votes
 
 logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 2.0
-_SHADOWED_BYTES = 1 << 20
-"""Longer answers are passed on but not judged: judging must not cost memory."""
-_PASSED_HEADERS = ("Content-Type", "Cache-Control")
+_NO_TIME_SECONDS = 0.05
+_PAUSE_SECONDS = 0.25
+"""Before the same version is asked again: what was wrong with the way to it may be over."""
+_PASSED_HEADERS = ("Content-Type", "Cache-Control", "Retry-After")
 """What else a version's server says of itself could tell a client which one it was."""
 _SENT_HEADERS = CIMultiDict({"Content-Type": "application/json"})
 
@@ -40,14 +43,6 @@ class _RetryError(Exception):
     def __init__(self, *, reason: str, what: str) -> None:
         super().__init__(what)
         self.reason = reason
-
-
-class _BrokenError(Exception):
-    """The answer broke off after the client had seen a part of it. `response` ends with an error event."""
-
-    def __init__(self, *, what: str, response: web.StreamResponse) -> None:
-        super().__init__(what)
-        self.response = response
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +57,22 @@ class Incoming:
     position: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Attempt:
+    """One try to have a request answered."""
+
+    incoming: Incoming
+    routes: Routes
+    key: ArmKey
+    due: float
+    """By the event loop's clock: when the client should have its whole answer."""
+    first: bool
+    """At the variant that the request was given. Only this one says something about it."""
+    last: bool
+    elsewhere: bool
+    """The next try is made at another variant."""
+
+
 @dataclass(kw_only=True)
 class Proxy:
     """Forwards requests by the routes in force."""
@@ -73,14 +84,9 @@ class Proxy:
     votes: Votes
     metrics: Metrics
     session: aiohttp.ClientSession
-    _timeout: aiohttp.ClientTimeout = field(init=False)
-
-    def __post_init__(self) -> None:
-        """What is the same for every request is made once."""
-        self._timeout = aiohttp.ClientTimeout(total=self.config.timeout_seconds, sock_connect=CONNECT_SECONDS)
 
     async def answer(self, incoming: Incoming) -> web.StreamResponse:
-        """The client's answer: a variant's, or an error in OpenAI's form."""
+        """The client's answer: a variant's, or an error in OpenAI's form. The limit holds for all attempts together."""
         routes = self.live.current
         if routes is None:
             return refuse(status=503, message="no routes yet: the endpoint has no version to serve")
@@ -89,12 +95,22 @@ class Proxy:
         )
         if choice is None:
             return refuse(status=503, message="no version is ready to serve")
+        due = asyncio.get_running_loop().time() + self.config.timeout_seconds
         targets = self._targets(choice)
         for number, variant in enumerate(targets):
+            if variant in targets[:number]:
+                await asyncio.sleep(_PAUSE_SECONDS)
+            attempt = _Attempt(
+                incoming=incoming,
+                routes=routes,
+                key=(routes.epoch, choice.rule, variant),
+                due=due,
+                first=number == 0,
+                last=number == len(targets) - 1,
+                elsewhere=variant not in targets[number + 1 :] and number < len(targets) - 1,
+            )
             try:
-                return await self._attempt(
-                    incoming=incoming, routes=routes, rule=choice.rule, variant=variant, last=number == len(targets) - 1
-                )
+                return await self._attempt(attempt)
             except _RetryError as error:
                 self.metrics.retries.labels(error.reason).inc()
                 logger.warning("variant %s: %s; trying the next", routes.variants[variant].name, error)
@@ -106,52 +122,66 @@ class Proxy:
         targets = [choice.variant] if choice.fallback is None else [choice.variant, choice.fallback]
         return [*targets, targets[-1]]
 
-    async def _attempt(
-        self, *, incoming: Incoming, routes: Routes, rule: str, variant: str, last: bool
-    ) -> web.StreamResponse:
-        key = (routes.epoch, rule, variant)
-        flight = self.flights.begin(key=key, user=incoming.user, cap=routes.judging.user_weight_cap)
+    async def _attempt(self, attempt: _Attempt) -> web.StreamResponse:
+        incoming, key, variant = attempt.incoming, attempt.key, attempt.routes.variants[attempt.key[2]]
+        loop = asyncio.get_running_loop()
+        flight = self.flights.begin(
+            key=key,
+            user=incoming.user,
+            cap=attempt.routes.judging.user_weight_cap,
+            first=attempt.first,
+            elsewhere=attempt.elsewhere,
+        )
         request_id = self.votes.new_id(key)
-        failed, what, judged, code = True, "", True, 0
+        answer, what, judged, code = Answer(status=0), "", True, 0
         try:
-            upstream = await self._first_byte(incoming=incoming, url=routes.variants[variant].url, flight=flight)
-            async with upstream:
-                code = upstream.status
-                if upstream.status >= 500:
-                    what = f"status {upstream.status}"
-                    if not last:
-                        raise _RetryError(reason="server_error", what=what)
-                else:
-                    failed = False
-                return await self._pass_on(incoming, upstream, key=key, request_id=request_id, flight=flight)
+            upstream, body = await self._first_byte(attempt, url=variant.url, flight=flight)
+            code, seconds = upstream.status, loop.time() - flight.began
+            headers = {name: upstream.headers[name] for name in _PASSED_HEADERS if name in upstream.headers}
+            headers[ANSWER_HEADER] = request_id
+            if body is None:
+                response, answer = await self._pass_stream(attempt, upstream, headers=headers, flight=flight)
+                code = 599 if answer.fault else code
+                return response
+            answer = whole(status=upstream.status, body=body, seconds=seconds)
+            if answer.failed and not attempt.last and (answer.status != 429 or attempt.elsewhere):
+                reason = "busy" if answer.status in (429, 503) else "server_error"
+                raise _RetryError(reason=reason, what=str(answer.problem))
+            let_go_unless_read(incoming.request, size=len(body), seconds=self.config.timeout_seconds)
+            return web.Response(status=upstream.status, body=body, headers=headers)
         except (aiohttp.ClientError, TimeoutError) as error:
-            failed, what = True, said_of(error)
-            if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
+            what = said_of(error)
+            answer = Answer(status=0, seconds=loop.time() - flight.began)
+            if loop.time() >= attempt.due - _NO_TIME_SECONDS:
                 code = 504
                 return refuse(status=504, message=f"no answer within {self.config.timeout_seconds:g} s")
             raise _RetryError(reason="connect", what=what) from error
-        except _BrokenError as error:
-            failed, what, code = True, str(error), 599
-            return error.response
+        except _RetryError:
+            judged = not flight.left  # it was well, as far as anybody knows
+            raise
         except (ConnectionResetError, asyncio.CancelledError):
             judged, code = False, 499
             raise
         finally:
-            self.flights.end(flight, failed=failed, what=what, judged=judged)
+            self.flights.end(
+                flight,
+                failed=answer.failed,
+                refused=answer.refused,
+                what=what or str(answer.problem),
+                judged=judged,
+            )
             if flight.counted and judged:
                 self.votes.counts(request_id)
-            seconds = asyncio.get_running_loop().time() - flight.began
-            self.metrics.answered(variant=routes.variants[variant].name, code=code, seconds=seconds)
+            self.metrics.answered(variant=variant.name, code=code, seconds=loop.time() - flight.began)
+            if judged:
+                loop.call_soon(self._judge, attempt, request_id, answer)  # the client has it first
 
-    async def _first_byte(self, *, incoming: Incoming, url: str, flight: Flight) -> aiohttp.ClientResponse:
-        """Send the request and wait for the answer's head. A variant that is left meanwhile is not waited for."""
-        waiting = self.session.post(
-            url + incoming.path,
-            data=incoming.body,
-            headers=_SENT_HEADERS,
-            timeout=self._timeout,
-            allow_redirects=False,
-        )
+    async def _first_byte(
+        self, attempt: _Attempt, *, url: str, flight: Flight
+    ) -> tuple[aiohttp.ClientResponse, bytes | None]:
+        """Send the request and wait for the answer: all of it, or the head of a stream. Until then the client has seen
+        nothing, and a variant that is left is not waited for."""
+        waiting = self._post(attempt, url=url)
         if flight.overdue_seconds is None:
             return await waiting
         task = asyncio.ensure_future(waiting)
@@ -167,85 +197,74 @@ class Proxy:
         finally:
             flight.upstream = None
 
-    async def _pass_on(
-        self, incoming: Incoming, upstream: aiohttp.ClientResponse, *, key: ArmKey, request_id: str, flight: Flight
-    ) -> web.StreamResponse:
-        headers = {name: upstream.headers[name] for name in _PASSED_HEADERS if name in upstream.headers}
-        headers[ANSWER_HEADER] = request_id
+    async def _post(self, attempt: _Attempt, *, url: str) -> tuple[aiohttp.ClientResponse, bytes | None]:
+        left = max(attempt.due - asyncio.get_running_loop().time(), 0.001)
+        # `connect` holds for what comes before the socket too: a name that is not resolved.
+        timeout = aiohttp.ClientTimeout(total=left, connect=CONNECT_SECONDS, sock_connect=CONNECT_SECONDS)
+        upstream = await self.session.post(
+            url + attempt.incoming.path,
+            data=attempt.incoming.body,
+            headers=_SENT_HEADERS,
+            timeout=timeout,
+            allow_redirects=False,
+        )
         if upstream.headers.get("Content-Type", "").startswith("text/event-stream"):
-            return await self._pass_stream(incoming, upstream, headers=headers, key=key, flight=flight)
-        body = await upstream.read()
-        if upstream.status == 200:
-            self._after(incoming, key=key, request_id=request_id, flight=flight, body=body, status=200)
-        let_go_unless_read(incoming.request, size=len(body), seconds=self.config.timeout_seconds)
-        return web.Response(status=upstream.status, body=body, headers=headers)
+            return upstream, None
+        async with upstream:
+            return upstream, await upstream.read()
 
     async def _pass_stream(
-        self,
-        incoming: Incoming,
-        upstream: aiohttp.ClientResponse,
-        *,
-        headers: dict[str, str],
-        key: ArmKey,
-        flight: Flight,
-    ) -> web.StreamResponse:
-        timeout = self.config.timeout_seconds
-        stream = ClientStream(
-            request=incoming.request, status=upstream.status, headers=headers, due=flight.began + timeout
-        )
-        kept = bytearray()
-        async with stream:
+        self, attempt: _Attempt, upstream: aiohttp.ClientResponse, *, headers: dict[str, str], flight: Flight
+    ) -> tuple[web.StreamResponse, Answer]:
+        """Hand events on as they come; where the version breaks off, another one that says so."""
+        loop, events, what = asyncio.get_running_loop(), EventStream(), None
+        async with (
+            upstream,
+            ClientStream(
+                request=attempt.incoming.request, status=upstream.status, headers=headers, due=attempt.due
+            ) as stream,
+        ):
             try:
                 async for chunk in upstream.content.iter_any():
-                    if len(kept) < _SHADOWED_BYTES:
-                        kept += chunk
-                    await stream.write(chunk)
+                    ready = events.feed(chunk)
+                    if ready:
+                        await stream.write(ready)
+                rest = events.end()
+                if rest:
+                    await stream.write(rest)
+                if events.fault is not None:
+                    what = f"the answer broke off: {events.fault}"
             except (aiohttp.ClientError, TimeoutError) as error:
                 late = isinstance(error, TimeoutError)
-                if late and stream.waited_seconds > timeout / 2:
+                if late and stream.waited_seconds > self.config.timeout_seconds / 2:
                     raise HungUpError from error
-                said = f"the answer was not complete within {timeout:g} s" if late else "the answer broke off"
-                await stream.break_off(message=said)
-                raise _BrokenError(what=f"{said}: {said_of(error)}", response=stream.response) from error
+                what = "the answer broke off"
+                if late:
+                    what = f"the answer was not complete within {self.config.timeout_seconds:g} s"
+            seconds = loop.time() - flight.began - stream.waited_seconds
+            answer = streamed(status=upstream.status, events=events, seconds=seconds)
+            if what is not None:
+                answer = replace(answer, fault=what)
+                if not events.said_error:
+                    await stream.break_off(message=what)
             await stream.end()
-        self._after(
-            incoming,
-            key=key,
-            request_id=headers[ANSWER_HEADER],
-            flight=flight,
-            body=bytes(kept),
-            status=upstream.status,
-        )
-        return stream.response
+        return stream.response, answer
 
-    def _after(
-        self, incoming: Incoming, *, key: ArmKey, request_id: str, flight: Flight, body: bytes, status: int
-    ) -> None:
-        """Judge the answer and maybe shadow it, once the client has it."""
-        loop = asyncio.get_running_loop()
-        seconds = loop.time() - flight.began
-        loop.call_soon(self._judge, incoming, key, request_id, body, status, seconds)
-
-    def _judge(
-        self,
-        incoming: Incoming,
-        key: ArmKey,
-        request_id: str,
-        body: bytes,
-        status: int,
-        seconds: float,
-    ) -> None:
-        text = answer_text(body=body) if len(body) < _SHADOWED_BYTES else None
-        expected = incoming.parsed.json_expected
-        if text is not None and fault_of(text=text, json_expected=expected) is not None:
+    def _judge(self, attempt: _Attempt, request_id: str, answer: Answer) -> None:
+        """Count a bad answer, and maybe compare it with the candidate's."""
+        parsed = attempt.incoming.parsed
+        fault = fault_of_answer(answer, json_expected=parsed.json_expected, limited=parsed.limited)
+        if fault is not None and not answer.failed:
             self.votes.found_bad(request_id)
-        self.comparator.offer(
-            path=incoming.path,
-            body=incoming.body,
-            variant=key[2],
-            stable=Answer(status=status, text=text, seconds=seconds),
-            json_expected=expected,
-        )
+        if attempt.first:
+            self.comparator.offer(
+                path=attempt.incoming.path,
+                body=attempt.incoming.body,
+                variant=attempt.key[2],
+                stable=answer,
+                json_expected=parsed.json_expected,
+                limited=parsed.limited,
+            )
 
 
 def refuse(*, status: int, message: str, code: str | None = None, param: str | None = None) -> web.Response:

@@ -11,7 +11,9 @@ import re
 from collections import Counter
 from typing import Literal
 
-Fault = Literal["empty", "refusal", "repetition", "broken_json", "wrong_label"]
+from finetune_gateway.answers import Answer
+
+Fault = Literal["empty", "refusal", "repetition", "broken_json", "cut_off"]
 
 _REFUSAL = re.compile(
     r"^\W*(i'?m sorry|i am sorry|sorry,|i apologi[sz]e|i (can(no|')t|am unable to|'m unable to|am not able to|won't)\b"
@@ -20,6 +22,13 @@ _REFUSAL = re.compile(
 )
 _WORD = re.compile(r"\w+", re.UNICODE)
 _MINIMUM_REPEATED_WORDS = 24
+
+
+def fault_of_answer(answer: Answer, *, json_expected: bool, limited: bool) -> Fault | None:
+    """The first fault of an answer without a failure, or None. One that has no text (a tool call) has none."""
+    if answer.finish == "length" and not limited:
+        return "cut_off"  # by a limit of the version's, not of the client's
+    return None if answer.text is None else fault_of(text=answer.text, json_expected=json_expected)
 
 
 def fault_of(*, text: str, json_expected: bool = False) -> Fault | None:

@@ -16,35 +16,20 @@ import random
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 
 from finetune_api.routes import Routes, ShadowOrder
+from finetune_gateway.answers import Answer, Measures, measures, whole
 from finetune_gateway.live_routes import LiveRoutes
-from finetune_gateway.openai_format import answer_text, without_stream
-from finetune_gateway.quality import fault_of, normalised, similarity
+from finetune_gateway.openai_format import with_model, without_stream
+from finetune_gateway.quality import fault_of_answer, normalised, similarity
 from finetune_gateway.tally import Tally
 
 logger = logging.getLogger(__name__)
 _PROBES_PATH = "/finetune/probes"
 _MAXIMUM_TEXT = 100_000
-Measures = dict[str, tuple[bool, bool]]
-"""By metric: whether the candidate's answer is bad, and whether stable's is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One variant's answer to one prompt."""
-
-    status: int
-    """0: no answer."""
-    text: str | None
-    seconds: float
-
-    @property
-    def failed(self) -> bool:
-        """No usable answer."""
-        return self.status == 0 or self.status >= 500
 
 
 @dataclass(kw_only=True)
@@ -58,8 +43,10 @@ class Comparator:
     _first: dict[tuple[int, bytes], Measures | None] = field(default_factory=dict)
     """What a prompt of an epoch came to when it was first asked; None while it is."""
 
-    def offer(self, *, path: str, body: bytes, variant: str, stable: Answer, json_expected: bool) -> None:
-        """Maybe copy a request that stable has just answered to the candidate. Returns at once."""
+    def offer(
+        self, *, path: str, body: bytes, variant: str, stable: Answer, json_expected: bool, limited: bool
+    ) -> None:
+        """Maybe copy to the candidate a request that stable has just answered, or failed. Returns at once."""
         routes = self.live.current
         order = routes.shadow if routes is not None else None
         if routes is None or order is None or variant != order.stable:
@@ -71,15 +58,18 @@ class Comparator:
         if len(self._tasks) >= order.max_in_flight:
             counts.dropped += 1
             return
-        work = self._compare(
-            routes=routes, order=order, path=path, body=body, stable=stable, json_expected=json_expected
-        )
-        self._start(work)
+        if stable.seconds > order.timeout_seconds:
+            stable = Answer(status=0, seconds=stable.seconds)  # the candidate is not waited for longer either
+
+        def bad(answer: Answer) -> bool:
+            return answer.failed or fault_of_answer(answer, json_expected=json_expected, limited=limited) is not None
+
+        self._start(self._compare(routes=routes, order=order, path=path, body=body, stable=stable, bad=bad))
 
     async def probe(self) -> None:
         """Send probes at the ordered rate. Runs until cancelled."""
-        prompts: list[dict[str, object]] = []
-        left: list[dict[str, object]] = []
+        prompts: list[dict[str, Any]] = []
+        left: list[dict[str, Any]] = []
         fetched_for: tuple[int, str] | None = None
         while True:
             routes = self.live.current
@@ -117,30 +107,29 @@ class Comparator:
             logger.error("a comparison failed", exc_info=task.exception())
 
     async def _compare(
-        self, *, routes: Routes, order: ShadowOrder, path: str, body: bytes, stable: Answer, json_expected: bool
+        self,
+        *,
+        routes: Routes,
+        order: ShadowOrder,
+        path: str,
+        body: bytes,
+        stable: Answer,
+        bad: Callable[[Answer], bool],
     ) -> None:
         copied = without_stream(body=body)
         candidate = await self._ask(routes=routes, variant=order.candidate, path=path, body=copied, order=order)
-
-        def bad(answer: Answer) -> bool:
-            return (
-                answer.failed
-                or answer.text is None
-                or fault_of(text=answer.text, json_expected=json_expected) is not None
-            )
-
-        measures = _measures(candidate, stable, bad=bad, latency_limit=routes.judging.latency_limit_seconds)
-        self._count(measures, routes=routes, order=order, source="Shadow")
+        found = measures(candidate, stable, bad=bad, latency_limit=routes.judging.latency_limit_seconds)
+        self._count(found, routes=routes, order=order, source="Shadow")
         counts = self.tally.shadow(routes.epoch)
         counts.completed += 1
         one, two = (candidate.text or "")[:_MAXIMUM_TEXT], (stable.text or "")[:_MAXIMUM_TEXT]
         counts.agreed += normalised(one) == normalised(two)
         counts.similarity_sum += similarity(first=one, second=two)
 
-    async def _probe_one(self, *, routes: Routes, order: ShadowOrder, prompt: dict[str, object]) -> None:
+    async def _probe_one(self, *, routes: Routes, order: ShadowOrder, prompt: dict[str, Any]) -> None:
         path, label = str(prompt["path"]), prompt.get("label")
-        body = _body_of(prompt)
-        key = _key_of(body, epoch=routes.epoch)
+        key = _key_of(_body_of(prompt), epoch=routes.epoch)
+        body = with_model(document=prompt["request"], model=routes.model)
         asked_before = key in self._first
         first = self._first.setdefault(key, None)
         stable, candidate = await asyncio.gather(
@@ -149,18 +138,16 @@ class Comparator:
         )
 
         def bad(answer: Answer) -> bool:
-            if answer.failed or answer.text is None:
-                return True
-            if isinstance(label, str):
-                return normalised(answer.text) != normalised(label)
-            return fault_of(text=answer.text) is not None
+            if not answer.failed and isinstance(label, str):
+                return normalised(answer.text or "") != normalised(label)
+            return answer.failed or fault_of_answer(answer, json_expected=False, limited=True) is not None
 
-        measures = _measures(candidate, stable, bad=bad, latency_limit=routes.judging.latency_limit_seconds)
+        found = measures(candidate, stable, bad=bad, latency_limit=routes.judging.latency_limit_seconds)
         if not asked_before:
-            self._first[key] = measures
-            self._count(measures, routes=routes, order=order, source="Probe")
+            self._first[key] = found
+            self._count(found, routes=routes, order=order, source="Probe")
         elif first is not None:
-            self._count(_changes(first=first, now=measures), routes=routes, order=order, source="Probe")
+            self._count(_changes(first=first, now=found), routes=routes, order=order, source="Probe")
 
     async def _ask(self, *, routes: Routes, variant: str, path: str, body: bytes, order: ShadowOrder) -> Answer:
         began = time.monotonic()
@@ -171,40 +158,26 @@ class Comparator:
                 headers={"Content-Type": "application/json"},
                 timeout=aiohttp.ClientTimeout(total=order.timeout_seconds),
             ) as answer:
-                text = answer_text(body=await answer.content.read(_MAXIMUM_TEXT * 8))
-                return Answer(status=answer.status, text=text, seconds=time.monotonic() - began)
+                return whole(status=answer.status, body=await answer.read(), seconds=time.monotonic() - began)
         except (aiohttp.ClientError, TimeoutError, OSError):
-            return Answer(status=0, text=None, seconds=time.monotonic() - began)
+            return Answer(status=0, seconds=time.monotonic() - began)
 
-    def _count(self, measures: Measures, *, routes: Routes, order: ShadowOrder, source: str) -> None:
-        for metric, (candidate_bad, stable_bad) in measures.items():
+    def _count(self, found: Measures, *, routes: Routes, order: ShadowOrder, source: str) -> None:
+        for metric, (candidate_bad, stable_bad) in found.items():
             key = (routes.epoch, source, order.candidate, order.stable, metric)
             self.tally.pair(key).add(candidate_bad=candidate_bad, stable_bad=stable_bad)
 
-    async def _fetch_probes(self, *, routes: Routes, order: ShadowOrder) -> list[dict[str, object]]:
+    async def _fetch_probes(self, *, routes: Routes, order: ShadowOrder) -> list[dict[str, Any]]:
         """Held-out requests from the candidate's server: `[{path, request, label?}]`, each once."""
         try:
             url = routes.variants[order.candidate].url + _PROBES_PATH
             async with self.session.get(url, timeout=aiohttp.ClientTimeout(total=10)) as answer:
                 if answer.status != 200:
                     return []
-                prompts: list[dict[str, object]] = (await answer.json())["probes"]
+                prompts: list[dict[str, Any]] = (await answer.json())["probes"]
                 return list({_body_of(prompt): prompt for prompt in prompts}.values())
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
             return []
-
-
-def _measures(
-    candidate: Answer, stable: Answer, *, bad: Callable[[Answer], bool], latency_limit: float | None
-) -> Measures:
-    measures: Measures = {
-        "error_rate": (candidate.failed, stable.failed),
-        "quality": (bad(candidate), bad(stable)),
-    }
-    if latency_limit is not None:
-        slow = [answer.failed or answer.seconds > latency_limit for answer in (candidate, stable)]
-        measures["latency_seconds"] = (slow[0], slow[1])
-    return measures
 
 
 def _changes(*, first: Measures, now: Measures) -> Measures:
@@ -217,7 +190,7 @@ def _changes(*, first: Measures, now: Measures) -> Measures:
     return changes
 
 
-def _body_of(prompt: dict[str, object]) -> bytes:
+def _body_of(prompt: dict[str, Any]) -> bytes:
     return json.dumps(prompt["request"]).encode()
 
 
@@ -225,5 +198,5 @@ def _key_of(body: bytes, *, epoch: int) -> tuple[int, bytes]:
     return epoch, hashlib.sha256(body).digest()
 
 
-def _shuffled(prompts: list[dict[str, object]]) -> list[dict[str, object]]:
+def _shuffled(prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return random.sample(prompts, k=len(prompts))

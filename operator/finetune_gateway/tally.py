@@ -31,6 +31,8 @@ class Arm:
     """Mutable counts of one (epoch, rule, variant). Fields as in ArmCounts."""
 
     requests: int = 0
+    clients: int = 0
+    client_errors: int = 0
     errors: int = 0
     slow: int = 0
     bad: int = 0
@@ -102,15 +104,15 @@ class Tally:
         """The shadow's counts of an epoch."""
         return self.shadows.setdefault(epoch, Shadowed())
 
-    def counts_for_user(self, *, epoch: int, variant: str, user: User, cap: int) -> bool:
-        """Whether one more request of this user counts: no single user may decide a comparison."""
+    def request_of_user(self, *, epoch: int, variant: str, user: User) -> tuple[int, int]:
+        """Which one it is of this user, and how many users he stands for: no single one may decide a comparison."""
         # Of a fixed size, however long the name is.
         key = blake2b(repr((epoch, variant, user.name, user.shared)).encode(), digest_size=16).digest()
         seen = self._users.pop(key, 0) + 1
         self._users[key] = seen
         if len(self._users) > _USERS_REMEMBERED:
             self._users.popitem(last=False)
-        return seen <= (cap * SHARED_WEIGHT if user.shared else cap)
+        return seen, SHARED_WEIGHT if user.shared else 1
 
     def forget_before(self, epoch: int) -> None:
         """Drop the counts of epochs older than EPOCHS_KEPT."""

@@ -55,7 +55,9 @@ def advance(state: AnalysisState, *, scope: Scope, gateways: Gateways, elapsed_s
 
 
 def _bad_of(counts: tuple[float, ...], *, metric: str) -> ArmCounts:
-    requests, errors, slow, bad = counts
+    requests, errors, slow, bad, clients, client_errors = counts
+    if metric == "client_error_rate":
+        return ArmCounts(bad=client_errors, total=clients)
     count = {"error_rate": errors, "latency_seconds": slow, "quality": bad}[metric]
     return ArmCounts(bad=count, total=requests)
 
@@ -97,6 +99,8 @@ def _with_arms(
             candidate=_bad_of(candidate, metric=metric.name) if candidate else ArmCounts(),
             stable=_bad_of(stable, metric=metric.name) if stable else ArmCounts(),
         )
+        if not block.candidate.total and not block.stable.total:
+            continue  # older gateways do not count it
         if scope.part == "Guard":
             tests = _watched(tests, block=block, metric=metric, scope=scope, clock=clock)
             continue

@@ -65,24 +65,28 @@ def _pairs_of(observations: Observations, *, scope: Scope, metric: str) -> Itera
 def new_arms(
     state: AnalysisState, *, scope: Scope, reports: tuple[Report, ...]
 ) -> tuple[AnalysisState, dict[tuple[str, str], tuple[float, ...]]]:
-    """New requests by rule and variant: requests, errors, slow, bad."""
+    """New requests by rule and variant: requests, errors, slow, bad, clients, client errors."""
     ledgers = dict(state.arm_ledgers)
     new: dict[tuple[str, str], tuple[float, ...]] = {}
     for report in reports:
         sums: dict[tuple[str, str], list[float]] = {}
         for arm in report.observations.arms:
             if arm.rule in scope.rules and arm.epoch >= scope.since_epoch:
-                total = sums.setdefault((arm.rule, arm.variant), [0.0] * 4)
+                total = sums.setdefault((arm.rule, arm.variant), [0.0] * 6)
                 for index, count in enumerate(_counts(arm)):
                     total[index] += count
         for (rule, variant), counts in sums.items():
             if variant not in (scope.candidate, scope.stable):
                 continue
-            name, source = f"{rule}/{variant}", source_of(report)
-            ledger = ledgers.get(name, Ledger(width=4))
-            ledgers[name], gained = absorb(ledger, source=source, cumulative=_with_room(ledger, source, counts))
+            source = source_of(report)
+            gained: tuple[float, ...] = ()
+            # Two ledgers: the first one is as operators kept it that knew no client errors.
+            for name, part in ((f"{rule}/{variant}", counts[:4]), (f"{rule}/{variant}/clients", counts[4:])):
+                ledger = ledgers.get(name, Ledger(width=len(part)))
+                ledgers[name], more = absorb(ledger, source=source, cumulative=_with_room(ledger, source, part))
+                gained = (*gained, *more)
             if any(gained):
-                old = new.get((rule, variant), (0.0,) * 4)
+                old = new.get((rule, variant), (0.0,) * 6)
                 new[rule, variant] = tuple(a + b for a, b in zip(old, gained, strict=True))
     return replace(state, arm_ledgers=tuple(sorted(ledgers.items()))), new
 
@@ -93,11 +97,12 @@ def _with_room(ledger: Ledger, source: str, counts: list[float]) -> list[float]:
     A vote may come long after its request was taken in as a good one. It is an outcome at once, and the next good ones
     make up for it: none is lost, none counts twice, and bad outcomes are to requests what the gateway says they are.
     """
-    before = dict(ledger.sources).get(source, (0.0,) * 4)
+    before = dict(ledger.sources).get(source, (0.0,) * ledger.width)
     gained = max(now - then for now, then in zip(counts[1:], before[1:], strict=True))
     return [max(counts[0], before[0] + gained), *counts[1:]]
 
 
-def _counts(arm: ArmCounts) -> tuple[float, float, float, float]:
+def _counts(arm: ArmCounts) -> tuple[float, ...]:
     # An overdue request is an error before it counts as a request that was answered.
-    return float(max(arm.requests, arm.errors, arm.slow)), float(arm.errors), float(arm.slow), float(arm.bad)
+    requests = max(arm.requests, arm.errors, arm.slow)
+    return tuple(float(each) for each in (requests, arm.errors, arm.slow, arm.bad, arm.clients, arm.client_errors))

@@ -6,13 +6,25 @@ from typing import Literal
 
 from finetune_api.modelendpoint import AnalysisRow, LiveMetric
 from finetune_operator.endpoint.analysis_state import AnalysisState, MetricState, Part, Scope
+from finetune_operator.endpoint.plan import CLIENT_ERRORS
 from finetune_stats.two_rates import ArmCounts
 
 
 def rows(state: AnalysisState, *, scope: Scope, needed: int) -> list[AnalysisRow]:
     """A row for each metric. Fail: a regression is proven. Pass: `needed` samples are there, none is proven, and the
-    difference that was seen is within the margin. Else Inconclusive."""
-    return [_row(state.metric(metric.name), metric=metric, scope=scope, needed=needed) for metric in scope.metrics]
+    difference that was seen is within the margin. Else Inconclusive.
+
+    client_error_rate is told by clients alone (among pairs a refusal is a failure), and the other metrics see to it
+    that there are enough of them.
+    """
+    found = []
+    for metric in scope.metrics:
+        tests = state.metric(metric.name)
+        if metric.name != CLIENT_ERRORS.name:
+            found.append(_row(tests, metric=metric, scope=scope, needed=needed))
+        elif tests != MetricState():
+            found.append(_row(tests, metric=metric, scope=scope, needed=0))
+    return found
 
 
 def _row(tests: MetricState, *, metric: LiveMetric, scope: Scope, needed: int) -> AnalysisRow:

@@ -60,7 +60,7 @@ class AnalysisState:
     pair_ledgers: tuple[tuple[str, Ledger], ...] = ()
     """By metric: pairs, bad with the candidate only, bad with stable only."""
     arm_ledgers: tuple[tuple[str, Ledger], ...] = ()
-    """By rule and variant: requests, errors, slow, bad."""
+    """By rule and variant: requests, errors, slow, bad; and clients, client errors."""
     probe_gateway: str | None = None
     """The one whose probes count: all gateways send the same prompts."""
     metrics: tuple[tuple[str, MetricState], ...] = ()

@@ -7,7 +7,7 @@ from finetune_operator.endpoint import analysis
 from finetune_operator.endpoint.analysis_rows import rows
 from finetune_operator.endpoint.analysis_state import AnalysisState, Part, Scope
 from finetune_operator.endpoint.observed import ObservedEndpoint
-from finetune_operator.endpoint.plan import RolloutPlan
+from finetune_operator.endpoint.plan import CLIENT_ERRORS, RolloutPlan
 from finetune_operator.endpoint.routing import rules_with_candidate
 from finetune_stats.budget import allocate
 
@@ -22,7 +22,8 @@ class Judgement:
         self.state = state
         self.rows = rows
         self.regression = trip or next((f"{row.metric}: {row.reason}" for row in rows if row.verdict == "Fail"), None)
-        self.samples = min((row.samples for row in rows), default=0)
+        counted = [row.samples for row in rows if row.metric != CLIENT_ERRORS.name]
+        self.samples = min(counted, default=0)
         self.passed = bool(rows) and self.regression is None and all(row.verdict == "Pass" for row in rows)
         waiting = next((row for row in rows if row.verdict == "Inconclusive"), None)
         self.missing = f"{waiting.metric}: {waiting.reason}" if waiting is not None else "no samples yet"

@@ -20,6 +20,8 @@ DEFAULT_METRICS = (
     LiveMetric(name="error_rate", max_regression=0.01),
     LiveMetric(name="quality", max_regression=0.05),
 )
+CLIENT_ERRORS = LiveMetric(name="client_error_rate", max_regression=0.05)
+"""Judged in any case: who writes metrics thinks of what may get a little worse, not of one that refuses everybody."""
 _MATCH_PERCENT = 80.0
 """Of the users that a step targets; the rest stay on stable. Who is targeted is not drawn at random, so only others of
 the same kind are a fair comparison."""
@@ -88,7 +90,7 @@ def resolve(*, spec: ModelEndpointSpec, fast: bool) -> RolloutPlan:
         approval="Automatic" if fast else rollout.approval or "Automatic",
         guard_seconds=3600 if guard is None or guard.duration_seconds is None else guard.duration_seconds,
         holdback_percent=(guard.holdback_percent or 0.0) if guard else 0.0,
-        metrics=list(rollout.metrics or DEFAULT_METRICS),
+        metrics=_metrics(rollout),
         on_regression=rollout.on_regression or "RollBack",
         on_inconclusive=rollout.on_inconclusive or "Hold",
         fast=fast,
@@ -116,6 +118,12 @@ def _read(document: dict[str, Any]) -> RolloutPlan | str:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         return f"the rollout plan's {where} cannot be read by this operator: {first['msg']}"
+
+
+def _metrics(rollout: Rollout) -> list[LiveMetric]:
+    metrics = list(rollout.metrics or DEFAULT_METRICS)
+    named = any(metric.name == CLIENT_ERRORS.name for metric in metrics)
+    return metrics if named else [*metrics, CLIENT_ERRORS]
 
 
 def _shadow(rollout: Rollout) -> PlannedShadow | None:

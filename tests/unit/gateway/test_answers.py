@@ -1,0 +1,141 @@
+"""What an answer is worth, streamed or not, and what a client has of one that breaks off."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_gateway.answers import Answer, measures, whole
+from finetune_gateway.event_stream import EventStream
+from finetune_gateway.openai_format import parse_request
+from finetune_gateway.quality import fault_of_answer
+
+
+def event(text: str, finish: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
+    return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+ERROR = b'data: {"error": {"message": "CUDA out of memory", "code": 500}}\n\n'
+GOOD = event("he") + event("y", "stop") + DONE
+
+
+def read(body: bytes) -> tuple[EventStream, bytes]:
+    events = EventStream()
+    return events, events.feed(body) + events.end()
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (GOOD, None),
+        (GOOD.replace(b"\n", b"\r\n"), None),
+        (event("hey") + DONE, None),
+        (event("hey", "stop"), None),
+        (event("hey", "stop") + b"data: [DONE]", None),
+        (b": wait\n\n" + GOOD, None),
+        (event("he") + ERROR, "it says: CUDA out of memory"),
+        (event("he") + ERROR + DONE, "it says: CUDA out of memory"),
+        (event("he") + b'event: error\ndata: {"error": "no"}\n\n' + DONE, "it says: no"),
+        (event("he") + event("y"), "it ended without [DONE] and finish_reason"),
+        (b"", "it ended without [DONE] and finish_reason"),
+        (event("he") + event("y")[:30], "it ended in the middle of an event"),
+        (event("he") + b"data: {\n\n" + DONE, "an event is not JSON"),
+    ],
+)
+def test_what_is_wrong_with_a_stream(body: bytes, fault: str | None) -> None:
+    assert read(body)[0].fault == fault
+
+
+@given(st.lists(st.integers(0, len(GOOD)), max_size=8), st.integers(0, len(GOOD)))
+def test_however_it_is_cut_a_client_has_whole_events(cuts: list[int], end: int) -> None:
+    events, edges = EventStream(), sorted({0, end, *(cut for cut in cuts if cut < end)})
+    passed = b"".join(events.feed(GOOD[one:other]) for one, other in pairwise(edges))
+    assert GOOD[:end].startswith(passed)
+    passed += events.end()
+    assert passed == b"" or passed.endswith(b"\n\n"), "another event may follow"
+    assert all(
+        part.strip() == b"[DONE]" or json.loads(part)
+        for part in passed.replace(b"data: ", b"").split(b"\n\n")
+        if part.strip()
+    )
+    assert "hey".startswith(events.text or "")
+
+
+def test_comments_are_handed_on_at_once_and_events_without_end_are_not_kept() -> None:
+    events = EventStream()
+    assert events.feed(b": wait\n") == b": wait\n"
+    endless = b"data: " + b"x" * (3 << 20)
+    assert events.feed(endless) == endless
+    assert (events.text, events.fault) == (None, None), "it is not judged"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "failed", "refused"),
+    [
+        (200, b'{"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}', False, False),
+        (200, b'{"choices": [{"message": {"content": null, "tool_calls": [{}]}}]}', False, False),
+        (200, b'{"label": "movies"}', False, False),
+        (200, b'{"object": "list", "data": [{"label": "movies"}]}', False, False),
+        (200, b'{"error": {"message": "no"}}', True, False),
+        (200, b"{}", True, False),
+        (200, b"<html>", True, False),
+        (400, b"{}", False, True),
+        (404, b"{}", False, True),
+        (429, b"{}", True, False),
+        (503, b"{}", True, False),
+    ],
+)
+def test_what_has_become_of_a_request(status: int, body: bytes, failed: bool, refused: bool) -> None:
+    answer = whole(status=status, body=body, seconds=0.1)
+    assert (answer.failed, answer.refused) == (failed, refused)
+    assert fault_of_answer(answer, json_expected=False, limited=False) is None, "a tool call is no empty answer"
+
+
+def test_an_answer_cut_off_by_another_limit_than_the_client_s_is_a_bad_one() -> None:
+    answer = Answer(status=200, text="and then", finish="length")
+    assert fault_of_answer(answer, json_expected=False, limited=False) == "cut_off"
+    assert fault_of_answer(answer, json_expected=False, limited=True) is None
+
+
+ANSWERS = st.builds(
+    Answer,
+    status=st.sampled_from([0, 200, 200, 200, 400, 404, 429, 500]),
+    text=st.sampled_from(["good", "", None]),
+    seconds=st.floats(0, 10),
+    fault=st.sampled_from([None, None, "broken"]),
+)
+
+
+@given(ANSWERS, ANSWERS)
+def test_pairs_are_measured_alike_whichever_version_is_the_candidate(one: Answer, other: Answer) -> None:
+    def bad(answer: Answer) -> bool:
+        return answer.failed or fault_of_answer(answer, json_expected=False, limited=False) is not None
+
+    there = measures(one, other, bad=bad, latency_limit=5.0)
+    back = measures(other, one, bad=bad, latency_limit=5.0)
+    assert {name: pair[::-1] for name, pair in back.items()} == there
+    if one == other:
+        assert all(first == second for first, second in there.values())
+
+
+@pytest.mark.parametrize(
+    ("candidate", "stable", "found"),
+    [(400, 200, (True, False)), (200, 404, (False, True)), (400, 422, (False, False)), (500, 400, (True, False))],
+)
+def test_a_refusal_that_the_other_version_did_not_give_is_a_failure(
+    candidate: int, stable: int, found: tuple[bool, bool]
+) -> None:
+    pair = [Answer(status=status, text="hi") for status in (candidate, stable)]
+    assert measures(*pair, bad=lambda _: False, latency_limit=None)["error_rate"] == found
+
+
+@pytest.mark.parametrize("body", [{"messages": []}, {"model": None, "messages": []}, {"model": "router"}])
+def test_a_version_is_always_told_which_model_is_meant(body: dict[str, object]) -> None:
+    sent = json.loads(parse_request(body=json.dumps(body).encode(), model="router").body)
+    assert sent == {**body, "model": "router"}
