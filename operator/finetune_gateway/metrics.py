@@ -52,7 +52,7 @@ class Metrics:
         self.shadow = Counter(
             "finetune_gateway_shadow_requests", "Copies to the candidate.", ["result"], registry=registry
         )
-        for reason in ("connect", "server_error", "breaker"):
+        for reason in ("connect", "server_error", "busy", "overdue", "breaker"):
             self.retries.labels(reason)
         for result in ("completed", "dropped"):
             self.shadow.labels(result)

@@ -10,7 +10,7 @@ from finetune_api.modelendpoint import AnalysisRow, ModelEndpoint, ModelEndpoint
 from finetune_operator.cli import words
 from finetune_operator.cli.explanation import Release, Shell
 from finetune_operator.endpoint.facts import stages_of
-from finetune_operator.endpoint.plan import RolloutPlan
+from finetune_operator.endpoint.plan import CLIENT_ERRORS, RolloutPlan
 from finetune_operator.endpoint.requests import Requests
 
 
@@ -132,8 +132,9 @@ def resume(rollout: Rollout) -> Release:
 
 
 def _row(row: AnalysisRow, *, needed: int, margin: float | None) -> str:
-    seen = f"{row.samples} of {needed}" if needed else str(row.samples)
-    parts = [f"{row.metric}: {seen} samples"]
+    by_user = row.metric == CLIENT_ERRORS.name
+    seen = f"{row.samples} of {needed}" if needed and not by_user else str(row.samples)
+    parts = [f"{row.metric}: {seen} {'users' if by_user else 'samples'}"]
     if row.candidate is not None and row.baseline is not None:
         parts.append(f"{words.number(row.candidate)} against {words.number(row.baseline)}")
     if row.low is not None and row.high is not None:

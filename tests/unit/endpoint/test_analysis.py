@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
-from finetune_api.modelendpoint import LiveMetric
+from finetune_api.modelendpoint import AnalysisRow, LiveMetric, ModelEndpointSpec
 from finetune_api.observations import ArmCounts, Observations, PairCounts
 from finetune_operator.endpoint.analysis import advance
 from finetune_operator.endpoint.analysis_rows import rows
-from finetune_operator.endpoint.analysis_state import AnalysisState, Scope
+from finetune_operator.endpoint.analysis_state import AnalysisState, Part, Scope
+from finetune_operator.endpoint.plan import CLIENT_ERRORS, resolve
 from finetune_operator.endpoint.reports import Gateways
 from finetune_operator.ports import Report
 
@@ -139,3 +141,38 @@ def quality(state: AnalysisState) -> tuple[float, float]:
     candidate = dict(state.metric("quality").arms)["default"].candidate
     pending = dict(state.metric("quality").arms)["default"].pending.candidate
     return candidate.bad + pending.bad, candidate.total + pending.total
+
+
+def client_errors(*, candidate: tuple[int, int], stable: tuple[int, int], part: Part = "Canary") -> list[AnalysisRow]:
+    """Rows of a step whose requests all went well, but that versions called so many users' requests wrong."""
+    metrics = (LiveMetric(name="error_rate", max_regression=0.01), CLIENT_ERRORS)
+    scope = replace(SCOPE, part=part, metrics=metrics, alpha={metric.name: 0.01 for metric in metrics})
+    arms = [
+        ArmCounts(epoch=1, rule="default", variant=variant, requests=200, clients=clients, client_errors=refused)
+        for variant, (clients, refused) in (("new", candidate), ("old", stable))
+    ]
+    said = Observations(endpoint="e", gateway="g", boot_id="b", acknowledged_epoch=1, arms=arms)
+    gateways = Gateways(names=("g",), reports=(Report(observations=said, received=NOW),), now=NOW)
+    state = advance(AnalysisState(key=scope.key), scope=scope, gateways=gateways, elapsed_seconds=60.0)
+    return rows(state, scope=scope, needed=100)
+
+
+def test_a_version_that_refuses_users_is_worse_and_one_that_refuses_as_many_is_not() -> None:
+    assert [row.verdict for row in client_errors(candidate=(40, 40), stable=(40, 0))] == ["Pass", "Fail"]
+    assert [row.verdict for row in client_errors(candidate=(40, 20), stable=(40, 20))] == ["Pass", "Pass"]
+
+
+def test_a_gateway_that_does_not_count_refusals_holds_nothing_up() -> None:
+    assert [row.metric for row in client_errors(candidate=(0, 0), stable=(0, 0))] == ["error_rate"]
+
+
+@pytest.mark.parametrize(
+    ("named", "margin"), [(None, 0.05), ({"name": "client_error_rate", "maxRegression": 0.2}, 0.2)]
+)
+def test_refusals_are_judged_whether_they_are_named_or_not(named: dict[str, object] | None, margin: float) -> None:
+    metrics = [{"name": "quality", "maxRegression": 0.1}, *([named] if named else [])]
+    spec = {"task": "Chat", "serving": {"runtime": "Transformers"}, "rollout": {"metrics": metrics}}
+    plan = resolve(spec=ModelEndpointSpec.model_validate(spec), fast=False)
+    assert [(each.name, each.max_regression) for each in plan.metrics] == [
+        ("quality", 0.1), ("client_error_rate", margin)
+    ]  # fmt: skip
