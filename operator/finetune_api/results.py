@@ -60,6 +60,8 @@ class PrepareResult(ApiModel):
     labels: list[str] | None = None
     """Classes in the order of the classifier's outputs; where too long for the message, in the manifest only."""
     base: ResolvedModel
+    remarks: list[str] = Field(default_factory=list)
+    """What a person should know before training; where too long for the message, in the log and the manifest only."""
     reused: bool = False
     """An earlier attempt's output was complete for the same input and was taken."""
 

@@ -93,6 +93,8 @@ class PrepareRun(StrictModel):
     split: SplitOrder
     evaluation_dataset: Source | None = None
     """A fixed evaluation set, which then is the test split; its near-duplicates leave the training split."""
+    max_new_tokens: int | None = None
+    """Of the answers that the evaluation compares; None where it compares none, or the order is of an older operator."""
 
 
 class Optimisation(StrictModel):

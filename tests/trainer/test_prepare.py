@@ -15,7 +15,7 @@ from demo import assets
 
 from finetune_api.results import ExitCode, PrepareResult
 from finetune_api.run import Locations, PrepareRun
-from finetune_trainer import base_model, encoding, token_lengths
+from finetune_trainer import base_model, encoding, remarks, token_lengths
 from finetune_trainer.dataset import SPLITS, Example, Manifest, SplitName, data_folder, read_manifest, read_split
 from finetune_trainer.errors import StageError
 from finetune_trainer.prepare import prepare
@@ -447,7 +447,38 @@ def test_fields_that_are_not_used_are_counted(tmp_path: Path, caplog: pytest.Log
     run = order(tmp_path, rows)
     prepare(run)
     assert snapshot(run)[1].statistics["carriedFields"] == {"source-0": {"ticket": 40}}
-    assert "not used    source source-0: ticket (40 rows)" in caplog.text
+    assert "note        fields of source source-0 that are not used: ticket (40 rows)" in caplog.text
+
+
+def test_labels_and_answers_that_a_person_should_look_at(tmp_path: Path) -> None:
+    rows = [
+        row | {"label": ("Spam", "spam ", "1", "1.0", "ham")[number % 5]} for number, row in enumerate(questions(60))
+    ]
+    (one, two) = prepare(order(tmp_path, write(tmp_path / "rows.jsonl", rows))).remarks
+    assert one.startswith("labels '1', '1.0' differ only in case")
+    assert two.startswith("labels 'Spam', 'spam' differ only in case")
+    chats = [
+        {"prompt": row["text"], "completion": "word " * (5 + 10 * (number % 2))} for number, row in enumerate(rows)
+    ]
+    source = write(tmp_path / "chats.jsonl", chats)
+    (remark,) = prepare(order(tmp_path, source, task="Chat", max_new_tokens=10, run="chats")).remarks
+    assert "held-out answers have more tokens than evaluation.generation.maxNewTokens 10 (the longest 16)" in remark
+    assert prepare(order(tmp_path, source, task="Chat", max_new_tokens=20, run="more")).remarks == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "alike"),
+    [
+        (["Food", "food", "drink"], [["Food", "food"]]),
+        (["caf\u00e9", "cafe\u0301"], [["cafe\u0301", "caf\u00e9"]]),
+        (["a b", "a  b", "ab"], [["a  b", "a b", "ab"]]),
+        (["1", "01", "1.0", "10", "-1"], [["01", "1", "1.0"]]),
+        (["NaN", "nan", "1e2", "100"], [["1e2", "100"], ["NaN", "nan"]]),
+        (["a.b", "ab", "a-b"], []),
+    ],
+)
+def test_labels_that_are_alike(labels: list[str], alike: list[list[str]]) -> None:
+    assert sorted(remarks.labels_alike(labels)) == sorted(sorted(group) for group in alike)
 
 
 def test_an_evaluation_set_that_holds_all_examples(tmp_path: Path) -> None:

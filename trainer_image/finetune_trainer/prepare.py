@@ -13,7 +13,7 @@ from finetune_api.modelversion import DataSource, RowCounts
 from finetune_api.results import DataSummary, PrepareResult
 from finetune_api.run import PrepareRun
 from finetune_api.shared_fields import ResolvedModel
-from finetune_trainer import base_model, rendered_fields, snapshot, sources, token_lengths
+from finetune_trainer import base_model, remarks, rendered_fields, snapshot, sources, token_lengths
 from finetune_trainer.dataset import (
     MANIFEST,
     QUARANTINE,
@@ -63,6 +63,7 @@ def prepare(run: PrepareRun) -> PrepareResult:
         sources=[DataSource(name=item.source.name, uri=item.source.uri, digest=item.digest) for item in opened.all],
         labels=None if made.manifest.labels is None else list(made.manifest.labels),
         base=base,
+        remarks=made.manifest.statistics["remarks"],
     )
     with storage.staging_folder(folder) as staging:
         _write(made, read.quarantine, into=staging)
@@ -126,6 +127,7 @@ def _input_digest(run: PrepareRun, *, base: ResolvedModel, opened: _Opened) -> s
         "max_truncated_fraction": run.max_truncated_fraction,
         "max_length": run.max_length,
         "split": run.split.to_dict(),
+        "max_new_tokens": run.max_new_tokens,
         "fixed_evaluation": opened.evaluation is not None,
     }
     return sources.input_digest(orders, opened.all)
@@ -187,6 +189,13 @@ def _make(run: PrepareRun, read: _Read, *, tokenizer: Any) -> _Made:
         truncated_fraction=lengths.truncated_fraction,
     )
     statistics = _statistics(summary, read, pool, splits)
+    statistics["remarks"] = remarks.of_data(
+        carried=statistics["carriedFields"],
+        labels=labels or (),
+        held_out=splits["test"],
+        tokenizer=tokenizer,
+        max_new_tokens=run.max_new_tokens,
+    )
     return _Made(
         splits=splits,
         manifest=snapshot.manifest(splits, labels=labels, statistics=statistics),
@@ -266,7 +275,5 @@ def _account(made: _Made) -> Sequence[str]:
         lines.append(f"labels      {len(labels)}: {', '.join(labels[:20])}{' ...' if len(labels) > 20 else ''}")
     if pool.conflicting_labels:
         lines.append(f"conflicts   {len(pool.conflicting_labels)} texts have more than one label")
-    for source, counts in made.manifest.statistics["carriedFields"].items():
-        named = ", ".join(f"{name} ({count} rows)" for name, count in list(counts.items())[:20])
-        lines.append(f"not used    source {source}: {named}{' ...' if len(counts) > 20 else ''}")
+    lines += [f"note        {remark}" for remark in made.manifest.statistics["remarks"]]
     return [*lines, f"digest      {made.manifest.digest}"]

@@ -39,6 +39,9 @@ def _smaller(result: _Result) -> Iterator[tuple[str, _Result]]:
     """Ever smaller versions of the result, with the name of what each leaves out."""
     match result:
         case PrepareResult():
+            while result.remarks:
+                result = result.model_copy(update={"remarks": result.remarks[:-1]})
+                yield "a remark", result
             if result.labels is not None:
                 result = result.model_copy(update={"labels": None})
                 yield "labels", result

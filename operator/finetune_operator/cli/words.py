@@ -47,9 +47,10 @@ def stage_result(result: Mapping[str, Any] | None) -> str:
     match parsed:
         case PrepareResult(summary=summary):
             rows = summary.rows
+            notes = "".join(f"; note: {remark}" for remark in parsed.remarks)
             return (
                 f"{count(summary.rows_read, 'row')} read, {summary.bad_rows} bad, {summary.duplicate_rows} repeated; "
-                f"train {rows.train}, validation {rows.validation}, test {rows.test}{reused}"
+                f"train {rows.train}, validation {rows.validation}, test {rows.test}{reused}{notes}"
             )
         case TrainResult():
             loss = "" if parsed.validation_loss is None else f", validation loss {number(parsed.validation_loss)}"

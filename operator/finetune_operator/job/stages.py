@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetune_api.finetunejob import STAGES, FineTuneJob, FineTuneJobStatus, Phase, StageName
+from finetune_api.metrics import metrics_of
 from finetune_api.results import EvaluateResult, Failure, PrepareResult, TrainResult, result_adapter
 from finetune_api.run import BaselineOrder, EvaluateRun, Identity, Locations, PrepareRun, TrainRun
 from finetune_api.shared_fields import Resources
@@ -118,7 +119,13 @@ def _prepare_run(*, identity: Identity, locations: Locations, plan: ResolvedPlan
         max_length=plan.optimisation.max_length,
         split=plan.split,
         evaluation_dataset=plan.evaluation_dataset,
+        max_new_tokens=plan.max_new_tokens if _compares_answers(plan) else None,
     )
+
+
+def _compares_answers(plan: ResolvedPlan) -> bool:
+    known = metrics_of(plan.model.task)
+    return any(known[metric.name].from_answers for metric in plan.metrics if metric.name in known)
 
 
 def _train_run(*, identity: Identity, locations: Locations, plan: ResolvedPlan, prepare: PrepareResult) -> TrainRun:

@@ -143,18 +143,6 @@ def test_a_file_of_the_folder_above_is_valid_and_one_of_no_folder_is_told_how(
     assert "file://data.jsonl names no absolute path" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [["finetune_operator.cli", "validate", "-f"], ["finetune_trainer", "--run-file"]])
-def test_a_message_that_the_terminal_cannot_show_ends_no_command(command: list[str], tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "FINETUNE_TERMINATION_LOG": str(tmp_path / "message")}
-    ended = subprocess.run(
-        [sys.executable, "-m", *command, "größe.yaml"], capture_output=True, env=environment, timeout=120, check=False
-    )
-    said = (ended.stdout + ended.stderr).decode()
-    assert ended.returncode in (2, 78), said
-    assert "gr\\xf6\\xdfe.yaml" in said
-    assert "Traceback" not in said
-
-
 @pytest.fixture
 def stored() -> LocalHome:
     """A home with one job that has ended."""
@@ -241,6 +229,24 @@ def test_logs_of_the_newest_attempt(stored: LocalHome, capsys: pytest.CaptureFix
     ):
         assert main(["logs", "router", *arguments]) == 0
         assert capsys.readouterr().out == expected, arguments
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["finetune_operator.cli", "describe", "job", "router"], ["finetune_trainer", "--run-file", "größe.yaml"]],
+)
+def test_words_that_the_terminal_cannot_show_end_no_command(command: list[str], stored: LocalHome) -> None:
+    manifest = ended().to_dict()
+    manifest["metadata"]["namespace"] = "default"
+    manifest["status"]["conditions"][0]["message"] = "größe.yaml"
+    LocalCluster(home=stored).store.write(manifest)
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "FINETUNE_TERMINATION_LOG": "ended"}
+    finished = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, env=environment, timeout=120, check=False
+    )
+    said = (finished.stdout + finished.stderr).decode()
+    assert "gr\\xf6\\xdfe.yaml" in said
+    assert "Traceback" not in said
 
 
 def test_doctor_of_this_machine(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
