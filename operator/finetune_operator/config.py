@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from finetune_api.progress import TOKEN_AUDIENCE
 from finetune_api.shared_fields import Resources
@@ -52,6 +54,20 @@ class OperatorConfig:
     """Of the gateways of an endpoint that does not set gateway.resources."""
     server_url: str = "http://{service}.{namespace}.svc:{port}"
     """How gateways reach a version's servers."""
+    server_network_policy: bool = True
+    """Let nobody but an endpoint's gateways, and `metrics_from`, connect to its servers (NetworkPolicy)."""
+    metrics_from: tuple[dict[str, Any], ...] = (
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}},
+    )
+    """Whence metrics are scraped: peers as in a NetworkPolicy. In the environment: a JSON list."""
+    run_as_user: int | None = 65532
+    """User of all pods; `none`: left to the cluster, as OpenShift's ranges want it. The images can run as any user."""
+    run_as_group: int | None = 65532
+    """Their group, or `none`."""
+    fs_group: int | None = 65532
+    """The group that owns what claims hold, or `none`."""
+    seccomp_profile: str | None = "RuntimeDefault"
+    """Type of their seccomp profile: RuntimeDefault, or `none`: left to the cluster."""
     tmp_size_limit: str | None = None
     """sizeLimit of the containers' /tmp, e.g. `100Gi`. None: bounded by the node's disk only."""
 
@@ -107,7 +123,9 @@ _TEXTS = {
     "claim_mount_root",
 }
 _LISTS = {"namespaces", "allowed_roots"}
-_SWITCHES = {"trust_remote_code"}
+_SWITCHES = {"trust_remote_code", "server_network_policy"}
+_PEERS = {"metrics_from"}
+_IDS = {"run_as_user", "run_as_group", "fs_group"}
 _RESOURCES = {"prepare_resources", "compute_resources", "server_resources", "gateway_resources"}
 _POSITIVE = (
     "workers",
@@ -128,6 +146,12 @@ def _parsed(*, name: str, text: str) -> object:
             return tuple(text.replace(",", " ").split())
         if name in _SWITCHES:
             return {"true": True, "false": False}[text.lower()]
+        if name in _PEERS:
+            return _peers(text)
+        if name in _IDS:
+            return None if text == "none" else _positive(text)
+        if name == "seccomp_profile":
+            return {"RuntimeDefault": text, "none": None}[text]
         if name in _RESOURCES:
             return Resources.model_validate_json(text)
         return float(text) if name == "resync_seconds" else int(text)
@@ -135,7 +159,28 @@ def _parsed(*, name: str, text: str) -> object:
         raise ConfigError(f"{variable(name)}: {text!r} cannot be read; expected {_expected(name)}") from error
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number <= 0:
+        raise ValueError("pods do not run as root")
+    return number
+
+
+def _peers(text: str) -> tuple[dict[str, Any], ...]:
+    peers = json.loads(text)
+    known = {"namespaceSelector", "podSelector", "ipBlock"}
+    if not isinstance(peers, list) or not all(isinstance(each, dict) and each and set(each) <= known for each in peers):
+        raise ValueError(text)
+    return tuple(peers)
+
+
 def _expected(name: str) -> str:
+    if name in _PEERS:
+        return 'a JSON list of peers such as [{"namespaceSelector": {"matchLabels": {"team": "monitoring"}}}]'
     if name in _SWITCHES:
         return "true or false"
+    if name in _IDS:
+        return "a number greater than 0, or none"
+    if name == "seccomp_profile":
+        return "RuntimeDefault or none"
     return 'JSON such as {"requests": {"cpu": "1"}}' if name in _RESOURCES else "a number"

@@ -27,6 +27,7 @@ from finetune_operator.endpoint.names import (
     gateway_name,
     routes_name,
     server_name,
+    servers_name,
 )
 from finetune_operator.endpoint.observed import ObservedComparison, ObservedEndpoint
 from finetune_operator.endpoint.reports import Gateways
@@ -40,7 +41,7 @@ from finetune_operator.ports import Cluster, Door, Kind, Manifest, ObservationSo
 log = logging.getLogger(__name__)
 
 _GATEWAY_KINDS: tuple[Kind, ...] = ("ServiceAccount", "Role", "RoleBinding", "ConfigMap", "PodDisruptionBudget")
-_SERVER_KINDS: tuple[Kind, ...] = ("ControllerRevision", "ConfigMap", "Service")
+_SERVER_KINDS: tuple[Kind, ...] = ("ControllerRevision", "ConfigMap", "Service", "PodDisruptionBudget")
 
 ServerUrl = Callable[[str, str], str]
 """Namespace and Service of a version's servers -> base URL, as the gateways reach it."""
@@ -115,7 +116,8 @@ def _names(*, endpoint: ModelEndpoint, servers: list[Manifest], jobs: list[Manif
     name = endpoint.metadata.name
     uids = {*_served(endpoint), *(_label(server, VERSION_UID_LABEL) for server in servers)} - {""}
     found: list[tuple[Kind, str]] = [("ConfigMap", routes_name(name)), ("ConfigMap", analysis_name(name))]
-    found += [("Service", name), *((kind, gateway_name(name)) for kind in _GATEWAY_KINDS)]
+    found += [("NetworkPolicy", servers_name(name)), ("Service", name)]
+    found += [*((kind, gateway_name(name)) for kind in _GATEWAY_KINDS)]
     found += [("ConfigMap", job["metadata"]["name"]) for job in jobs]
     for uid in sorted(uids):
         found += [(kind, server_name(endpoint=name, version_uid=uid)) for kind in _SERVER_KINDS]

@@ -112,10 +112,11 @@ def test_every_selector_finds_the_pods(release: list[Object]) -> None:
     template = deployment["spec"]["template"]
     labels = set(template["metadata"]["labels"].items())
     spread = template["spec"].get("topologySpreadConstraints", [])
+    own = [item for item in release if item["metadata"].get("namespace") == "elsewhere"]
     selectors = [
         deployment["spec"]["selector"]["matchLabels"],
         *(item["labelSelector"]["matchLabels"] for item in spread),
-        *(item["spec"]["podSelector"]["matchLabels"] for item in release if item["kind"] == "NetworkPolicy"),
+        *(item["spec"]["podSelector"]["matchLabels"] for item in own if item["kind"] == "NetworkPolicy"),
         *(item["spec"]["selector"]["matchLabels"] for item in release if item["kind"] == "PodDisruptionBudget"),
         *(_with_selector(item) for item in release if item["kind"] == "Service"),
     ]
@@ -217,3 +218,14 @@ def test_only_types_and_policies_are_kept(helm4: Helm) -> None:
     }
     lost = helm4.objects({"crds": {"keep": False}, "policies": {"keep": False}})
     assert [item for item in lost if KEEP in item["metadata"].get("annotations", {})] == []
+
+
+def test_the_policies_of_tenants_are_those_of_the_manifests(helm: Helm) -> None:
+    values = {"tenantPolicies": {"namespaces": ["ml", "research"]}}
+    wanted = list(yaml.safe_load_all((ROOT / "manifests" / "tenant" / "network_policies.yaml").read_text()))
+    names = {each["metadata"]["name"] for each in wanted}
+    found = [each for each in helm.objects(values) if each["metadata"]["name"] in names]
+    assert sorted(each["metadata"]["namespace"] for each in found) == ["ml"] * 3 + ["research"] * 3
+    assert [each["spec"] for each in found if each["metadata"]["namespace"] == "ml"] == [
+        each["spec"] for each in wanted
+    ]

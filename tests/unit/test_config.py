@@ -24,6 +24,10 @@ def test_settings_are_read() -> None:
             "FINETUNE_RESYNC_SECONDS": "60.5",
             "FINETUNE_PREPARE_RESOURCES": '{"limits": {"memory": "2Gi"}}',
             "FINETUNE_TMP_SIZE_LIMIT": "",
+            "FINETUNE_RUN_AS_USER": "none",
+            "FINETUNE_FS_GROUP": "1000680000",
+            "FINETUNE_SECCOMP_PROFILE": "none",
+            "FINETUNE_METRICS_FROM": '[{"podSelector": {"matchLabels": {"app": "prometheus"}}}]',
         }
     )
     assert config.namespaces == ("ml", "research")
@@ -32,6 +36,8 @@ def test_settings_are_read() -> None:
     assert (config.workers, config.resync_seconds) == (3, 60.5)
     assert config.prepare_resources.limits == {"memory": "2Gi"}
     assert config.tmp_size_limit is None
+    assert (config.run_as_user, config.fs_group, config.seccomp_profile) == (None, 1000680000, None)
+    assert config.metrics_from == ({"podSelector": {"matchLabels": {"app": "prometheus"}}},)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +47,10 @@ def test_settings_are_read() -> None:
         ({**IMAGE, "FINETUNE_WORKERS": "many"}, "FINETUNE_WORKERS: 'many' cannot be read; expected a number"),
         ({**IMAGE, "FINETUNE_WORKERS": "0"}, "greater than 0"),
         ({**IMAGE, "FINETUNE_TRUST_REMOTE_CODE": "yes"}, "expected true or false"),
+        ({**IMAGE, "FINETUNE_RUN_AS_USER": "0"}, "expected a number greater than 0, or none"),
+        ({**IMAGE, "FINETUNE_SECCOMP_PROFILE": "Unconfined"}, "expected RuntimeDefault or none"),
+        ({**IMAGE, "FINETUNE_METRICS_FROM": "monitoring"}, "expected a JSON list"),
+        ({**IMAGE, "FINETUNE_METRICS_FROM": '[{"namespace": {}}]'}, "expected a JSON list"),
         ({**IMAGE, "FINETUNE_COMPUTE_RESOURCES": "1 cpu"}, "expected JSON"),
     ],
 )

@@ -63,6 +63,8 @@ app.kubernetes.io/component: operator
 {{- define "finetune-operator.setting" -}}
 {{- if kindIs "string" . -}}
 {{- . -}}
+{{- else if and (kindIs "slice" .) (kindIs "map" (first .)) -}}
+{{- toJson . -}}
 {{- else if kindIs "slice" . -}}
 {{- join " " . -}}
 {{- else -}}

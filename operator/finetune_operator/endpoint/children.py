@@ -18,6 +18,7 @@ from finetune_operator.endpoint.names import analysis_name, gateway_name, metada
 from finetune_operator.endpoint.observed import ObservedEndpoint
 from finetune_operator.endpoint.plan import RolloutPlan, read_plan
 from finetune_operator.endpoint.routing import routes_of, same_content
+from finetune_operator.endpoint.server_guards import server_budget, server_policy
 from finetune_operator.endpoint.serving import render_revision, rendered, scaled
 from finetune_operator.ports import Manifest
 
@@ -50,7 +51,10 @@ def children_of(observed: ObservedEndpoint) -> Children:
             create.append(revision)
         manifests = scaled(rendered(revision), replicas=observed.endpoint.spec.serving.replicas or 1)
         wanted += [owned(each, endpoint=observed.endpoint) for each in manifests]
+        wanted.append(server_budget(endpoint=observed.endpoint, version_uid=served.uid))
     if _served(status) or observed.routes is not None:
+        if observed.config.server_network_policy:
+            wanted.append(server_policy(endpoint=observed.endpoint, config=observed.config))
         wanted += _gateway(observed)
         wanted += _kept(observed)
     apply = [each for each in wanted if not _is_there(each, observed)]

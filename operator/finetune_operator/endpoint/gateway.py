@@ -24,8 +24,8 @@ from finetune_operator.endpoint.names import (
     routes_name,
     selector,
 )
-from finetune_operator.endpoint.pod import CONTAINER_SECURITY, STOP_HOOK, merged_metadata, overlay_of, pod_security
-from finetune_operator.job.pod_template import TOKEN_FOLDER, TOKEN_SECONDS
+from finetune_operator.endpoint.pod import CONTAINER_SECURITY, STOP_HOOK, merged_metadata, overlay_of, spread
+from finetune_operator.job.pod_template import TOKEN_FOLDER, TOKEN_SECONDS, pod_security
 from finetune_operator.ports import Door, Manifest
 
 INPUTS_ANNOTATION = f"{GROUP}/rendered-from"
@@ -157,7 +157,8 @@ def _template(
         "automountServiceAccountToken": True,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": _GRACE_SECONDS,
-        "securityContext": pod_security(),
+        "securityContext": pod_security(config),
+        "topologySpreadConstraints": spread(selector(endpoint=endpoint.metadata.name, component=GATEWAY)),
         "containers": [container],
         "volumes": volumes,
     }

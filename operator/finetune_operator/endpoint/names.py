@@ -40,6 +40,11 @@ def server_name(*, endpoint: str, version_uid: str) -> str:
     return f"{base_name(endpoint)}-v-{short_hash(version_uid)}"
 
 
+def servers_name(endpoint: str) -> str:
+    """Of the NetworkPolicy of all its servers."""
+    return f"{base_name(endpoint)}-servers"
+
+
 def gateway_name(endpoint: str) -> str:
     """Of the gateway's Deployment, ServiceAccount, Role and PodDisruptionBudget."""
     return f"{base_name(endpoint)}-gateway"

@@ -6,7 +6,6 @@ from typing import Any
 
 from finetune_api import GROUP
 from finetune_api.shared_fields import PodOverlay
-from finetune_operator.job.pod_template import USER_ID
 
 CONTAINER_SECURITY: dict[str, Any] = {
     "allowPrivilegeEscalation": False,
@@ -19,16 +18,17 @@ STOP_HOOK: dict[str, Any] = {"preStop": {"sleep": {"seconds": 5}}}
 """Before SIGTERM: the time that nodes take to hear that a Service does not lead here any more (Kubernetes 1.30)."""
 
 
-def pod_security() -> dict[str, Any]:
-    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
-    return {
-        "runAsNonRoot": True,
-        "runAsUser": USER_ID,
-        "runAsGroup": USER_ID,
-        "fsGroup": USER_ID,
-        "fsGroupChangePolicy": "OnRootMismatch",
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
+def spread(matched: dict[str, str]) -> list[dict[str, Any]]:
+    """Pods of a kind on different nodes and in different zones, where there are any: a lost one takes few along."""
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": matched},
+        }
+        for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+    ]
 
 
 def merged_metadata(overlay: PodOverlay | None, *, labels: dict[str, str]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from finetune_operator.job.times import parse_time
 from finetune_operator.ports import Manifest
 
 CONTAINER = "server"
+FETCH = "fetch"
+"""The init container that fetches and verifies the artifact where the server does not."""
 _MOST_CRASHES = 5
 """A server that ended this often without ever being ready will not become so."""
 
@@ -27,7 +29,7 @@ def server_of(
     current = int(status.get("observedGeneration", 0)) >= int(deployment["metadata"].get("generation", 0))
     ready = int(status.get("readyReplicas") or 0)
     updated = int(status.get("updatedReplicas") or 0)
-    living = [pod for pod in pods if pod["metadata"].get("deletionTimestamp") is None]
+    living = [pod for pod in pods if pod["metadata"].get("deletionTimestamp") is None and not _refused(pod)]
     scheduled = [time for pod in living if (time := _scheduled(pod)) is not None]
     return Server(
         version_uid=version_uid,
@@ -37,7 +39,9 @@ def server_of(
         scheduled_since=min(scheduled, default=None),
         unschedulable=next((why for pod in living if (why := _unschedulable(pod))), None),
         failure=next((why for pod in living if (why := _failure(pod))), None) if ready == 0 else None,
-        trouble=next((why for pod in living if (why := _trouble(pod))), None) or _replica_failure(status),
+        trouble=next((why for pod in living if (why := _trouble(pod))), None)
+        or _replica_failure(status)
+        or (next((why for pod in pods if (why := _refused(pod))), None) if ready == 0 else None),
     )
 
 
@@ -46,8 +50,8 @@ def _failure(pod: Manifest) -> str | None:
     containers = read_containers(pod, main=CONTAINER)
     for each in (*containers.others, containers.main):
         ended = each.ended or each.last_ended
-        if ended is None or ended.exit_code == 0 or not (each.init or each.name == CONTAINER):
-            continue
+        if ended is None or ended.exit_code == 0 or each.name not in (CONTAINER, FETCH):
+            continue  # what a mesh's containers do is not the version's fault
         if ended.exit_code in {int(code) for code in PERMANENT_EXIT_CODES}:
             return _words(ended)
         if each.restarts >= _MOST_CRASHES:
@@ -89,6 +93,14 @@ def _unschedulable(pod: Manifest) -> str | None:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return str(condition.get("message") or condition.get("reason") or "no node was found")
     return None
+
+
+def _refused(pod: Manifest) -> str:
+    """Why a node ended the pod or never took it in; its ReplicaSet makes others, and leaves it lying about."""
+    status = pod.get("status") or {}
+    if status.get("phase") != "Failed" or not status.get("reason"):
+        return ""
+    return f"{status['reason']}: {status.get('message', '')}".rstrip(": ")
 
 
 def _replica_failure(status: dict[str, Any]) -> str | None:

@@ -22,12 +22,12 @@ from finetune_operator.endpoint.names import (
     metadata_of,
     server_name,
 )
-from finetune_operator.endpoint.pod import CONTAINER_SECURITY, STOP_HOOK, merged_metadata, overlay_of, pod_security
-from finetune_operator.endpoint.servers import CONTAINER
+from finetune_operator.endpoint.pod import CONTAINER_SECURITY, STOP_HOOK, merged_metadata, overlay_of, spread
+from finetune_operator.endpoint.servers import CONTAINER, FETCH
 from finetune_operator.endpoint.vllm import NotServableError, vllm_arguments
 from finetune_operator.job.evaluation import read_evaluation_plan
 from finetune_operator.job.names import short_hash
-from finetune_operator.job.pod_template import RUN_FOLDER, RUN_KEY
+from finetune_operator.job.pod_template import RUN_FOLDER, RUN_KEY, pod_security
 from finetune_operator.job.stages import GPU_RESOURCE, mount_path
 from finetune_operator.ports import Manifest
 
@@ -119,7 +119,8 @@ def _deployment(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": _GRACE_SECONDS,
-        "securityContext": pod_security(),
+        "securityContext": pod_security(config),
+        "topologySpreadConstraints": spread({VERSION_UID_LABEL: version.metadata.uid}),
         **_containers(endpoint=endpoint, version=version, config=config),
         "volumes": _volumes(version, name=metadata["name"], shared_memory=serving.runtime == "VLLM"),
     }
@@ -179,7 +180,7 @@ def _containers(*, endpoint: ModelEndpoint, version: ModelVersion, config: Opera
         "volumeMounts": [*_mounts(version, config), shared],
         **_probes(live="/health", ready="/health"),
     }
-    return {"initContainers": [{**ours, "name": "fetch", "args": ["fetch"]}], "containers": [vllm]}
+    return {"initContainers": [{**ours, "name": FETCH, "args": ["fetch"]}], "containers": [vllm]}
 
 
 def unservable(*, endpoint: ModelEndpoint, version: ModelVersion, config: OperatorConfig) -> str | None:

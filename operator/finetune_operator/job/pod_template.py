@@ -22,8 +22,6 @@ from finetune_operator.job.pods import CONTAINER
 from finetune_operator.job.stages import GPU_RESOURCE, StageSize, mount_path
 from finetune_operator.ports import Door
 
-USER_ID = 65532
-"""The user `finetune` of the trainer image, and the group that owns what claims hold."""
 RUN_FOLDER = "/etc/finetune"
 RUN_KEY = "run.json"
 CA_KEY = "ca.crt"
@@ -104,14 +102,7 @@ def trainer_pod(inputs: PodInputs, *, config: OperatorConfig) -> dict[str, Any]:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": config.termination_grace_seconds,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "fsGroup": USER_ID,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": pod_security(config),
         "containers": [_container(inputs, config=config)],
         "volumes": _volumes(inputs, config=config),
         "tolerations": _tolerations(inputs.overlay, config=config),
@@ -122,6 +113,20 @@ def trainer_pod(inputs: PodInputs, *, config: OperatorConfig) -> dict[str, Any]:
     if (affinity := avoiding(spec.get("affinity"), nodes=inputs.avoid)) is not None:
         spec["affinity"] = affinity
     return {"metadata": _metadata(inputs), "spec": spec}
+
+
+def pod_security(config: OperatorConfig) -> dict[str, Any]:
+    """Who the processes of a pod are; what is not set, the cluster sets."""
+    profile = {"type": config.seccomp_profile} if config.seccomp_profile is not None else None
+    context = {
+        "runAsNonRoot": True,
+        "runAsUser": config.run_as_user,
+        "runAsGroup": config.run_as_group,
+        "fsGroup": config.fs_group,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": profile,
+    }
+    return {key: value for key, value in context.items() if value is not None}
 
 
 def _container(inputs: PodInputs, *, config: OperatorConfig) -> dict[str, Any]:

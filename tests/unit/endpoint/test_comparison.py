@@ -126,6 +126,18 @@ async def test_the_policy_of_its_job_may_let_an_undecided_one_go_on() -> None:
     assert (status.comparisons[0].verdict, status.comparisons[0].accepted) == ("Inconclusive", True)
 
 
+async def test_servers_are_guarded_while_they_serve() -> None:
+    world = await with_stable()
+    guards = {
+        (kind, name) for kind, _, name in world.cluster.snapshot() if kind in ("NetworkPolicy", "PodDisruptionBudget")
+    }
+    served = (await world.status()).stable
+    assert served is not None
+    budgets = {name for kind, name in guards if kind == "PodDisruptionBudget"}
+    assert ("NetworkPolicy", "router-servers") in guards
+    assert budgets == {"router-gateway", served.revision}
+
+
 async def test_a_failed_attempt_is_made_again() -> None:
     world = await with_stable()
     await offer(world, "v2", "Crash", "Pass")

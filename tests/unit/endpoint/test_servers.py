@@ -67,3 +67,19 @@ def test_a_gateway_lives_while_its_own_container_does(state: dict[str, Any], liv
     labels = {"finetune.dev/component": "gateway"}
     pod = {"metadata": {"labels": labels}, "status": {"phase": "Running", "containerStatuses": statuses}}
     assert _is_living_gateway(pod) is lives
+
+
+def test_a_meshs_init_container_is_not_the_versions_fault() -> None:
+    crash = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "restartCount": 9}
+    init = {**crash, "name": "istio-proxy", "lastState": {"terminated": {"exitCode": 66, "reason": "Error"}}}
+    found = server(container=WAITS, init=init)
+    assert found.failure is None
+    assert (found.trouble or "").startswith("init container istio-proxy ended 9 times (exit code 66)")
+
+
+def test_a_node_that_refuses_the_servers_is_named() -> None:
+    refused = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no healthy devices present"}
+    deployment = {"metadata": {"generation": 1}, "spec": {"replicas": 1}, "status": {"observedGeneration": 1}}
+    pod = {"metadata": {"name": "router-v1-x"}, "spec": {"containers": []}, "status": refused}
+    found = server_of(version_uid="v", deployment=deployment, pods=[pod], refs=())
+    assert found.trouble == "UnexpectedAdmissionError: no healthy devices present"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.config import OperatorConfig
 from finetune_operator.endpoint.gateway import gateway_manifests
+from finetune_operator.endpoint.server_guards import server_policy
 from finetune_operator.endpoint.serving import render_revision, rendered, scaled, unservable
 from finetune_operator.ports import Door
 
@@ -98,3 +100,32 @@ def test_what_vllm_cannot_serve_is_told() -> None:
     assert "LoRA adapters" in str(unservable(endpoint=served, version=odd, config=VLLM_CONFIG))
     assert unservable(endpoint=served, version=version(), config=VLLM_CONFIG) is None
     assert unservable(endpoint=endpoint(), version=odd, config=CONFIG) is None
+
+
+def test_only_gateways_and_what_scrapes_metrics_reach_the_servers() -> None:
+    policy = server_policy(endpoint=endpoint(), config=CONFIG)
+    (deployment,) = (each for each in servers("FastAPI") if each["kind"] == "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    (rule,) = policy["spec"]["ingress"]
+    gateways, monitoring = rule["from"]
+    (gateway,) = (
+        each
+        for each in gateway_manifests(endpoint=endpoint(), config=CONFIG, door=None)
+        if each["kind"] == "Deployment"
+    )
+    theirs = gateway["spec"]["template"]["metadata"]["labels"]
+    assert gateways["podSelector"]["matchLabels"].items() <= theirs.items()
+    assert not gateways["podSelector"]["matchLabels"].items() <= labels.items(), "servers do not reach each other"
+    assert monitoring == CONFIG.metrics_from[0]
+    (port,) = deployment["spec"]["template"]["spec"]["containers"][0]["ports"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": port["containerPort"]}]
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+
+
+def test_ids_may_be_left_to_the_cluster() -> None:
+    ranges = replace(CONFIG, run_as_user=None, run_as_group=None, fs_group=None, seccomp_profile=None)
+    for each in gateway_manifests(endpoint=endpoint(), config=ranges, door=None):
+        if each["kind"] == "Deployment":
+            security = each["spec"]["template"]["spec"]["securityContext"]
+            assert security == {"runAsNonRoot": True, "fsGroupChangePolicy": "OnRootMismatch"}
