@@ -57,7 +57,7 @@ async def test_a_field_that_kubernetes_does_not_know_is_refused(cluster: Cluster
 async def test_others_may_change_the_metadata_of_a_revision(
     cluster: Cluster, apiserver: ApiServer, namespace: str
 ) -> None:
-    data = {"z": {"text": 'a <b> & "c"\n\t\\ é 😀'}, "a": [1, 2.5, None, True, {}]}
+    data = {"z": {"text": 'a <b> & "c"\n\t\\ é 😀\x7f\x85\x9f\u2028\u2029\ufeff\ufffe'}, "a": [1, 2.5, None, True, {}]}
     metadata = {"name": "kept", "namespace": namespace}
     kind = {"apiVersion": "apps/v1", "kind": "ControllerRevision"}
     await cluster.create(manifest={**kind, "metadata": metadata, "revision": 1, "data": data})

@@ -144,6 +144,9 @@ class KubernetesCluster:
         }
 
 
+_NOT_IN_YAML = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF)}
+
+
 class _Sent(TypedDict):
     body: Manifest | str
     content_type: str
@@ -152,7 +155,8 @@ class _Sent(TypedDict):
 def _sent(manifest: Manifest) -> _Sent:
     """A ControllerRevision's data is kept byte by byte as it was sent, and must never change. Any later patch, if only
     of the metadata, writes it anew in Go's JSON and is refused where the bytes differ; even the garbage collector's.
-    Sent as YAML it is Go's JSON from the beginning; every JSON text is YAML too."""
+    Sent as YAML it is Go's JSON from the beginning; every JSON text is YAML too, but for characters that YAML refuses
+    or takes for the end of a line: those are escaped. All others are not, since YAML knows no surrogate pairs."""
     if manifest["kind"] != "ControllerRevision":
         return {"body": manifest, "content_type": JSON}
-    return {"body": json.dumps(manifest, ensure_ascii=False), "content_type": YAML}
+    return {"body": json.dumps(manifest, ensure_ascii=False).translate(_NOT_IN_YAML), "content_type": YAML}
