@@ -62,13 +62,14 @@ def test_committed_files_name_no_package_index() -> None:
 
 
 def test_no_json_lines_are_split_at_other_line_ends() -> None:
-    """`splitlines` also breaks at U+2028, U+0085 and their like, which JSON texts may hold; so does `iter_lines`."""
+    """`splitlines` also breaks at U+2028, U+0085 and their like, which JSON texts may hold; so do `iter_lines` and
+    what `codecs.getreader` makes."""
     ours = [ROOT / folder for folder in ("operator", "trainer_image", "demo", "tests")]
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for folder in ours
         for path in sorted(folder.rglob("*.py"))
-        if re.search(r"\b(splitlines|a?iter_lines)\b", text := path.read_text())
+        if re.search(r"\b(splitlines|a?iter_lines|getreader)\b", text := path.read_text())
         for node in _broken_at_any_line_end(ast.parse(text), product=folder.name != "tests")
     ]
     assert found == [], 'use text.split("\\n"), or finetune_trainer.json_lines'
@@ -82,5 +83,5 @@ def _broken_at_any_line_end(module: ast.Module, *, product: bool) -> list[ast.At
         for place in places
         if product or any(isinstance(each, ast.Attribute) and each.attr == "loads" for each in ast.walk(place))
         for node in ast.walk(place)
-        if isinstance(node, ast.Attribute) and node.attr in ("splitlines", "iter_lines", "aiter_lines")
+        if isinstance(node, ast.Attribute) and node.attr in ("splitlines", "iter_lines", "aiter_lines", "getreader")
     ]
