@@ -87,7 +87,9 @@ class ClientStream:
             raise HungUpError from error
 
     async def break_off(self, *, message: str) -> None:
-        """End an answer that is not complete with an event that says so. Raises HungUpError."""
+        """Say in a last event that the answer is not complete. Raises HungUpError.
+
+        The answer then ends as any other: its head has promised that the connection goes on.
+        """
         error = {"message": message, "type": "server_error", "param": None, "code": None}
         await self.write(b"data: %s\n\n" % json.dumps({"error": error}).encode())
-        self.response.force_close()

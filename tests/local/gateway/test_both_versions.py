@@ -153,6 +153,20 @@ async def test_a_stream_that_fails_inside_is_a_failure_and_its_client_is_told(
     await eventually(lambda: arm(gateway, "old")["errors"] == 2)
 
 
+async def test_after_an_answer_that_broke_off_its_connection_serves_the_next_request(
+    gateway: GatewayProcess, streaming: tuple[Streaming, Upstream]
+) -> None:
+    version, upstream = streaming
+    version.body = ONE
+    gateway.route(upstream)
+    gateway.start()
+    await gateway.ready()
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
+        for _ in range(20):
+            async with session.post(gateway.url + "/v1/chat/completions", json={**HELLO, "stream": True}) as answer:
+                assert (await answer.read()).rstrip().endswith(b"}}"), "the event that says what was wrong"
+
+
 async def test_a_failing_stream_of_stable_is_compared_too(
     gateway: GatewayProcess, streaming: tuple[Streaming, Upstream], candidate: Upstream, client: aiohttp.ClientSession
 ) -> None:
