@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from scipy.stats import beta
+
 from finetune_api.modelendpoint import LiveMetric
 from finetune_stats.betting import BoundedMeanState, bounded_mean_from_dict
 from finetune_stats.edetector import DetectorState, detector_from_dict
@@ -17,6 +19,7 @@ from finetune_stats.eprocess import TwoRateState, two_rate_from_dict
 from finetune_stats.ledger import Ledger, ledger_from_dict
 
 STATE_VERSION = 1
+_REFERENCE_CONFIDENCE = 0.995
 Part = Literal["Shadow", "Canary", "Guard"]
 
 
@@ -74,8 +77,16 @@ class AnalysisState:
         return dict(self.metrics).get(name, MetricState())
 
     def reference(self) -> dict[str, float]:
-        """Stable's rate of each metric that was measured on at least 20 requests."""
-        return {name: bad / total for name, bad, total in self.rates if total >= 20}
+        """What stable's rate of each metric is at most, where it was measured on at least 20 requests.
+
+        An upper bound (Clopper and Pearson 1934), not the rate that was seen: against a rate that happened to be low
+        every version is worse, the same one too.
+        """
+        return {
+            name: float(beta.ppf(_REFERENCE_CONFIDENCE, bad + 1, total - bad)) if bad < total else 1.0
+            for name, bad, total in self.rates
+            if total >= 20
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
