@@ -6,6 +6,7 @@ understand its orders must not guess.
 
 A run's folder (`locations.run`):
 
+    rehearsal/     what training ends with, tried on the base model before it begins ... COMPLETE (last)
     data/          train.jsonl validation.jsonl test.jsonl manifest.json (digests) quarantine.jsonl
     checkpoints/   step-N/ ... COMPLETE (last)
     model/         the saved model, probes.jsonl (held-out prompts for what serves it) ... COMPLETE (last)
@@ -79,6 +80,14 @@ class SplitOrder(StrictModel):
     seed: int = 0
 
 
+class MethodOrder(StrictModel):
+    """How the weights are changed, resolved."""
+
+    type: MethodType
+    lora: LoRA | None = None
+    freeze: Freeze | None = None
+
+
 class PrepareRun(StrictModel):
     """Read, check, group, split and store the data; resolve the base model."""
 
@@ -95,6 +104,11 @@ class PrepareRun(StrictModel):
     """A fixed evaluation set, which then is the test split; its near-duplicates leave the training split."""
     max_new_tokens: int | None = None
     """Of the answers that the evaluation compares; None where it compares none, or the order is of an older operator."""
+    method: MethodOrder | None = None
+    """How the weights will be changed: tried on the base model before any accelerator is taken. None (a run file of an
+    earlier operator): Train tries it."""
+    packing: bool = False
+    """Whether training will pack rows, which is tried as well."""
 
 
 class Optimisation(StrictModel):
@@ -114,14 +128,6 @@ class Optimisation(StrictModel):
     precision: Literal["Auto", "FP32", "BF16"]
     seed: int
     early_stopping_patience: int | None = None
-
-
-class MethodOrder(StrictModel):
-    """How the weights are changed, resolved."""
-
-    type: MethodType
-    lora: LoRA | None = None
-    freeze: Freeze | None = None
 
 
 class CheckpointOrder(StrictModel):

@@ -132,6 +132,7 @@ def _do(run: PrepareRun | TrainRun | EvaluateRun) -> PrepareResult | TrainResult
 
             return launch.train(run)
         case PrepareRun():
+            limit_threads(os.environ)
             from finetune_trainer import prepare
 
             return prepare.prepare(run)

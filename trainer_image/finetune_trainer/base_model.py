@@ -14,15 +14,17 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from finetune_api.run import ModelOrder
 from finetune_api.shared_fields import ResolvedModel, Task
-from finetune_trainer import complete, gguf_conversion, hub, licence
+from finetune_trainer import complete, gguf_conversion, hub, licence, model_files
 from finetune_trainer.complete import FileDigest
 from finetune_trainer.errors import StageError, bad_configuration, not_found
 from finetune_trainer.locations import join
+from finetune_trainer.model_files import ModelFile
 from finetune_trainer.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -80,8 +82,31 @@ def load_tokenizer(folder: Path) -> Any:
         ) from error
 
 
+def vocabulary_size(folder: Path) -> int:
+    """How many tokens the model has numbers for."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    return int(config.get_text_config().vocab_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedBase:
+    """A base model as it is before training."""
+
+    model: Any
+    """`transformers.PreTrainedModel`, on the CPU, in evaluation mode."""
+    untrained: frozenset[str]
+    """Parameters that the files lack, a classifier's head: random numbers, which only training makes useful."""
+
+
 def load_model(folder: Path, *, task: Task, dtype: DType, labels: Sequence[str] | None = None) -> Any:
-    """The model (`transformers.PreTrainedModel`) in `dtype` on the CPU, in evaluation mode.
+    """As `load_base`, the model alone."""
+    return load_base(folder, task=task, dtype=dtype, labels=labels).model
+
+
+def load_base(folder: Path, *, task: Task, dtype: DType, labels: Sequence[str] | None = None) -> LoadedBase:
+    """The model in `dtype` on the CPU, in evaluation mode.
 
     For SequenceClassification, `labels` are the classes in the order of the outputs; the classifier's head is drawn
     from torch's generator where the base has none of that size, so seed it first. Raises StageError (78) when the
@@ -115,7 +140,7 @@ def load_model(folder: Path, *, task: Task, dtype: DType, labels: Sequence[str] 
             "UnsupportedModel", f"the base model cannot be loaded for task {task}: {error}"
         ) from error
     _check_nothing_missing(model, report, task)
-    return model.eval()
+    return LoadedBase(model=model.eval(), untrained=frozenset(_missing(report)))
 
 
 # -- where it comes from ----------------------------------------------------------------------------------------------
@@ -139,6 +164,13 @@ def _from_hub(order: ModelOrder, storage: Storage) -> ResolvedModel:
             hub.download(model, into=folder)
             names = [path.name for path in folder.iterdir()]
             _check_weights(order.uri, names)
+            model_files.check_whole(
+                order.uri,
+                [
+                    ModelFile(name=name, size=(folder / name).stat().st_size, open=partial(open, folder / name, "rb"))
+                    for name in _loadable(names)
+                ],
+            )
             digest = complete.tree_digest(_local_digests(folder))
             found = _licence_of({name: (folder / name).read_text(errors="replace") for name in _licence_files(names)})
             storage.publish(folder, to=uri, input_digest=identity, extra={"digest": digest, "licence": found})
@@ -153,8 +185,16 @@ def _from_hub(order: ModelOrder, storage: Storage) -> ResolvedModel:
 
 
 def _from_folder(uri: str, storage: Storage) -> ResolvedModel:
-    names = [entry.path for entry in storage.list_files(uri) if "/" not in entry.path]
+    sizes = {entry.path: entry.size for entry in storage.list_files(uri) if "/" not in entry.path}
+    names = list(sizes)
     _check_weights(uri, names)
+    model_files.check_whole(
+        uri,
+        [
+            ModelFile(name=name, size=sizes[name], open=partial(storage.open, join(uri, name)))
+            for name in _loadable(names)
+        ],
+    )
     texts = {name: storage.read_bytes(join(uri, name)).decode(errors="replace") for name in _licence_files(names)}
     return ResolvedModel(uri=uri, digest=_folder_digest(uri, storage), licence=_licence_of(texts))
 
@@ -297,6 +337,7 @@ def _check_task(base: ResolvedModel, *, task: Task, storage: Storage) -> None:
     )
 
     config = json.loads(storage.read_bytes(join(base.loadable_uri, "config.json")))
+    model_files.check_config(base.uri, config)
     kind, architectures = config.get("model_type"), config.get("architectures") or []
     try:
         AutoConfig.for_model(kind)
@@ -324,7 +365,7 @@ def _check_nothing_missing(model: Any, report: dict[str, Any], task: Task) -> No
     # The head (and BERT's pooler, which only classifiers read) is what a classifier may have to learn from nothing.
     missing = [
         name
-        for name in [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]
+        for name in _missing(report)
         if task != "SequenceClassification" or (name.startswith(body) and ".pooler." not in name)
     ]
     if missing:
@@ -332,3 +373,8 @@ def _check_nothing_missing(model: Any, report: dict[str, Any], task: Task) -> No
             "IncompleteModel",
             f"the base model's folder lacks {len(missing)} tensors that it needs, {missing[0]} first; complete it",
         )
+
+
+def _missing(report: dict[str, Any]) -> list[str]:
+    """What transformers has filled with random numbers."""
+    return [*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from finetune_api.modelversion import DataSource, RowCounts
 from finetune_api.results import DataSummary, PrepareResult
 from finetune_api.run import PrepareRun
 from finetune_api.shared_fields import ResolvedModel
-from finetune_trainer import base_model, remarks, rendered_fields, snapshot, sources, token_lengths
+from finetune_trainer import base_model, model_files, remarks, rendered_fields, snapshot, sources, token_lengths
 from finetune_trainer.dataset import (
     MANIFEST,
     QUARANTINE,
@@ -51,11 +52,17 @@ def prepare(run: PrepareRun) -> PrepareResult:
         if finished is not None and finished.input_digest == digest:
             log.info("an earlier attempt finished the snapshot of this very input; nothing to do")
             earlier = PrepareResult.model_validate(finished.extra["result"])
+            _rehearse(run, base=base, labels=earlier.labels, storage=storage)
             return earlier.model_copy(update={"base": base, "reused": True})
         read = _read(run, opened, storage=storage)
     with base_model.local_folder(base, storage=storage, verify=False) as model_folder:
         tokenizer = base_model.load_tokenizer(model_folder)
+        vocabulary = base_model.vocabulary_size(model_folder)
     made = _make(run, read, tokenizer=tokenizer)
+    examples = itertools.chain(*made.splits.values())
+    model_files.check_tokenizer(
+        run.model.uri, tokenizer, vocabulary=vocabulary, texts=(example.content_json() for example in examples)
+    )
     result = PrepareResult(
         data_digest=made.manifest.digest,
         manifest=join(folder, MANIFEST),
@@ -70,7 +77,21 @@ def prepare(run: PrepareRun) -> PrepareResult:
         storage.publish(staging, to=folder, input_digest=digest, extra={"result": result.to_dict()})
     for line in _account(made):
         log.info(line)
+    _rehearse(run, base=base, labels=result.labels, storage=storage)
     return result
+
+
+def _rehearse(run: PrepareRun, *, base: ResolvedModel, labels: Sequence[str] | None, storage: Storage) -> None:
+    """Last, since it takes the longest."""
+    if run.method is None:
+        return
+    from finetune_trainer.rehearsal import Rehearsal, rehearse  # torch and its like take seconds to load
+
+    order = Rehearsal(
+        locations=run.locations, model=run.model, base=base, method=run.method, packing=run.packing, labels=labels
+    )
+    with base_model.local_folder(base, storage=storage, verify=False) as folder:
+        rehearse(order, base_folder=folder, storage=storage, where="Prepare")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""The trained model as an artifact: saved, verified, loaded again by a process that knows nothing but the files.
+"""The trained model as an artifact: saved, then loaded again by a process that knows nothing but the files, where every
+trained tensor must be the same bit for bit.
 
 model/   LoRA: adapter_model.safetensors, adapter_config.json. Full: model.safetensors, config.json.
          Both: the tokenizer, held-out prompts (probes.jsonl), COMPLETE.
@@ -6,19 +7,19 @@ model/   LoRA: adapter_model.safetensors, adapter_config.json. Full: model.safet
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from finetune_api.results import ExitCode
 from finetune_api.shared_fields import Artifact, ResolvedModel, Task
@@ -36,11 +37,39 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What the model answered before it was saved."""
+    """What a model answers to one example."""
 
     input_ids: Sequence[int]
-    logits: torch.Tensor
-    """Shape (classes,) or (vocabulary,): of the last position."""
+    logits: Sequence[float]
+    """One for each class, or for each token of the vocabulary at the last position."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedFolder:
+    """A model's files, and what is known of them."""
+
+    folder: str
+    base: str
+    """The folder of the base model, which an adapter needs."""
+    format: Format
+    task: Task
+    labels: Sequence[str] | None
+
+    def load(self, *, dtype: DType = "float32") -> Any:
+        """The model."""
+        base = Path(self.base) if self.format == "Adapter" else None
+        return load_folder(
+            Path(self.folder), base=base, format=self.format, task=self.task, labels=self.labels, dtype=dtype
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedAgain:
+    """What the loaded model holds and answers."""
+
+    tensors: Mapping[str, str]
+    """Digests of its parameters, by name; see `digests`."""
+    logits: Sequence[float]
 
 
 def load_artifact(
@@ -114,99 +143,117 @@ def save(
 
     Raises StageError: 70 ModelNotVerified where something is missing, not finite, or loads as another model.
     """
-    format: Format = "Adapter" if hasattr(model, "peft_config") else "Full"
     with storage.staging_folder(to) as folder:
-        model.save_pretrained(str(folder))
-        tokenizer.save_pretrained(str(folder))
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card names paths of this container
+        saved = write(model, tokenizer=tokenizer, folder=folder, base_folder=base_folder, task=task, labels=labels)
         for name, text in companions.items():
             (folder / name).write_text(text, encoding="utf-8")
-        check_tensors(model, folder)
-        _load_again(folder, base_folder=base_folder, format=format, task=task, labels=labels, probe=probe)
+        verify(model, saved=saved, probe=probe, load_again=in_fresh_process)
         complete = storage.publish(folder, to=to, input_digest=input_digest, extra=extra)
     log.info("model saved, verified and loaded again: %s (%d bytes)", to, complete.size_bytes)
-    return Artifact(uri=to, digest=complete.digest, format=format, size_bytes=complete.size_bytes)
+    return Artifact(uri=to, digest=complete.digest, format=saved.format, size_bytes=complete.size_bytes)
 
 
-def check_tensors(model: Any, folder: Path) -> None:
-    """Every trained tensor is in the files, in its shape and finite."""
-    tensors: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(path)
-    sizes = sorted(tuple(parameter.shape) for parameter in model.parameters() if parameter.requires_grad)
-    saved = sorted(tuple(tensor.shape) for tensor in tensors.values())
-    for size in sizes:
-        if size not in saved:
-            raise _not_verified(f"a trained tensor of shape {size} is not in the saved files")
-        saved.remove(size)
-    for name, tensor in tensors.items():
-        if tensor.numel() == 0 or not bool(torch.isfinite(tensor).all()):
-            raise _not_verified(f"the saved tensor {name} is empty or not finite")
+def write(
+    model: Any, *, tokenizer: Any, folder: Path, base_folder: Path, task: Task, labels: Sequence[str] | None
+) -> SavedFolder:
+    """Write model and tokenizer into a folder."""
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card names paths of this container
+    format: Format = "Adapter" if hasattr(model, "peft_config") else "Full"
+    return SavedFolder(folder=str(folder), base=str(base_folder), format=format, task=task, labels=labels)
+
+
+def verify(
+    model: Any,
+    *,
+    saved: SavedFolder,
+    probe: Probe,
+    load_again: Callable[[SavedFolder, Sequence[str], Probe], LoadedAgain],
+) -> None:
+    """The loaded model holds every trained tensor, and answers the probe as the trained one did.
+
+    Names and values are compared after loading: files may hold tensors under other names and in other shapes, such as
+    the experts of a mixture one by one. Raises StageError (70) ModelNotVerified.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, parameter in trained.items():
+        if parameter.numel() == 0 or not bool(torch.isfinite(parameter).all()):
+            raise not_verified(f"the tensor {name} is empty or not finite")
+    loaded = load_again(saved, list(trained), probe)
+    for name, digest in digests(model, trained).items():
+        if loaded.tensors.get(name) != digest:
+            raise not_verified(f"loaded again, the trained tensor {name} is missing or has other values")
+    check_same(probe.logits, loaded.logits, what="loaded again it answers differently")
+
+
+def check_same(expected: Sequence[float], found: Sequence[float], *, what: str) -> None:
+    """Compare logits. Raises StageError (70) ModelNotVerified, which begins with `what`."""
+    one, other = torch.tensor(expected), torch.tensor(found)
+    scale = float(one.abs().max().clamp(min=1.0))
+    difference = float((one - other).abs().max())
+    # bf16 training on a GPU against fp32 on the CPU differs by rounding alone; another model differs by its scale.
+    tolerance = 0.05 if torch.cuda.is_available() else _TOLERANCE
+    if not difference <= tolerance * scale:
+        raise not_verified(f"{what} (logits differ by {difference:.4g} of {scale:.4g})")
+
+
+def digests(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """sha256 (hex) of the fp32 values of a model's parameters, for the names that it has."""
+    found = dict(model.named_parameters())
+    return {
+        name: hashlib.sha256(found[name].detach().float().cpu().contiguous().numpy().data).hexdigest()
+        for name in names
+        if name in found
+    }
 
 
 def probe(model: Any, *, input_ids: Sequence[int]) -> Probe:
-    """What the model answers to one example, on the CPU in fp32 terms."""
+    """What the model answers to one example, in fp32 terms."""
     device = next(model.parameters()).device
     model.eval()
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([list(input_ids)], device=device)).logits
     last = logits[0, -1] if logits.dim() == 3 else logits[0]
-    return Probe(input_ids=tuple(input_ids), logits=last.float().cpu())
+    return Probe(input_ids=tuple(input_ids), logits=last.float().tolist())
 
 
-def _load_again(
-    folder: Path, *, base_folder: Path, format: Format, task: Task, labels: Sequence[str] | None, probe: Probe
-) -> None:
+def in_this_process(saved: SavedFolder, names: Sequence[str], asked: Probe) -> LoadedAgain:
+    """Load the files and ask the probe."""
+    model = saved.load()
+    base_model.load_tokenizer(Path(saved.folder))
+    return LoadedAgain(tensors=digests(model, names), logits=probe(model, input_ids=asked.input_ids).logits)
+
+
+def in_fresh_process(saved: SavedFolder, names: Sequence[str], asked: Probe) -> LoadedAgain:
+    """The same in a process that has nothing of the trained model's."""
     with TemporaryDirectory(prefix="finetune-verify-") as scratch:
-        order, answer = Path(scratch) / "order.json", Path(scratch) / "answer.safetensors"
-        order.write_text(
-            json.dumps(
-                {
-                    "folder": str(folder),
-                    "base": str(base_folder),
-                    "format": format,
-                    "task": task,
-                    "labels": None if labels is None else list(labels),
-                    "input_ids": list(probe.input_ids),
-                    "answer": str(answer),
-                }
-            )
-        )
-        command = [sys.executable, "-m", "finetune_trainer.saved_model", str(order)]
+        order, answer = Path(scratch) / "order.json", Path(scratch) / "answer.json"
+        ids = list(asked.input_ids)
+        order.write_text(json.dumps({"saved": asdict(saved), "names": list(names), "input_ids": ids}))
+        command = [sys.executable, "-m", "finetune_trainer.saved_model", str(order), str(answer)]
         result = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=_RELOAD_SECONDS, check=False
         )
         if result.returncode != 0:
-            raise _not_verified(f"a fresh process could not load it: {result.stderr.strip()[-500:]}")
-        loaded = load_file(answer)["logits"]
-    scale = float(probe.logits.abs().max().clamp(min=1.0))
-    difference = float((loaded - probe.logits).abs().max())
-    # bf16 training on a GPU against fp32 on the CPU differs by rounding alone; another model differs by its scale.
-    tolerance = _TOLERANCE if probe.logits.dtype == torch.float32 and not torch.cuda.is_available() else 0.05
-    if not difference <= tolerance * scale:
-        raise _not_verified(f"loaded again it answers differently (logits differ by {difference:.4g} of {scale:.4g})")
+            raise not_verified(f"a fresh process could not load it: {result.stderr.strip()[-500:]}")
+        return LoadedAgain(**json.loads(answer.read_text()))
 
 
-def _not_verified(message: str) -> StageError:
+def not_verified(message: str) -> StageError:
+    """The files are not the model."""
     return StageError(
         reason="ModelNotVerified", message=f"the saved model: {message}", exit_code=ExitCode.INTERNAL_ERROR
     )
 
 
-def _main(order_path: str) -> None:
-    """The fresh process: load what an order names, answer the probe, write the logits."""
+def _main(order_path: str, answer_path: str) -> None:
+    """The fresh process."""
     order = json.loads(Path(order_path).read_text())
-    model = load_folder(
-        Path(order["folder"]),
-        base=Path(order["base"]),
-        format=order["format"],
-        task=order["task"],
-        labels=order["labels"],
-        dtype="float32",
-    )
-    base_model.load_tokenizer(Path(order["folder"]))
-    save_file({"logits": probe(model, input_ids=order["input_ids"]).logits}, order["answer"])
+    asked = Probe(input_ids=order["input_ids"], logits=())
+    found = in_this_process(SavedFolder(**order["saved"]), order["names"], asked)
+    Path(answer_path).write_text(json.dumps(asdict(found)))
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    _main(*sys.argv[1:])

@@ -32,6 +32,7 @@ from finetune_trainer.errors import StageError, bad_data
 from finetune_trainer.gang import Gang, joined, lost_peers_named
 from finetune_trainer.locations import join
 from finetune_trainer.progress import ProgressReporter, show_life
+from finetune_trainer.rehearsal import Rehearsal, rehearse
 from finetune_trainer.schedule import Schedule
 from finetune_trainer.stopping import StopSignal
 from finetune_trainer.storage import Storage
@@ -89,6 +90,19 @@ def work(run: TrainRun) -> TrainResult:
     ):
         setup = _set_up(run, storage=storage, gang=gang, base_folder=base_folder)
         return _run(setup, stop=stop, progress=progress, base_folder=base_folder, model_uri=model_uri)
+
+
+def _rehearse(run: TrainRun, *, labels: Sequence[str] | None, storage: Storage, base_folder: Path) -> None:
+    """What Prepare could not try; the other processes come to the first exchange and wait there."""
+    order = Rehearsal(
+        locations=run.locations,
+        model=run.model,
+        base=run.base,
+        method=run.method,
+        packing=run.optimisation.packing,
+        labels=labels,
+    )
+    rehearse(order, base_folder=base_folder, storage=storage, where="Train")
 
 
 def input_digest(run: TrainRun) -> str:
@@ -165,6 +179,8 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path) -
     manifest = read_manifest(storage, uri=join(data, "manifest.json"))
     if manifest.digest != run.data_digest:
         raise bad_data("DataChanged", f"{data} is not the data that was prepared for this run; start a new run")
+    if gang.is_first:
+        _rehearse(run, labels=manifest.labels, storage=storage, base_folder=base_folder)
     tokenizer = base_model.load_tokenizer(base_folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -172,12 +188,12 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path) -
     accelerator = Accelerator(cpu=gang.device.type == "cpu", mixed_precision="bf16" if bf16 else "no")
     torch.manual_seed(order.seed)  # a new classifier head and new adapters are the same in every process
     frozen_in_bf16 = bf16 and run.method.type == "LoRA"
-    model = base_model.load_model(
+    base = base_model.load_base(
         base_folder, task=run.model.task, dtype="bfloat16" if frozen_in_bf16 else "float32", labels=manifest.labels
     )
     if run.model.task == "SequenceClassification":
-        model.config.pad_token_id = tokenizer.pad_token_id
-    model = with_method(model, method=run.method, task=run.model.task, base_uri=run.base.uri)
+        base.model.config.pad_token_id = tokenizer.pad_token_id
+    model = with_method(base, method=run.method, task=run.model.task, base_uri=run.base.uri)
     model.to(gang.device).train()
     torch.manual_seed(order.seed * 1_000_003 + gang.rank)  # dropout differs between processes
 

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from finetune_api.finetunejob import Freeze
 from finetune_api.run import MethodOrder
 from finetune_api.shared_fields import Task
+from finetune_trainer.base_model import LoadedBase
 from finetune_trainer.encoding import IGNORED, Batch
 from finetune_trainer.errors import bad_configuration
 
@@ -23,12 +24,13 @@ _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 _PLAIN_OUTPUT = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3"}
 
 
-def with_method(model: Any, *, method: MethodOrder, task: Task, base_uri: str) -> Any:
-    """The model (`transformers.PreTrainedModel`) prepared for training by a method: LoRA adapters, or frozen parts."""
+def with_method(base: LoadedBase, *, method: MethodOrder, task: Task, base_uri: str) -> Any:
+    """The model prepared for training by a method: LoRA adapters, or frozen parts."""
     if method.type == "LoRA":
-        return _with_lora(model, method=method, task=task, base_uri=base_uri)
+        return _with_lora(base, method=method, task=task, base_uri=base_uri)
     if method.type != "Full":
         raise bad_configuration("NotSupported", f"method {method.type} is not supported yet")
+    model = base.model
     for parameter in model.parameters():
         parameter.requires_grad = True
     if method.freeze is not None:
@@ -36,7 +38,7 @@ def with_method(model: Any, *, method: MethodOrder, task: Task, base_uri: str) -
     return model
 
 
-def _with_lora(model: Any, *, method: MethodOrder, task: Task, base_uri: str) -> Any:
+def _with_lora(base: LoadedBase, *, method: MethodOrder, task: Task, base_uri: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
     lora = method.lora
@@ -49,13 +51,34 @@ def _with_lora(model: Any, *, method: MethodOrder, task: Task, base_uri: str) ->
         lora_dropout=lora.dropout or 0.0,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
         task_type="SEQ_CLS" if task == "SequenceClassification" else "CAUSAL_LM",
+        # Whoever loads the base again draws other random numbers for these: they belong to the adapter.
+        modules_to_save=_modules_of(base) or None,
     )
     try:
-        adapted = get_peft_model(model, config)
+        adapted = get_peft_model(base.model, config)
     except ValueError as error:
         raise bad_configuration("NoSuchModule", f"method.lora.targetModules: {error}") from error
     adapted.peft_config["default"].base_model_name_or_path = base_uri  # not a path of this container
     return adapted
+
+
+def _modules_of(base: LoadedBase) -> list[str]:
+    """The largest modules that have untrained parameters only, by name."""
+    found = set()
+    for name in base.untrained:
+        module = name.rpartition(".")[0]
+        parent = module.rpartition(".")[0]
+        while parent and all(
+            f"{parent}.{inner}" in base.untrained for inner, _ in base.model.get_submodule(parent).named_parameters()
+        ):
+            module, parent = parent, parent.rpartition(".")[0]
+        if not module:
+            raise bad_configuration(
+                "UnsupportedMethod",
+                f"method.type LoRA: the base model lacks the parameter {name}, which an adapter cannot hold; use Full",
+            )
+        found.add(module)
+    return sorted(found)
 
 
 def freeze(model: nn.Module, *, order: Freeze) -> None:

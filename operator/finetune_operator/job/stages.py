@@ -120,6 +120,8 @@ def _prepare_run(*, identity: Identity, locations: Locations, plan: ResolvedPlan
         split=plan.split,
         evaluation_dataset=plan.evaluation_dataset,
         max_new_tokens=plan.max_new_tokens if _compares_answers(plan) else None,
+        method=plan.method,
+        packing=plan.optimisation.packing,
     )
 
 

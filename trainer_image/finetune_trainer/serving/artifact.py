@@ -68,9 +68,9 @@ def load(order: ServeOrder, *, storage: Storage) -> Loaded:
             labels=order.labels,
             dtype=dtype,
         )
-        if hasattr(model, "merge_and_unload") and dtype == "float32":
+        if dtype == "float32":
             # A quarter more tokens per second on a CPU. In bf16 it would round the adapter's changes.
-            model = model.merge_and_unload().eval()
+            model = merged(model)
         model.requires_grad_(requires_grad=False)
         if torch.cuda.is_available():
             model.to("cuda")
@@ -79,6 +79,11 @@ def load(order: ServeOrder, *, storage: Storage) -> Loaded:
     seconds = time.monotonic() - began
     log.info("%s (%s) loaded in %.1f s, %d probes", order.version.name, order.artifact.digest, seconds, len(probes))
     return Loaded(model=model, tokenizer=tokenizer, probes=probes, seconds=seconds)
+
+
+def merged(model: Any) -> Any:
+    """The model with its adapter's changes added to the weights, where it has an adapter."""
+    return model.merge_and_unload().eval() if hasattr(model, "merge_and_unload") else model
 
 
 @contextmanager

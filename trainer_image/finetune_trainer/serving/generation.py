@@ -86,7 +86,7 @@ class TextModel:
 
     def answer(self, request: GenerationRequest) -> Iterator[Piece]:
         """The answer, a token a step."""
-        steps: _Steps = _Seq2SeqSteps(self.model) if self.task == "Seq2Seq" else _CausalSteps(self.model)
+        steps: _Steps = _Seq2SeqSteps(self.model) if self.task == "Seq2Seq" else CausalSteps(self.model)
         sampler = Sampler(request.sampling, device=self.model.device)
         text = AnswerText(self.tokenizer, stop=request.stop)
         ends = end_ids(self.tokenizer)
@@ -108,8 +108,12 @@ class TextModel:
             logits = steps.go_on(token)
 
 
-class _CausalSteps:
-    """Prompt and answer are one sequence."""
+class CausalSteps:
+    """Prompt and answer are one sequence.
+
+    Recurrent models (Mamba, RWKV, ...) each hand their state on in a way of their own; they read everything again for
+    each token, which is slow and right.
+    """
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -117,19 +121,29 @@ class _CausalSteps:
         # Logits of the prompt's other tokens are not needed: 4 bytes x tokens x vocabulary.
         known = inspect.signature(plain.forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        self._read: list[int] = []
         self._past: Any = None
 
+    @property
+    def keeps_what_it_read(self) -> bool:
+        """Whether keys and values are kept from token to token."""
+        return self._past is not None
+
     def begin(self, prompt_ids: Sequence[int]) -> torch.Tensor:
+        """Logits of the first token."""
         return self._forward(prompt_ids)
 
     def go_on(self, token: int) -> torch.Tensor:
+        """Logits of the token after `token`."""
         return self._forward([token])
 
     @torch.inference_mode()
     def _forward(self, ids: Sequence[int]) -> torch.Tensor:
-        tokens = torch.tensor([list(ids)], device=self._model.device)
-        output = self._model(input_ids=tokens, past_key_values=self._past, use_cache=True, **self._options)
-        self._past = _kept(output)
+        self._read += ids
+        tokens = torch.tensor([self._read if self._past is None else list(ids)], device=self._model.device)
+        options = self._options if self._past is None else {**self._options, "past_key_values": self._past}
+        output = self._model(input_ids=tokens, use_cache=True, **options)
+        self._past = getattr(output, "past_key_values", None)
         logits: torch.Tensor = output.logits[0, -1]
         return logits
 
