@@ -46,17 +46,24 @@ def test_a_checkpoint_of_other_orders_is_not_taken(runs: SmallRuns) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_by_name(runs: SmallRuns) -> None:
-    broken = runs.base.parent / "broken"
-    if not broken.exists():
-        small_model(tokenizer_folder=runs.base, to=broken)
-        tensors = load_file(broken / "model.safetensors")
-        tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
-        save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    run = SmallRun(root=runs.base.parent / "not-finite", base=broken)
-    process = run.stage(run.order(run.prepare()), "train")
+    run = runs.new("not-finite", overrides={"learningRate": 1e30, "maxGradNorm": 1e30})
+    process = run.stage(run.order(runs.prepared), "train")
     assert process.wait(timeout=60) == 70
     failure = run.message("train")
-    assert (failure["reason"], "step 1" in failure["message"]) == ("LossNotFinite", True)
+    assert (failure["reason"], "at step " in failure["message"]) == ("LossNotFinite", True)
+
+
+def test_a_base_with_numbers_that_are_none_is_refused_before_the_first_step(runs: SmallRuns) -> None:
+    broken = runs.base.parent / "broken"
+    small_model(tokenizer_folder=runs.base, to=broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    run = SmallRun(root=runs.base.parent / "not-a-number", base=broken)
+    process = run.stage(run.order(run.prepare()), "train")
+    assert process.wait(timeout=60) == 78
+    failure = run.message("train")
+    assert (failure["reason"], "not finite" in failure["message"]) == ("UnsupportedModel", True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from finetune_api.run import ModelOrder
 from finetune_api.shared_fields import ResolvedModel, Task
@@ -166,10 +166,7 @@ def _from_hub(order: ModelOrder, storage: Storage) -> ResolvedModel:
             _check_weights(order.uri, names)
             model_files.check_whole(
                 order.uri,
-                [
-                    ModelFile(name=name, size=(folder / name).stat().st_size, open=partial(open, folder / name, "rb"))
-                    for name in _loadable(names)
-                ],
+                [_local_file(folder / name) for name in _loadable(names)],
             )
             digest = complete.tree_digest(_local_digests(folder))
             found = _licence_of({name: (folder / name).read_text(errors="replace") for name in _licence_files(names)})
@@ -182,6 +179,13 @@ def _from_hub(order: ModelOrder, storage: Storage) -> ResolvedModel:
         licence=cached.licence,
         materialized_uri=cached.uri,
     )
+
+
+def _local_file(path: Path) -> ModelFile:
+    def opened() -> BinaryIO:
+        return path.open("rb")
+
+    return ModelFile(name=path.name, size=path.stat().st_size, open=opened)
 
 
 def _from_folder(uri: str, storage: Storage) -> ResolvedModel:

@@ -185,6 +185,8 @@ def _check_padding(model: Any, examples: Sequence[Encoded], *, pad_id: int, uri:
     """Evaluation and server ask in batches, where rows are filled up on the right."""
     first, length = examples[0], len(examples[0].ids)
     alone = _logits(model, padded_batch([first], pad_id=pad_id))[0]
+    if not bool(torch.isfinite(alone).all()):
+        raise _cannot(uri, "answers with numbers that are not finite: its weights are damaged")
     beside = _logits(model, padded_batch([first, examples[3]], pad_id=pad_id))[0]
     if first.label is None:
         beside = beside[:length]
