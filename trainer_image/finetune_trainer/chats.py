@@ -33,6 +33,7 @@ _REFUSED: Mapping[str, str] = {
     "prefix": "answers are learned whole; write what they begin with into content",
     "prefill": "answers are learned whole; write what they begin with into content",
     "function_call": "is not supported; write it as tool_calls",
+    **dict.fromkeys(("train_detail", "training_detail", "loss_mask"), "answers are learned whole or not at all"),
     "images": "only text is learned; remove it or the row",
     "audio": "only text is learned; remove it or the row",
     "videos": "only text is learned; remove it or the row",
@@ -182,7 +183,7 @@ def _tool_calls(value: object, place: str) -> list[Any]:
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             try:
-                arguments = parse_json(arguments)
+                arguments = parse_json(arguments) if arguments.strip() else None
             except Problem as problem:
                 raise Problem(field=f"{where}.function.arguments", reason=problem.reason) from problem
         if not isinstance(arguments, dict | None):

@@ -155,6 +155,8 @@ def _row(names: Sequence[str], record: _Record) -> RawRow:
         fields = Problem(field="", reason=f"has {len(cells)} columns; the header has {len(names)}: {', '.join(names)}")
     elif len(set(names)) != len(names):
         fields = Problem(field="", reason="stands under a header that names a column twice")
+    elif any(cell[:1].isspace() and cell.lstrip().startswith('"') for cell in cells):
+        fields = Problem(field="", reason="has a blank before a quote, so the quotes would be text; remove the blank")
     else:
         # An empty cell is a missing value: CSV cannot say otherwise.
         fields = {name: cell if cell else None for name, cell in zip(names, cells, strict=True)}

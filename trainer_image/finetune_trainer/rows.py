@@ -45,6 +45,7 @@ _REFUSED: Mapping[str, str] = {
     "functions": 'are not read; write them as "tools"',
     "function_call": 'is not read; write it as "tool_calls" of the answer',
     "history": 'is not read; write earlier turns as "messages"',
+    "loss_mask": 'is not read; write "weight": 0 into the messages that are not to be learned',
     "documents": "are not read; write them into a message",
     "chat_template_kwargs": "are not read; the template is used as it is by default",
     **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), _ONLY_TEXT),
