@@ -170,6 +170,8 @@ class Data(ApiModel):
     split: Split | None = None
     """Default 0.8 / 0.1 / 0.1 by group hash."""
     secret_ref: SecretReference | None = None
+    pod_template: PodOverlay | None = None
+    """Added to the pods that prepare the data, in place of compute.podTemplate: they need no accelerator's node."""
 
 
 class LoRA(ApiModel):
@@ -370,6 +372,8 @@ class Evaluation(ApiModel):
     given up for good. Proceed: it goes on. Default Hold."""
     generation: Generation | None = None
     """Default 64 new tokens."""
+    pod_template: PodOverlay | None = None
+    """Added to the pods that evaluate, in place of compute.podTemplate."""
 
     cel_rules = (
         Rule(

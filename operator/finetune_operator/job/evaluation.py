@@ -58,7 +58,7 @@ def evaluation_plan(*, job: FineTuneJob, plan: ResolvedPlan) -> EvaluationPlan:
         seed=plan.optimisation.seed,
         gpus=min(1, plan.gpus_per_node),
         resources=plan.compute_resources,
-        pod_template=plan.pod_template,
+        pod_template=plan.overlay("Evaluate"),
         secrets=plan.secrets,
         labels=of_kueue(job.metadata.labels),
         annotations=of_kueue(job.metadata.annotations),

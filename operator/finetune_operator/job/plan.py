@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from finetune_api.base import ApiModel, Uri
-from finetune_api.finetunejob import EvaluationMetric, Source
+from finetune_api.finetunejob import EvaluationMetric, Source, StageName
 from finetune_api.run import BaselineOrder, CheckpointOrder, MethodOrder, ModelOrder, Optimisation, SplitOrder
 from finetune_api.shared_fields import PodOverlay, Resources
 
@@ -48,6 +48,8 @@ class ResolvedPlan(ApiModel):
     compute_resources: Resources
     """Of training and evaluation containers, GPUs not included."""
     pod_template: PodOverlay | None = None
+    prepare_pod_template: PodOverlay | None = None
+    evaluate_pod_template: PodOverlay | None = None
     secrets: list[str]
     claims: list[Claim]
     baseline: BaselineOrder | None = None
@@ -59,6 +61,11 @@ class ResolvedPlan(ApiModel):
     max_failures: int
     max_preemptions: int
     hang_seconds: int
+
+    def overlay(self, stage: StageName) -> PodOverlay | None:
+        """What is added to the pods of a stage."""
+        own = {"Prepare": self.prepare_pod_template, "Evaluate": self.evaluate_pod_template}.get(stage)
+        return own or self.pod_template
 
     @property
     def processes_per_node(self) -> int:

@@ -86,7 +86,7 @@ def pod_template(
         size=size,
         claims=plan.claims,
         secrets=plan.secrets,
-        overlay=plan.pod_template,
+        overlay=plan.overlay(stage),
         environment=environment,
         reports=reports,
         avoid=avoid,

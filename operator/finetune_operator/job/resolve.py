@@ -97,6 +97,8 @@ def resolve(*, job: FineTuneJob, config: OperatorConfig, baseline: BaselineOrder
         prepare_resources=config.prepare_resources,
         compute_resources=(compute.resources if compute else None) or config.compute_resources,
         pod_template=compute.pod_template if compute else None,
+        prepare_pod_template=spec.data.pod_template,
+        evaluate_pod_template=spec.evaluation.pod_template if spec.evaluation else None,
         secrets=_secrets(spec),
         claims=claims_of(spec),
         baseline=baseline,

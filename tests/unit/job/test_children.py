@@ -6,6 +6,7 @@ After a change that is meant: `FINETUNE_UPDATE_GOLDEN=1 pytest tests/unit/job/te
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from tests.conformance.golden import check
@@ -168,3 +169,17 @@ def test_the_baseline_of_a_run_is_pinned() -> None:
     assert order["baseline"]["uid"] == "11111111-2222"
     assert order["baseline"]["artifact"]["digest"] == digest("a")
     assert order["baseline"]["dataManifest"].endswith("manifest.json")
+
+
+def test_each_stage_may_have_nodes_of_its_own() -> None:
+    def on(pool: str) -> dict[str, Any]:
+        return {"spec": {"nodeSelector": {"pool": pool}}}
+
+    of = job(compute={"podTemplate": on("gpu")}, data={"podTemplate": on("cpu")}, evaluation={"podTemplate": on("t4")})
+    pools = {
+        stage: children(of, stage=stage)[-1]["spec"]["template"]["spec"]["nodeSelector"]["pool"]
+        for stage in ("Prepare", "Train", "Evaluate")
+    }
+    assert pools == {"Prepare": "cpu", "Train": "gpu", "Evaluate": "t4"}
+    shared = job(compute={"podTemplate": on("gpu")})
+    assert children(shared, stage="Prepare")[-1]["spec"]["template"]["spec"]["nodeSelector"] == {"pool": "gpu"}
