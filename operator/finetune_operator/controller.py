@@ -43,7 +43,8 @@ class Look:
     create: tuple[Manifest, ...] = ()
     """Create-only, the last one after all others; one that is there already and is the object's own counts as made."""
     apply: tuple[Manifest, ...] = ()
-    """Server-side apply, one after the other in this order."""
+    """One after the other in this order: server-side apply to the object with the UID that it says; create-only where
+    it says none."""
     status: dict[str, Any] | None = None
     """The whole new status; None: it stays as it is."""
     events: tuple[Event, ...] = ()

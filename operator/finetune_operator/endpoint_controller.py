@@ -15,7 +15,7 @@ from finetune_operator.endpoint.finish import held
 from finetune_operator.endpoint.names import SERVER_PORT
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe_endpoint import ServerUrl, observe_endpoint
-from finetune_operator.observe_job import is_owned
+from finetune_operator.ownership import is_owned
 from finetune_operator.ports import Clock, Cluster, Door, Key, Manifest, ObservationSource
 
 _STATUS_FIELDS = frozenset(field.alias or name for name, field in ModelEndpointStatus.model_fields.items())

@@ -15,7 +15,8 @@ from finetune_operator.job.decision import Decision, Evaluated, Finished, Observ
 from finetune_operator.job.finish import events_between, held
 from finetune_operator.job.restarts import Budget
 from finetune_operator.metrics import Metrics
-from finetune_operator.observe_job import is_owned, observe_job
+from finetune_operator.observe_job import observe_job
+from finetune_operator.ownership import is_owned
 from finetune_operator.ports import Clock, Cluster, Door, Key, Manifest, ProgressSource
 
 _STATUS_FIELDS = frozenset(field.alias or name for name, field in FineTuneJobStatus.model_fields.items())

@@ -35,13 +35,15 @@ from finetune_operator.endpoint.servers import server_of
 from finetune_operator.job.containers import read_containers
 from finetune_operator.job.names import ENDPOINT_LABEL, OWNED_LABEL
 from finetune_operator.job.observed import bucket, ref_of
-from finetune_operator.observe_job import is_owned
+from finetune_operator.ownership import is_left, is_owned
 from finetune_operator.ports import Cluster, Door, Kind, Manifest, ObservationSource
 
 log = logging.getLogger(__name__)
 
-_GATEWAY_KINDS: tuple[Kind, ...] = ("ServiceAccount", "Role", "RoleBinding", "ConfigMap", "PodDisruptionBudget")
-_SERVER_KINDS: tuple[Kind, ...] = ("ControllerRevision", "ConfigMap", "Service", "PodDisruptionBudget")
+_GATEWAY_KINDS: tuple[Kind, ...] = (
+    "ServiceAccount", "Role", "RoleBinding", "ConfigMap", "PodDisruptionBudget", "Deployment",
+)  # fmt: skip
+_SERVER_KINDS: tuple[Kind, ...] = ("ControllerRevision", "ConfigMap", "Service", "PodDisruptionBudget", "Deployment")
 
 ServerUrl = Callable[[str, str], str]
 """Namespace and Service of a version's servers -> base URL, as the gateways reach it."""
@@ -68,10 +70,19 @@ async def observe_endpoint(
     )
     for other in _named_versions(endpoint) - {each["metadata"]["name"] for each in versions}:
         versions += [each] if (each := await cluster.get(kind="ModelVersion", namespace=namespace, name=other)) else []
-    servers = [each for each in deployments if _label(each, COMPONENT_LABEL) != GATEWAY]
-    wanted = _names(endpoint=endpoint, servers=servers, jobs=jobs)
-    found = await asyncio.gather(*(cluster.get(kind=kind, namespace=namespace, name=each) for kind, each in wanted))
-    children = {(each["kind"], each["metadata"]["name"]): each for each in (*found, *deployments) if each is not None}
+
+    def is_ours(each: Manifest) -> bool:
+        return is_owned(each, uid=endpoint.metadata.uid) or is_left(each, endpoint=name)
+
+    jobs = [each for each in jobs if is_owned(each, uid=endpoint.metadata.uid)]
+    listed = {("Deployment", each["metadata"]["name"]): each for each in deployments if is_ours(each)}
+    servers = [each for each in listed.values() if _label(each, COMPONENT_LABEL) != GATEWAY]
+    wanted = _names(endpoint=endpoint, servers=servers, jobs=jobs) - set(listed)
+    found = await asyncio.gather(
+        *(cluster.get(kind=kind, namespace=namespace, name=each) for kind, each in sorted(wanted))
+    )
+    named = {(each["kind"], each["metadata"]["name"]): each for each in found if each is not None}
+    children = listed | {key: each for key, each in named.items() if is_ours(each)}
     routes, problem = _routes(children.get(("ConfigMap", routes_name(name))))
     gateway = children.get(("Deployment", gateway_name(name))) or {}
     return ObservedEndpoint(
@@ -88,11 +99,12 @@ async def observe_endpoint(
                 refs=tuple(
                     ref_of(child)
                     for (_, child_name), child in sorted(children.items())
-                    if child_name == deployment["metadata"]["name"] and _is_ours(child, name=name)
+                    if child_name == deployment["metadata"]["name"]
                 ),
             )
             for deployment in servers
             if (version := _label(deployment, VERSION_UID_LABEL))
+            and deployment["metadata"]["name"] == server_name(endpoint=name, version_uid=version)
         },
         server_urls={
             each: server_url(namespace, server_name(endpoint=name, version_uid=each)) for each in _served(endpoint)
@@ -108,11 +120,12 @@ async def observe_endpoint(
         analysis=_analysis(children.get(("ConfigMap", analysis_name(name)))),
         comparisons=_comparisons(jobs=jobs, pods=pods, children=children, owner_uid=endpoint.metadata.uid),
         children=children,
+        foreign={key: each for key, each in named.items() if key not in children},
     )
 
 
-def _names(*, endpoint: ModelEndpoint, servers: list[Manifest], jobs: list[Manifest]) -> list[tuple[Kind, str]]:
-    """What to read by name: the operator has no right to list it, or no label finds it."""
+def _names(*, endpoint: ModelEndpoint, servers: list[Manifest], jobs: list[Manifest]) -> set[tuple[Kind, str]]:
+    """What to read by name: the operator has no right to list it, or no label finds it, since it is somebody else's."""
     name = endpoint.metadata.name
     uids = {*_served(endpoint), *(_label(server, VERSION_UID_LABEL) for server in servers)} - {""}
     found: list[tuple[Kind, str]] = [("ConfigMap", routes_name(name)), ("ConfigMap", analysis_name(name))]
@@ -121,7 +134,7 @@ def _names(*, endpoint: ModelEndpoint, servers: list[Manifest], jobs: list[Manif
     found += [("ConfigMap", job["metadata"]["name"]) for job in jobs]
     for uid in sorted(uids):
         found += [(kind, server_name(endpoint=name, version_uid=uid)) for kind in _SERVER_KINDS]
-    return found
+    return set(found)
 
 
 def _named_versions(endpoint: ModelEndpoint) -> set[str]:
@@ -185,9 +198,8 @@ def _comparisons(
         attempts = bucket(
             jobs=mine, pods=[each for each in pods if _label(each, COMPARISON_LABEL) == key], owner_uid=owner_uid
         )
-        owned = [each for each in mine if is_owned(each, uid=owner_uid)]
-        maps = [children.get(("ConfigMap", each["metadata"]["name"])) for each in owned]
-        refs = [ref_of(each) for each in (*maps, *owned) if each and not each["metadata"].get("deletionTimestamp")]
+        maps = [children.get(("ConfigMap", each["metadata"]["name"])) for each in mine]
+        refs = [ref_of(each) for each in (*maps, *mine) if each and not each["metadata"].get("deletionTimestamp")]
         if attempts:
             found[key] = ObservedComparison(
                 attempts={number: attempt for (_, number), attempt in attempts.items()}, refs=tuple(refs)
@@ -200,15 +212,6 @@ def _is_living_gateway(pod: Manifest) -> bool:
     phase = (pod.get("status") or {}).get("phase")
     running = read_containers(pod, main=GATEWAY).main.running
     return _label(pod, COMPONENT_LABEL) == GATEWAY and phase == "Running" and running
-
-
-def _is_ours(child: Manifest, *, name: str) -> bool:
-    """Whether it may be taken away with its servers: it was made for the endpoint of this name, and nobody else has
-    taken it over. What a restored endpoint finds has no owner, or one that is gone."""
-    owners = child["metadata"].get("ownerReferences") or ()
-    others = [each for each in owners if (each.get("kind"), each.get("name")) != ("ModelEndpoint", name)]
-    made_for = _label(child, OWNED_LABEL), _label(child, ENDPOINT_LABEL)
-    return made_for == ("ModelEndpoint", name) and not others
 
 
 def _label(manifest: Mapping[str, Any], name: str) -> str:

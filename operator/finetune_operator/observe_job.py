@@ -29,7 +29,8 @@ from finetune_operator.job.observed import (
     ref_of,
 )
 from finetune_operator.job.verdicts import Waiting
-from finetune_operator.ports import Cluster, Door, Kind, Manifest, NotFoundError, ProgressSource, UnavailableError
+from finetune_operator.ownership import is_owned
+from finetune_operator.ports import Cluster, Door, Kind, NotFoundError, ProgressSource, UnavailableError
 
 _TELLING = ("Pulling", "Pulled", "ExternalProvisioning", "WaitForFirstConsumer", "WaitForPodScheduled")
 """Normal Events that say what is waited for, or that it is over."""
@@ -116,12 +117,6 @@ async def _attachments(
         *(cluster.get(kind=kind, namespace=job.metadata.namespace, name=name) for kind, name in wanted)
     )
     return tuple(ref_of(each) for each in found if each is not None and is_owned(each, uid=job.metadata.uid))
-
-
-def is_owned(manifest: Manifest, *, uid: str) -> bool:
-    """Whether the object with this UID controls it."""
-    owners = manifest["metadata"].get("ownerReferences") or ()
-    return any(owner.get("uid") == uid and owner.get("controller") for owner in owners)
 
 
 async def _claim(*, cluster: Cluster, job: FineTuneJob, name: str) -> ObservedClaim:

@@ -93,7 +93,11 @@ class Cluster(Protocol):
         ...
 
     async def apply(self, *, manifest: Manifest) -> Manifest:
-        """Server-side apply with FIELD_MANAGER, forced. Same content again changes nothing. Raises InvalidError."""
+        """Server-side apply with FIELD_MANAGER, forced, to the object with `metadata.uid`; create-only where it is not
+        given. Same content again changes nothing but, the first time, who manages what.
+
+        Raises ConflictError where the object is gone or another one, AlreadyExistsError, InvalidError.
+        """
         ...
 
     async def delete(self, *, kind: Kind, namespace: str, name: str, uid: str) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from finetune_operator.config import OperatorConfig
 from finetune_operator.controller import Controller, Look, State
@@ -18,6 +19,7 @@ from finetune_operator.endpoint_controller import EndpointController
 from finetune_operator.job_controller import JobController
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe_endpoint import ServerUrl
+from finetune_operator.ownership import whose
 from finetune_operator.ports import (
     AlreadyExistsError,
     Clock,
@@ -42,6 +44,12 @@ _CONFLICTS = 3
 """Looks in a row that may meet a change by somebody else."""
 _HELD_SECONDS = 60.0
 """How often to try again what the cluster refuses."""
+
+
+class _Write(Protocol):
+    """Cluster.create or Cluster.apply."""
+
+    async def __call__(self, *, manifest: Manifest) -> Manifest: ...
 
 
 class Reconciler:
@@ -98,6 +106,7 @@ class Reconciler:
     async def _reconcile(self, key: Key, *, controller: Controller) -> float | None:
         manifest: Manifest | None = None
         conflicts = 0
+        applied: dict[tuple[str, str], str] = {}
         for _ in range(_STEPS):
             if manifest is None:
                 manifest = await self._cluster.get(kind=key.kind, namespace=key.namespace, name=key.name)
@@ -105,7 +114,7 @@ class Reconciler:
                 controller.gone(key=key)
                 return None
             try:
-                requeue, manifest = await self._step(key=key, manifest=manifest, controller=controller)
+                requeue, manifest = await self._step(key=key, manifest=manifest, controller=controller, applied=applied)
             except (ConflictError, NotFoundError):
                 # Somebody changed or deleted it meanwhile: look again at what there is now.
                 conflicts += 1
@@ -118,13 +127,21 @@ class Reconciler:
         raise RuntimeError(f"{key} was not settled after {_STEPS} looks in a row; this is a fault of the operator")
 
     async def _step(
-        self, *, key: Key, manifest: Manifest, controller: Controller
+        self, *, key: Key, manifest: Manifest, controller: Controller, applied: dict[tuple[str, str], str]
     ) -> tuple[float | None, Manifest | None]:
-        """One look. Gives the seconds until the next one, and the object as it is now where that is known."""
+        """One look. Gives the seconds until the next one, and the object as it is now where that is known.
+
+        `applied`: resourceVersions of children after the last apply of this call, by kind and name.
+        """
         try:
             look = await controller.look(manifest=manifest)
-            await self._act(look, manifest=manifest, controller=controller)
-            return look.requeue_seconds, await self._record(look, manifest=manifest)
+            versions = await self._act(look, manifest=manifest, controller=controller)
+            written = await self._record(look, manifest=manifest)
+            in_vain = bool(versions) and versions.items() <= applied.items()
+            applied |= versions
+            if in_vain and look.status is None and not (look.delete or look.create):
+                return _HELD_SECONDS, written  # admission takes away what says that it was applied
+            return look.requeue_seconds, written
         except (UnavailableError, ConflictError, NotFoundError):
             raise
         except InvalidError as error:
@@ -142,29 +159,36 @@ class Reconciler:
             )
             raise
 
-    async def _act(self, look: Look, *, manifest: Manifest, controller: Controller) -> None:
+    async def _act(self, look: Look, *, manifest: Manifest, controller: Controller) -> dict[tuple[str, str], str]:
+        """Gives the resourceVersion of each child that was applied, by kind and name."""
         for child in look.delete:
             await self._cluster.delete(kind=child.kind, namespace=child.namespace, name=child.name, uid=child.uid)
         look.before_create()
         if look.create:
             *needed, last = look.create
-            await asyncio.gather(*(self._create(each, owner=manifest, controller=controller) for each in needed))
-            await self._create(last, owner=manifest, controller=controller)
+            create = self._cluster.create
+            await asyncio.gather(*(self._make(each, create, owner=manifest, controller=controller) for each in needed))
+            await self._make(last, create, owner=manifest, controller=controller)
+        versions = {}
         for each in look.apply:
-            await self._cluster.apply(manifest=each)
+            made = await self._make(each, self._cluster.apply, owner=manifest, controller=controller)
+            versions[made["kind"], made["metadata"]["name"]] = made["metadata"]["resourceVersion"]
+        return versions
 
-    async def _create(self, child: Manifest, *, owner: Manifest, controller: Controller) -> None:
-        """Create a child; one of its own that is there already was made by an earlier look that got no further."""
+    async def _make(self, child: Manifest, write: _Write, *, owner: Manifest, controller: Controller) -> Manifest:
+        """Write a child; one of its own that is there already was made by an earlier look that got no further."""
         try:
-            await self._cluster.create(manifest=child)
+            return await write(manifest=child)
         except AlreadyExistsError as error:
             kind, metadata = child["kind"], child["metadata"]
             found = await self._cluster.get(kind=kind, namespace=metadata["namespace"], name=metadata["name"])
-            if found is not None and controller.owns(manifest=owner, child=found):
-                return
+            if found is None:
+                raise ConflictError(f"{kind} {metadata['name']} has just gone") from error
+            if controller.owns(manifest=owner, child=found):
+                return found
             raise AlreadyExistsError(
-                f"{kind} {metadata['name']} exists and belongs to something else; waiting for it to go: delete it, or "
-                f"give the {owner['kind']} another name"
+                f"{whose(found)}: it is left alone, and what needs the name waits; delete it, or give the "
+                f"{owner['kind']} another name"
             ) from error
 
     async def _record(self, look: Look, *, manifest: Manifest) -> Manifest | None:

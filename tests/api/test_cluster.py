@@ -11,8 +11,9 @@ from tests.conformance.cluster_conformance import ClusterConformance, config_map
 from tests.harness import ApiServer
 from tests.wrong_manifests import valid
 
+from finetune_operator.endpoint.settling import drift
 from finetune_operator.kube.cluster import KubernetesCluster
-from finetune_operator.ports import FIELD_MANAGER, Cluster, InvalidError, UnavailableError
+from finetune_operator.ports import FIELD_MANAGER, Cluster, InvalidError, Manifest, UnavailableError
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +33,40 @@ class TestKubernetesCluster(ClusterConformance):
 
 
 async def test_what_others_own_stays_theirs(cluster: Cluster, apiserver: ApiServer, namespace: str) -> None:
-    await cluster.apply(manifest=config_map(namespace=namespace, data={"ours": "1"}))
+    created = await cluster.apply(manifest=config_map(namespace=namespace, data={"ours": "1", "no-more": "1"}))
     apiserver.kubectl.patch("configmap", "settings", {"data": {"theirs": "2"}}, namespace=namespace)
-    applied = await cluster.apply(manifest=config_map(namespace=namespace, data={"ours": "3"}))
+    seen = {"metadata": {"uid": created["metadata"]["uid"]}}
+    applied = await cluster.apply(manifest=config_map(namespace=namespace, data={"ours": "3"}, **seen))
     assert applied["data"] == {"ours": "3", "theirs": "2"}
-    managers = {entry["manager"]: entry["operation"] for entry in applied["metadata"]["managedFields"]}
-    assert managers[FIELD_MANAGER] == "Apply"
+    operations = {entry["operation"] for entry in _entries(applied)}
+    assert operations == {"Apply"}, "what was created counts as applied, or it would stay for ever"
 
 
-async def test_what_others_changed_of_ours_is_ours_again(
+async def test_what_others_changed_of_ours_is_seen_and_is_ours_again(
     cluster: Cluster, apiserver: ApiServer, namespace: str
 ) -> None:
-    await cluster.apply(manifest=config_map(namespace=namespace, data={"ours": "1"}))
+    wanted = config_map(namespace=namespace, data={"ours": "1"})
+    created = await cluster.apply(manifest=wanted)
     apiserver.kubectl.patch("configmap", "settings", {"data": {"ours": "9"}}, namespace=namespace)
-    assert (await cluster.apply(manifest=config_map(namespace=namespace, data={"ours": "1"})))["data"] == {"ours": "1"}
+    live = await cluster.get(kind="ConfigMap", namespace=namespace, name="settings")
+    assert live is not None
+    assert list(drift(wanted=wanted, live=live)) == [("data", "ours")]
+    seen = {**wanted, "metadata": {**wanted["metadata"], "uid": created["metadata"]["uid"]}}
+    again = await cluster.apply(manifest=seen)
+    assert again["data"] == {"ours": "1"}
+    assert not list(drift(wanted=wanted, live=again))
+
+
+def _entries(manifest: Manifest) -> list[Manifest]:
+    return [each for each in manifest["metadata"]["managedFields"] if each["manager"] == FIELD_MANAGER]
 
 
 async def test_a_field_that_kubernetes_does_not_know_is_refused(cluster: Cluster, namespace: str) -> None:
-    for write in (cluster.create, cluster.apply):
+    made = await cluster.create(manifest=config_map(namespace=namespace, name="made"))
+    seen = config_map(namespace=namespace, name="made", metadata={"uid": made["metadata"]["uid"]})
+    for write, manifest in ((cluster.create, config_map(namespace=namespace)), (cluster.apply, seen)):
         with pytest.raises(InvalidError, match=r"bogus"):
-            await write(manifest=config_map(namespace=namespace) | {"bogus": 1})
+            await write(manifest=manifest | {"bogus": 1})
 
 
 async def test_others_may_change_the_metadata_of_a_revision(

@@ -167,17 +167,33 @@ class ClusterConformance:
 
     async def test_applying_creates_and_changes(self, cluster: Cluster, namespace: str) -> None:
         created = await cluster.apply(manifest=config_map(namespace=namespace, data={"a": "1", "b": "2"}))
-        again = await cluster.apply(manifest=config_map(namespace=namespace, data={"a": "1", "b": "2"}))
-        assert again["metadata"]["resourceVersion"] == created["metadata"]["resourceVersion"]
+        uid = {"metadata": {"uid": created["metadata"]["uid"]}}
+        first = await cluster.apply(manifest=config_map(namespace=namespace, data={"a": "1", "b": "2"}, **uid))
+        again = await cluster.apply(manifest=config_map(namespace=namespace, data={"a": "1", "b": "2"}, **uid))
+        assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
         assert again["metadata"]["uid"] == created["metadata"]["uid"]
-        changed = await cluster.apply(manifest=config_map(namespace=namespace, data={"a": "3"}))
+        changed = await cluster.apply(manifest=config_map(namespace=namespace, data={"a": "3"}, **uid))
         assert changed["data"] == {"a": "3"}, "what is no longer applied goes"
+
+    async def test_applying_never_writes_over_what_was_not_seen(self, cluster: Cluster, namespace: str) -> None:
+        created = await cluster.create(manifest=config_map(namespace=namespace))
+        other = {"metadata": {"uid": "00000000-0000-4000-8000-000000000000"}}
+        with pytest.raises(AlreadyExistsError):
+            await cluster.apply(manifest=config_map(namespace=namespace, data={"a": "2"}))
+        with pytest.raises(ConflictError):
+            await cluster.apply(manifest=config_map(namespace=namespace, data={"a": "2"}, **other))
+        with pytest.raises(ConflictError):
+            await cluster.apply(manifest=config_map(namespace=namespace, name="gone", **other))
+        assert await cluster.get(kind="ConfigMap", namespace=namespace, name="settings") == created
+        assert await cluster.get(kind="ConfigMap", namespace=namespace, name="gone") is None
 
     async def test_applying_a_spec_counts_generations(self, cluster: Cluster, namespace: str) -> None:
         created = await cluster.apply(manifest=job_manifest(namespace=namespace))
         written = await cluster.replace_status(manifest={**created, "status": {"phase": "Pending"}})
         assert written["metadata"]["generation"] == 1
-        changed = await cluster.apply(manifest=job_manifest(namespace=namespace, suspend=True))
+        suspended = job_manifest(namespace=namespace, suspend=True)
+        suspended["metadata"]["uid"] = created["metadata"]["uid"]
+        changed = await cluster.apply(manifest=suspended)
         assert changed["metadata"]["generation"] == 2
         assert changed["status"] == {"phase": "Pending"}
 

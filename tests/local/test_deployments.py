@@ -83,6 +83,11 @@ def deployment(program: str, *, switch: Path, words: str = "one", probed: bool =
     }
 
 
+def _of(made: Manifest, wanted: Manifest) -> Manifest:
+    """`wanted` for the very object that was made."""
+    return {**wanted, "metadata": {**wanted["metadata"], "uid": made["metadata"]["uid"]}}
+
+
 def pods(runtime: LocalRuntime) -> list[Manifest]:
     return runtime.cluster.store.find(kind="Pod", namespace="ml")
 
@@ -136,7 +141,7 @@ async def test_what_ends_is_started_again_and_counted(runtime: LocalRuntime, tmp
 async def test_a_new_template_comes_before_the_old_one_goes(runtime: LocalRuntime, tmp_path: Path) -> None:
     switch = tmp_path / "ready"
     switch.touch()
-    await runtime.cluster.apply(manifest=deployment(SERVER, switch=switch))
+    made = await runtime.cluster.apply(manifest=deployment(SERVER, switch=switch))
     await eventually(lambda: status(runtime).get("readyReplicas") == 1)
     (old,) = pods(runtime)
     seen: list[int] = []
@@ -145,7 +150,7 @@ async def test_a_new_template_comes_before_the_old_one_goes(runtime: LocalRuntim
             seen.append(each["status"]["readyReplicas"]) if each["kind"] == "Deployment" and "status" in each else None
         )
     )
-    changed = await runtime.cluster.apply(manifest=deployment(SERVER, switch=switch, words="two"))
+    changed = await runtime.cluster.apply(manifest=_of(made, deployment(SERVER, switch=switch, words="two")))
 
     def rolled_out() -> bool:
         now = status(runtime)
@@ -160,8 +165,9 @@ async def test_a_new_template_comes_before_the_old_one_goes(runtime: LocalRuntim
 
 async def test_none_is_wanted(runtime: LocalRuntime, tmp_path: Path) -> None:
     manifest = deployment(SERVER, switch=tmp_path / "ready", probed=False)
-    await runtime.cluster.apply(manifest=manifest)
+    made = await runtime.cluster.apply(manifest=manifest)
     await eventually(lambda: status(runtime).get("readyReplicas") == 1)
-    await runtime.cluster.apply(manifest={**manifest, "spec": {**manifest["spec"], "replicas": 0}})
+    none: Manifest = {**manifest, "spec": {**manifest["spec"], "replicas": 0}}
+    await runtime.cluster.apply(manifest=_of(made, none))
     await eventually(lambda: not pods(runtime))
     assert status(runtime)["replicas"] == 0

@@ -212,7 +212,7 @@ class EndpointWorld:
     async def routes(self) -> Routes | None:
         """What gateways are told."""
         found = await self.cluster.get(kind="ConfigMap", namespace="ml", name="router-routes")
-        return Routes.model_validate_json(found["data"][ROUTES_KEY]) if found else None
+        return Routes.model_validate_json(found["data"][ROUTES_KEY]) if found and "data" in found else None
 
     def annotate(self, **annotations: str | None) -> None:
         """kubectl annotate finetune.dev/KEY=VALUE; None removes."""
@@ -334,6 +334,8 @@ class EndpointWorld:
         """The Deployment controller and kubelet."""
         metadata = deployment["metadata"]
         labels = metadata["labels"]
+        if COMPONENT_LABEL not in labels:
+            return  # somebody else's
         if labels[COMPONENT_LABEL] == GATEWAY:
             self._set_ready(deployment, ready=deployment["spec"]["replicas"] if self.gateways_ready else 0)
             await self._start_gateways(deployment)

@@ -1,25 +1,36 @@
 """What should exist for an endpoint, from the facts that were recorded: servers, gateway, routes.
 
-Pure: says what to create and to apply, leaving out what is there already as it should be.
+Pure: says what to create and to apply, leaving out what is there already as it should be. Where a name is taken by an
+object of somebody else, that object is left alone, and with it all that would work with it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
 
 from finetune_api.modelendpoint import ModelEndpointStatus, ServedVersion
 from finetune_api.routes import ROUTES_KEY, Routes
 from finetune_operator.controller import ChildRef
 from finetune_operator.endpoint.choose import accepted, order_of
 from finetune_operator.endpoint.gateway import INPUTS_ANNOTATION, gateway_manifests, inputs_hash
-from finetune_operator.endpoint.names import analysis_name, gateway_name, metadata_of, owned, routes_name
+from finetune_operator.endpoint.names import (
+    analysis_name,
+    gateway_name,
+    metadata_of,
+    owned,
+    routes_name,
+    server_name,
+)
 from finetune_operator.endpoint.observed import ObservedEndpoint
 from finetune_operator.endpoint.plan import RolloutPlan, read_plan
 from finetune_operator.endpoint.routing import routes_of, same_content
 from finetune_operator.endpoint.server_guards import server_budget, server_policy
 from finetune_operator.endpoint.serving import render_revision, rendered, scaled
+from finetune_operator.endpoint.settling import covers, settled
+from finetune_operator.ownership import whose
 from finetune_operator.ports import Manifest
 
 
@@ -30,6 +41,9 @@ class Children:
     create: tuple[Manifest, ...] = ()
     """Create-only: the revisions that hold what servers were rendered to."""
     apply: tuple[Manifest, ...] = ()
+    contested: tuple[str, ...] = ()
+    """What somebody else changed of them not long ago, in words."""
+    look_again: tuple[datetime, ...] = ()
 
 
 NO_CHILDREN = Children()
@@ -42,6 +56,8 @@ def children_of(observed: ObservedEndpoint) -> Children:
     create: list[Manifest] = []
     wanted: list[Manifest] = []
     for served in _served(status):
+        if server_taken(observed, version_uid=served.uid):
+            continue
         revision = observed.children.get(("ControllerRevision", served.revision))
         if revision is None:
             version = observed.version(served.uid)
@@ -57,11 +73,23 @@ def children_of(observed: ObservedEndpoint) -> Children:
             wanted.append(server_policy(endpoint=observed.endpoint, config=observed.config))
         wanted += _gateway(observed)
         wanted += _kept(observed)
-    apply = [each for each in wanted if not _is_there(each, observed)]
     routes = _routes(observed)
     if routes is not None:
-        apply.append(routes)
-    return Children(create=tuple(create), apply=tuple(apply))
+        wanted.append(routes)
+    free = [each for each in wanted if (each["kind"], each["metadata"]["name"]) not in observed.foreign]
+    found = [settled(wanted=each, live=observed.child(each), now=observed.now) for each in free]
+    return Children(
+        create=tuple(create),
+        apply=tuple(each.apply for each in found if each.apply is not None),
+        contested=tuple(each.contested for each in found if each.contested is not None),
+        look_again=tuple(each.look_again for each in found if each.look_again is not None),
+    )
+
+
+def server_taken(observed: ObservedEndpoint, *, version_uid: str) -> tuple[str, ...]:
+    """Objects of others under the names of a version's servers, in words."""
+    name = server_name(endpoint=observed.endpoint.metadata.name, version_uid=version_uid)
+    return tuple(whose(each) for (_, found), each in sorted(observed.foreign.items()) if found == name)
 
 
 def retired(observed: ObservedEndpoint) -> tuple[ChildRef, ...]:
@@ -115,52 +143,48 @@ def outdated(observed: ObservedEndpoint) -> tuple[ChildRef, ...]:
     )
 
 
-def covers(*, live: Any, wanted: Any) -> bool:
-    """Whether an object says all that is wanted. What the apiserver or others added does not count."""
-    if isinstance(wanted, dict):
-        return isinstance(live, dict) and all(covers(live=live.get(key), wanted=value) for key, value in wanted.items())
-    if isinstance(wanted, list):
-        same = isinstance(live, list) and len(live) == len(wanted)
-        return same and all(covers(live=one, wanted=other) for one, other in zip(live, wanted, strict=True))
-    return bool(live == wanted) or (live is None and wanted in ("", 0, False))
-
-
 def _served(status: ModelEndpointStatus) -> list[ServedVersion]:
     return [each for each in (status.stable, status.candidate, status.previous) if each is not None]
 
 
-def _is_there(wanted: Manifest, observed: ObservedEndpoint) -> bool:
-    live = observed.children.get((wanted["kind"], wanted["metadata"]["name"]))
-    if live is None:
-        return False
-    return covers(live={key: value for key, value in live.items() if key != "status"}, wanted=wanted)
-
-
-def _gateway(observed: ObservedEndpoint) -> list[Manifest]:
+def _gateway(observed: ObservedEndpoint) -> Iterable[Manifest]:
+    """All of it or nothing: a pod must not run under somebody else's account, nor an account get somebody else's
+    rights."""
+    manifests = gateway_manifests(endpoint=observed.endpoint, config=observed.config, door=observed.door)
+    if any((each["kind"], each["metadata"]["name"]) in observed.foreign for each in manifests):
+        return
     name = gateway_name(observed.endpoint.metadata.name)
     live = observed.children.get(("Deployment", name))
-    manifests = gateway_manifests(endpoint=observed.endpoint, config=observed.config, door=observed.door)
     annotations = (live or {}).get("metadata", {}).get("annotations") or {}
-    if live is not None and annotations.get(INPUTS_ANNOTATION) == inputs_hash(observed.endpoint):
-        # Only what does not restart it: a newer operator would render another pod.
-        return [{**each, "spec": live["spec"]} if each["kind"] == "Deployment" else each for each in manifests]
-    return list(manifests)
+    if live is None or annotations.get(INPUTS_ANNOTATION) != inputs_hash(observed.endpoint):
+        yield from manifests
+        return
+    # Only what does not restart it: a newer operator would render another pod.
+    yield from (each for each in manifests if each["kind"] != "Deployment")
+    yield from (
+        _taken_over(each, live, "spec") for each in manifests if each["kind"] == "Deployment" if _is_left(each, live)
+    )
 
 
-def _kept(observed: ObservedEndpoint) -> list[Manifest]:
+def _kept(observed: ObservedEndpoint) -> Iterable[Manifest]:
     """Routes and statistics as they are, as ours: those of a restored endpoint have no owner."""
     name = observed.endpoint.metadata.name
-    found = [("routes", routes_name(name)), ("analysis", analysis_name(name))]
-    return [
-        {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": metadata_of(endpoint=observed.endpoint, name=each, component=component),
-            "data": live.get("data") or {},
-        }
-        for component, each in found
-        if (live := observed.children.get(("ConfigMap", each))) is not None
-    ]
+    for component, each in (("routes", routes_name(name)), ("analysis", analysis_name(name))):
+        live = observed.children.get(("ConfigMap", each))
+        metadata = metadata_of(endpoint=observed.endpoint, name=each, component=component)
+        manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+        if live is not None and _is_left(manifest, live):
+            yield _taken_over(manifest, live, "data")
+
+
+def _is_left(wanted: Manifest, live: Manifest) -> bool:
+    """Whether it belongs to an earlier object of this name."""
+    return not covers(live=live["metadata"], wanted=wanted["metadata"])
+
+
+def _taken_over(wanted: Manifest, live: Manifest, content: str) -> Manifest:
+    """What exists, with our metadata."""
+    return {**wanted, content: live.get(content) or {}}
 
 
 def _routes(observed: ObservedEndpoint) -> Manifest | None:
@@ -176,25 +200,30 @@ def _routes(observed: ObservedEndpoint) -> Manifest | None:
         epoch=observed.epoch + 1,
         server_urls=observed.server_urls,
     )
-    if wanted is None or not _may_be_routed(observed, wanted):
+    name = routes_name(observed.endpoint.metadata.name)
+    if wanted is None or ("ConfigMap", name) in observed.foreign or not _may_be_routed(observed, wanted):
         return None
     if observed.routes is not None and same_content(wanted, observed.routes):
         return None
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": metadata_of(
-            endpoint=observed.endpoint, name=routes_name(observed.endpoint.metadata.name), component="routes"
-        ),
+        "metadata": metadata_of(endpoint=observed.endpoint, name=name, component="routes"),
         "data": {ROUTES_KEY: json.dumps(wanted.to_dict(), indent=1, sort_keys=True)},
     }
 
 
 def _may_be_routed(observed: ObservedEndpoint, wanted: Routes) -> bool:
-    """Nobody is sent to a version that was never ready. What is routed to already may be unready for a while."""
+    """Nobody is sent to a version that was never ready, or whose names are others'. What is routed to already may be
+    unready for a while."""
     known = set(observed.routes.variants) if observed.routes is not None else set()
     new = set(wanted.variants) - known
-    return all((server := observed.servers.get(uid)) is not None and server.ready for uid in new)
+    return all(
+        (server := observed.servers.get(uid)) is not None
+        and server.ready
+        and not server_taken(observed, version_uid=uid)
+        for uid in new
+    )
 
 
 def plan_of(status: ModelEndpointStatus) -> RolloutPlan | None:

@@ -18,7 +18,7 @@ from finetune_api.modelendpoint import ModelEndpointStatus, Outcome
 from finetune_operator.controller import Event
 from finetune_operator.endpoint import facts
 from finetune_operator.endpoint.adopt import adopted
-from finetune_operator.endpoint.children import children_of, outdated, retired
+from finetune_operator.endpoint.children import children_of, outdated, retired, server_taken
 from finetune_operator.endpoint.choose import PARTICIPLES, Choice, choose, choose_former, order_of
 from finetune_operator.endpoint.comparing import compare
 from finetune_operator.endpoint.comparison import stale
@@ -31,7 +31,10 @@ from finetune_operator.endpoint.requests import Requests, read_requests
 from finetune_operator.endpoint.routing import routes_of, same_content
 from finetune_operator.endpoint.serving import unservable
 from finetune_operator.job.conditions import Summary
+from finetune_operator.job.times import whole_second
 
+_TAKEN_EVERY = timedelta(seconds=60)
+"""How often it is written that a version still waits for a name."""
 _NOTHING_SEEN = Judgement(state=None, rows=[], trip=None)
 
 
@@ -192,6 +195,12 @@ def _starting(observed: ObservedEndpoint, plan: RolloutPlan, *, requests: Reques
     candidate, step = status.candidate, status.step
     assert candidate is not None  # noqa: S101
     assert step is not None  # noqa: S101
+    taken = server_taken(observed, version_uid=candidate.uid)
+    if taken:  # the time to become ready has not begun
+        late = observed.now >= step.start_time + _TAKEN_EVERY
+        anew = step.model_copy(update={"start_time": whole_second(observed.now)}) if late else step
+        waiting = _with_status(observed, facts.changed(status, step=anew))
+        return _stay(waiting, reason="NameTaken", message=f"{candidate.name} cannot be started: {taken[0]}")
     server = observed.servers.get(candidate.uid)
     if server is not None and server.failure is not None:
         after = facts.left_candidate(observed=observed, outcome="Rejected", reason=server.failure)

@@ -16,9 +16,11 @@ from finetune_operator.endpoint.decision import Draft, EndpointDecision
 from finetune_operator.endpoint.names import analysis_name, metadata_of
 from finetune_operator.endpoint.observed import ObservedEndpoint
 from finetune_operator.endpoint.requests import read_requests
+from finetune_operator.endpoint.settling import settled
 from finetune_operator.endpoint.void_requests import void_decisions
 from finetune_operator.job.conditions import MAXIMUM_MESSAGE, Summary
 from finetune_operator.job.times import after, seconds_until, whole_second
+from finetune_operator.ownership import whose
 from finetune_operator.ports import Manifest
 
 ANALYSIS_KEY = "analysis.json"
@@ -27,6 +29,12 @@ REQUEST_VOID = "RequestVoid"
 _FLOWING = ("step", "analysis", "analysisTime", "routes")
 """What changes all the time while requests come in: written at most every few seconds."""
 _FLOW_SECONDS = 5.0
+NAME_TAKEN = "NameTaken"
+"""Reason and Event: an object of somebody else has a name that a child needs."""
+CONTESTED = "Contested"
+"""Condition and Event: somebody else changes what the endpoint's children say."""
+_TAKEN_SECONDS = 30.0
+"""Most kinds of children are not watched: look this often whether a taken name is free."""
 _POLL_SECONDS = 5.0
 """While something is under way, look this often even if no event came: a gateway may have fallen silent."""
 
@@ -50,12 +58,14 @@ def finish(
 ) -> EndpointDecision:
     """The decision. A draft that says what is known already writes nothing."""
     before, now = observed.endpoint.status, observed.now
-    new = summarised(observed=observed, draft=draft)
+    new = summarised(observed=observed, draft=draft, contested=children.contested)
     write, wait = _worth_writing(before=before, new=new, now=now)
     facts_moved = _facts(before) != _facts(new)
     served = {each.uid for each in (new.stable, new.candidate, new.previous) if each is not None}
     busy = new.step is not None or not observed.servers.keys() <= served
-    due = [seconds_until(due=time, now=now) for time in draft.look_again]
+    due = [seconds_until(due=time, now=now) for time in (*draft.look_again, *children.look_again)]
+    if observed.foreign:
+        due.append(_TAKEN_SECONDS)
     if wait is not None:
         due.append(wait)
     if busy:
@@ -70,22 +80,28 @@ def finish(
         apply=(*children.apply, *analysis),
         status=status if write else None,
         requeue_seconds=0.0 if (write and facts_moved) or acted else min(due, default=None),
-        events=(*draft.events, *_void_event(before=before, new=new)) if write else (),
+        events=(*draft.events, *_told(before=before, new=new)) if write else (),
     )
 
 
-def summarised(*, observed: ObservedEndpoint, draft: Draft) -> ModelEndpointStatus:
+def summarised(*, observed: ObservedEndpoint, draft: Draft, contested: tuple[str, ...] = ()) -> ModelEndpointStatus:
     """The status with what follows from the rest of it."""
-    status = draft.status
+    status, summary = draft.status, draft.summary
+    if observed.foreign:
+        taken = "; ".join(whose(each) for _, each in sorted(observed.foreign.items()))
+        words = (
+            f"{taken}: it is left alone, and what needs the name waits; delete it, or give the endpoint another name"
+        )
+        summary = Summary(state="Stalled", reason=NAME_TAKEN, message=words)
     names, epoch = observed.gateways.names, observed.epoch
     routes = RoutesStatus(epoch=epoch, acknowledged=observed.gateways.acknowledged(epoch), gateways=len(names))
     return status.model_copy(
         update={
             "observed_generation": observed.endpoint.metadata.generation,
             "phase": phase_of(observed=observed, status=status),
-            "message": draft.summary.message[:MAXIMUM_MESSAGE],
+            "message": summary.message[:MAXIMUM_MESSAGE],
             "routes": routes if epoch else None,
-            "conditions": _conditions(observed=observed, status=status, summary=draft.summary),
+            "conditions": _conditions(observed=observed, status=status, summary=summary, contested=contested),
         }
     )
 
@@ -121,11 +137,19 @@ def held(
     )
 
 
-def _void_event(*, before: ModelEndpointStatus, new: ModelEndpointStatus) -> tuple[Event, ...]:
-    """Tell whoever has just asked for something that it has no effect."""
-    known = {each.message for each in before.conditions if each.type == REQUEST_VOID}
-    found = [each.message for each in new.conditions if each.type == REQUEST_VOID]
-    return tuple(Event(type="Warning", reason=REQUEST_VOID, message=each) for each in found if each not in known)
+def _told(*, before: ModelEndpointStatus, new: ModelEndpointStatus) -> tuple[Event, ...]:
+    """Tell whoever has just asked for something that it has no effect, or stands in the way, once each."""
+    known = {(each.reason, each.message) for each in before.conditions}
+    found = [each for each in new.conditions if each.status == "True" and _is_told(each)]
+    return tuple(
+        Event(type="Warning", reason=each.reason if each.type == "Stalled" else each.type, message=each.message)
+        for each in found
+        if (each.reason, each.message) not in known
+    )
+
+
+def _is_told(condition: Condition) -> bool:
+    return condition.type in (REQUEST_VOID, CONTESTED) or (condition.type, condition.reason) == ("Stalled", NAME_TAKEN)
 
 
 # -- conditions -------------------------------------------------------------------------------------------------------
@@ -134,7 +158,9 @@ _Wanted = tuple[str, str, str, str]
 """type, status, reason, message"""
 
 
-def _conditions(*, observed: ObservedEndpoint, status: ModelEndpointStatus, summary: Summary) -> list[Condition]:
+def _conditions(
+    *, observed: ObservedEndpoint, status: ModelEndpointStatus, summary: Summary, contested: tuple[str, ...]
+) -> list[Condition]:
     stable = status.stable
     unserved = observed.why_unserved(stable) if stable else ("NoVersion", "no version is served yet")
     if stable is not None and unserved is not None and summary.state == "Ready":
@@ -155,6 +181,8 @@ def _conditions(*, observed: ObservedEndpoint, status: ModelEndpointStatus, summ
     if void:
         words = "; ".join(f"{GROUP}/{decision} is void: {why}" for decision, why in void.items())
         wanted.append((REQUEST_VOID, "True", "AnotherVersion", words))
+    if contested:
+        wanted.append((CONTESTED, "True", "ChangedByOthers", "; ".join(contested)))
     last = status.versions[-1] if status.versions else None
     if last is not None and last.outcome == "RolledBack":
         wanted.append(("RolledBack", "True", "Regression", f"{last.name}: {last.reason} (by {last.by})"))
@@ -233,11 +261,13 @@ def _analysis(*, observed: ObservedEndpoint, draft: Draft, now: datetime, write:
     if draft.analysis is None or draft.analysis == observed.analysis or not write:
         return ()
     name = analysis_name(observed.endpoint.metadata.name)
-    return (
-        {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": metadata_of(endpoint=observed.endpoint, name=name, component="analysis"),
-            "data": {ANALYSIS_KEY: json.dumps(draft.analysis.to_dict(), sort_keys=True)},
-        },
-    )
+    wanted: Manifest = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata_of(endpoint=observed.endpoint, name=name, component="analysis"),
+        "data": {ANALYSIS_KEY: json.dumps(draft.analysis.to_dict(), sort_keys=True)},
+    }
+    if ("ConfigMap", name) in observed.foreign:
+        return ()
+    settling = settled(wanted=wanted, live=observed.child(wanted), now=now)
+    return (settling.apply,) if settling.apply is not None else ()

@@ -70,7 +70,9 @@ class ObservedEndpoint:
     comparisons: Mapping[str, ObservedComparison] = field(default_factory=dict)
     """By the key of version and baseline (comparison.comparison_key)."""
     children: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)
-    """By kind and name: what exists of the children that the endpoint may want."""
+    """By kind and name: what exists of the children that the endpoint may want, and is its own."""
+    foreign: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)
+    """By kind and name: objects of others under such names. Nothing may be done to them, or with them."""
 
     def version(self, uid: str) -> ModelVersion | None:
         """The ModelVersion with this UID."""
@@ -89,6 +91,10 @@ class ObservedEndpoint:
         """Who answers clients, in words; and that nobody does where that is so."""
         why = self.why_unserved(stable)
         return f"{stable.name} serves all requests" if why is None else f"no request is answered now: {why[1]}"
+
+    def child(self, wanted: Manifest) -> Manifest | None:
+        """What exists of a child."""
+        return self.children.get((wanted["kind"], wanted["metadata"]["name"]))
 
     @property
     def epoch(self) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, TypedDict
 
-from finetune_operator.kube.api import APPLY_PATCH, JSON, YAML, Api
+from finetune_operator.kube.api import APPLY_PATCH, JSON, MERGE_PATCH, YAML, Api
 from finetune_operator.kube.kinds import PLACES, place_of
-from finetune_operator.ports import FIELD_MANAGER, Kind, Manifest, NotFoundError
+from finetune_operator.ports import FIELD_MANAGER, ConflictError, InvalidError, Kind, Manifest, NotFoundError
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +70,43 @@ class KubernetesCluster:
         )
 
     async def apply(self, *, manifest: Manifest) -> Manifest:
-        """Server-side apply, forced: what we own, we own."""
-        metadata = manifest["metadata"]
-        return await self._api.request(
+        """Server-side apply to the very object that was seen, forced: what we own, we own. The apiserver refuses
+        another UID. What was not there is only created: an apply would write over whatever came meanwhile.
+        """
+        if "uid" not in manifest["metadata"]:
+            return await self.create(manifest=manifest)
+        applied = await self._apply(manifest)
+        entries = applied["metadata"].get("managedFields") or ()
+        if not any(_is_creation(each) for each in entries):
+            return applied
+        # Fields that were created and are not applied any more stay, until creating counts as applying.
+        await self._change(applied, managed_fields=[_as_applied(each) for each in entries if not _is_applied(each)])
+        return await self._apply(manifest)
+
+    async def _apply(self, manifest: Manifest) -> Manifest:
+        try:
+            return await self._api.request(
+                method="PATCH",
+                path=_path(manifest),
+                query=[("fieldManager", FIELD_MANAGER), ("force", "true"), ("fieldValidation", "Strict")],
+                body=manifest,
+                content_type=APPLY_PATCH,
+            )
+        except InvalidError as error:
+            if "metadata.uid" in str(error):
+                raise ConflictError(str(error)) from error
+            raise
+
+    async def _change(self, manifest: Manifest, *, managed_fields: Sequence[Manifest]) -> None:
+        """Who manages what of just this version of the object."""
+        version = manifest["metadata"]["resourceVersion"]
+        metadata = {"managedFields": [*managed_fields], "resourceVersion": version}
+        await self._api.request(
             method="PATCH",
-            path=place_of(manifest=manifest).item(namespace=metadata["namespace"], name=metadata["name"]),
-            query=[("fieldManager", FIELD_MANAGER), ("force", "true"), ("fieldValidation", "Strict")],
-            body=manifest,
-            content_type=APPLY_PATCH,
+            path=_path(manifest),
+            query=[("fieldManager", FIELD_MANAGER)],
+            body={"metadata": metadata},
+            content_type=MERGE_PATCH,
         )
 
     async def delete(self, *, kind: Kind, namespace: str, name: str, uid: str) -> None:
@@ -145,6 +174,24 @@ class KubernetesCluster:
 
 
 _NOT_IN_YAML = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF)}
+
+
+def _path(manifest: Manifest) -> str:
+    metadata = manifest["metadata"]
+    return place_of(manifest=manifest).item(namespace=metadata["namespace"], name=metadata["name"])
+
+
+def _is_creation(entry: Mapping[str, Any]) -> bool:
+    """Whether it says what we had when we created the object."""
+    return (entry.get("manager"), entry.get("operation"), entry.get("subresource")) == (FIELD_MANAGER, "Update", None)
+
+
+def _is_applied(entry: Mapping[str, Any]) -> bool:
+    return (entry.get("manager"), entry.get("operation")) == (FIELD_MANAGER, "Apply")
+
+
+def _as_applied(entry: dict[str, Any]) -> dict[str, Any]:
+    return {**entry, "operation": "Apply"} if _is_creation(entry) else entry
 
 
 class _Sent(TypedDict):

@@ -11,10 +11,17 @@ import binascii
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from finetune_operator.kube.api import Api
+from finetune_operator.kube.api import APPLY_PATCH, Api
 from finetune_operator.kube.certificates import Authority, KeyPair, maintained
-from finetune_operator.kube.cluster import KubernetesCluster
-from finetune_operator.ports import AlreadyExistsError, ConflictError, Manifest, NotFoundError, UnavailableError
+from finetune_operator.kube.kinds import PLACES
+from finetune_operator.ports import (
+    FIELD_MANAGER,
+    AlreadyExistsError,
+    ConflictError,
+    Manifest,
+    NotFoundError,
+    UnavailableError,
+)
 
 NAME = "finetune-door-ca"
 """Of the Secret and of the ConfigMap."""
@@ -73,7 +80,14 @@ class Trust:
             "metadata": {"name": NAME, "namespace": self.namespace},
             "data": {BUNDLE_KEY: bundle},
         }
-        await KubernetesCluster(api=self.api).apply(manifest=manifest)
+        # Of this name in our own namespace there is but ours.
+        await self.api.request(
+            method="PATCH",
+            path=PLACES["ConfigMap"].item(namespace=self.namespace, name=NAME),
+            query=[("fieldManager", FIELD_MANAGER), ("force", "true")],
+            body=manifest,
+            content_type=APPLY_PATCH,
+        )
 
     @property
     def _secrets(self) -> str:

@@ -90,12 +90,15 @@ class LocalCluster:
         return _shown(self._create(manifest))
 
     async def apply(self, *, manifest: Manifest) -> Manifest:
-        """Create the object, or change what the operator owns of it. Same content again changes nothing."""
+        """Create the object, or change what the operator owns of the one with this UID."""
         wanted = copy.deepcopy(manifest)
         wanted.pop("status", None)
-        current = self._read(wanted)
-        if current is None:
+        uid = wanted["metadata"].pop("uid", None)
+        if uid is None:
             return _shown(self._create(wanted, applied=wanted))
+        current = self._read(wanted)
+        if current is None or current["metadata"]["uid"] != uid:
+            raise ConflictError(f'{wanted["kind"]} "{wanted["metadata"]["name"]}" is not the one with UID {uid}')
         before = json.loads((current["metadata"].get("annotations") or {}).get(APPLIED_ANNOTATION, "{}"))
         merged = applied_onto(current=current, before=before, wanted=wanted)
         return _shown(self._update(current, _with_applied(merged, wanted)))

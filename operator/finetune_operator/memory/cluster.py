@@ -96,11 +96,13 @@ class MemoryCluster:
     async def apply(self, *, manifest: Manifest) -> Manifest:
         """Server-side apply: fields that were applied before and are not now are removed, others' fields stay."""
         address = _address(manifest)
-        before = self._objects.get(address)
-        if before is None:
+        before, uid = self._objects.get(address), manifest["metadata"].get("uid")
+        if uid is None:
             created = await self.create(manifest=manifest)
             self._applied[address] = _copied(manifest)
             return created
+        if before is None or before["metadata"]["uid"] != uid:
+            raise ConflictError(f"{address[0]} {address[2]} is not the one with UID {uid}")
         _validate(manifest)
         merged = _merged(before, manifest, previous=self._applied.get(address, {}))
         self._applied[address] = _copied(manifest)

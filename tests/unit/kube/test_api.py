@@ -179,7 +179,7 @@ async def test_writes_are_refused_where_a_field_is_unknown() -> None:
         with pytest.raises(InvalidError):
             await cluster.create(manifest=manifest)
         with pytest.raises(InvalidError):
-            await cluster.apply(manifest=manifest)
+            await cluster.apply(manifest={**manifest, "metadata": {**manifest["metadata"], "uid": "seen"}})
     assert [method for method, _ in queries] == ["POST", "PATCH"]
     assert all("fieldValidation=Strict" in query and "fieldManager=finetune-operator" in query for _, query in queries)
 
