@@ -1,0 +1,312 @@
+"""The matrix: tiny models of many architectures, through Prepare, Train, Evaluate and a server, by task and method.
+
+docs/models.md says what becomes of each; a case fails where the page says something else. After a change that is meant:
+`FINETUNE_UPDATE_MODELS=1 pytest tests/trainer/test_matrix.py`, and read the page.
+
+All in this process: nothing here depends on where the stages run, and a process a stage would cost hours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.trainer import tiny_models
+
+from finetune_api.finetunejob import EvaluationMetric, LoRA, Source, Split
+from finetune_api.results import ExitCode, PrepareResult
+from finetune_api.run import (
+    BaselineOrder,
+    CheckpointOrder,
+    EvaluateRun,
+    Identity,
+    Locations,
+    MethodOrder,
+    ModelOrder,
+    Optimisation,
+    PrepareRun,
+    ServeOrder,
+    SplitOrder,
+    TrainRun,
+)
+from finetune_api.shared_fields import Artifact, Task
+from finetune_trainer import saved_model, train
+from finetune_trainer.dataset import data_folder, read_manifest, read_split
+from finetune_trainer.encoding import encode, prompt_ids
+from finetune_trainer.errors import StageError
+from finetune_trainer.evaluate import evaluate
+from finetune_trainer.prepare import prepare
+from finetune_trainer.serving import artifact as served_files
+from finetune_trainer.serving.classification import Classifier
+from finetune_trainer.serving.decoding import Sampling
+from finetune_trainer.serving.generation import CausalSteps, GenerationRequest, TextModel
+from finetune_trainer.storage import Storage
+
+pytestmark = pytest.mark.timeout(240)
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+UPDATE = "FINETUNE_UPDATE_MODELS"
+WORKS = "yes"
+LORA = MethodOrder(type="LoRA", lora=LoRA(rank=2))
+FULL = MethodOrder(type="Full")
+COLUMNS = ("chat, LoRA", "chat, Full", "chat, packed", "classes, LoRA", "classes, Full")
+METHODS = {"LoRA": (LORA, False), "Full": (FULL, False), "packed": (LORA, True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """One case: a model, a task and a method, stage by stage."""
+
+    root: Path
+    model: Path
+    task: Task
+    method: MethodOrder
+    packing: bool
+
+    @property
+    def common(self) -> dict[str, Any]:
+        return {
+            "identity": Identity(namespace="tests", job="matrix", uid="uid", attempt=1),
+            "locations": self.locations,
+            "model": ModelOrder(uri=f"file://{self.model}", task=self.task),
+        }
+
+    @property
+    def locations(self) -> Locations:
+        roots = [f"file://{self.root}", f"file://{self.model.parent}"]
+        return Locations(run=f"file://{self.root}/run", cache=f"file://{self.root}/cache", allowed_roots=roots)
+
+    @property
+    def classifies(self) -> bool:
+        return self.task == "SequenceClassification"
+
+    def prepare(self) -> PrepareResult:
+        data = self.root / "data.jsonl"
+        rows = [_row(number, classifies=self.classifies) for number in range(24)]
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return prepare(
+            PrepareRun(
+                **self.common,
+                sources=[Source.model_validate({"name": "rows", "uri": f"file://{data}"})],
+                max_bad_rows=0,
+                max_truncated_fraction=0.0,
+                max_length=96,
+                split=SplitOrder(
+                    fractions=Split.model_validate(
+                        {"train": 0.6, "validation": 0.1, "test": 0.3, "strategy": "GroupHash"}
+                    ),
+                    salt="tests",
+                ),
+                method=self.method,
+                packing=self.packing,
+            )
+        )
+
+    def train(self, prepared: PrepareResult) -> Artifact:
+        optimisation = Optimisation(
+            max_steps=3,
+            learning_rate=0.01,
+            scheduler="Constant",
+            warmup_fraction=0.0,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            global_batch_size=4,
+            micro_batch_size=2,
+            max_length=96,
+            packing=self.packing,
+            precision="FP32",
+            seed=1,
+        )
+        return train.work(
+            TrainRun(
+                **self.common,
+                base=prepared.base,
+                data_digest=prepared.data_digest,
+                method=self.method,
+                optimisation=optimisation,
+                checkpoint=CheckpointOrder(every_steps=100, keep=1, resume="Never"),
+                nodes=1,
+                processes_per_node=1,
+                strategy="DDP",
+            )
+        ).artifact
+
+    def evaluate(self, prepared: PrepareResult, candidate: Artifact, *, batch_size: int) -> list[dict[str, Any]]:
+        """What the candidate said to each held-out example."""
+        metric = {"name": "accuracy" if self.classifies else "exact_match", "maxRegression": 0.9}
+        output = self.root / "run" / f"evaluation-{batch_size}"
+        evaluate(
+            EvaluateRun(
+                **self.common,
+                base=prepared.base,
+                candidate=candidate,
+                labels=prepared.labels,
+                data_digest=prepared.data_digest,
+                baseline=BaselineOrder(name="Base", base=prepared.base),
+                metrics=[EvaluationMetric.model_validate(metric)],
+                max_length=96,
+                max_new_tokens=4,
+                batch_size=batch_size,
+                precision="FP32",
+                seed=0,
+                output=f"file://{output}",
+            )
+        )
+        lines = (output / "examples.jsonl").read_text().split("\n")
+        return [json.loads(line)["candidate"] for line in lines if line]
+
+    def serve(self, prepared: PrepareResult, candidate: Artifact) -> served_files.Loaded:
+        order = ServeOrder.model_validate(
+            {
+                "endpoint": "matrix",
+                "version": {"name": "v1", "uid": "uid"},
+                "runtime": "FastAPI" if self.classifies else "Transformers",
+                "locations": self.locations,
+                "artifact": candidate,
+                "base": prepared.base,
+                "task": self.task,
+                "labels": prepared.labels,
+            }
+        )
+        return served_files.load(order, storage=Storage(locations=self.locations))
+
+
+def _row(number: int, *, classifies: bool) -> dict[str, Any]:
+    words = tiny_models.WORDS
+    text = " ".join(words[(number * step + step) % len(words)] for step in range(1, 3 + number % 7)) + f" {number * 37}"
+    if classifies:
+        return {"text": text, "label": ("one", "two", "three")[number % 3]}
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": words[number % len(words)]}]
+    return {"messages": messages}
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """That a fresh process loads a model is shown by test_saved_model.py; 100 of them take minutes."""
+    monkeypatch.setattr(saved_model, "in_fresh_process", saved_model.in_this_process)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(mode=False)
+
+
+def outcome(name: str, task: Task, method: MethodOrder, *, packing: bool, root: Path) -> str:
+    """WORKS, or why Prepare refuses. Whatever Prepare lets pass must go right to the end."""
+    if task == "Chat" and name in tiny_models.ENCODERS:
+        return "no: does not generate"
+    model = root / name
+    if not model.exists():
+        tiny_models.make(name, to=model)
+    case = Stages(root=root / "case", model=model, task=task, method=method, packing=packing)
+    shutil.rmtree(case.root, ignore_errors=True)
+    case.root.mkdir()
+    try:
+        prepared = case.prepare()
+    except StageError as refusal:
+        assert refusal.exit_code == ExitCode.BAD_CONFIGURATION, refusal.message
+        return f"no: {_reason(refusal)}"
+    candidate = case.train(prepared)
+    together = case.evaluate(prepared, candidate, batch_size=8)
+    alone = case.evaluate(prepared, candidate, batch_size=1)
+    _check_served(case, prepared, case.serve(prepared, candidate), together, alone)
+    return WORKS
+
+
+def _check_served(
+    case: Stages,
+    prepared: PrepareResult,
+    loaded: served_files.Loaded,
+    together: Sequence[dict[str, Any]],
+    alone: Sequence[dict[str, Any]],
+) -> None:
+    """The server gives each held-out example what the evaluation gave it, alone and in batches."""
+    storage = Storage(locations=case.locations)
+    examples = read_split(storage, data=data_folder(case.locations.run), split="test")
+    assert len(examples) == len(together) == len(alone) > 2
+    if case.classifies:
+        labels = read_manifest(storage, uri=prepared.manifest).labels or ()
+        classifier = Classifier.of(model=loaded.model, tokenizer=loaded.tokenizer, labels=labels)
+        texts = [classifier.encode(example.text or "") for example in examples]
+        found = _last(classifier.classify(texts))
+        single = [_last(classifier.classify([text])).probabilities[0] for text in texts]
+        said = [[_in_order(answer["probabilities"], labels) for answer in each] for each in (together, alone)]
+        for other in (single, *said):
+            torch.testing.assert_close(torch.tensor(found.probabilities), torch.tensor(other), atol=1e-4, rtol=0)
+        return
+    assert [answer["answer"] for answer in together] == [answer["answer"] for answer in alone]
+    text_model = TextModel.of(model=loaded.model, tokenizer=loaded.tokenizer, task=case.task)
+    for example, answer in zip(examples, alone, strict=True):
+        ids = tuple(prompt_ids(example.messages or (), tokenizer=loaded.tokenizer))
+        request = GenerationRequest(prompt_ids=ids, max_new_tokens=4, sampling=Sampling())
+        shown = "".join(piece.text for piece in text_model.answer(request))
+        assert shown.strip() == answer["answer"].strip()
+    learned = encode(examples[0], tokenizer=loaded.tokenizer, max_length=96).ids
+    steps = CausalSteps(loaded.model)
+    one_by_one = torch.stack([steps.begin(learned[:4]), *(steps.go_on(token) for token in learned[4:])])
+    with torch.inference_mode():
+        at_once = loaded.model(input_ids=torch.tensor([learned])).logits[0, 3:]
+    torch.testing.assert_close(one_by_one, at_once, atol=1e-3 * float(at_once.std()), rtol=0)
+
+
+def _in_order(probabilities: dict[str, float], labels: Sequence[str]) -> list[float]:
+    return [probabilities[label] for label in labels]
+
+
+def _last(work: Iterator[Any]) -> Any:
+    return list(work)[-1]
+
+
+def _reason(refusal: StageError) -> str:
+    """The page's words for a refusal."""
+    known = {
+        "PackingNotIsolated": "rows of a pack see each other",
+        "NoSuchModule": "PEFT cannot adapt it",
+        "cannot classify": "has no classifier",
+        "padding changes it": "padding changes its answers",
+        "token by token": "answers differently token by token",
+        "loaded again": "is not the same when loaded again",
+    }
+    text = f"{refusal.reason} {refusal.message}"
+    return next((words for part, words in known.items() if part in text), refusal.reason)
+
+
+def rows_of(page: str) -> dict[str, dict[str, str]]:
+    """The table of the page: architecture -> column -> outcome."""
+    found = {}
+    for line in page.split("\n"):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == len(COLUMNS) + 1 and cells[0].startswith("`"):
+            found[cells[0].strip("`")] = dict(zip(COLUMNS, cells[1:], strict=True))
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", [*tiny_models.DECODERS, *tiny_models.ENCODERS] if os.environ.get(UPDATE) else rows_of(PAGE.read_text())
+)
+def test_what_the_page_says(name: str, tmp_path: Path) -> None:
+    found = {}
+    for column in COLUMNS:
+        kind, method_name = column.split(", ")
+        method, packing = METHODS[method_name]
+        task: Task = "Chat" if kind == "chat" else "SequenceClassification"
+        found[column] = outcome(name, task, method, packing=packing, root=tmp_path)
+    if os.environ.get(UPDATE):
+        _write_row(name, found)
+    assert found == rows_of(PAGE.read_text()).get(name), f"docs/models.md says something else of {name}"
+
+
+def _write_row(name: str, found: dict[str, str]) -> None:
+    page = PAGE.read_text()
+    rows = rows_of(page) | {name: found}
+    ordered = [each for each in (*tiny_models.DECODERS, *tiny_models.ENCODERS) if each in rows]
+    lines = [f"| `{each}` | " + " | ".join(rows[each][column] for column in COLUMNS) + " |" for each in ordered]
+    kept = [line for line in page.split("\n") if not line.startswith("| `")]
+    head = next(number for number, line in enumerate(kept) if line.startswith("|---"))
+    PAGE.write_text("\n".join([*kept[: head + 1], *lines, *kept[head + 1 :]]))
