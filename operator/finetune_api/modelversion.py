@@ -115,11 +115,20 @@ class ModelVersionSpec(ApiModel):
     """Optimisation as it was done, defaults resolved."""
     labels: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=4096)] | None = None
     """The classes of a classifier, in the order of its outputs."""
+    context_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens that the version reads at once: of a classifier a text's, as evaluated; else those of prompt and answer
+    together. Servers keep to it. None: no limit known, or recorded before there was this field."""
     data: DataRecord
     baseline: BaselineRecord
     evaluation: EvaluationRecord
     lineage: Lineage
     software: Software | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """What servers keep to; versions older than `context_tokens` say how long their classifiers' texts were."""
+        trained = self.training.get("maxLength") if self.task == "SequenceClassification" else None
+        return self.context_tokens or (trained if isinstance(trained, int) else None)
 
     cel_rules = (Rule(rule="self == oldSelf", message="a ModelVersion is immutable; a new run makes a new version"),)
 

@@ -62,6 +62,8 @@ class PrepareResult(ApiModel):
     base: ResolvedModel
     remarks: list[str] = Field(default_factory=list)
     """What a person should know before training; where too long for the message, in the log and the manifest only."""
+    context_tokens: int | None = None
+    """Tokens that the base model can read at once. None: no limit known."""
     reused: bool = False
     """An earlier attempt's output was complete for the same input and was taken."""
 

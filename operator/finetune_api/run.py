@@ -37,6 +37,11 @@ SERVE_HOST_VARIABLE = "FINETUNE_SERVE_HOST"
 SERVE_PORT_VARIABLE = "FINETUNE_SERVE_PORT"
 """Instead of the order's port, where servers share one machine's (local mode)."""
 
+GENERATION_FOLDER = "generation"
+"""In a server's own folder: a generation_config.json with the tokens that end an answer, for vLLM."""
+CHAT_TEMPLATE_OPTIONS = {"enable_thinking": False, "thinking": False}
+"""Read by templates of models that can reason: the prompt then ends with an empty thought, as finished answers do."""
+
 
 class Identity(StrictModel):
     """Whose run this is."""
@@ -206,6 +211,8 @@ class ServeOrder(StrictModel):
     task: Task
     labels: list[str] | None = None
     """The classes of a classifier, in the order of its outputs."""
+    context_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens that the version reads at once: a classifier's texts are cut there, longer prompts are refused."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     precision: Literal["Auto", "FP32", "BF16"] = "Auto"
     """Auto: BF16 on a GPU that has it, FP32 (as evaluated) on a CPU."""

@@ -93,6 +93,9 @@ def _result(
     elif inconclusive is None and question.threshold is not None and level.bounds is None:
         inconclusive = Inconclusive.NO_VARIANCE
         reason = "the candidate's own value does not vary when examples are drawn again; its threshold cannot be judged"
+    elif inconclusive is None and question.margin > 0 and _nothing_right(orientation, question=question, found=found):
+        inconclusive = Inconclusive.NOTHING_RIGHT
+        reason = "both models score 0, so that neither is worse says nothing: do the answers have the references' form?"
     needed = difference.power.needed
     if needed is not None:
         needed = max(needed, math.ceil(question.groups.size * FEWEST_GROUPS / question.group_count))
@@ -121,6 +124,14 @@ def _result(
         power=power,
         needed_n=needed,
     )
+
+
+def _nothing_right(orientation: Orientation, *, question: Question, found: Finding) -> bool:
+    """Whether both score 0 where more is better. A demand on the candidate's own value that 0 cannot meet speaks for
+    itself."""
+    least = None if question.threshold is None else question.threshold.minimum
+    both = found.candidate == 0 and found.baseline == 0
+    return both and orientation is Orientation.HIGHER_IS_BETTER and (least is None or least <= 0)
 
 
 def _checked(

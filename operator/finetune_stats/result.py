@@ -52,6 +52,8 @@ class Inconclusive(StrEnum):
     TOO_FEW_GROUPS = "TooFewGroups"
     NO_VARIANCE = "NoVariance"
     TOO_FEW_DIFFERENCES = "TooFewDifferences"
+    NOTHING_RIGHT = "NothingRight"
+    """Both models have the worst score there is: that neither is worse says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,11 @@ import torch
 from demo import assets
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.trainer.tiny_tokenizer import tiny_tokenizer
 from tokenizers import processors
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from finetune_trainer.answer_ends import answer_ends
 from finetune_trainer.dataset import Example, Message
 from finetune_trainer.encoding import (
     IGNORED,
@@ -21,7 +23,6 @@ from finetune_trainer.encoding import (
     encode,
     encode_chat,
     encode_text,
-    end_ids,
     pack,
     packed_batch,
     padded_batch,
@@ -298,7 +299,8 @@ def test_packed_padded_and_whole_logits_give_the_same_loss() -> None:
 
 
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
-def test_a_trained_model_stops_by_itself(tokenizer: Any, packing: bool) -> None:
+def test_a_trained_model_stops_by_itself(packing: bool) -> None:
+    tokenizer = tiny_tokenizer(pad="<|endoftext|>")
     chats = [
         chat(*TOPIC),
         chat(TOPIC[0], ("user", "Which colour has grass in spring?"), ("assistant", "Bright green.")),
@@ -320,7 +322,7 @@ def test_a_trained_model_stops_by_itself(tokenizer: Any, packing: bool) -> None:
     answers = generate_answers(
         model.eval(),
         prompts,
-        end_ids=end_ids(tokenizer),
+        end_ids=answer_ends(tokenizer, model.generation_config),
         pad_id=tokenizer.pad_token_id,
         max_new_tokens=24,
         batch_size=2,

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal
 
 from finetune_api.run import ModelOrder
 from finetune_api.shared_fields import ResolvedModel, Task
-from finetune_trainer import complete, gguf_conversion, hub, licence, model_files
+from finetune_trainer import complete, gguf_conversion, hub, licence, limits, model_files
 from finetune_trainer.complete import FileDigest
 from finetune_trainer.errors import StageError, bad_configuration, not_found
 from finetune_trainer.locations import join
@@ -134,12 +134,14 @@ def load_base(folder: Path, *, task: Task, dtype: DType, labels: Sequence[str] |
     else:
         loader = AutoModelForSeq2SeqLM if task == "Seq2Seq" else AutoModelForCausalLM
     try:
-        model, report = loader.from_pretrained(str(folder), **options)
+        model, report = loader.from_pretrained(str(folder), **options, **limits.usable_padding(folder))
     except (OSError, ValueError, KeyError) as error:
         raise bad_configuration(
             "UnsupportedModel", f"the base model cannot be loaded for task {task}: {error}"
         ) from error
     _check_nothing_missing(model, report, task)
+    if task == "SequenceClassification":
+        limits.set_padding(model, load_tokenizer(folder))
     return LoadedBase(model=model.eval(), untrained=frozenset(_missing(report)))
 
 

@@ -2,25 +2,23 @@
 
 A chat is rendered by the tokenizer's own template; only the assistant's answers (with the token that ends each) are
 targets. The answers' place in the rendered text is found by rendering the chat up to each answer, so no template needs
-marks of its own, and no token is ever cut in two: the text is tokenised once, as a whole.
+marks of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from finetune_trainer.chat_template import Tools, Turn, as_text, prompt_tokens, render, tokens_of
 from finetune_trainer.dataset import Example, Message
 from finetune_trainer.errors import bad_configuration
 
 IGNORED = -100
 """The label of a position that is no target (torch.nn.functional.cross_entropy's ignore_index)."""
-Tools = Sequence[Mapping[str, Any]] | None
-"""Descriptions of the tools that a chat may call."""
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eot|>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +48,18 @@ def encode(example: Example, *, tokenizer: Any, max_length: int, labels: Sequenc
 
 def encode_labelled(example: Example, *, tokenizer: Any, max_length: int, labels: Sequence[str]) -> Encoded:
     """A text to be classified. Raises ValueError for a label that is not among `labels`."""
-    ids = tokenizer(example.text or "")["input_ids"]
-    truncated = len(ids) > max_length
-    if truncated:
-        ids = tokenizer(example.text or "", truncation=True, max_length=max_length)["input_ids"]
+    ids, truncated = text_tokens(example.text or "", tokenizer=tokenizer, max_length=max_length)
     label = list(labels).index(example.label or "")
     return Encoded(ids=tuple(ids), targets=(False,) * len(ids), label=label, truncated=truncated)
+
+
+def text_tokens(text: str, *, tokenizer: Any, max_length: int | None) -> tuple[list[int], bool]:
+    """A text for a classifier, and whether its end was cut off. The letters of special tokens in it stay text."""
+    ids = list(tokenizer(text, split_special_tokens=True)["input_ids"])
+    if max_length is None or len(ids) <= max_length:
+        return ids, False
+    cut = tokenizer(text, split_special_tokens=True, truncation=True, max_length=max_length)["input_ids"]
+    return list(cut), True
 
 
 def encode_text(text: str, *, tokenizer: Any, max_length: int) -> Encoded:
@@ -68,15 +72,14 @@ def encode_text(text: str, *, tokenizer: Any, max_length: int) -> Encoded:
 
 def encode_chat(messages: Sequence[Message], *, tokenizer: Any, max_length: int, tools: Tools = None) -> Encoded:
     """A chat: the assistant's answers are the targets, but for those that are masked."""
-    text, spans = _rendered(messages, tools, tokenizer)
-    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = list(tokens["input_ids"])
+    turns = as_text([message.to_dict() for message in messages], tokenizer)
+    text, spans = _rendered(turns, messages, tools, tokenizer)
+    ids, offsets = tokens_of(text, tokenizer, answers_at=[first for first, _ in spans])
     targets = [
-        index > 0 and any(_covers(span, start, end) for span in spans)
-        for index, (start, end) in enumerate(tokens["offset_mapping"])
+        index > 0 and any(_covers(span, start, end) for span in spans) for index, (start, end) in enumerate(offsets)
     ]
     last = max((index for index, target in enumerate(targets) if target), default=None)
-    if last is not None and tokenizer.eos_token_id is not None and not _is_end(ids[last], tokenizer):
+    if last is not None and tokenizer.eos_token_id is not None and not _is_mark(ids[last], tokenizer):
         # A template that ends the answer with nothing, or with white space: the model would never learn to stop.
         ids = [*ids[: last + 1], tokenizer.eos_token_id]
         targets = [*targets[: last + 1], True]
@@ -85,52 +88,33 @@ def encode_chat(messages: Sequence[Message], *, tokenizer: Any, max_length: int,
 
 def prompt_ids(messages: Sequence[Message], *, tokenizer: Any, tools: Tools = None) -> list[int]:
     """The chat up to its last answer, ready for the model to answer."""
-    turns = [message.to_dict() for message in messages[:-1]]
-    text = tokenizer.apply_chat_template(turns, tools=tools and list(tools), tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return prompt_tokens([message.to_dict() for message in messages[:-1]], tokenizer, tools=tools)
 
 
 def answer_texts(messages: Sequence[Message], *, tokenizer: Any, tools: Tools = None) -> list[str]:
     """The learned answers as the template writes them, each with its end."""
-    text, spans = _rendered(messages, tools, tokenizer)
+    text, spans = _rendered([message.to_dict() for message in messages], messages, tools, tokenizer)
     return [text[first:last] for first, last in spans]
 
 
-def end_ids(tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer: the tokenizer's end of sequence, and the end of a turn of the usual templates."""
-    vocabulary = tokenizer.get_vocab()
-    found = {vocabulary[token] for token in _TURN_ENDS if token in vocabulary}
-    return frozenset(found | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()))
+def _is_mark(token: int, tokenizer: Any) -> bool:
+    """Whether it is a mark and no text: behind an answer, what ends it."""
+    return bool(token == tokenizer.eos_token_id or token in tokenizer.added_tokens_decoder)
 
 
-def _is_end(token: int, tokenizer: Any) -> bool:
-    """Whether it is one of `end_ids`, without a look through the whole vocabulary for each example."""
-    return token == tokenizer.eos_token_id or tokenizer.convert_ids_to_tokens(token) in _TURN_ENDS
-
-
-def _rendered(messages: Sequence[Message], tools: Tools, tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    """The whole chat as text, and where (first and last character) each learned answer with its end is in it."""
-    turns = [message.to_dict() for message in messages]
-
-    def render(count: int, *, ask: bool = False) -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                turns[:count], tools=tools and list(tools), tokenize=False, add_generation_prompt=ask
-            )
-        )
-
-    if not tokenizer.chat_template:
-        raise bad_configuration(
-            "NoChatTemplate",
-            "the base model's tokenizer has no chat template; use an instruction-tuned model, or task CausalLM with "
-            "format Text",
-        )
-    text = render(len(turns))
+def _rendered(
+    turns: Sequence[Turn], messages: Sequence[Message], tools: Tools, tokenizer: Any
+) -> tuple[str, list[tuple[int, int]]]:
+    """The whole chat as text, and where (first and last character) each learned answer with its end is in it. `turns`
+    are the messages as the template gets them.
+    """
+    text = render(turns, tokenizer, tools=tools)
     spans = []
     for index, message in enumerate(messages):
         if message.role != "assistant" or not message.learned:
             continue
-        before, after = render(index, ask=True), render(index + 1)
+        before = render(turns[:index], tokenizer, tools=tools, ask=True)
+        after = render(turns[: index + 1], tokenizer, tools=tools)
         if not text.startswith(before) or not text.startswith(after.rstrip()):
             raise bad_configuration(
                 "UnsupportedChatTemplate",

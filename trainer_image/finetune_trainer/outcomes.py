@@ -11,15 +11,17 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from finetune_api.shared_fields import Task
 from finetune_trainer import json_lines
+from finetune_trainer.answer_ends import answer_ends, declared_ends
 from finetune_trainer.dataset import Example
-from finetune_trainer.encoding import encode, encode_labelled, end_ids, prompt_ids
+from finetune_trainer.encoding import encode, encode_labelled, prompt_ids
 from finetune_trainer.generate import generate_answers
 from finetune_trainer.likelihood import class_log_probabilities, token_likelihoods
+from finetune_trainer.limits import context_of, padding_of
 from finetune_trainer.locations import join
 from finetune_trainer.scores import UNKNOWN_CLASS_PROBABILITY, ClassOutcome, Outcome, TextOutcome
 from finetune_trainer.storage import Storage
@@ -59,6 +61,9 @@ def run_model(
     model: Any, tokenizer: Any, examples: Sequence[Example], *, decoding: Decoding, labels: Sequence[str], who: str
 ) -> ModelRun:
     """Ask a model all examples. `labels`: of a classifier, in the order of its outputs; `who` names it in the log."""
+    context = context_of(model, tokenizer, task=decoding.task)
+    if context is not None and context < decoding.max_length:
+        decoding = replace(decoding, max_length=context)  # of a baseline, which may read less than the candidate
     if decoding.task == "SequenceClassification":
         return _classify(model, tokenizer, examples, decoding=decoding, labels=labels, who=who)
     encoded = [encode(example, tokenizer=tokenizer, max_length=decoding.max_length) for example in examples]
@@ -107,14 +112,14 @@ def _answers(
     model: Any, tokenizer: Any, examples: Sequence[Example], *, decoding: Decoding, who: str
 ) -> tuple[list[str], int]:
     """Each example's answer, and how many prompts had to be cut."""
-    room = _longest_prompt(model, decoding)
+    room = _longest_prompt(model, tokenizer, decoding)
     prompts = [prompt_ids(example.messages or (), tokenizer=tokenizer, tools=example.tools) for example in examples]
     answers = generate_answers(
         model,
         # The end of a prompt holds the question.
         [prompt[-room:] for prompt in prompts],
-        end_ids=end_ids(tokenizer),
-        pad_id=_pad_id(tokenizer),
+        end_ids=answer_ends(tokenizer, declared_ends(model)),
+        pad_id=padding_of(model),
         max_new_tokens=decoding.max_new_tokens,
         batch_size=decoding.batch_size,
         what=f"{who}: answers",
@@ -123,10 +128,10 @@ def _answers(
     return texts, sum(len(prompt) > room for prompt in prompts)
 
 
-def _longest_prompt(model: Any, decoding: Decoding) -> int:
+def _longest_prompt(model: Any, tokenizer: Any, decoding: Decoding) -> int:
     """Tokens that the model can read and still answer."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return max(1, context - decoding.max_new_tokens) if context else 1 << 62
+    context = context_of(model, tokenizer, task=decoding.task)
+    return 1 << 62 if context is None else max(1, context - decoding.max_new_tokens)
 
 
 def _classify(
@@ -140,7 +145,7 @@ def _classify(
     rows = class_log_probabilities(
         model,
         [example.ids for example in encoded],
-        pad_id=_pad_id(tokenizer),
+        pad_id=padding_of(model),
         batch_size=decoding.batch_size,
         what=f"{who}: classes",
     )
@@ -159,8 +164,3 @@ def _class_outcome(log_probabilities: Sequence[float], *, labels: Sequence[str],
         nll=-known[gold] if gold in known else -math.log(UNKNOWN_CLASS_PROBABILITY),
         probabilities={label: float(f"{math.exp(known[label]):.4g}") for label in ranked[:_KEPT_CLASSES]},
     )
-
-
-def _pad_id(tokenizer: Any) -> int:
-    """Any token will do: what is padding is masked."""
-    return int(next((id_ for id_ in (tokenizer.pad_token_id, tokenizer.eos_token_id) if id_ is not None), 0))

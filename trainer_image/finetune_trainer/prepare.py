@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from finetune_api.modelversion import DataSource, RowCounts
 from finetune_api.results import DataSummary, PrepareResult
 from finetune_api.run import PrepareRun
 from finetune_api.shared_fields import ResolvedModel
-from finetune_trainer import base_model, model_files, remarks, rendered_fields, snapshot, sources, token_lengths
+from finetune_trainer import base_model, limits, model_files, remarks, rendered_fields, snapshot, sources, token_lengths
+from finetune_trainer.chat_checks import check_chats
 from finetune_trainer.dataset import (
     MANIFEST,
     QUARANTINE,
@@ -58,7 +60,8 @@ def prepare(run: PrepareRun) -> PrepareResult:
     with base_model.local_folder(base, storage=storage, verify=False) as model_folder:
         tokenizer = base_model.load_tokenizer(model_folder)
         vocabulary = base_model.vocabulary_size(model_folder)
-    made = _make(run, read, tokenizer=tokenizer)
+        context = limits.context_in(model_folder, tokenizer, task=run.model.task)
+    made = _make(run, read, tokenizer=tokenizer, context=context)
     examples = itertools.chain(*made.splits.values())
     model_files.check_tokenizer(
         run.model.uri, tokenizer, vocabulary=vocabulary, texts=(example.content_json() for example in examples)
@@ -71,6 +74,7 @@ def prepare(run: PrepareRun) -> PrepareResult:
         labels=None if made.manifest.labels is None else list(made.manifest.labels),
         base=base,
         remarks=made.manifest.statistics["remarks"],
+        context_tokens=context,
     )
     with storage.staging_folder(folder) as staging:
         _write(made, read.quarantine, into=staging)
@@ -178,7 +182,7 @@ def _read(run: PrepareRun, opened: _Opened, *, storage: Storage) -> _Read:
     return read
 
 
-def _make(run: PrepareRun, read: _Read, *, tokenizer: Any) -> _Made:
+def _make(run: PrepareRun, read: _Read, *, tokenizer: Any, context: int | None) -> _Made:
     pool = snapshot.pool(read.training, evaluation=read.evaluation)
     for text, found in list(pool.conflicting_labels.items())[:5]:
         log.warning("the same text has the labels %s: %.200s", ", ".join(sorted(found)), text)
@@ -194,8 +198,8 @@ def _make(run: PrepareRun, read: _Read, *, tokenizer: Any) -> _Made:
     for name in SPLITS:
         splits[name] = [rendered_fields.with_reference(example, tokenizer=tokenizer) for example in splits[name]]
     labels = snapshot.labels_of(splits)
-    lengths = TokenLengths.of(token_lengths.measure(splits["train"], tokenizer=tokenizer), limit=run.max_length)
-    _check_truncation(lengths, run)
+    check_chats(itertools.chain(*splits.values()), tokenizer=tokenizer)
+    lengths = _measured(run, splits, tokenizer=tokenizer, context=context)
     weights = {source.name: source.weight or 1.0 for source in run.sources}
     splits["train"] = snapshot.weighed(splits["train"], weights=weights, salt=run.split.salt)
     summary = DataSummary(
@@ -225,15 +229,50 @@ def _make(run: PrepareRun, read: _Read, *, tokenizer: Any) -> _Made:
     )
 
 
-def _check_truncation(lengths: TokenLengths, run: PrepareRun) -> None:
+def _measured(
+    run: PrepareRun, splits: dict[SplitName, list[Example]], *, tokenizer: Any, context: int | None
+) -> TokenLengths:
+    """How long the training examples are. Raises StageError where more than is allowed would be cut, or where the model
+    cannot read as much of an example as training.maxLength says.
+    """
+    measured = {name: token_lengths.measure(splits[name], tokenizer=tokenizer) for name in SPLITS}
+    lengths = TokenLengths.of(measured["train"], limit=run.max_length)
+    beyond = [
+        (length, example)
+        for name in SPLITS
+        for length, example in zip(measured[name], splits[name], strict=True)
+        if context is not None and length > context
+    ]
+    if context is not None and run.max_length > context and beyond:
+        longest, example = max(beyond, key=lambda item: item[0])
+        share = sum(length > context for length in measured["train"]) / len(measured["train"])
+        raise bad_data(
+            "LongerThanContext",
+            f"training.maxLength {run.max_length} is more than the {context} tokens that the base model can read at"
+            f" once, and {len(beyond)} examples are longer than that; the longest has {longest} tokens, is of source"
+            f" {example.source} and begins with {_beginning(example)!r}. Shorten or split the rows or use a base model"
+            f" that reads more; or set training.maxLength {context} and data.maxTruncatedFraction of at least"
+            f" {math.ceil(share * 1000) / 1000:g}: what lies behind is then cut off",
+        )
     if lengths.truncated_fraction > run.max_truncated_fraction:
+        longest_useful = lengths.max if context is None else min(lengths.max, context)
+        raise_it = "" if longest_useful <= run.max_length else f"Raise training.maxLength (up to {longest_useful}), "
         raise bad_data(
             "TooManyTruncated",
             f"{lengths.truncated_fraction:.1%} of the training examples have more than training.maxLength"
             f" {run.max_length} tokens and would be cut (median {lengths.p50}, 95 % up to {lengths.p95}, longest"
-            f" {lengths.max}); data.maxTruncatedFraction allows {run.max_truncated_fraction:.1%}. Raise"
-            " training.maxLength, shorten the rows, or allow more",
+            f" {lengths.max}); data.maxTruncatedFraction allows {run.max_truncated_fraction:.1%}. "
+            + (
+                raise_it + "shorten the rows, or allow more"
+                if raise_it
+                else f"The base model reads {context} tokens at most: shorten or split the rows, or allow more"
+            ),
         )
+    return lengths
+
+
+def _beginning(example: Example) -> str:
+    return (example.messages[0].content if example.messages else example.text or "")[:80]
 
 
 def _statistics(

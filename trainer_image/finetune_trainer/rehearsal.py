@@ -29,6 +29,7 @@ from finetune_trainer import base_model, memory, model_files, saved_model
 from finetune_trainer.batching import pad
 from finetune_trainer.encoding import Batch, Encoded, packed_batch, padded_batch
 from finetune_trainer.errors import StageError, bad_configuration
+from finetune_trainer.limits import padding_of
 from finetune_trainer.locations import join
 from finetune_trainer.serving.artifact import merged
 from finetune_trainer.serving.generation import CausalSteps
@@ -116,9 +117,7 @@ def _try(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
     base = base_model.load_base(base_folder, task=task, dtype="float32", labels=order.labels)
     tokenizer = base_model.load_tokenizer(base_folder)
     classifies = task == "SequenceClassification"
-    pad_id = padding_id(tokenizer)
-    if classifies:
-        base.model.config.pad_token_id = pad_id
+    pad_id = padding_of(base.model)
     examples = _examples(base.model, pad_id=pad_id, classifies=classifies)
     model = with_method(base, method=order.method, task=task, base_uri=order.base.uri).eval()
     _check_padding(model, examples, pad_id=pad_id, uri=order.base.uri)
@@ -143,12 +142,6 @@ def _try(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
         raise _cannot(order.base.uri, f"could not be saved and loaded again after training: {error.message}") from error
     if not classifies:
         _check_steps(served, ids, uri=order.base.uri)
-
-
-def padding_id(tokenizer: Any) -> int:
-    """The token that fills rows up; attention ignores it, so any will do."""
-    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return int(next(each for each in ids if each is not None))
 
 
 def _examples(model: Any, *, pad_id: int, classifies: bool) -> list[Encoded]:

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from finetune_trainer import chats
+from finetune_trainer.chat_template import render
 from finetune_trainer.dataset import Example, Message
 from finetune_trainer.encoding import answer_texts
 from finetune_trainer.errors import bad_data
@@ -86,5 +87,4 @@ def _same(whole: str, variant: _Variant, tokenizer: Any) -> bool:
 
 
 def _render(messages: Sequence[Message], tools: Sequence[Any] | None, tokenizer: Any) -> str:
-    turns = [message.to_dict() for message in messages]
-    return str(tokenizer.apply_chat_template(turns, tools=tools and list(tools), tokenize=False))
+    return render([message.to_dict() for message in messages], tokenizer, tools=tools)

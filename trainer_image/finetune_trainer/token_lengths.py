@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
+from finetune_trainer.chat_template import render
 from finetune_trainer.dataset import Example
-from finetune_trainer.errors import bad_configuration, bad_data
 
 _BATCH = 1024
 
@@ -38,15 +36,15 @@ class TokenLengths:
 
 
 def measure(examples: Sequence[Example], *, tokenizer: Any) -> list[int]:
-    """Tokens of each example.
-
-    Raises StageError: 78 for chats where the model has no chat template, 65 for a chat that the template refuses.
-    """
+    """Tokens of each example. Raises jinja2.TemplateError for a chat that the template refuses."""
     lengths: list[int] = []
     for first in range(0, len(examples), _BATCH):
         batch = examples[first : first + _BATCH]
         if batch[0].messages is not None:
-            texts = [_rendered(example, tokenizer) for example in batch]
+            texts = [
+                render([message.to_dict() for message in example.messages or ()], tokenizer, tools=example.tools)
+                for example in batch
+            ]
             lengths += [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         else:
             encoded = tokenizer([example.text or "" for example in batch])["input_ids"]
@@ -60,22 +58,3 @@ def _end_of_text(example: Example, ids: Sequence[int], tokenizer: Any) -> int:
     """1 where training adds the token that ends a text; classifiers' tokenizers add their own."""
     end = tokenizer.eos_token_id
     return int(example.label is None and end is not None and (not ids or ids[-1] != end))
-
-
-def _rendered(example: Example, tokenizer: Any) -> str:
-    if not tokenizer.chat_template:
-        raise bad_configuration(
-            "NoChatTemplate",
-            "the base model has no chat template, so chats cannot be written for it; use its instruction-tuned version,"
-            " or task CausalLM with rows of format Text",
-        )
-    messages = [message.to_dict() for message in example.messages or ()]
-    try:
-        tools = example.tools and list(example.tools)
-        return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False))
-    except TemplateError as error:
-        raise bad_data(
-            "ChatTemplateRefused",
-            f"source {example.source}: the base model's chat template refuses a chat: {error}. It begins with"
-            f" {messages[0]['content'][:100]!r} and has the roles {', '.join(message['role'] for message in messages)}",
-        ) from error

@@ -30,6 +30,7 @@ from finetune_trainer.dataset import data_folder, read_manifest, read_split
 from finetune_trainer.encoding import IGNORED, Batch, Encoded, encode, pack, packed_batch, padded_batch
 from finetune_trainer.errors import StageError, bad_data
 from finetune_trainer.gang import Gang, joined, lost_peers_named
+from finetune_trainer.limits import padding_of
 from finetune_trainer.locations import join
 from finetune_trainer.progress import ProgressReporter, show_life
 from finetune_trainer.rehearsal import Rehearsal, rehearse
@@ -182,8 +183,6 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path) -
     if gang.is_first:
         _rehearse(run, labels=manifest.labels, storage=storage, base_folder=base_folder)
     tokenizer = base_model.load_tokenizer(base_folder)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     bf16 = gang.device.type == "cuda" and order.precision != "FP32" and torch.cuda.is_bf16_supported()
     accelerator = Accelerator(cpu=gang.device.type == "cpu", mixed_precision="bf16" if bf16 else "no")
     torch.manual_seed(order.seed)  # a new classifier head and new adapters are the same in every process
@@ -191,8 +190,6 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path) -
     base = base_model.load_base(
         base_folder, task=run.model.task, dtype="bfloat16" if frozen_in_bf16 else "float32", labels=manifest.labels
     )
-    if run.model.task == "SequenceClassification":
-        base.model.config.pad_token_id = tokenizer.pad_token_id
     model = with_method(base, method=run.method, task=run.model.task, base_uri=run.base.uri)
     model.to(gang.device).train()
     torch.manual_seed(order.seed * 1_000_003 + gang.rank)  # dropout differs between processes
@@ -282,7 +279,7 @@ def _step(setup: Setup, *, step: int) -> tuple[float, int]:
 def _micro_batches(setup: Setup, examples: Sequence[Encoded]) -> list[Batch]:
     """This process's share of a step. Never empty: a process without examples still takes part in the exchange."""
     order = setup.run.optimisation
-    pad_id = setup.tokenizer.pad_token_id
+    pad_id = padding_of(setup.model)
     if not examples:
         return [_nothing(setup.examples[0], pad_id=pad_id)]
     if order.packing:
@@ -314,7 +311,7 @@ def _validate(setup: Setup, *, state: TrainingState, parameters: dict[str, Any],
     with torch.inference_mode(), setup.accelerator.autocast():
         for first in range(0, len(share), 16):
             batch = share[first : first + 16]
-            summed += float(loss_of(padded_batch(batch, pad_id=setup.tokenizer.pad_token_id).to(gang.device)))
+            summed += float(loss_of(padded_batch(batch, pad_id=padding_of(setup.model)).to(gang.device)))
             targets += sum(example.target_count for example in batch)
     total, count = gang.sum_of([summed, float(targets)])
     loss = total / max(1.0, count)

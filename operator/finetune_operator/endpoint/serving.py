@@ -93,6 +93,7 @@ def _orders(
         base=spec.base,
         task=spec.task,
         labels=spec.labels,
+        context_tokens=spec.limit,
         port=SERVER_PORT,
     )
     data = {RUN_KEY: json.dumps(order.to_dict(), indent=1, sort_keys=True)}

@@ -7,7 +7,10 @@ its LoRA guide (https://docs.vllm.ai/en/stable/features/lora.html). What it load
 
 from __future__ import annotations
 
+import json
+
 from finetune_api.modelversion import ModelVersionSpec
+from finetune_api.run import CHAT_TEMPLATE_OPTIONS, GENERATION_FOLDER
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank accepts: MaxLoRARanks in vllm/config/lora.py."""
@@ -18,14 +21,12 @@ class NotServableError(ValueError):
     """vLLM cannot serve this version. `str()` says why and what would."""
 
 
-def vllm_arguments(
-    *, version: ModelVersionSpec, model_name: str, folder: str, gpus: int, port: int, max_model_len: int | None = None
-) -> list[str]:
+def vllm_arguments(*, version: ModelVersionSpec, model_name: str, folder: str, gpus: int, port: int) -> list[str]:
     """The arguments of `vllm serve`, the command itself included.
 
     `model_name` is what clients call it; `folder` holds `model` and, for an adapter, `base`; the pod's `gpus` share
-    each layer (tensor parallelism). Without `max_model_len` the model's own context is taken. What a request leaves
-    unset is decoded greedily, as in the evaluation. Raises NotServableError.
+    each layer (tensor parallelism). What a request leaves unset is decoded greedily, answers end where they ended in
+    the evaluation, and prompts are written as there. Raises NotServableError.
     """
     if version.task not in ("Chat", "CausalLM"):
         raise NotServableError(f"runtime VLLM does not serve task {version.task}; use serving.runtime FastAPI")
@@ -40,11 +41,13 @@ def vllm_arguments(
         "--tensor-parallel-size", str(gpus),
         "--load-format", "safetensors",
         "--no-trust-remote-code",
-        "--generation-config", "vllm",
+        "--generation-config", f"{folder}/{GENERATION_FOLDER}",
         "--override-generation-config", '{"temperature": 0.0}',
     ]  # fmt: skip
-    if max_model_len is not None:
-        arguments += ["--max-model-len", str(max_model_len)]
+    if version.task == "Chat":
+        arguments += ["--default-chat-template-kwargs", json.dumps(CHAT_TEMPLATE_OPTIONS)]
+    if version.limit is not None:
+        arguments += ["--max-model-len", str(version.limit)]
     if adapter:
         # The adapter's folder also has the tokenizer as trained, its chat template included.
         arguments += [

@@ -13,6 +13,7 @@ from finetune_api.modelversion import (
     ModelVersion,
     ModelVersionSpec,
 )
+from finetune_api.results import PrepareResult
 from finetune_api.run import BaselineOrder
 from finetune_api.shared_fields import Software
 from finetune_operator.gates.policy import Judgement
@@ -72,6 +73,7 @@ def _spec(
         method=plan.method.to_dict(),
         training=plan.optimisation.to_dict(),
         labels=prepare.labels,
+        context_tokens=_context_tokens(plan, prepare=prepare),
         data=DataRecord(
             digest=prepare.data_digest,
             manifest=prepare.manifest,
@@ -94,6 +96,12 @@ def _spec(
         lineage=Lineage(job=JobReference(name=job.metadata.name, uid=job.metadata.uid)),
         software=Software(trainer_image=plan.trainer_image, packages=train.packages or None),
     )
+
+
+def _context_tokens(plan: ResolvedPlan, *, prepare: PrepareResult) -> int | None:
+    """A classifier's texts were cut at maxLength when it was evaluated; what generates may fill its context."""
+    cut = plan.optimisation.max_length if plan.model.task == "SequenceClassification" else None
+    return min((each for each in (prepare.context_tokens, cut) if each is not None), default=None)
 
 
 def baseline_order(version: ModelVersion) -> BaselineOrder:

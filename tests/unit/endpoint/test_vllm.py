@@ -19,9 +19,9 @@ def version(**changes: Any) -> ModelVersionSpec:
     return ModelVersionSpec.model_validate(document)
 
 
-def full() -> ModelVersionSpec:
+def full(**changes: Any) -> ModelVersionSpec:
     artifact = version().artifact.to_dict() | {"format": "Full"}
-    return version(artifact=artifact, method={"type": "Full"})
+    return version(artifact=artifact, method={"type": "Full"}, **changes)
 
 
 def arguments(spec: ModelVersionSpec, **changes: Any) -> str:
@@ -30,18 +30,20 @@ def arguments(spec: ModelVersionSpec, **changes: Any) -> str:
 
 
 def test_a_full_model() -> None:
-    assert arguments(full(), gpus=4, max_model_len=8192) == (
+    assert arguments(full(contextTokens=8192), gpus=4) == (
         "vllm serve /models/model --port 8000 --served-model-name router --tensor-parallel-size 4"
-        " --load-format safetensors --no-trust-remote-code --generation-config vllm"
-        ' --override-generation-config {"temperature": 0.0} --max-model-len 8192'
+        " --load-format safetensors --no-trust-remote-code --generation-config /models/generation"
+        ' --override-generation-config {"temperature": 0.0}'
+        ' --default-chat-template-kwargs {"enable_thinking": false, "thinking": false} --max-model-len 8192'
     )
 
 
 def test_an_adapter() -> None:
     assert arguments(version()) == (
         "vllm serve /models/base --port 8000 --served-model-name router-base --tensor-parallel-size 1"
-        " --load-format safetensors --no-trust-remote-code --generation-config vllm"
+        " --load-format safetensors --no-trust-remote-code --generation-config /models/generation"
         ' --override-generation-config {"temperature": 0.0}'
+        ' --default-chat-template-kwargs {"enable_thinking": false, "thinking": false}'
         " --tokenizer /models/model --enable-lora --lora-modules router=/models/model --max-loras 1 --max-lora-rank 16"
     )
 

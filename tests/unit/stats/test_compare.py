@@ -11,6 +11,7 @@ from finetune_stats import corpus
 from finetune_stats.compare import compare_metric
 from finetune_stats.comparison import Range
 from finetune_stats.result import Inconclusive, Method, MetricKind, Orientation, PairedResult
+from finetune_stats.verdict import MetricRow, Verdict, judge
 
 RNG = np.random.default_rng(20)
 RIGHT = (RNG.random(400) < 0.8).astype(float)
@@ -214,3 +215,22 @@ def test_refusals_name_the_metric_and_the_reason(name: str, changed: dict[str, o
 def test_empty_ranges_do_not_construct(limits: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="threshold range"):
         Range(**limits)
+
+
+@pytest.mark.parametrize("kind", [MetricKind.PROPORTION, MetricKind.MEAN])
+def test_nothing_right_on_either_side_is_no_success(kind: MetricKind) -> None:
+    """Two models whose answers never match a reference are equally good at nothing."""
+    zeros, limits = np.zeros(200), (0.0, 1.0) if kind is MetricKind.MEAN else None
+    found = compare_metric(metric="m", kind=kind, candidate=zeros, baseline=zeros, margin=0.1, score_range=limits)
+    verdict = judge([MetricRow(result=found)])
+    assert verdict.verdict is Verdict.INCONCLUSIVE
+    assert "both models score 0" in verdict.reason
+
+
+def test_a_demand_that_nothing_right_cannot_meet_still_fails() -> None:
+    zeros, threshold = np.zeros(200), Range(minimum=0.5)
+    for margin, limits in ((0.1, threshold), (-0.1, None)):
+        found = compare_metric(
+            metric="m", kind=MetricKind.PROPORTION, candidate=zeros, baseline=zeros, margin=margin, threshold=limits
+        )
+        assert judge([MetricRow(result=found, threshold=limits)]).verdict is Verdict.FAIL

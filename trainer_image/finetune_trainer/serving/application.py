@@ -20,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from finetune_api.run import ServeOrder
+from finetune_trainer.chat_template import prompt_tokens
 from finetune_trainer.held_out_probes import HeldOutProbe
 from finetune_trainer.serving.classification import Classes, Classifier
 from finetune_trainer.serving.engine import BusyError, Engine, Ticket
@@ -68,10 +69,9 @@ class Service:
             if not model.tokenizer.chat_template:
                 raise RequestError("this model has no chat template; use /v1/completions")
             try:
-                text = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+                return prompt_tokens(turns, model.tokenizer)
             except TemplateError as error:
                 raise RequestError(f"the model's chat template refuses these messages: {error}") from None
-            return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
         return await self._generate(body, request, model=model, prompt_ids=await self._off_loop(encode))
 
@@ -110,6 +110,7 @@ class Service:
             raise _GoneError
         tokens = sum(len(text.ids) for text in texts)
         self.metrics.prompt_tokens.inc(tokens)
+        self.metrics.truncated_texts.inc(sum(text.truncated for text in texts))
         _note(request, prompt_tokens=tokens, texts=len(texts))
         document = classified(
             model=self.order.endpoint,

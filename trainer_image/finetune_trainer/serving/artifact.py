@@ -8,6 +8,7 @@ whole, also when several servers share the cache and start together.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import time
@@ -20,8 +21,9 @@ from typing import Any
 
 import torch
 
-from finetune_api.run import ServeOrder
+from finetune_api.run import GENERATION_FOLDER, ServeOrder
 from finetune_trainer import base_model, saved_model
+from finetune_trainer.answer_ends import answer_ends, declared_ends_in
 from finetune_trainer.base_model import DType
 from finetune_trainer.errors import bad_configuration
 from finetune_trainer.held_out_probes import HeldOutProbe, read_probes
@@ -103,7 +105,8 @@ def verified_files(order: ServeOrder, *, storage: Storage) -> Iterator[Files]:
 
 
 def link_files(order: ServeOrder, *, storage: Storage) -> Path:
-    """Verify what an order names and link it as `model` and `base` into the server's own folder (`locations.run`).
+    """Verify what an order names and link it as `model` and `base` into the server's own folder (`locations.run`), with
+    what ends an answer beside it.
 
     There another program (vLLM) finds it whatever the URIs are. Returns the folder.
 
@@ -117,7 +120,15 @@ def link_files(order: ServeOrder, *, storage: Storage) -> Path:
         for name, target in (("model", files.model), ("base", files.base)):
             if target is not None:
                 _link(folder / name, target)
+        _write_ends(files, into=folder / GENERATION_FOLDER)
     return folder
+
+
+def _write_ends(files: Files, *, into: Path) -> None:
+    """What ends an answer, as the evaluation took it: vLLM alone would not know what only the chat template writes."""
+    ends = answer_ends(base_model.load_tokenizer(files.model), declared_ends_in(files.base or files.model))
+    into.mkdir(exist_ok=True)
+    (into / "generation_config.json").write_text(json.dumps({"eos_token_id": sorted(ends)}))
 
 
 def _link(link: Path, target: Path) -> None:

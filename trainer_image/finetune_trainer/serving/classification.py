@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from finetune_trainer.batching import pad
+from finetune_trainer.encoding import text_tokens
+from finetune_trainer.limits import context_of, padding_of
 
 _BATCH = 16
 _CHARACTERS_A_TOKEN = 100
@@ -39,21 +41,18 @@ class Classifier:
     tokenizer: Any
     labels: tuple[str, ...]
     """In the order of the outputs."""
+    longest: int | None
+    """Tokens of a text that are read, as evaluated; None: no limit known."""
 
     def encode(self, text: str) -> EncodedText:
         """A text as the model reads it."""
         read = self.readable(text)
-        ids = list(self.tokenizer(read)["input_ids"])
-        longest = self._longest
-        if longest is None or len(ids) <= longest:
-            return EncodedText(ids=tuple(ids), truncated=len(read) < len(text))
-        cut = self.tokenizer(read, truncation=True, max_length=longest)["input_ids"]
-        return EncodedText(ids=tuple(cut), truncated=True)
+        ids, cut = text_tokens(read, tokenizer=self.tokenizer, max_length=self.longest)
+        return EncodedText(ids=tuple(ids), truncated=cut or len(read) < len(text))
 
     def readable(self, text: str) -> str:
         """As much of a text as the model can possibly read. To tokenize 10 MB of which it reads 2 kB takes seconds."""
-        longest = self._longest
-        return text if longest is None else text[: longest * _CHARACTERS_A_TOKEN]
+        return text if self.longest is None else text[: self.longest * _CHARACTERS_A_TOKEN]
 
     def classify(self, texts: Sequence[EncodedText]) -> Iterator[Classes | None]:
         """One batch a step, and the result last."""
@@ -64,27 +63,15 @@ class Classifier:
         yield Classes(probabilities=rows)
 
     @classmethod
-    def of(cls, *, model: Any, tokenizer: Any, labels: Sequence[str]) -> Classifier:
-        """A loaded model."""
-        classifier = cls(model=model, tokenizer=tokenizer, labels=tuple(labels))
-        if model.config.pad_token_id is None:
-            # Causal models look for the last token that is no padding.
-            model.config.pad_token_id = classifier._padding
-        return classifier
-
-    @property
-    def _padding(self) -> int:
-        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-        return int(next((each for each in ids if each is not None), 0))
-
-    @property
-    def _longest(self) -> int | None:
-        limits = [getattr(self.model.config, "max_position_embeddings", None), self.tokenizer.model_max_length]
-        return min((int(limit) for limit in limits if limit is not None and limit < 1 << 24), default=None)
+    def of(cls, *, model: Any, tokenizer: Any, labels: Sequence[str], limit: int | None = None) -> Classifier:
+        """A loaded model. `limit`: tokens after which its evaluation cut a text."""
+        known = context_of(model, tokenizer, task="SequenceClassification")
+        longest = min((each for each in (known, limit) if each is not None), default=None)
+        return cls(model=model, tokenizer=tokenizer, labels=tuple(labels), longest=longest)
 
     @torch.inference_mode()
     def _probabilities(self, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        tokens = pad(texts, value=self._padding).to(self.model.device)
+        tokens = pad(texts, value=padding_of(self.model)).to(self.model.device)
         mask = pad([[1] * len(text) for text in texts], value=0).to(self.model.device)
         logits = self.model(input_ids=tokens, attention_mask=mask).logits
         rows: list[list[float]] = logits.float().softmax(dim=-1).tolist()

@@ -14,8 +14,9 @@ from typing import Any, Literal, Protocol
 import torch
 
 from finetune_api.shared_fields import Task
-from finetune_trainer.encoding import end_ids
+from finetune_trainer.answer_ends import answer_ends, declared_ends
 from finetune_trainer.errors import bad_configuration
+from finetune_trainer.limits import context_of
 from finetune_trainer.serving.decoding import AnswerText, Sampler, Sampling
 
 FinishReason = Literal["stop", "length"]
@@ -63,20 +64,23 @@ class TextModel:
     task: Task
     context: int | None
     """Tokens that prompt and answer may have together (Seq2Seq: that the prompt may have); None: no limit known."""
+    ends: frozenset[int]
+    """The tokens that end an answer, as in the evaluation."""
     longest_prompt: int | None = None
     """Characters of a prompt beyond which it cannot fit, whatever they are; None: no limit known. To count the tokens
     of 10 MB takes seconds in which nobody else's prompt is read."""
 
     @classmethod
-    def of(cls, *, model: Any, tokenizer: Any, task: Task) -> TextModel:
-        """A loaded model."""
-        config = model.config.get_text_config()
-        context = getattr(config, "max_position_embeddings", None)
-        if context is None and tokenizer.model_max_length < 1 << 24:  # a tokenizer without a limit says 1e30
-            context = int(tokenizer.model_max_length)
+    def of(cls, *, model: Any, tokenizer: Any, task: Task, limit: int | None = None) -> TextModel:
+        """A loaded model. `limit`: tokens that its version was recorded to read."""
+        known = context_of(model, tokenizer, task=task)
+        context = min((each for each in (known, limit) if each is not None), default=None)
         longest_token = max((len(token) for token in tokenizer.get_vocab()), default=1)
         longest_prompt = None if context is None else context * longest_token
-        return cls(model=model, tokenizer=tokenizer, task=task, context=context, longest_prompt=longest_prompt)
+        ends = answer_ends(tokenizer, declared_ends(model))
+        return cls(
+            model=model, tokenizer=tokenizer, task=task, context=context, ends=ends, longest_prompt=longest_prompt
+        )
 
     def room(self, prompt_length: int) -> int | None:
         """How many tokens an answer may have after a prompt; None: no limit known."""
@@ -89,11 +93,10 @@ class TextModel:
         steps: _Steps = _Seq2SeqSteps(self.model) if self.task == "Seq2Seq" else CausalSteps(self.model)
         sampler = Sampler(request.sampling, device=self.model.device)
         text = AnswerText(self.tokenizer, stop=request.stop)
-        ends = end_ids(self.tokenizer)
         logits = steps.begin(request.prompt_ids)
         for count in range(1, request.max_new_tokens + 1):
             token = sampler.next_token(logits)
-            if token in ends:
+            if token in self.ends:
                 yield Piece(text=text.finish(), tokens=count, finish="stop")
                 return
             shown = text.push(token)

@@ -24,6 +24,7 @@ class Metrics:
     waiting: Gauge = field(init=False)
     prompt_tokens: Counter = field(init=False)
     generated_tokens: Counter = field(init=False)
+    truncated_texts: Counter = field(init=False)
     abandoned: Counter = field(init=False)
     load_seconds: Gauge = field(init=False)
     ready: Gauge = field(init=False)
@@ -53,6 +54,9 @@ class Metrics:
         self.waiting = Gauge("finetune_server_requests_waiting", "Requests that the model has not begun.", registry=to)
         self.prompt_tokens = Counter("finetune_server_prompt_tokens", "Tokens read.", registry=to)
         self.generated_tokens = Counter("finetune_server_generated_tokens", "Tokens generated.", registry=to)
+        self.truncated_texts = Counter(
+            "finetune_server_truncated_texts", "Texts to classify whose end was cut off.", registry=to
+        )
         self.abandoned = Counter("finetune_server_abandoned_requests", "Clients that hung up.", registry=to)
         self.load_seconds = Gauge(
             "finetune_server_model_load_seconds", "Fetching, verifying and loading the model.", registry=to

@@ -138,10 +138,10 @@ async def _become_ready(service: Service, app: AsgiApp) -> None:
 
 def _load(order: ServeOrder) -> tuple[TextModel | Classifier, Loaded]:
     loaded = load(order, storage=Storage(locations=order.locations))
-    model, tokenizer = loaded.model, loaded.tokenizer
+    made: dict[str, Any] = {"model": loaded.model, "tokenizer": loaded.tokenizer, "limit": order.context_tokens}
     if order.task == "SequenceClassification":
-        return Classifier.of(model=model, tokenizer=tokenizer, labels=order.labels or ()), loaded
-    return TextModel.of(model=model, tokenizer=tokenizer, task=order.task), loaded
+        return Classifier.of(**made, labels=order.labels or ()), loaded
+    return TextModel.of(**made, task=order.task), loaded
 
 
 async def _warm_up(service: Service, app: AsgiApp) -> None:

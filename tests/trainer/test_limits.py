@@ -1,0 +1,144 @@
+"""How much models read, and that filling texts up changes nothing, for every family that is told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tests.trainer.tiny_tokenizer import tiny_tokenizer
+
+from finetune_trainer import base_model
+from finetune_trainer.likelihood import class_log_probabilities
+from finetune_trainer.limits import context_in, context_of, padding_of
+from finetune_trainer.serving.classification import Classifier
+
+hf: Any = transformers  # its signatures are not those that its configurations take
+SIZE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEXTS = [[20, 21, 22], [30, 31, 32, 33, 34, 35, 36, 37], [40, 41], list(range(20, 60))]
+
+Build = Callable[[], Any]
+DECODERS: dict[str, Build] = {
+    "llama": partial(hf.LlamaConfig, **SIZE, num_key_value_heads=2),
+    "qwen3": partial(hf.Qwen3Config, **SIZE, num_key_value_heads=2, head_dim=8),
+    "gpt2": partial(hf.GPT2Config, n_embd=32, n_layer=2, n_head=4),
+    "opt": partial(hf.OPTConfig, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+                   word_embed_proj_dim=32),
+    "bloom": partial(hf.BloomConfig, hidden_size=32, n_layer=2, n_head=4),
+    "falcon": partial(hf.FalconConfig, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
+}  # fmt: skip
+ENCODERS: dict[str, Build] = {
+    "bert": partial(hf.BertConfig, **SIZE, max_position_embeddings=256),
+    "roberta": partial(hf.RobertaConfig, **SIZE, max_position_embeddings=130, pad_token_id=1),
+    "xlm-roberta": partial(hf.XLMRobertaConfig, **SIZE, max_position_embeddings=130, pad_token_id=1),
+    "distilbert": partial(hf.DistilBertConfig, dim=32, hidden_dim=64, n_layers=2, n_heads=4),
+    "deberta-v2": partial(hf.DebertaV2Config, **SIZE, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+    "modernbert": partial(hf.ModernBertConfig, **SIZE, pad_token_id=0, cls_token_id=1, sep_token_id=2, bos_token_id=1,
+                          eos_token_id=2),
+}  # fmt: skip
+
+
+def saved(config: Any, to: Path, tokenizer: Any, *, task: str = "SequenceClassification") -> Path:
+    torch.manual_seed(0)
+    config.vocab_size = len(tokenizer)
+    config.num_labels = 2
+    loader = hf.AutoModelForSequenceClassification if task == "SequenceClassification" else hf.AutoModelForCausalLM
+    model = loader.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)  # so that padding that is seen makes a difference
+    model.save_pretrained(to)
+    tokenizer.save_pretrained(to)
+    return to
+
+
+# -- padding ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pad", ["none", "another than the tokenizer's", "a text's", "beyond the vocabulary"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bloom", "falcon", "qwen3"])
+def test_a_decoders_classes_do_not_depend_on_the_batch(family: str, pad: str, tmp_path: Path) -> None:
+    """In evaluation and in the server, whatever the configuration says of padding."""
+    tokenizer = tiny_tokenizer(pad=None if pad == "none" else "<|endoftext|>")
+    config = DECODERS[family]()
+    wanted = {"none": None, "another than the tokenizer's": 1, "a text's": 37, "beyond the vocabulary": 50_000}[pad]
+    folder = saved(config, tmp_path, tokenizer)
+    changed = hf.AutoConfig.from_pretrained(str(folder))
+    changed.pad_token_id = wanted
+    changed.save_pretrained(folder)
+    agree(folder, tokenizer)
+
+
+@pytest.mark.parametrize("family", list(ENCODERS))
+def test_an_encoders_classes_do_not_depend_on_the_batch(family: str, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(special=("<a>", "<b>", "<c>"), eos="<c>", pad="<a>", template=None)
+    agree(saved(ENCODERS[family](), tmp_path, tokenizer), tokenizer)
+
+
+def agree(folder: Path, tokenizer: Any) -> None:
+    model = base_model.load_model(folder, task="SequenceClassification", dtype="float32", labels=["a", "b"])
+    run = partial(class_log_probabilities, model, pad_id=padding_of(model))
+    alone = torch.tensor([run([text], batch_size=1)[0] for text in TEXTS])
+    assert alone.std(dim=0).max() > 1e-3, "texts differ, so that a mix-up would show"
+    torch.testing.assert_close(torch.tensor(run(TEXTS, batch_size=len(TEXTS))), alone, rtol=1e-4, atol=1e-4)
+    server = Classifier.of(model=model, tokenizer=tokenizer, labels=["a", "b"])
+    torch.testing.assert_close(torch.tensor(server._probabilities(TEXTS)), alone.exp(), rtol=1e-4, atol=1e-4)
+
+
+# -- context ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (lambda: hf.LlamaConfig(**SIZE, max_position_embeddings=256), 256),
+        (lambda: hf.GPT2Config(n_embd=32, n_layer=1, n_head=4, n_positions=100), 100),
+        (lambda: hf.OPTConfig(hidden_size=32, ffn_dim=64, num_hidden_layers=1, num_attention_heads=4,
+                              word_embed_proj_dim=32, max_position_embeddings=64), 64),
+        (lambda: hf.BertConfig(**SIZE, max_position_embeddings=64), 64),
+        (lambda: hf.RobertaConfig(**SIZE, max_position_embeddings=130, pad_token_id=1), 128),
+        (lambda: hf.BloomConfig(hidden_size=32, n_layer=1, n_head=4), None),
+        (lambda: hf.MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4), None),
+    ],
+    ids=["llama", "gpt2", "opt", "bert", "roberta", "bloom", "mamba"],
+)  # fmt: skip
+def test_what_a_model_can_read(config: Callable[[], Any], limit: int | None, tmp_path: Path) -> None:
+    """Said from the configuration alone, and as many tokens go through the model; one more does not where it counts."""
+    tokenizer = tiny_tokenizer()
+    made = config()
+    made.vocab_size = len(tokenizer)
+    made.save_pretrained(tmp_path)
+    assert context_in(tmp_path, tokenizer, task="CausalLM") == limit
+    model = hf.AutoModel.from_config(made).eval()
+    assert context_of(model, tokenizer, task="CausalLM") == limit
+    assert model(input_ids=torch.full((1, limit or 300), 30)).last_hidden_state.shape[1] == (limit or 300)
+
+
+def llama(**rope: Any) -> Any:
+    return hf.LlamaConfig(**SIZE, max_position_embeddings=1000, rope_parameters={"rope_theta": 1e4, **rope})
+
+
+@pytest.mark.parametrize(
+    ("config", "written", "task", "limit"),
+    [
+        (llama(rope_type="default"), 10**30, "Chat", 1000),
+        (llama(rope_type="yarn", factor=4.0, original_max_position_embeddings=1000), 10**30, "Chat", 4000),
+        (llama(rope_type="yarn", factor=4.0, original_max_position_embeddings=250), 10**30, "Chat", 1000),
+        (llama(rope_type="linear", factor=4.0), 4000, "Chat", 4000),
+        (llama(rope_type="linear", factor=4.0), 10**30, "Chat", 1000),
+        (llama(rope_type="default"), 500, "Chat", 1000),
+        (llama(rope_type="default"), 500, "SequenceClassification", 500),
+        (hf.BloomConfig(hidden_size=32, n_layer=1, n_head=4), 2048, "Chat", 2048),
+    ],
+)
+def test_stretched_positions_and_what_the_tokenizer_says(
+    config: Any, written: int, task: Any, limit: int, tmp_path: Path
+) -> None:
+    config.save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = written
+    assert context_in(tmp_path, tokenizer, task=task) == limit

@@ -1,0 +1,40 @@
+"""A tokenizer made in a moment, for tests that are about its marks and its template and about nothing that it read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_TEXTS = [
+    "What is the capital of France? The capital of France is Paris.",
+    "Assistant: user system question answer",
+] * 9
+
+
+def tiny_tokenizer(
+    *,
+    special: tuple[str, ...] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    eos: str | None = "<|im_end|>",
+    pad: str | None = None,
+    template: str | None = CHATML,
+) -> Any:
+    """Bytes and a few merges, with marks as wanted."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(_TEXTS, trainer)
+    named = {name: token for name, token in (("eos_token", eos), ("pad_token", pad)) if token is not None}
+    found = PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **named)
+    found.chat_template = template
+    return found
