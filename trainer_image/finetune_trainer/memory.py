@@ -23,4 +23,5 @@ def available(*, limit: Path = _LIMIT, statistics: Path = _STATISTICS, machine: 
 
 
 def _number(file: Path, name: str) -> int:
-    return next((int(line.split()[1]) for line in file.read_text().splitlines() if line.split()[0] == name), 0)
+    with file.open() as lines:
+        return next((int(line.split()[1]) for line in lines if line.split()[0] == name), 0)
