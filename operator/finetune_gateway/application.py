@@ -23,6 +23,7 @@ from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
 from finetune_gateway.openai_format import BadRequestError, no_such_model, parse_request
 from finetune_gateway.peers import Peers, PeerUnavailableError
+from finetune_gateway.plain_errors import ENCODINGS
 from finetune_gateway.proxy import Incoming, Proxy, refuse
 from finetune_gateway.request_id import ANSWER_HEADER, REQUEST_HEADER, given_id
 from finetune_gateway.routing import user_position
@@ -181,7 +182,7 @@ class Application:
         limit = self.config.body_bytes
         encoding = request.headers.get("Content-Encoding", "").strip().lower()
         if encoding not in _ENCODINGS:
-            return refuse(status=415, message="Content-Encoding of a request may be gzip, deflate or identity")
+            return refuse(status=415, message=ENCODINGS)
         if request.content_length is not None and request.content_length > limit:
             too_large = self._too_large()
             too_large.force_close()

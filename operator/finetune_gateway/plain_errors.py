@@ -10,11 +10,13 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import ContentEncodingError
 
 from finetune_gateway.openai_format import error_body
 
 logger = logging.getLogger(__name__)
 _MALFORMED = "the request is not valid HTTP: check its first line, header lines, lengths and chunks"
+ENCODINGS = "Content-Encoding of a request may be gzip, deflate or identity"
 
 
 def said_of(error: BaseException) -> str:
@@ -42,6 +44,8 @@ class _Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """The answer to what could not be read (below 500), or to what our own code failed at."""
         kind = type(exc).__name__ if exc is not None else "no answer"
+        if isinstance(exc, ContentEncodingError):  # one that the library knows and cannot take apart here
+            status = 415
         if status < 500:
             logger.info("a malformed request of %s refused: %s", request.remote, kind)
         else:
@@ -49,7 +53,8 @@ class _Connection(web.RequestHandler):
             logger.error("a request failed: %s\n%s", kind, where)
         if request.writer.output_size > 0:
             raise ConnectionError("a part of the answer was sent already")
-        words = _MALFORMED if status < 500 else "the gateway failed at this request; try again"
+        refused = ENCODINGS if status == 415 else _MALFORMED
+        words = refused if status < 500 else "the gateway failed at this request; try again"
         answer = web.json_response(error_body(status=status, message=words), status=status, headers=self._headers())
         answer.force_close()
         return answer

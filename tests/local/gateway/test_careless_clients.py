@@ -204,6 +204,22 @@ async def test_malformed_json_is_refused_with_a_reason(
     assert "Traceback" not in (gateway.folder / "gateway.log").read_text()
 
 
+async def test_encodings_that_cannot_be_read_are_named_whatever_the_http_library_makes_of_them(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    for encoding in ("br", "zstd", "compress", "gzip, gzip"):
+        headers = {"Content-Encoding": encoding}
+        body = aiohttp.BytesPayload(json.dumps(HELLO).encode())
+        async with client.post(f"{gateway.url}/v1/chat/completions", data=body, headers=headers) as answer:
+            error = (await answer.json())["error"]
+        assert (answer.status, error["code"]) == (415, "unsupported_encoding"), encoding
+        assert "gzip, deflate or identity" in error["message"]
+    assert stable.seen == []
+
+
 async def test_keys_are_told_to_nobody(
     gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
 ) -> None:
