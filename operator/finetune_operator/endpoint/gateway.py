@@ -67,7 +67,11 @@ def gateway_manifests(*, endpoint: ModelEndpoint, config: OperatorConfig, door: 
             "apiVersion": "policy/v1",
             "kind": "PodDisruptionBudget",
             "metadata": metadata,
-            "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selected}},
+            "spec": {
+                "maxUnavailable": 1,
+                "selector": {"matchLabels": selected},
+                "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            },
         },
         {
             "apiVersion": "apps/v1",

@@ -89,9 +89,14 @@ def owner_reference(endpoint: ModelEndpoint) -> dict[str, Any]:
 
 
 def owned(manifest: Manifest, *, endpoint: ModelEndpoint) -> Manifest:
-    """The manifest of a child as one of this very object: it may have been rendered for the one before a restore."""
+    """The manifest of a server's child as one of this very object: it may have been rendered for the one before a
+    restore. A Service leads to this endpoint's own servers: those of another one with the same version let only its
+    gateways in."""
     metadata = manifest["metadata"]
     ours = {ENDPOINT_UID_LABEL: endpoint.metadata.uid}
+    if manifest["kind"] == "Service":
+        spec, servers = manifest["spec"], selector(endpoint=endpoint.metadata.name, component=SERVER)
+        manifest = {**manifest, "spec": {**spec, "selector": {**spec["selector"], **servers}}}
     return {
         **manifest,
         "metadata": {

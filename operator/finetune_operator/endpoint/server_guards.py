@@ -43,11 +43,19 @@ def server_policy(*, endpoint: ModelEndpoint, config: OperatorConfig) -> Manifes
 
 
 def server_budget(*, endpoint: ModelEndpoint, version_uid: str) -> Manifest:
-    """Servers of a version are drained one after the other."""
+    """Servers of a version are drained one after the other; those that do not serve hold up nobody.
+
+    Of this endpoint's own: another one may serve the same version, and a pod with two budgets cannot be drained at all.
+    """
     name = server_name(endpoint=endpoint.metadata.name, version_uid=version_uid)
+    own = {**selector(endpoint=endpoint.metadata.name, component=SERVER), VERSION_UID_LABEL: version_uid}
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": metadata_of(endpoint=endpoint, name=name, component=SERVER),
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {VERSION_UID_LABEL: version_uid}}},
+        "spec": {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": own},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
     }

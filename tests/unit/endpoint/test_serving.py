@@ -13,7 +13,8 @@ from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.config import OperatorConfig
 from finetune_operator.endpoint.gateway import gateway_manifests
-from finetune_operator.endpoint.server_guards import server_policy
+from finetune_operator.endpoint.names import owned
+from finetune_operator.endpoint.server_guards import server_budget, server_policy
 from finetune_operator.endpoint.serving import render_revision, rendered, scaled, unservable
 from finetune_operator.ports import Door
 
@@ -121,6 +122,33 @@ def test_only_gateways_and_what_scrapes_metrics_reach_the_servers() -> None:
     (port,) = deployment["spec"]["template"]["spec"]["containers"][0]["ports"]
     assert rule["ports"] == [{"protocol": "TCP", "port": port["containerPort"]}]
     assert policy["spec"]["policyTypes"] == ["Ingress"]
+
+
+def test_endpoints_with_the_same_version_keep_apart() -> None:
+    """Two budgets for one pod: it can never be evicted. A Service that leads to servers which let only others in: half
+    of the requests are lost."""
+    prod, trial = endpoint(), endpoint()
+    trial = trial.model_copy(update={"metadata": trial.metadata.model_copy(update={"name": "trial"})})
+    for mine, other in ((prod, trial), (trial, prod)):
+        recorded = rendered(render_revision(endpoint=mine, version=version(), config=CONFIG))
+        found = {each["kind"]: owned(each, endpoint=mine) for each in recorded}
+        labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+        own, theirs = (
+            server_budget(endpoint=each, version_uid="v-uid")["spec"]["selector"]["matchLabels"]
+            for each in (mine, other)
+        )
+        assert own.items() <= labels.items()
+        assert not theirs.items() <= labels.items()
+        assert found["Service"]["spec"]["selector"].items() <= labels.items()
+        assert found["Service"]["spec"]["selector"].items() >= own.items()
+
+
+def test_pods_that_do_not_serve_hold_up_no_drain() -> None:
+    """Of one server that crashes, none may be unavailable more; without the policy it could never be evicted."""
+    gateways = gateway_manifests(endpoint=endpoint(), config=CONFIG, door=None)
+    budgets = [each for each in gateways if each["kind"] == "PodDisruptionBudget"]
+    budgets.append(server_budget(endpoint=endpoint(), version_uid="v-uid"))
+    assert [each["spec"]["unhealthyPodEvictionPolicy"] for each in budgets] == ["AlwaysAllow"] * 2
 
 
 def test_ids_may_be_left_to_the_cluster() -> None:
