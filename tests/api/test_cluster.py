@@ -161,3 +161,16 @@ async def test_an_admission_policy_is_a_refusal(cluster: Cluster, apiserver: Api
     finally:
         apiserver.kubectl.delete("validatingadmissionpolicybinding", namespace)
         apiserver.kubectl.delete("validatingadmissionpolicy", namespace)
+
+
+async def test_a_child_that_was_created_for_an_earlier_owner_is_taken_over(cluster: Cluster, namespace: str) -> None:
+    async def owner(name: str) -> Manifest:
+        made = await cluster.create(manifest=config_map(namespace=namespace, name=name))
+        known = {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": made["metadata"]["uid"]}
+        return {"ownerReferences": [{**known, "controller": True, "blockOwnerDeletion": True}]}
+
+    before, after = await owner("before"), await owner("after")
+    created = await cluster.apply(manifest=config_map(namespace=namespace, metadata=before))
+    seen = {**after, "uid": created["metadata"]["uid"]}
+    taken = await cluster.apply(manifest=config_map(namespace=namespace, metadata=seen))
+    assert [each["name"] for each in taken["metadata"]["ownerReferences"]] == ["after"]

@@ -75,13 +75,25 @@ class KubernetesCluster:
         """
         if "uid" not in manifest["metadata"]:
             return await self.create(manifest=manifest)
-        applied = await self._apply(manifest)
+        try:
+            applied = await self._apply(manifest)
+        except InvalidError:
+            # What stays from the creation may be in the way: the owner before a restore, of which there can be one.
+            applied = await self._created(manifest)
+            if not applied:
+                raise
         entries = applied["metadata"].get("managedFields") or ()
         if not any(_is_creation(each) for each in entries):
             return applied
         # Fields that were created and are not applied any more stay, until creating counts as applying.
         await self._change(applied, managed_fields=[_as_applied(each) for each in entries if not _is_applied(each)])
         return await self._apply(manifest)
+
+    async def _created(self, manifest: Manifest) -> Manifest:
+        """The very object that the manifest is meant for, where something of its creation is left; else nothing."""
+        found = await self._api.request(method="GET", path=_path(manifest))
+        same = found["metadata"]["uid"] == manifest["metadata"]["uid"]
+        return found if same and any(map(_is_creation, found["metadata"].get("managedFields") or ())) else {}
 
     async def _apply(self, manifest: Manifest) -> Manifest:
         try:
