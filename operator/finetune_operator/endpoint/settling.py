@@ -160,14 +160,14 @@ def _entries(live: Manifest) -> list[dict[str, Any]]:
 
 
 def _last_applied(live: Manifest) -> datetime | None:
-    return next((parse_time(each.get("time")) for each in _entries(live) if each["manager"] == FIELD_MANAGER), None)
+    return next((parse_time(each.get("time")) for each in _entries(live) if each.get("manager") == FIELD_MANAGER), None)
 
 
 def _who(live: Manifest, *, paths: list[Path]) -> str:
     """The field managers that have these fields now, or else whoever wrote last."""
     others = [each for each in _entries(live) if each.get("manager") != FIELD_MANAGER]
     having = [each for each in others if any(_has(each.get("fieldsV1") or {}, path) for path in paths)]
-    names = dict.fromkeys(str(each["manager"]) for each in having or others[:1])
+    names = dict.fromkeys(str(each["manager"]) for each in having or others[:1] if each.get("manager"))
     return ", ".join(names) or "somebody"
 
 

@@ -175,3 +175,14 @@ def test_whoever_takes_the_stamp_away_is_not_raced() -> None:
     assert soon.apply is None
     assert soon.look_again is not None
     assert settled(wanted=WANTED, live=found, now=soon.look_again).apply is not None
+
+
+def test_a_field_manager_without_a_name_is_somebody() -> None:
+    """Clients may send neither a name nor a user agent."""
+    nameless = {key: value for key, value in SCALED.items() if key != "manager"}
+    found = settled(wanted=WANTED, live=live(managed(replicas=False, others=[nameless]), replicas=7), now=NOW)
+    assert found.contested is not None
+    assert "somebody changed spec.replicas" in found.contested
+    bare = live([nameless])
+    del bare["metadata"]["annotations"]
+    assert settled(wanted=WANTED, live=bare, now=NOW).apply is not None
