@@ -461,6 +461,19 @@ async def test_training_whose_reports_do_not_get_through_is_not_taken_for_hung(p
     assert (status.phase, status.restarts) == ("Succeeded", None)
 
 
+async def test_reports_from_before_a_suspension_do_not_make_the_next_attempt_hung() -> None:
+    world = World()
+    world.script.fates[("Train", 1)] = Succeed(result=train_result(), ticks=80)
+    world.script.fates[("Train", 2)] = Succeed(result=train_result(), ticks=80, reports=False, probed=False)
+    key = await world.submit(job_manifest(failurePolicy={"hangSeconds": 60}))
+    await world.run(key, until=lambda status: status.trainer_status is not None)
+    world.change_spec(key, suspend=True)
+    await world.run(key, until=lambda status: status.phase == "Suspended")
+    world.change_spec(key, suspend=False)
+    status = await world.run(key, until=ended)
+    assert (status.phase, status.restarts) == ("Succeeded", None)
+
+
 async def test_a_hang_shows_in_the_probe_where_no_report_gets_through() -> None:
     world, _, status = await finished(
         Script(fates={("Train", 1): Hang(reports=False)}), failurePolicy={"hangSeconds": 60}

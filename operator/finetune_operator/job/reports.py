@@ -62,7 +62,8 @@ def last_sign(
     # A probe fails once nothing has happened for hang_seconds.
     signs = [after(pod.alive_changed, -hang_seconds) for pod in pods if pod.alive is False and pod.alive_changed]
     report = last_report(observed)
-    signs += [report] if report is not None else []
+    # One of an attempt before, which was suspended, says nothing about this one.
+    signs += [report] if report is not None and report >= whole_second(running_since) else []
     return max(*signs, running_since, observed.listening_since) if signs else None
 
 
