@@ -154,7 +154,9 @@ def _containers(*, endpoint: ModelEndpoint, version: ModelVersion, config: Opera
         "volumeMounts": _mounts(version, config),
     }
     if secrets := secrets_of(endpoint=endpoint, version=version):
-        ours["envFrom"] = [{"secretRef": {"name": secret}} for secret in secrets]
+        # Those of the job may be gone since: the key to a dataset, which no server needs.
+        asked = {} if endpoint.spec.serving.secret_ref is not None else {"optional": True}
+        ours["envFrom"] = [{"secretRef": {"name": secret, **asked}} for secret in secrets]
     server: dict[str, Any] = {
         "name": CONTAINER,
         "ports": [{"name": "http", "containerPort": SERVER_PORT}],

@@ -68,6 +68,10 @@ def test_models_are_read_with_secrets(
     pod = deployment["spec"]["template"]["spec"]
     reader, *others = pod["initContainers"] + pod["containers"] if runtime == "VLLM" else pod["containers"]
     assert [each["secretRef"]["name"] for each in reader.get("envFrom", [])] == secrets
+    optional = [each["secretRef"].get("optional", False) for each in reader.get("envFrom", [])]
+    assert optional == [own is None] * len(secrets), (
+        "what the job needed may be gone, what is asked for here must be there"
+    )
     assert not any("envFrom" in other for other in others), "what serves clients does not see them"
 
 
