@@ -22,6 +22,10 @@ class Rule:
     message: str
 
 
+STORED_DEFAULT = "x-stored-default"
+"""In a field's `json_schema_extra`: a default that the apiserver writes into objects. Only for what must always be there."""
+
+
 class ApiModel(BaseModel):
     """A node of a resource. Unknown fields are tolerated: a newer apiserver may hold what this version does not know."""
 

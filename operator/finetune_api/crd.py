@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from finetune_api import GROUP, VERSION
-from finetune_api.base import ApiModel, Rule
+from finetune_api.base import STORED_DEFAULT, ApiModel, Rule
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
@@ -51,6 +51,17 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Where `kubectl scale` and autoscalers find and write the number of pods. The apiserver asks that it is always there:
+    the field has a default in the schema."""
+
+    wanted: str
+    existing: str
+    selector: str
+    """As text, of the pods whose load an autoscaler measures."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resource:
     """How a type is offered by the apiserver."""
 
@@ -59,6 +70,7 @@ class Resource:
     short_name: str
     columns: tuple[Column, ...]
     rules: tuple[Rule, ...] = ()
+    scale: Scale | None = None
 
     @property
     def kind(self) -> str:
@@ -122,6 +134,7 @@ RESOURCES: tuple[Resource, ...] = (
                 message="metadata.name must have at most 63 characters, begin with a letter and have no dots: it names a Service",
             ),
         ),
+        scale=Scale(wanted=".spec.serving.replicas", existing=".status.replicas", selector=".status.selector"),
     ),
 )
 
@@ -149,7 +162,7 @@ def custom_resource_definition(*, resource: Resource) -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "additionalPrinterColumns": [_column(column) for column in resource.columns],
-                    "subresources": {"status": {}},
+                    "subresources": {"status": {}, **_scale(resource.scale)},
                     "schema": {"openAPIV3Schema": object_schema(resource=resource)},
                 }
             ],
@@ -177,6 +190,17 @@ def _column(column: Column) -> dict[str, Any]:
     if column.priority:
         fields["priority"] = column.priority
     return fields
+
+
+def _scale(scale: Scale | None) -> dict[str, Any]:
+    if scale is None:
+        return {}
+    paths = {
+        "specReplicasPath": scale.wanted,
+        "statusReplicasPath": scale.existing,
+        "labelSelectorPath": scale.selector,
+    }
+    return {"scale": paths}
 
 
 def _validation(rule: Rule) -> dict[str, Any]:
@@ -207,8 +231,11 @@ def _structural(
     models: dict[str, type[ApiModel]],
     model: type[ApiModel] | None = None,
 ) -> dict[str, Any]:
-    """One JSON-schema node of pydantic as a Kubernetes structural schema node: no $ref, no null, no defaults."""
+    """One JSON-schema node of pydantic as a Kubernetes structural schema node: no $ref, no null, no defaults
+    but those that a field asks for (STORED_DEFAULT)."""
     outer = {key: value for key, value in node.items() if key in _KEPT}
+    if "description" in outer:
+        outer["description"] = " ".join(str(outer["description"]).split())
     if "$ref" in node:
         name = node["$ref"].removeprefix("#/$defs/")
         return {**_structural(definitions[name], definitions, models, models.get(name)), **outer}
@@ -222,6 +249,8 @@ def _structural(
     result = dict(outer)
     if "const" in node:
         result["enum"] = [node["const"]]
+    if STORED_DEFAULT in node:
+        result["default"] = node[STORED_DEFAULT]
     if "exclusiveMinimum" in node:
         result |= {"minimum": node["exclusiveMinimum"], "exclusiveMinimum": True}
     if "exclusiveMaximum" in node:
@@ -240,11 +269,9 @@ def _structural(
             result["additionalProperties"] = _structural(additional, definitions, models)
     if "items" in node:
         result["items"] = _structural(node["items"], definitions, models)
-    if "description" in result:
-        result["description"] = " ".join(str(result["description"]).split())
     if model is not None and model.cel_rules:
         result["x-kubernetes-validations"] = [_validation(rule) for rule in model.cel_rules]
     return result
 
 
-__all__ = ["RESOURCES", "Column", "Resource", "custom_resource_definition", "object_schema"]
+__all__ = ["RESOURCES", "Column", "Resource", "Scale", "custom_resource_definition", "object_schema"]

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from finetune_api import API_VERSION
 from finetune_api.base import (
+    STORED_DEFAULT,
     ApiModel,
     Condition,
     Digest,
@@ -61,8 +62,9 @@ class Serving(ApiModel):
     runtime: Literal["Transformers", "FastAPI", "VLLM"]
     """Transformers: chat and generation, on CPU or GPU. VLLM: chat and generation on GPUs. FastAPI: classifiers and
     seq2seq."""
-    replicas: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """Pods of each version that is served. Default 1."""
+    replicas: Annotated[int, Field(ge=1, le=1000, json_schema_extra={STORED_DEFAULT: 1})] | None = None
+    """Pods of each version that is served. Default 1. `kubectl scale` and autoscalers write it; where they do, leave it
+    out of manifests that are applied again."""
     gpus: Annotated[int, Field(ge=0, le=64)] | None = None
     """GPUs of each pod. Default 0: CPU."""
     resources: Resources | None = None
@@ -459,6 +461,10 @@ class ModelEndpointStatus(ApiModel):
         ),
     ] = Field(default_factory=list)
     """Ready, Reconciling, Stalled (kstatus); Available, AwaitingApproval, Paused, RolledBack."""
+    replicas: int | None = None
+    """Pods that the stable version's servers have: what the scale subresource shows."""
+    selector: str | None = None
+    """What selects these pods, as text: an autoscaler measures their load."""
     stable: ServedVersion | None = None
     candidate: ServedVersion | None = None
     previous: ServedVersion | None = None

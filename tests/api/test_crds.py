@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from tests.harness import ApiServer
+from tests.harness import ApiServer, KubectlError
 from tests.wrong_manifests import valid
 
 from finetune_api.crd import RESOURCES
@@ -31,7 +32,7 @@ def test_a_right_manifest_is_taken_unchanged(crds: ApiServer, namespace: str, ki
     assert "status" not in stored
 
 
-@pytest.mark.parametrize("sample", sorted(Path("manifests/samples").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("sample", sorted(Path("manifests/samples").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_samples_are_right(crds: ApiServer, namespace: str, sample: Path) -> None:
     crds.kubectl.run("create", f"--namespace={namespace}", "--dry-run=server", "--validate=strict", "-f", str(sample))
 
@@ -90,6 +91,23 @@ def test_columns_of_endpoints(crds: ApiServer, namespace: str) -> None:
     assert row.split()[:6] == ["router", "Canary", "router-6", "router-7", "5", "212"]
     wide = crds.kubectl.run("get", "mep", "-n", namespace, "-o", "wide")
     assert "five percent of users see the candidate" in wide
+
+
+def test_endpoints_have_a_scale(crds: ApiServer, namespace: str) -> None:
+    manifest = valid("endpoint") | {"metadata": {"name": "router", "namespace": namespace}}
+    del manifest["spec"]["serving"]["replicas"]
+    crds.kubectl.create(manifest)
+    path = f"/apis/finetune.dev/v1alpha1/namespaces/{namespace}/modelendpoints/router/scale"
+    before = json.loads(crds.kubectl.run("get", "--raw", path))
+    assert (before["spec"], before["status"]) == ({"replicas": 1}, {"replicas": 0})
+    crds.kubectl.run("scale", "--replicas=3", "mep/router", "-n", namespace)
+    assert crds.kubectl.get("modelendpoint", "router", namespace=namespace)["spec"]["serving"]["replicas"] == 3
+    status = {"replicas": 2, "selector": "finetune.dev/endpoint=router,finetune.dev/version-uid=6"}
+    crds.kubectl.patch("modelendpoint", "router", {"status": status}, namespace=namespace, subresource="status")
+    after = json.loads(crds.kubectl.run("get", "--raw", path))
+    assert (after["spec"], after["status"]) == ({"replicas": 3}, status)
+    with pytest.raises(KubectlError, match=r"spec\.serving\.replicas.*greater than or equal to 1"):
+        crds.kubectl.run("scale", "--replicas=0", "mep/router", "-n", namespace)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""An endpoint on a real apiserver among others: objects that have its names, and people who change its children."""
+"""An endpoint on a real apiserver among others: objects that have its names, people who change its children, and an
+autoscaler."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from tests.api.people import endpoint
 from tests.api.replica import Replica, replicas
 from tests.harness import ApiServer, Object, wait_until
@@ -126,3 +128,24 @@ def test_what_the_apiserver_writes_differently_rests_and_what_people_change_is_p
     wait_until(lambda: run_file() == value, what="the second put back, after a pause", timeout_s=TIMEOUT_S)
     events = controllers.kubectl.list("events", namespace=namespace)
     assert any(each["reason"] == "Contested" and "kubectl-set" in each["message"] for each in events)
+
+
+def test_an_autoscaler_of_the_endpoint_sets_how_many_servers_there_are(
+    operator: Replica, controllers: ApiServer, namespace: str
+) -> None:
+    create(controllers, namespace)
+    name = server_of(controllers, namespace)
+    scaler = yaml.safe_load(Path("manifests/samples/autoscaling/modelendpoint-hpa.yaml").read_text())
+    scaler["spec"] |= {"minReplicas": 3, "scaleTargetRef": {**scaler["spec"]["scaleTargetRef"], "name": "router"}}
+    controllers.kubectl.create(scaler, namespace=namespace)
+    controllers.kubectl.wait_for(
+        "deployment",
+        name,
+        lambda found: found["spec"]["replicas"] == 3 and found["status"].get("replicas") == 3,
+        namespace=namespace,
+        timeout_s=TIMEOUT_S,
+        what="the three servers that the autoscaler wants at least",
+    )
+    stored = controllers.kubectl.get("modelendpoint", "router", namespace=namespace)
+    assert stored["spec"]["serving"]["replicas"] == 3
+    assert not [each for each in stored["status"]["conditions"] if each["type"] == "Contested"]

@@ -113,6 +113,7 @@ class ControlPlane:
             "--use-service-account-credentials",
             "--kube-api-qps=500",  # the default delays the start by seconds
             "--kube-api-burst=1000",
+            "--horizontal-pod-autoscaler-sync-period=2s",  # before it looks at a new one for the first time as well
             "--leader-elect=false",
             "--secure-port=0",
             *self.controller_options,

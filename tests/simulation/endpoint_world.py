@@ -349,6 +349,7 @@ class EndpointWorld:
     def _set_ready(self, deployment: Manifest, *, ready: int, age: int = 0) -> None:
         status = {
             "observedGeneration": deployment["metadata"].get("generation", 1),
+            "replicas": deployment["spec"]["replicas"],
             "readyReplicas": ready,
             "updatedReplicas": deployment["spec"]["replicas"],
             "age": age,

@@ -13,7 +13,7 @@ from finetune_api.modelendpoint import EndpointPhase, ModelEndpointStatus, Route
 from finetune_operator.controller import ChildRef, Event, State
 from finetune_operator.endpoint.children import NO_CHILDREN, Children
 from finetune_operator.endpoint.decision import Draft, EndpointDecision
-from finetune_operator.endpoint.names import analysis_name, metadata_of
+from finetune_operator.endpoint.names import analysis_name, metadata_of, server_selector
 from finetune_operator.endpoint.observed import ObservedEndpoint
 from finetune_operator.endpoint.requests import read_requests
 from finetune_operator.endpoint.settling import settled
@@ -95,9 +95,14 @@ def summarised(*, observed: ObservedEndpoint, draft: Draft, contested: tuple[str
         summary = Summary(state="Stalled", reason=NAME_TAKEN, message=words)
     names, epoch = observed.gateways.names, observed.epoch
     routes = RoutesStatus(epoch=epoch, acknowledged=observed.gateways.acknowledged(epoch), gateways=len(names))
+    stable = status.stable
+    server = observed.servers.get(stable.uid) if stable is not None else None
+    name = observed.endpoint.metadata.name
     return status.model_copy(
         update={
             "observed_generation": observed.endpoint.metadata.generation,
+            "replicas": server.replicas if server is not None else 0,
+            "selector": server_selector(endpoint=name, version_uid=stable.uid) if stable is not None else None,
             "phase": phase_of(observed=observed, status=status),
             "message": summary.message[:MAXIMUM_MESSAGE],
             "routes": routes if epoch else None,

@@ -76,6 +76,12 @@ def selector(*, endpoint: str, component: str) -> dict[str, str]:
     return {OWNED_LABEL: "ModelEndpoint", ENDPOINT_LABEL: endpoint, COMPONENT_LABEL: component}
 
 
+def server_selector(*, endpoint: str, version_uid: str) -> str:
+    """What selects the pods of a version's servers, as text; another endpoint of the namespace may serve it as well."""
+    chosen = selector(endpoint=endpoint, component=SERVER) | {VERSION_UID_LABEL: version_uid}
+    return ",".join(f"{label}={value}" for label, value in chosen.items())
+
+
 def owner_reference(endpoint: ModelEndpoint) -> dict[str, Any]:
     """The controlling owner of all children."""
     return {

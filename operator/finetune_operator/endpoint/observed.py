@@ -27,6 +27,8 @@ class Server:
     ready: bool = False
     """As many replicas as wanted have answered a request."""
     ready_replicas: int = 0
+    replicas: int = 0
+    """Pods that exist, ready or not."""
     scheduled_since: datetime | None = None
     """When its first pod got a node; None: none has."""
     unschedulable: str | None = None

@@ -36,6 +36,7 @@ def server_of(
         refs=refs,
         ready=current and ready >= wanted and updated >= wanted,
         ready_replicas=ready,
+        replicas=int(status.get("replicas") or 0),
         scheduled_since=min(scheduled, default=None),
         unschedulable=next((why for pod in living if (why := _unschedulable(pod))), None),
         failure=next((why for pod in living if (why := _failure(pod))), None) if ready == 0 else None,

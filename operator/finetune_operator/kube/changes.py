@@ -42,6 +42,7 @@ def relevant(manifest: Manifest) -> list[Any]:
     if manifest.get("kind") == "Job":
         return [deleted, spec.get("suspend"), status.get("conditions")]
     if manifest.get("kind") == "Deployment":
-        return [deleted, metadata.get("generation"), status.get("readyReplicas"), status.get("conditions")]
+        counts = [status.get("replicas"), status.get("readyReplicas")]
+        return [deleted, metadata.get("generation"), *counts, status.get("conditions")]
     # Our own types: the status is ours to write, so its changes are no news to us.
     return [deleted, metadata.get("generation"), metadata.get("labels"), metadata.get("annotations")]

@@ -23,6 +23,12 @@ BATCH_JOB = {
     "spec": {"suspend": False},
     "status": {"active": 1},
 }
+DEPLOYMENT = {
+    "kind": "Deployment",
+    "metadata": {"uid": "d", "name": "router-v-1", "namespace": "ml", "generation": 1},
+    "spec": {"replicas": 2},
+    "status": {"replicas": 2, "readyReplicas": 2},
+}
 POD = {
     "kind": "Pod",
     "metadata": {"uid": "p", "name": "x", "namespace": "ml", "finalizers": ["batch.kubernetes.io/job-tracking"]},
@@ -54,6 +60,8 @@ def changed(manifest: dict[str, Any], path: str, value: object) -> dict[str, Any
         (BATCH_JOB, "spec.suspend", True, True),
         (BATCH_JOB, "status.active", 0, False),
         (BATCH_JOB, "status.uncountedTerminatedPods", {"succeeded": ["p"]}, False),
+        (DEPLOYMENT, "status.replicas", 3, True),
+        (DEPLOYMENT, "status.unavailableReplicas", 1, False),
         (POD, "status.phase", "Running", True),
         (POD, "status.containerStatuses", [{"state": {"running": {}}}], True),
         (POD, "spec.nodeName", "node1", True),
