@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +68,18 @@ def test_a_folder_is_used_where_it_is(storage: Storage, tmp_path: Path) -> None:
     assert model(**tokens).logits.shape == (1, 2)
     assert not model.training
     assert not (tmp_path / "cache").exists()
+
+
+def test_texts_beyond_the_context_are_ours_to_name(caplog: pytest.LogCaptureFixture) -> None:
+    """Lengths are checked in our own words; the library's warning would stand above them in the log's end."""
+    transformers_log = logging.getLogger("transformers")
+    transformers_log.addHandler(caplog.handler)
+    try:
+        ids = base_model.load_tokenizer(assets.minilm())("word " * 600)["input_ids"]
+    finally:
+        transformers_log.removeHandler(caplog.handler)
+    assert len(ids) > 512
+    assert not caplog.records
 
 
 def test_the_head_depends_on_the_seed_alone(storage: Storage) -> None:

@@ -75,11 +75,14 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise not_found(
             f"the base model has no tokenizer that can be loaded: {error}", reason="TokenizerNotFound"
         ) from error
+    # Lengths are ours to check, in words: it would foretell "indexing errors", once for each process.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
 
 
 def vocabulary_size(folder: Path) -> int:
