@@ -112,7 +112,7 @@ class PrepareRun(StrictModel):
     method: MethodOrder | None = None
     """How the weights will be changed: tried on the base model before any accelerator is taken. None (a run file of an
     earlier operator): Train tries it."""
-    packing: bool = False
+    packing: bool | None = None
     """Whether training will pack rows, which is tried as well."""
 
 

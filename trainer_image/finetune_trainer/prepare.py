@@ -92,7 +92,7 @@ def _rehearse(run: PrepareRun, *, base: ResolvedModel, labels: Sequence[str] | N
     from finetune_trainer.rehearsal import Rehearsal, rehearse  # torch and its like take seconds to load
 
     order = Rehearsal(
-        locations=run.locations, model=run.model, base=base, method=run.method, packing=run.packing, labels=labels
+        locations=run.locations, model=run.model, base=base, method=run.method, packing=bool(run.packing), labels=labels
     )
     with base_model.local_folder(base, storage=storage, verify=False) as folder:
         rehearse(order, base_folder=folder, storage=storage, where="Prepare")

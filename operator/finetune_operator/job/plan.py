@@ -29,6 +29,8 @@ class ResolvedPlan(ApiModel):
 
     plan_version: Literal[1] = PLAN_VERSION
     trainer_image: str
+    tries_model: bool = False
+    """Whether that trainer can try the model in Prepare. One of an earlier plan refuses an order that asks for it."""
     run: Uri
     """The run's folder."""
     cache: Uri

@@ -78,6 +78,7 @@ def resolve(*, job: FineTuneJob, config: OperatorConfig, baseline: BaselineOrder
     dataset = evaluation.dataset if evaluation else None
     return ResolvedPlan(
         trainer_image=config.trainer_image,
+        tries_model=True,
         run=f"{root}/{job.metadata.namespace}/{job.metadata.name}-{job.metadata.uid[:8]}",
         cache=f"{root}/cache",
         model=_model(spec=spec, config=config),

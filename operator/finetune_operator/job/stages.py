@@ -119,9 +119,9 @@ def _prepare_run(*, identity: Identity, locations: Locations, plan: ResolvedPlan
         max_length=plan.optimisation.max_length,
         split=plan.split,
         evaluation_dataset=plan.evaluation_dataset,
-        max_new_tokens=plan.max_new_tokens if _compares_answers(plan) else None,
-        method=plan.method,
-        packing=plan.optimisation.packing,
+        max_new_tokens=plan.max_new_tokens if plan.tries_model and _compares_answers(plan) else None,
+        method=plan.method if plan.tries_model else None,
+        packing=plan.optimisation.packing if plan.tries_model else None,
     )
 
 

@@ -17,6 +17,7 @@ from finetune_api.modelversion import ModelVersion
 from finetune_api.run import run_adapter
 from finetune_operator.gates.policy import Judgement
 from finetune_operator.job.children import children_of
+from finetune_operator.job.plan import ResolvedPlan
 from finetune_operator.job.resolve import resolve
 from finetune_operator.job.version import baseline_order, version_manifest
 from finetune_operator.ports import Door, Manifest
@@ -120,6 +121,19 @@ def test_containers_understand_their_orders() -> None:
         order = run_adapter.validate_json(config_map["data"]["run.json"])
         assert order.stage == stage
         assert config_map["immutable"] is True
+
+
+def test_the_trainer_of_an_earlier_plan_is_asked_for_no_more_than_it_knows() -> None:
+    """Its image is the plan's, and it refuses orders with fields that it does not know."""
+    stored = plan_of(job()).to_dict()
+    stored.pop("triesModel", None)
+    plan = ResolvedPlan.model_validate(stored)
+    manifests = children_of(
+        job=job(), plan=plan, stage="Prepare", attempt=2, results=all_results(), config=CONFIG, door=DOOR
+    )
+    (order,) = (json.loads(each["data"]["run.json"]) for each in manifests if each["kind"] == "ConfigMap")
+    first = {"stage", "identity", "locations", "model", "sources", "maxBadRows", "maxTruncatedFraction", "maxLength"}
+    assert set(order) <= {*first, "split", "evaluationDataset"}
 
 
 def test_a_users_labels_cannot_hide_a_pod() -> None:
