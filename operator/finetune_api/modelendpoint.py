@@ -95,6 +95,15 @@ class Gateway(ApiModel):
     api_keys_secret_ref: SecretReference | None = None
     """A Secret of the same namespace whose values are accepted as bearer tokens; its keys name the clients. Without it
     whoever reaches the gateway is served."""
+    allowed_origins: (
+        Annotated[
+            list[Annotated[str, Field(max_length=253, pattern=r"^(\*|https?://[A-Za-z0-9.:\[\]-]+)$")]],
+            Field(min_length=1, max_length=32),
+        ]
+        | None
+    ) = None
+    """Origins whose web pages may call the endpoint and read its answers (CORS), as https://chat.example.com; `*`: all.
+    Left out: none."""
     limits: GatewayLimits | None = None
     """What a client may ask."""
     resources: Resources | None = None

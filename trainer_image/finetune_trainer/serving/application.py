@@ -77,6 +77,8 @@ class Service:
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """POST /v1/completions."""
+        if len(body.prompts) > 1:
+            return await self._complete_each(body, request)
         model = self._text_model(body.model, path=request.url.path)
         self._may_fit(len(body.text), model=model)
 
@@ -86,6 +88,13 @@ class Service:
             return ids[:-1] if ends and len(ids) > 1 else ids
 
         return await self._generate(body, request, model=model, prompt_ids=await self._off_loop(encode))
+
+    async def _complete_each(self, body: CompletionRequest, request: Request) -> Response:
+        """Several prompts: a choice for each, in their order."""
+        answers = [json.loads(bytes((await self.complete(each, request)).body)) for each in body.prompts]
+        choices = [{**answer["choices"][0], "index": index} for index, answer in enumerate(answers)]
+        usage = {name: sum(answer["usage"][name] for answer in answers) for name in answers[0]["usage"]}
+        return JSONResponse({**answers[0], "choices": choices, "usage": usage})
 
     async def classify(self, body: ClassifyRequest, request: Request) -> Response:
         """POST /v1/classify."""
@@ -151,7 +160,8 @@ class Service:
         )
         began = time.monotonic()
         ticket = self._submit(model.answer(work))
-        shape = GenerationFormat(chat=isinstance(body, ChatRequest), model=self.order.endpoint)
+        chat = isinstance(body, ChatRequest)
+        shape = GenerationFormat(chat=chat, model=self.order.endpoint, counted=body.wants_usage)
         if body.stream:
             pieces = aiter(ticket)
             async with _hang_up(request, ticket):

@@ -153,7 +153,8 @@ async def _warm_up(service: Service, app: AsgiApp) -> None:
     path, request = first.get(service.order.task, ("/v1/completions", {"prompt": "Hello"}))
     if service.probes:
         path, request = service.probes[0].path, service.probes[0].request
-    status, body = await _ask(app, path=path, document={**request, "max_tokens": _WARM_UP_TOKENS})
+    short = {} if path == "/v1/classify" else {"max_tokens": _WARM_UP_TOKENS}
+    status, body = await _ask(app, path=path, document=request | short)
     if status != 200:
         raise StageError(
             reason="WarmUpFailed",

@@ -1,15 +1,16 @@
 """The requests and answers of OpenAI's API (https://platform.openai.com/docs/api-reference), as far as they are served,
 and of /v1/classify.
 
-Types are strict: "5" is no number. What would change the answer and is not served is refused by name; anything
-else that is not known (`user`, `metadata`, ...) is left unread. `response_format` is a wish: nothing forces the model.
+Types are strict: "5" is no number. A field is served, or listed as one that changes nothing, or refused by name.
+`response_format` is a wish: nothing forces the model.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -18,20 +19,29 @@ from finetune_trainer.serving.decoding import Sampling
 from finetune_trainer.serving.generation import Piece
 
 MOST_TEXTS = 256
-_NOT_SERVED = (
-    "tools",
-    "functions",
-    "logprobs",
-    "top_logprobs",
-    "logit_bias",
-    "frequency_penalty",
-    "presence_penalty",
-    "audio",
-    "echo",
-    "suffix",
+MOST_PROMPTS = 32
+IGNORED = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+    "response_format",
 )
+"""Fields that change nothing here. Every other field that is not served is refused by name."""
+IGNORED_OF_MESSAGES = ("name", "refusal", "annotations")
 _OFF: tuple[object, ...] = (None, False, "", [], {})
 """Values that ask for nothing (0 is False)."""
+_HARMLESS: Mapping[str, tuple[object, ...]] = {
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "best_of": (1,),
+    "modalities": (["text"],),
+}
+"""Values that ask for what is done anyway."""
 
 
 def _valid_unicode(text: str) -> str:
@@ -49,6 +59,19 @@ class _Wire(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
+def _refuse_unserved(document: Any, *, served: Collection[str], ignored: Collection[str]) -> None:
+    """Raise ValueError naming the fields that ask for something that is not done."""
+    if not isinstance(document, Mapping):
+        return
+    asked = [
+        str(name)[:100]
+        for name, value in document.items()
+        if name not in served and name not in ignored and value not in _OFF and value not in _HARMLESS.get(name, ())
+    ]
+    if asked:
+        raise ValueError(f"{', '.join(asked)}: not supported by this server; leave it out")
+
+
 class ContentPart(_Wire):
     """A part of a message's content."""
 
@@ -60,13 +83,41 @@ class ChatMessage(_Wire):
     """One turn. `developer` is what newer clients call `system`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[ContentPart]
+    content: Text | list[ContentPart] | None = None
+    """None: an assistant's turn that only calls tools."""
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: Text | None = None
 
-    def to_turn(self) -> dict[str, str]:
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_is_served(cls, document: Any) -> Any:
+        _refuse_unserved(document, served=cls.model_fields, ignored=IGNORED_OF_MESSAGES)
+        return document
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ChatMessage:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError("content may be null only beside the tool_calls of an assistant")
+        return self
+
+    def to_turn(self) -> dict[str, Any]:
         """As chat templates want it."""
-        content = self.content
+        content = self.content or ""
         text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            turn["tool_calls"] = [_with_arguments(call) for call in self.tool_calls]
+        return turn | ({"tool_call_id": self.tool_call_id} if self.tool_call_id else {})
+
+
+def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    """A call of a tool with its arguments as an object, as templates want them; clients send them as JSON in a text."""
+    function = call.get("function")
+    try:
+        arguments = json.loads(function["arguments"])  # type: ignore[index]
+    except (TypeError, KeyError, ValueError, RecursionError):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(function, dict) else call
 
 
 class StreamOptions(_Wire):
@@ -91,10 +142,7 @@ class _Generation(_Wire):
     @model_validator(mode="before")
     @classmethod
     def _only_what_is_served(cls, document: Any) -> Any:
-        if isinstance(document, Mapping):
-            asked = [name for name in _NOT_SERVED if document.get(name) not in _OFF]
-            if asked:
-                raise ValueError(f"{', '.join(asked)}: not supported by this server; leave it out")
+        _refuse_unserved(document, served=cls.model_fields, ignored=IGNORED)
         return document
 
     @property
@@ -131,7 +179,7 @@ class ChatRequest(_Generation):
 class CompletionRequest(_Generation):
     """POST /v1/completions."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=1)]
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
 
     @property
     def longest(self) -> int | None:
@@ -139,13 +187,31 @@ class CompletionRequest(_Generation):
         return self.max_tokens
 
     @property
+    def prompts(self) -> list[CompletionRequest]:
+        """A request for each prompt."""
+        texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        return [self.model_copy(update={"prompt": text}) for text in texts]
+
+    @property
     def text(self) -> str:
         """The one prompt."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
+    @model_validator(mode="after")
+    def _one_stream(self) -> CompletionRequest:
+        if self.stream and len(self.prompts) > 1:
+            raise ValueError("stream: answers to several prompts are not streamed; send one prompt, or leave it out")
+        return self
+
 
 class ClassifyRequest(_Wire):
     """POST /v1/classify: one text or several."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_what_is_served(cls, document: Any) -> Any:
+        _refuse_unserved(document, served=cls.model_fields, ignored=IGNORED)
+        return document
 
     model: Text | None = None
     input: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_TEXTS)]
@@ -176,8 +242,9 @@ class RequestError(Exception):
 class GenerationFormat:
     """The objects that one generated answer consists of."""
 
-    def __init__(self, *, chat: bool, model: str) -> None:
+    def __init__(self, *, chat: bool, model: str, counted: bool = False) -> None:
         self._chat = chat
+        self._uncounted: dict[str, Any] = {"usage": None} if counted else {}
         kind = "chat.completion" if chat else "text_completion"
         prefix = "chatcmpl" if chat else "cmpl"
         self._common = {"id": f"{prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
@@ -197,7 +264,7 @@ class GenerationFormat:
             delta["content"] = piece.text
         content: dict[str, Any] = {"delta": delta} if self._chat else {"text": piece.text}
         choice = {"index": 0, **content, "logprobs": None, "finish_reason": piece.finish}
-        return {**self._common, "object": self._part, "choices": [choice]}
+        return {**self._common, "object": self._part, "choices": [choice], **self._uncounted}
 
     def usage_chunk(self, usage: Mapping[str, int]) -> dict[str, Any]:
         """The last part of a stream that counts its tokens."""
