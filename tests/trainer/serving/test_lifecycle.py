@@ -79,8 +79,10 @@ async def test_sigterm_while_it_loads_ends_it_at_once(small_chat: dict[str, Any]
     server = ServerProcess(folder=tmp_path, order=order_for(small_chat, folder=tmp_path, graceSeconds=0))
     try:
         server.start()
-        await asyncio.sleep(1.0)
         assert server.process is not None
+        while ": serving router " not in server.log:
+            assert server.process.poll() is None, server.log
+            await asyncio.sleep(0.02)
         server.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(server.wait, seconds=20) == ExitCode.DONE, server.log
     finally:
