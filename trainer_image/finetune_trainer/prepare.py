@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,41 +61,53 @@ def prepare(run: PrepareRun) -> PrepareResult:
         tokenizer = base_model.load_tokenizer(model_folder)
         vocabulary = base_model.vocabulary_size(model_folder)
         context = limits.context_in(model_folder, tokenizer, task=run.model.task)
-    made = _make(run, read, tokenizer=tokenizer, context=context)
-    examples = itertools.chain(*made.splits.values())
-    model_files.check_tokenizer(
-        run.model.uri, tokenizer, vocabulary=vocabulary, texts=(example.content_json() for example in examples)
-    )
-    result = PrepareResult(
-        data_digest=made.manifest.digest,
-        manifest=join(folder, MANIFEST),
-        summary=made.summary,
-        sources=[DataSource(name=item.source.name, uri=item.source.uri, digest=item.digest) for item in opened.all],
-        labels=None if made.manifest.labels is None else list(made.manifest.labels),
-        base=base,
-        remarks=made.manifest.statistics["remarks"],
-        context_tokens=context,
-    )
-    with storage.staging_folder(folder) as staging:
-        _write(made, read.quarantine, into=staging)
-        storage.publish(staging, to=folder, input_digest=digest, extra={"result": result.to_dict()})
-    for line in _account(made):
-        log.info(line)
-    _rehearse(run, base=base, labels=result.labels, storage=storage)
+        made = _make(run, read, tokenizer=tokenizer, context=context)
+        examples = itertools.chain(*made.splits.values())
+        model_files.check_tokenizer(
+            run.model.uri, tokenizer, vocabulary=vocabulary, texts=(example.content_json() for example in examples)
+        )
+        result = PrepareResult(
+            data_digest=made.manifest.digest,
+            manifest=join(folder, MANIFEST),
+            summary=made.summary,
+            sources=[DataSource(name=item.source.name, uri=item.source.uri, digest=item.digest) for item in opened.all],
+            labels=None if made.manifest.labels is None else list(made.manifest.labels),
+            base=base,
+            remarks=made.manifest.statistics["remarks"],
+            context_tokens=context,
+        )
+        with storage.staging_folder(folder) as staging:
+            _write(made, read.quarantine, into=staging)
+            storage.publish(staging, to=folder, input_digest=digest, extra={"result": result.to_dict()})
+        for line in _account(made):
+            log.info(line)
+        _rehearse(run, base=base, labels=result.labels, storage=storage, model_folder=model_folder)
     return result
 
 
-def _rehearse(run: PrepareRun, *, base: ResolvedModel, labels: Sequence[str] | None, storage: Storage) -> None:
-    """Last, since it takes the longest."""
+def _rehearse(
+    run: PrepareRun,
+    *,
+    base: ResolvedModel,
+    labels: Sequence[str] | None,
+    storage: Storage,
+    model_folder: Path | None = None,
+) -> None:
+    """Last, since it takes the longest. Without a folder the base is brought here, if it has to be."""
     if run.method is None:
         return
-    from finetune_trainer.rehearsal import Rehearsal, rehearse  # torch and its like take seconds to load
+    from finetune_trainer.rehearsal import Rehearsal, rehearse, was_rehearsed  # torch takes seconds to load
 
     order = Rehearsal(
         locations=run.locations, model=run.model, base=base, method=run.method, packing=bool(run.packing), labels=labels
     )
-    with base_model.local_folder(base, storage=storage, verify=False) as folder:
-        rehearse(order, base_folder=folder, storage=storage, where="Prepare")
+    if was_rehearsed(order, storage=storage):
+        return
+    at_hand = (
+        nullcontext(model_folder) if model_folder else base_model.local_folder(base, storage=storage, verify=False)
+    )
+    with at_hand as folder:
+        rehearse(order, base_folder=folder, storage=storage)
 
 
 @dataclass(frozen=True, kw_only=True)

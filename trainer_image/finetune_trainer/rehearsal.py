@@ -10,6 +10,7 @@ itself: no list of architectures could keep up with them.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import time
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -80,17 +81,22 @@ class Rehearsal:
         return "sha256:" + hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
-def rehearse(order: Rehearsal, *, base_folder: Path, storage: Storage, where: Literal["Prepare", "Train"]) -> None:
-    """Try it unless it was tried. Prepare leaves to Train what does not fit into half of the memory that is free.
+def was_rehearsed(order: Rehearsal, *, storage: Storage) -> bool:
+    """Whether this very order went well before. Does not need the base's files."""
+    finished = storage.read_complete(order.folder)
+    return finished is not None and finished.input_digest == order.digest
+
+
+def rehearse(order: Rehearsal, *, base_folder: Path, storage: Storage) -> None:
+    """Try it unless it was tried, or does not fit into half of the memory that is free: rather untried than killed.
 
     Raises StageError (78) for what cannot be right, naming the field and the way out.
     """
-    finished = storage.read_complete(order.folder)
-    if finished is not None and finished.input_digest == order.digest:
+    if was_rehearsed(order, storage=storage):
         return
     needed, free = round(model_files.fp32_bytes(base_folder) * _MEMORY), memory.available()
-    if where == "Prepare" and needed > free // 2:
-        log.info("the model is tried when training starts: here %d MB would be needed", needed >> 20)
+    if needed > free // 2:
+        log.warning("the model is not tried here: %d MB would be needed, and %d are free", needed >> 20, free >> 20)
         return
     began = time.monotonic()
     with storage.staging_folder(order.folder) as staging:
@@ -118,7 +124,7 @@ def _try(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
     tokenizer = base_model.load_tokenizer(base_folder)
     classifies = task == "SequenceClassification"
     pad_id = padding_of(base.model)
-    examples = _examples(base.model, pad_id=pad_id, classifies=classifies)
+    examples = _examples(base.model, tokenizer, pad_id=pad_id, classifies=classifies)
     model = with_method(base, method=order.method, task=task, base_uri=order.base.uri).eval()
     _check_padding(model, examples, pad_id=pad_id, uri=order.base.uri)
     if order.packing:
@@ -144,17 +150,23 @@ def _try(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
         _check_steps(served, ids, uri=order.base.uri)
 
 
-def _examples(model: Any, *, pad_id: int, classifies: bool) -> list[Encoded]:
-    """Four of random tokens: one is judged, two are neighbours of one length, the last is longer."""
-    vocabulary = model.config.get_text_config().vocab_size
+def _examples(model: Any, tokenizer: Any, *, pad_id: int, classifies: bool) -> list[Encoded]:
+    """Four of random tokens: one is judged, two are neighbours of one length, the last is longer.
+
+    Marks stand only where the tokenizer puts them: some models read at the mark that ends a text.
+    """
+    written = tokenizer("a", return_special_tokens_mask=True)
+    marked = list(zip(written["input_ids"], written["special_tokens_mask"], strict=True))
+    before = [token for token, _ in itertools.takewhile(lambda pair: pair[1], marked)]
+    after = [token for token, _ in itertools.takewhile(lambda pair: pair[1], marked[::-1])][::-1]
+    marks = {pad_id, *tokenizer.added_tokens_decoder}
+    plain = [token for token in range(model.config.get_text_config().vocab_size) if token not in marks]
     generator = torch.Generator().manual_seed(0)
     found = []
     for length in (_TOKENS, _TOKENS - 5, _TOKENS - 5, _TOKENS + 9):
-        ids = torch.randint(0, vocabulary, (length,), generator=generator)
-        shown = torch.where(ids == pad_id, (pad_id + 1) % vocabulary, ids).tolist()
-        found.append(
-            Encoded(ids=tuple(shown), targets=(False, *[True] * (length - 1)), label=0 if classifies else None)
-        )
+        inner = torch.randint(0, len(plain), (length - len(before) - len(after),), generator=generator).tolist()
+        ids = (*before, *(plain[index] for index in inner), *after)
+        found.append(Encoded(ids=ids, targets=(False, *[True] * (length - 1)), label=0 if classifies else None))
     return found
 
 

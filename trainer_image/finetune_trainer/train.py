@@ -103,7 +103,7 @@ def _rehearse(run: TrainRun, *, labels: Sequence[str] | None, storage: Storage, 
         packing=run.optimisation.packing,
         labels=labels,
     )
-    rehearse(order, base_folder=base_folder, storage=storage, where="Train")
+    rehearse(order, base_folder=base_folder, storage=storage)
 
 
 def input_digest(run: TrainRun) -> str:
