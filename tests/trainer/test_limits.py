@@ -142,3 +142,12 @@ def test_stretched_positions_and_what_the_tokenizer_says(
     tokenizer = tiny_tokenizer()
     tokenizer.model_max_length = written
     assert context_in(tmp_path, tokenizer, task=task) == limit
+
+
+def test_positions_of_pictures_do_not_limit_the_text() -> None:
+    vision = {**SIZE, "image_size": 112, "patch_size": 14}  # 64 places in a picture
+    text = {**SIZE, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 300, "max_position_embeddings": 1000}
+    with torch.device("meta"):
+        model = hf.AutoModel.from_config(hf.Gemma3Config(text_config=text, vision_config=vision))
+    assert any(isinstance(table, torch.nn.Embedding) and table.num_embeddings == 64 for table in model.modules())
+    assert context_of(model, tiny_tokenizer(), task="Chat") == 1000

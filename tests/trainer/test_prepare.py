@@ -418,6 +418,15 @@ def test_tools_and_their_calls_go_through_the_template(tmp_path: Path) -> None:
     assert tokenizer.decode(targets) == f"{example.right_answer}<|im_end|>"
 
 
+def test_a_tool_may_say_nothing(tmp_path: Path) -> None:
+    rows = calls_of_tools(60)
+    for row in rows:
+        row["messages"] += [{"role": "tool", "content": ""}, {"role": "assistant", "content": "Nothing was found."}]
+    source = write(tmp_path / "rows.jsonl", rows)
+    found = prepare(order(tmp_path, source, task="Chat", model=model_with_template(tmp_path, KNOWS_TOOLS)))
+    assert found.summary.rows_read == 60
+
+
 @pytest.mark.parametrize(
     ("extra", "field"),
     [
@@ -475,6 +484,7 @@ def test_labels_and_answers_that_a_person_should_look_at(tmp_path: Path) -> None
         (["1", "01", "1.0", "10", "-1"], [["01", "1", "1.0"]]),
         (["NaN", "nan", "1e2", "100"], [["1e2", "100"], ["NaN", "nan"]]),
         (["a.b", "ab", "a-b"], []),
+        (["12e4567890", "a"], []),
     ],
 )
 def test_labels_that_are_alike(labels: list[str], alike: list[list[str]]) -> None:

@@ -383,6 +383,14 @@ def test_a_line_of_many_megabytes_is_one_bad_row(tmp_path: Path) -> None:
     assert len(bad[0].raw) < 3000
 
 
+def test_a_quoted_text_of_csv_may_begin_with_a_blank_and_a_quote(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text('text,label\n" ""Fine"", she said",good\nbad,bad\n')
+    good, bad = read(file)
+    assert [row.content.text for row in good] == [' "Fine", she said', "bad"]
+    assert not bad
+
+
 @pytest.mark.parametrize(
     ("content", "lines", "reason"),
     [

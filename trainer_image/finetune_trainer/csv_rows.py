@@ -61,7 +61,7 @@ def read(lines: Sequence[str], *, wanted: Sequence[Collection[str]], longest: in
             yield _damaged(record, lines, delimiter)
             waiting.extend(list(_records(lines, record.first + 1, record.end, delimiter))[::-1])
         elif record.cells:
-            yield _row(names, record)
+            yield _row(names, record, "".join(lines[record.first : record.end]))
 
 
 def _delimiter(header: str, wanted: Sequence[Collection[str]]) -> str:
@@ -148,14 +148,15 @@ def _damaged(record: _Record, lines: Sequence[str], delimiter: str) -> RawRow:
     return RawRow(line=record.first + 1, fields=Problem(field="", reason=reason), raw=_printable(raw))
 
 
-def _row(names: Sequence[str], record: _Record) -> RawRow:
+def _row(names: Sequence[str], record: _Record, raw: str) -> RawRow:
     cells = record.cells or ()
     fields: Mapping[str, Any] | Problem
     if len(cells) != len(names):
         fields = Problem(field="", reason=f"has {len(cells)} columns; the header has {len(names)}: {', '.join(names)}")
     elif len(set(names)) != len(names):
         fields = Problem(field="", reason="stands under a header that names a column twice")
-    elif any(cell[:1].isspace() and cell.lstrip().startswith('"') for cell in cells):
+    elif any(cell[:1].isspace() and cell.lstrip().startswith('"') and cell in raw for cell in cells):
+        # In a quoted field the quote would be there twice.
         fields = Problem(field="", reason="has a blank before a quote, so the quotes would be text; remove the blank")
     else:
         # An empty cell is a missing value: CSV cannot say otherwise.

@@ -31,11 +31,12 @@ def context_in(folder: Path, tokenizer: Any, *, task: Task) -> int | None:
 def context_of(model: Any, tokenizer: Any, *, task: Task) -> int | None:
     """Tokens that a model can read (those that it writes included); None: no limit known."""
     config = model.config.get_text_config()
+    # Where the text model is a part, the tables are those of its pictures or sounds.
     tables = [
         # RoBERTa and its like begin to count behind the padding's own number.
         table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
         for name, table in model.named_modules()
-        if isinstance(table, nn.Embedding) and "position" in name.rpartition(".")[2]
+        if config is model.config and isinstance(table, nn.Embedding) and "position" in name.rpartition(".")[2]
     ]
     written = tokenizer.model_max_length if tokenizer.model_max_length < _NO_LIMIT else None
     declared = _stretched(config, written=written)

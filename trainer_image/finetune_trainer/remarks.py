@@ -6,7 +6,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, DecimalException
 from typing import Any
 
 from finetune_trainer.dataset import Example
@@ -43,7 +43,7 @@ def labels_alike(labels: Iterable[str]) -> list[list[str]]:
 
 def _bare(label: str) -> str:
     text = "".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold()).split())
-    with suppress(InvalidOperation):
+    with suppress(DecimalException):
         # A Decimal rounds what has more digits.
         return str(Decimal(text).normalize()) if len(text) < _DIGITS else text
     return text

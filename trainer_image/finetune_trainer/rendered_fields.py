@@ -73,7 +73,7 @@ def _variants(content: Content) -> Iterator[_Variant]:
             if name in message.extra:
                 changed = (*messages[:index], chats.without(message, name), *messages[index + 1 :])
                 yield _Variant(field=f"{place}.{name}", messages=changed, tools=tools)
-        if message.role == "tool":
+        if message.role == "tool" and message.content.strip():  # many tools say nothing
             changed = (*messages[:index], replace(message, content=""), *messages[index + 1 :])
             yield _Variant(field=place, messages=changed, tools=tools)
 
