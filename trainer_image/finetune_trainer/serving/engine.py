@@ -145,8 +145,9 @@ class Engine:
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        if self.is_alive:  # it is not where the model is still loading
+            self._thread.join(timeout)
+        return not self.is_alive
 
     def _run(self) -> None:
         try:
