@@ -23,6 +23,7 @@ from finetune_operator.endpoint.names import (
     owned,
     routes_name,
     server_name,
+    servers_name,
 )
 from finetune_operator.endpoint.observed import ObservedEndpoint
 from finetune_operator.endpoint.plan import RolloutPlan, read_plan
@@ -30,6 +31,7 @@ from finetune_operator.endpoint.routing import routes_of, same_content
 from finetune_operator.endpoint.server_guards import server_budget, server_policy
 from finetune_operator.endpoint.serving import render_revision, rendered, scaled
 from finetune_operator.endpoint.settling import covers, settled
+from finetune_operator.job.observed import ref_of
 from finetune_operator.ownership import whose
 from finetune_operator.ports import Manifest
 
@@ -106,6 +108,12 @@ def retired(observed: ObservedEndpoint) -> tuple[ChildRef, ...]:
         if observed.gateways.all_acknowledge(observed.epoch) and observed.gateways.in_flight(uid) == 0:
             gone += server.refs
     return tuple(gone)
+
+
+def unwanted(observed: ObservedEndpoint) -> tuple[ChildRef, ...]:
+    """The policy of the servers, where the operator shall make none any more: it would go on to keep others out."""
+    policy = observed.children.get(("NetworkPolicy", servers_name(observed.endpoint.metadata.name)))
+    return () if policy is None or observed.config.server_network_policy else (ref_of(policy),)
 
 
 def outdated(observed: ObservedEndpoint) -> tuple[ChildRef, ...]:

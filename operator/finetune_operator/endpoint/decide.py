@@ -18,7 +18,7 @@ from finetune_api.modelendpoint import ModelEndpointStatus, Outcome
 from finetune_operator.controller import Event
 from finetune_operator.endpoint import facts
 from finetune_operator.endpoint.adopt import adopted
-from finetune_operator.endpoint.children import children_of, outdated, retired, server_taken
+from finetune_operator.endpoint.children import children_of, outdated, retired, server_taken, unwanted
 from finetune_operator.endpoint.choose import PARTICIPLES, Choice, choose, choose_former, order_of
 from finetune_operator.endpoint.comparing import compare
 from finetune_operator.endpoint.comparison import stale
@@ -51,7 +51,7 @@ def decide(observed: ObservedEndpoint) -> EndpointDecision:
         observed=observed,
         draft=draft,
         children=children_of(observed),
-        delete=(*retired(observed), *outdated(observed), *stale(observed, wanted=choice.compare)),
+        delete=(*retired(observed), *outdated(observed), *unwanted(observed), *stale(observed, wanted=choice.compare)),
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.conformance.golden import check
+from tests.simulation import endpoint_world
 from tests.simulation.comparison_jobs import Ends
 from tests.simulation.endpoint_world import (
     CONFIG,
@@ -136,6 +138,17 @@ async def test_servers_are_guarded_while_they_serve() -> None:
     budgets = {name for kind, name in guards if kind == "PodDisruptionBudget"}
     assert ("NetworkPolicy", "router-servers") in guards
     assert budgets == {"router-gateway", served.revision}
+
+
+async def test_without_the_policy_that_was_made_before_everybody_reaches_the_servers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await with_stable()
+    off = replace(endpoint_world.CONFIG, server_network_policy=False)
+    monkeypatch.setattr(endpoint_world, "CONFIG", off)
+    world.restart_operator()
+    await world.settle(ticks=3)
+    assert not [name for kind, _, name in world.cluster.snapshot() if kind == "NetworkPolicy"]
 
 
 async def test_a_failed_attempt_is_made_again() -> None:
