@@ -155,7 +155,7 @@ def _containers(*, endpoint: ModelEndpoint, version: ModelVersion, config: Opera
     }
     if secrets := secrets_of(endpoint=endpoint, version=version):
         # Those of the job may be gone since: the key to a dataset, which no server needs.
-        asked = {} if endpoint.spec.serving.secret_ref is not None else {"optional": True}
+        asked: dict[str, Any] = {} if endpoint.spec.serving.secret_ref is not None else {"optional": True}
         ours["envFrom"] = [{"secretRef": {"name": secret, **asked}} for secret in secrets]
     server: dict[str, Any] = {
         "name": CONTAINER,
