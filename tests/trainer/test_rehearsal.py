@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from finetune_api.shared_fields import ResolvedModel
 from finetune_trainer import memory
 from finetune_trainer.rehearsal import Rehearsal, rehearse, was_rehearsed
 from finetune_trainer.storage import Storage
+
+hf: Any = transformers  # its signatures are not those that its configurations take
 
 
 def order_and_storage(root: Path) -> tuple[Rehearsal, Storage]:
@@ -36,11 +39,11 @@ def test_a_model_that_reads_at_the_end_of_a_text_is_tried_on_texts_that_end(tmp_
     tokenizer.eos_token = tokenizer.sep_token
     layers = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("layers", "attention_heads")}
     ends = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": 0, "decoder_start_token_id": 0, "bos_token_id": 1}
-    config = transformers.BartConfig(
+    config = hf.BartConfig(
         vocab_size=len(tokenizer), d_model=32, encoder_ffn_dim=32, decoder_ffn_dim=32, **layers, **ends
     )
     torch.manual_seed(0)
-    transformers.BartModel(config).save_pretrained(str(tmp_path / "base"))
+    hf.BartModel(config).save_pretrained(str(tmp_path / "base"))
     tokenizer.save_pretrained(str(tmp_path / "base"))
     order, storage = order_and_storage(tmp_path)
     rehearse(order, base_folder=tmp_path / "base", storage=storage)

@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def _rehearse(
     )
     if was_rehearsed(order, storage=storage):
         return
-    at_hand = (
+    at_hand: AbstractContextManager[Path] = (
         nullcontext(model_folder) if model_folder else base_model.local_folder(base, storage=storage, verify=False)
     )
     with at_hand as folder:
