@@ -25,6 +25,13 @@ ERROR = b'data: {"error": {"message": "CUDA out of memory", "code": 500}}\n\n'
 GOOD = event("he") + event("y", "stop") + DONE
 
 
+def with_usage(stream: bytes) -> bytes:
+    """As it comes to clients that ask for usage: null in every event, and an event of its own at the end."""
+    last = b'data: {"choices": [], "usage": {"completion_tokens": 2}}\n\n'
+    body, done, rest = stream.replace(b'"choices"', b'"usage": null, "choices"').partition(DONE)
+    return body + last + done + rest
+
+
 def read(body: bytes) -> tuple[EventStream, bytes]:
     events = EventStream()
     return events, events.feed(body) + events.end()
@@ -39,6 +46,9 @@ def read(body: bytes) -> tuple[EventStream, bytes]:
         (event("hey", "stop"), None),
         (event("hey", "stop") + b"data: [DONE]", None),
         (b": wait\n\n" + GOOD, None),
+        (with_usage(GOOD), None),
+        (with_usage(event("he") + event("y", "stop")), None),
+        (with_usage(event("he")), "it ended without [DONE] and finish_reason"),
         (event("he") + ERROR, "it says: CUDA out of memory"),
         (event("he") + ERROR + DONE, "it says: CUDA out of memory"),
         (event("he") + b'event: error\ndata: {"error": "no"}\n\n' + DONE, "it says: no"),
@@ -50,6 +60,11 @@ def read(body: bytes) -> tuple[EventStream, bytes]:
 )
 def test_what_is_wrong_with_a_stream(body: bytes, fault: str | None) -> None:
     assert read(body)[0].fault == fault
+
+
+def test_events_with_usage_are_handed_on_as_they_came() -> None:
+    events, passed = read(with_usage(GOOD))
+    assert (passed, events.text, events.finish) == (with_usage(GOOD), "hey", "stop")
 
 
 @given(st.lists(st.integers(0, len(GOOD)), max_size=8), st.integers(0, len(GOOD)))
