@@ -16,7 +16,7 @@ import random
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 
@@ -28,6 +28,8 @@ from finetune_gateway.quality import fault_of_answer, normalised, similarity
 from finetune_gateway.tally import Tally
 
 logger = logging.getLogger(__name__)
+MIRRORED_HEADER = "X-Finetune-Mirrored"
+"""Of what no client waits for: `shadow` or `probe`. A server's own log and statistics can leave such requests out."""
 _PROBES_PATH = "/finetune/probes"
 _MAXIMUM_TEXT = 100_000
 
@@ -117,7 +119,9 @@ class Comparator:
         bad: Callable[[Answer], bool],
     ) -> None:
         copied = without_stream(body=body)
-        candidate = await self._ask(routes=routes, variant=order.candidate, path=path, body=copied, order=order)
+        candidate = await self._ask(
+            "shadow", routes=routes, variant=order.candidate, path=path, body=copied, order=order
+        )
         found = measures(candidate, stable, bad=bad, latency_limit=routes.judging.latency_limit_seconds)
         self._count(found, routes=routes, order=order, source="Shadow")
         counts = self.tally.shadow(routes.epoch)
@@ -133,8 +137,8 @@ class Comparator:
         asked_before = key in self._first
         first = self._first.setdefault(key, None)
         stable, candidate = await asyncio.gather(
-            self._ask(routes=routes, variant=order.stable, path=path, body=body, order=order),
-            self._ask(routes=routes, variant=order.candidate, path=path, body=body, order=order),
+            self._ask("probe", routes=routes, variant=order.stable, path=path, body=body, order=order),
+            self._ask("probe", routes=routes, variant=order.candidate, path=path, body=body, order=order),
         )
 
         def bad(answer: Answer) -> bool:
@@ -149,13 +153,22 @@ class Comparator:
         elif first is not None:
             self._count(_changes(first=first, now=found), routes=routes, order=order, source="Probe")
 
-    async def _ask(self, *, routes: Routes, variant: str, path: str, body: bytes, order: ShadowOrder) -> Answer:
+    async def _ask(
+        self,
+        mirrored: Literal["shadow", "probe"],
+        *,
+        routes: Routes,
+        variant: str,
+        path: str,
+        body: bytes,
+        order: ShadowOrder,
+    ) -> Answer:
         began = time.monotonic()
         try:
             async with self.session.post(
                 routes.variants[variant].url + path,
                 data=body,
-                headers={"Content-Type": "application/json"},
+                headers={"Content-Type": "application/json", MIRRORED_HEADER: mirrored},
                 timeout=aiohttp.ClientTimeout(total=order.timeout_seconds),
             ) as answer:
                 return whole(status=answer.status, body=await answer.read(), seconds=time.monotonic() - began)

@@ -48,6 +48,8 @@ class Upstream:
     seen: list[dict[str, Any]] = field(default_factory=list)
     headers: list[set[str]] = field(default_factory=list)
     """Lower-case names of the headers of each request seen."""
+    mirrored: list[str | None] = field(default_factory=list)
+    """What each request seen says of copies and probes."""
     _runner: web.AppRunner | None = None
 
     @property
@@ -71,6 +73,7 @@ class Upstream:
         document = await request.json()
         self.seen.append(document)
         self.headers.append({name.lower() for name in request.headers})
+        self.mirrored.append(request.headers.get("X-Finetune-Mirrored"))
         await asyncio.sleep(self.delay)
         if self.status != 200:
             return web.json_response({"error": {"message": "broken"}}, status=self.status)

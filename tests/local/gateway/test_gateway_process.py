@@ -364,6 +364,7 @@ async def test_shadow_compares_off_the_path_and_sheds(
     candidate.text = "  "
     assert (await post(client, gateway))[1]["choices"][0]["message"]["content"] == "old says hello"
     await eventually(lambda: gateway.observations()["shadow"][0]["completed"] == 1)
+    assert (stable.mirrored, candidate.mirrored) == ([None], ["shadow"])
     tables = {pair["metric"]: pair for pair in gateway.observations()["pairs"]}
     assert (tables["quality"]["candidateOnly"], tables["error_rate"]["candidateOnly"]) == (1, 0)
     candidate.delay = 1.0
@@ -388,6 +389,7 @@ async def test_probes_count_each_prompt_once(gateway: GatewayProcess, stable: Up
     await asyncio.sleep(1.5)
     assert pairs() == 5
     assert len(stable.seen) == 5
+    assert stable.mirrored == candidate.mirrored == ["probe"] * 5
 
 
 async def test_repeated_probes_count_what_has_changed(
