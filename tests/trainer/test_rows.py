@@ -355,7 +355,7 @@ def test_what_is_not_used_is_named(tmp_path: Path) -> None:
 def test_none_padding_of_other_tools_is_ignored(tmp_path: Path) -> None:
     messages = [
         {"role": "user", "content": "a", "tool_calls": None, "name": None},
-        {"role": "assistant", "content": "b", "tool_calls": None, "weight": 1},
+        {"role": "assistant", "content": "b", "tool_calls": None, "weight": 1, "prefix": False},
     ]
     assert isinstance(read_line(tmp_path, {"messages": messages}, CHAT), Row)
 

@@ -120,7 +120,7 @@ def _message(entry: object, index: int) -> Message:
     if role not in _ROLES:
         raise Problem(field=f"{place}.role", reason=f"is {short(role)}; expected one of {', '.join(_ROLES)}")
     for name, reason in _REFUSED.items():
-        if not is_absent(entry.get(name)):
+        if not is_absent(entry.get(name)) and entry[name] is not False:
             raise Problem(field=f"{place}.{name}", reason=reason)
     extra = {}
     for name, roles in _FOR_TEMPLATES.items():
