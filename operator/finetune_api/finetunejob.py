@@ -586,6 +586,8 @@ class FineTuneJobStatus(ApiModel):
 
     observed_generation: int | None = None
     """The metadata.generation that the status is about."""
+    instance: Annotated[str, Field(max_length=63)] | None = None
+    """The operator whose object this is; other operators leave it alone."""
     phase: Phase | None = None
     """Where the run is, in one word."""
     phase_start_time: Time | None = None

@@ -459,6 +459,8 @@ class ModelEndpointStatus(ApiModel):
 
     observed_generation: int | None = None
     """The metadata.generation that the status is about."""
+    instance: Annotated[str, Field(max_length=63)] | None = None
+    """The operator whose object this is; other operators leave it alone."""
     phase: EndpointPhase | None = None
     """Where the endpoint is, in one word."""
     message: Annotated[str, Field(max_length=32768)] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import logging
 import os
 import sys
@@ -27,8 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"finetune-operator: {error}", file=sys.stderr)
         return 2
+    namespace = os.environ.get("POD_NAMESPACE", "finetune-system")
+    config = dataclasses.replace(config, instance=config.instance or namespace)
     settings = ProcessSettings(
-        namespace=os.environ.get("POD_NAMESPACE", "finetune-system"),
+        namespace=namespace,
         pod_name=os.environ.get("POD_NAME", os.uname().nodename),
         pod_address=os.environ.get("POD_IP", ""),
         kubeconfig=options.kubeconfig,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -32,6 +33,11 @@ class OperatorConfig:
     image_pull_policy: str = "IfNotPresent"
     namespaces: tuple[str, ...] = ()
     """Namespaces that are watched; empty: all."""
+    excluded_namespaces: tuple[str, ...] = ()
+    """Namespaces that are left out where all are watched."""
+    instance: str = ""
+    """This operator's name in `status.instance` of its objects; those of other operators are left alone. Empty: on a
+    cluster the operator's own namespace, else nobody asks."""
     allowed_roots: tuple[str, ...] = ("pvc://", "s3://", "gs://", "hf://")
     """URI prefixes that jobs may read and write. file:// is a path inside a container: of no use on a cluster."""
     trust_remote_code: bool = False
@@ -98,6 +104,19 @@ class OperatorConfig:
             value = getattr(self, name)
             if value <= 0:
                 raise ConfigError(f"{variable(name)}: {value} is not allowed; it must be greater than 0")
+        for name in ("namespaces", "excluded_namespaces"):
+            wrong = [each for each in getattr(self, name) if not _NAMESPACE.fullmatch(each)]
+            if wrong:
+                raise ConfigError(f"{variable(name)}: {wrong[0]!r} is no name of a namespace")
+        if self.namespaces and self.excluded_namespaces:
+            raise ConfigError(
+                f"{variable('excluded_namespaces')}: {variable('namespaces')} is set and names all that is watched; "
+                "set one of the two"
+            )
+        if not _INSTANCE.fullmatch(self.instance):
+            raise ConfigError(
+                f"{variable('instance')}: {self.instance!r} is no name; letters, digits, '.', '_' and '-', at most 63"
+            )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> OperatorConfig:
@@ -121,8 +140,11 @@ _TEXTS = {
     "token_audience",
     "tmp_size_limit",
     "claim_mount_root",
+    "instance",
 }
-_LISTS = {"namespaces", "allowed_roots"}
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_INSTANCE = re.compile(r"[A-Za-z0-9._-]{0,63}")
+_LISTS = {"namespaces", "excluded_namespaces", "allowed_roots"}
 _SWITCHES = {"trust_remote_code", "server_network_policy"}
 _PEERS = {"metrics_from"}
 _IDS = {"run_as_user", "run_as_group", "fs_group"}

@@ -49,6 +49,7 @@ class Metrics:
         self._phases: dict[Key, str] = {}
         self._trained: set[Key] = set()
         self._evaluated: dict[Key, tuple[str, ...]] = {}
+        self._foreign: dict[Key, tuple[str, str]] = {}
         self.endpoints = EndpointMetrics(registry=registry)
         self._define_process_metrics()
         self._define_job_metrics()
@@ -79,10 +80,14 @@ class Metrics:
             registry=registry,
         )
         self.queue_retries = Counter("finetune_workqueue_retries_total", "Looks that are repeated.", registry=registry)
+        self.foreign = Gauge(
+            "finetune_foreign_instance_objects", "Objects met that are another operator's.", ["kind"], registry=registry
+        )
         for reason in ERRORS:
             self.reconcile_errors.labels(reason)
         for kind in ("FineTuneJob", "ModelEndpoint"):
             self.reconcile_seconds.labels(kind)
+            self.foreign.labels(kind)
 
     def _define_job_metrics(self) -> None:
         registry, one_job = self.registry, ["namespace", "name"]
@@ -164,6 +169,14 @@ class Metrics:
         while len(self._evaluated) > EVALUATIONS_SHOWN:
             self._hide_evaluation(next(iter(self._evaluated)))
 
+    def show_foreign(self, *, key: Key, found: tuple[str, str] | None) -> bool:
+        """UID and instance of an object that is another operator's; None: it is not, or gone. Whether that is news."""
+        before = self._foreign.pop(key, None)
+        if found is not None:
+            self._foreign[key] = found
+        self.foreign.labels(key.kind).inc((found is not None) - (before is not None))
+        return found != before
+
     def forget(self, *, key: Key) -> None:
         """The object is gone."""
         before = self._phases.pop(key, None)
@@ -177,6 +190,8 @@ class Metrics:
         self.endpoints.forget_all()
         for key in {*self._phases, *self._trained, *self._evaluated}:
             self.forget(key=key)
+        for key in list(self._foreign):
+            self.show_foreign(key=key, found=None)
 
     def _hide_evaluation(self, key: Key) -> None:
         for metric in self._evaluated.pop(key, ()):

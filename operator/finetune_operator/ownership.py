@@ -32,6 +32,11 @@ def is_left(manifest: Manifest, *, endpoint: str) -> bool:
     return (labels.get(OWNED_LABEL), labels.get(ENDPOINT_LABEL)) == ("ModelEndpoint", endpoint) and not others
 
 
+def instance_of(manifest: Manifest) -> str:
+    """The operator whose object it is; empty: nobody's yet, and so of the first one that writes."""
+    return str((manifest.get("status") or {}).get("instance") or "")
+
+
 def whose(manifest: Manifest) -> str:
     """An object of somebody else in words: what it is, and whose."""
     metadata, owner = manifest["metadata"], controller_of(manifest)

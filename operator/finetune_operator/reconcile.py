@@ -19,7 +19,7 @@ from finetune_operator.endpoint_controller import EndpointController
 from finetune_operator.job_controller import JobController
 from finetune_operator.metrics import Metrics
 from finetune_operator.observe_endpoint import ServerUrl
-from finetune_operator.ownership import whose
+from finetune_operator.ownership import instance_of, whose
 from finetune_operator.ports import (
     AlreadyExistsError,
     Clock,
@@ -70,6 +70,8 @@ class Reconciler:
         """`server_url`: where versions' servers are; None: where the settings say."""
         self._cluster = cluster
         self._metrics = metrics
+        self._instance = config.instance
+        self._excluded = config.excluded_namespaces
         self._controllers: Mapping[Kind, Controller] = {
             "FineTuneJob": JobController(
                 cluster=cluster, config=config, progress=progress, clock=clock, metrics=metrics, door=door
@@ -92,7 +94,7 @@ class Reconciler:
         The caller waits and tries again; other objects are not concerned.
         """
         controller = self._controllers.get(key.kind)
-        if controller is None:
+        if controller is None or key.namespace in self._excluded:
             return None
         started = time.monotonic()
         try:
@@ -112,7 +114,11 @@ class Reconciler:
                 manifest = await self._cluster.get(kind=key.kind, namespace=key.namespace, name=key.name)
             if manifest is None:
                 controller.gone(key=key)
+                self._metrics.show_foreign(key=key, found=None)
                 return None
+            if await self._is_foreign(key, manifest=manifest):
+                controller.gone(key=key)
+                return None  # an event tells when it is handed over
             try:
                 requeue, manifest = await self._step(key=key, manifest=manifest, controller=controller, applied=applied)
             except (ConflictError, NotFoundError):
@@ -135,6 +141,8 @@ class Reconciler:
         """
         try:
             look = await controller.look(manifest=manifest)
+            if self._instance and not instance_of(manifest) and (look.delete or look.create or look.apply):
+                look = Look(status=manifest.get("status") or {}, requeue_seconds=0)  # first say whose it is
             versions = await self._act(look, manifest=manifest, controller=controller)
             written = await self._record(look, manifest=manifest)
             in_vain = bool(versions) and versions.items() <= applied.items()
@@ -158,6 +166,20 @@ class Reconciler:
                 controller, manifest=manifest, state="Reconciling", reason="InternalError", message=message
             )
             raise
+
+    async def _is_foreign(self, key: Key, *, manifest: Manifest) -> bool:
+        """Whether it is another operator's object, which is said once. Without an instance nobody asks."""
+        other = instance_of(manifest)
+        found = (manifest["metadata"]["uid"], other) if self._instance and other not in ("", self._instance) else None
+        if self._metrics.show_foreign(key=key, found=found) and found:
+            message = (
+                f"status.instance is {other!r}, and this operator is {self._instance!r}: it leaves the object alone. "
+                f"If {other!r} is gone, hand it over (docs/install.md)"
+            )
+            await self._cluster.record_event(
+                regarding=manifest, type="Warning", reason="OtherInstance", message=message
+            )
+        return found is not None
 
     async def _act(self, look: Look, *, manifest: Manifest, controller: Controller) -> dict[tuple[str, str], str]:
         """Gives the resourceVersion of each child that was applied, by kind and name."""
@@ -195,7 +217,8 @@ class Reconciler:
         """The one status write, and then what is told of it. None where nothing was to be written."""
         written = None
         if look.status is not None:
-            written = await self._cluster.replace_status(manifest={**manifest, "status": look.status})
+            status = look.status | ({"instance": self._instance} if self._instance else {})
+            written = await self._cluster.replace_status(manifest={**manifest, "status": status})
             for event in look.events:
                 await self._cluster.record_event(
                     regarding=manifest, type=event.type, reason=event.reason, message=event.message

@@ -21,7 +21,12 @@ from finetune_operator.ports import Key
 
 @asynccontextmanager
 async def watching(
-    apiserver: ApiServer, *, namespaces: tuple[str, ...] = (), relist_seconds: float = 600
+    apiserver: ApiServer,
+    *,
+    namespaces: tuple[str, ...] = (),
+    excluded_namespaces: tuple[str, ...] = (),
+    instance: str = "",
+    relist_seconds: float = 600,
 ) -> AsyncIterator[list[Key]]:
     """Keys as they come in."""
 
@@ -30,7 +35,14 @@ async def watching(
 
     keys: list[Key] = []
     async with open_api(apiserver) as api:
-        source = KopfWatchSource(api=api, configure=configure, namespaces=namespaces, relist_seconds=relist_seconds)
+        source = KopfWatchSource(
+            api=api,
+            configure=configure,
+            namespaces=namespaces,
+            excluded_namespaces=excluded_namespaces,
+            instance=instance,
+            relist_seconds=relist_seconds,
+        )
         task = asyncio.create_task(source.run(enqueue=keys.append))
         try:
             yield keys
@@ -112,6 +124,34 @@ async def test_only_the_namespaces_asked_for(crds: ApiServer, namespace: str) ->
                 )
             await until(lambda: job_key(namespace, "a") in keys)
             assert {key.namespace for key in keys} == {namespace}
+
+
+async def test_all_namespaces_but_the_excluded_ones(crds: ApiServer, namespace: str) -> None:
+    with crds.namespace_named() as other:
+        async with watching(crds, excluded_namespaces=(other,), relist_seconds=1) as keys:
+            for place in (other, namespace):
+                await asyncio.to_thread(
+                    crds.kubectl.create, valid("job") | {"metadata": {"name": "a"}}, namespace=place
+                )
+            await until(lambda: keys.count(job_key(namespace, "a")) >= 3)  # by the watch, and by two relists
+            assert other not in {key.namespace for key in keys}
+
+
+async def test_an_object_that_becomes_another_operators_is_told(crds: ApiServer, namespace: str) -> None:
+    def write(status: Object) -> None:
+        crds.kubectl.patch("finetunejob", "a", {"status": status}, namespace=namespace, subresource="status")
+
+    key = job_key(namespace, "a")
+    async with watching(crds, instance="blue") as keys:
+        await asyncio.to_thread(crds.kubectl.create, valid("job") | {"metadata": {"name": "a"}}, namespace=namespace)
+        await until(lambda: key in keys)
+        keys.clear()
+        await asyncio.to_thread(write, {"instance": "blue", "phase": "Pending"})  # our own claim is no news
+        await asyncio.to_thread(write, {"instance": "green"})
+        await until(lambda: keys)
+        assert keys == [key]
+        await asyncio.to_thread(write, {"instance": "blue"})
+        await until(lambda: keys == [key, key])
 
 
 async def test_a_relist_looks_at_what_has_not_ended(crds: ApiServer, namespace: str) -> None:

@@ -17,7 +17,7 @@ from finetune_operator.job.stages import Results
 
 START = datetime(2026, 1, 5, 12, 0, 0, tzinfo=UTC)
 UID = "5a0c1e7e-1111-4222-8333-444455556666"
-CONFIG = OperatorConfig(trainer_image="ghcr.io/acme/finetune-trainer:1")
+CONFIG = OperatorConfig(trainer_image="ghcr.io/acme/finetune-trainer:1", instance="finetune-system")
 
 
 def digest(letter: str) -> str:

@@ -37,7 +37,7 @@ TICK = timedelta(seconds=1)
 PROMPTS = 100
 """Held out with each version."""
 KEY = Key(kind="ModelEndpoint", namespace="ml", name="router")
-CONFIG = OperatorConfig(trainer_image="trainer:1", gateway_image="gateway:1")
+CONFIG = OperatorConfig(trainer_image="trainer:1", gateway_image="gateway:1", instance="finetune-system")
 EVALUATION = EvaluationPlan(
     run="pvc://models/runs/any",
     cache="pvc://models/runs/cache",

@@ -51,6 +51,9 @@ def test_settings_are_read() -> None:
         ({**IMAGE, "FINETUNE_SECCOMP_PROFILE": "Unconfined"}, "expected RuntimeDefault or none"),
         ({**IMAGE, "FINETUNE_METRICS_FROM": "monitoring"}, "expected a JSON list"),
         ({**IMAGE, "FINETUNE_METRICS_FROM": '[{"namespace": {}}]'}, "expected a JSON list"),
+        ({**IMAGE, "FINETUNE_INSTANCE": "blue green"}, "FINETUNE_INSTANCE: 'blue green' is no name"),
+        ({**IMAGE, "FINETUNE_EXCLUDED_NAMESPACES": "ml,team=a"}, "EXCLUDED_NAMESPACES: 'team=a' is no name"),
+        ({**IMAGE, "FINETUNE_EXCLUDED_NAMESPACES": "a", "FINETUNE_NAMESPACES": "b"}, "set one of the two"),
         ({**IMAGE, "FINETUNE_COMPUTE_RESOURCES": "1 cpu"}, "expected JSON"),
     ],
 )

@@ -51,6 +51,7 @@ EVALUATION = EvaluationStatus(verdict="Pass", results=evaluate_result().results)
         "finetune_workqueue_depth 0.0",
         "finetune_workqueue_retries_total 0.0",
         "finetune_leader 0.0",
+        'finetune_foreign_instance_objects{kind="ModelEndpoint"} 0.0',
         'finetune_reconcile_duration_seconds_count{kind="FineTuneJob"} 0.0',
     ],
 )

@@ -15,7 +15,9 @@ from finetune_operator.ports import Manifest
 class Changes:
     """Remembers what was seen of each object (a number each), by its UID."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, instance: str = "") -> None:
+        """`instance`: whose objects are looked after."""
+        self._instance = instance
         self._seen: dict[str, int] = {}
 
     def is_news(self, *, manifest: Manifest, type: str | None) -> bool:
@@ -27,13 +29,13 @@ class Changes:
         if type == "DELETED":
             self._seen.pop(uid, None)
             return True
-        now = hash(json.dumps(relevant(manifest), sort_keys=True))
+        now = hash(json.dumps(relevant(manifest, instance=self._instance), sort_keys=True))
         before = self._seen.get(uid)
         self._seen[uid] = now
         return type is None or now != before
 
 
-def relevant(manifest: Manifest) -> list[Any]:
+def relevant(manifest: Manifest, *, instance: str = "") -> list[Any]:
     """The parts of an object that decisions rest on."""
     metadata, spec, status = manifest["metadata"], manifest.get("spec") or {}, manifest.get("status") or {}
     deleted = metadata.get("deletionTimestamp")
@@ -44,5 +46,6 @@ def relevant(manifest: Manifest) -> list[Any]:
     if manifest.get("kind") == "Deployment":
         counts = [status.get("replicas"), status.get("readyReplicas")]
         return [deleted, metadata.get("generation"), *counts, status.get("conditions")]
-    # Our own types: the status is ours to write, so its changes are no news to us.
-    return [deleted, metadata.get("generation"), metadata.get("labels"), metadata.get("annotations")]
+    # Our own types: the status is ours to write, and no news to us unless it says that another operator begins or ends.
+    other = (status.get("instance") or instance) != instance
+    return [deleted, metadata.get("generation"), metadata.get("labels"), metadata.get("annotations"), other]

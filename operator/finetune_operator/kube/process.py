@@ -113,6 +113,8 @@ class OperatorProcess:
             api=self._api,
             configure=self._configure,
             namespaces=self._config.namespaces,
+            excluded_namespaces=self._config.excluded_namespaces,
+            instance=self._config.instance,
             relist_seconds=self._config.resync_seconds,
         )
         application = door_application(gatekeeper=gatekeeper, inbox=inbox, observations=observations)

@@ -50,7 +50,8 @@ _GUARD_SECONDS = 1.0
 class KopfWatchSource:
     """Watches FineTuneJobs and their children.
 
-    `configure` loads the connection anew in kopf's own loop. `namespaces`: those watched; empty: all.
+    `configure` loads the connection anew in kopf's own loop. `namespaces`: those watched; empty: all but
+    `excluded_namespaces`. `instance`: objects that become, or are no more, another operator's are news.
     """
 
     def __init__(
@@ -59,11 +60,15 @@ class KopfWatchSource:
         api: Api,
         configure: Callable[[], Awaitable[Configuration]],
         namespaces: tuple[str, ...] = (),
+        excluded_namespaces: tuple[str, ...] = (),
+        instance: str = "",
         relist_seconds: float = RELIST_SECONDS,
     ) -> None:
         self._api = api
         self._configure = configure
         self._namespaces = namespaces
+        self._instance = instance
+        self._selector = ",".join(f"metadata.namespace!={each}" for each in excluded_namespaces)
         self._relist_seconds = relist_seconds
 
     async def run(self, *, enqueue: Enqueue) -> None:
@@ -130,7 +135,7 @@ class KopfWatchSource:
         operator = asyncio.create_task(
             kopf.operator(
                 registry=self._registry(notify=notify),
-                settings=_settings(),
+                settings=_settings(field_selector=self._selector),
                 clusterwide=not self._namespaces,
                 namespaces=list(self._namespaces),
                 standalone=True,
@@ -147,7 +152,7 @@ class KopfWatchSource:
 
     def _registry(self, *, notify: Enqueue) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
-        changes = Changes()
+        changes = Changes(instance=self._instance)
 
         @kopf.on.login(registry=registry)
         async def login(**_: Any) -> kopf.AiohttpSession:
@@ -172,7 +177,8 @@ class KopfWatchSource:
             try:
                 for namespace, kind in itertools.product(self._namespaces or (None,), _OWN_KINDS):
                     path = PLACES[kind].collection(namespace=namespace)
-                    async for item in self._api.pages(path=path):
+                    query = [("fieldSelector", self._selector)] if self._selector else []
+                    async for item in self._api.pages(path=path, query=query):
                         if not _has_ended(item):
                             enqueue(_own_key(item["metadata"], kind=kind))
             except (NotFoundError, UnavailableError) as error:
@@ -244,17 +250,20 @@ def _has_ended(job: Manifest) -> bool:
     return (job.get("status") or {}).get("phase") in TERMINAL_PHASES
 
 
-def _settings() -> kopf.OperatorSettings:
+def _settings(*, field_selector: str) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False  # Events are ours to write
     settings.scanning.disabled = True  # types are looked up once: no rights on CRDs or namespaces are needed
     settings.watching.connect_timeout = 10
     settings.watching.reconnect_backoff = 1.0
     settings.watching.chunk_size = PAGE_SIZE
-    for kind in CHILD_KINDS:
+    for kind in _KINDS:
         place = PLACES[kind]
         group, _, version = place.api_version.rpartition("/")
-        settings.watching.label_selectors[group, version, place.plural] = OWNED_LABEL
+        if kind in CHILD_KINDS:
+            settings.watching.label_selectors[group, version, place.plural] = OWNED_LABEL
+        if field_selector:
+            settings.watching.field_selectors[group, version, place.plural] = field_selector
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
     settings.networking.error_backoffs = _Forever()

@@ -55,6 +55,8 @@ def changed(manifest: dict[str, Any], path: str, value: object) -> dict[str, Any
         (JOB, "metadata.labels", {"a": "b"}, True),
         (JOB, "metadata.annotations", {"a": "b"}, True),
         (JOB, "status.phase", "Preparing", False),
+        (JOB, "status.instance", "blue", False),
+        (JOB, "status.instance", "green", True),
         (JOB, "metadata.resourceVersion", "2", False),
         (BATCH_JOB, "status.conditions", [{"type": "Complete", "status": "True"}], True),
         (BATCH_JOB, "spec.suspend", True, True),
@@ -70,14 +72,14 @@ def changed(manifest: dict[str, Any], path: str, value: object) -> dict[str, Any
     ],
 )
 def test_modifications(manifest: dict[str, Any], path: str, value: object, news: bool) -> None:
-    changes = Changes()
+    changes = Changes(instance="blue")
     assert changes.is_news(manifest=manifest, type="ADDED")
     assert not changes.is_news(manifest=manifest, type="MODIFIED")
     assert changes.is_news(manifest=changed(manifest, path, value), type="MODIFIED") is news
 
 
 def test_lists_and_deletions_are_always_news() -> None:
-    changes = Changes()
+    changes = Changes(instance="blue")
     assert changes.is_news(manifest=JOB, type=None)
     assert changes.is_news(manifest=JOB, type=None)
     assert changes.is_news(manifest=JOB, type="DELETED")
@@ -86,7 +88,7 @@ def test_lists_and_deletions_are_always_news() -> None:
 
 
 def test_a_namesake_is_news() -> None:
-    changes = Changes()
+    changes = Changes(instance="blue")
     assert changes.is_news(manifest=JOB, type="ADDED")
     assert changes.is_news(manifest=changed(JOB, "metadata.uid", "other"), type="ADDED")
 
