@@ -104,6 +104,9 @@ class Gateway(ApiModel):
     ) = None
     """Origins whose web pages may call the endpoint and read its answers (CORS), as https://chat.example.com; `*`: all.
     Left out: none."""
+    heartbeat_seconds: Annotated[int, Field(ge=1, le=3600)] | None = None
+    """After how long without news a streamed answer that has begun gets a comment, so that no proxy closes it. Default
+    15."""
     limits: GatewayLimits | None = None
     """What a client may ask."""
     resources: Resources | None = None

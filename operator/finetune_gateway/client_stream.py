@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -29,6 +29,22 @@ def let_go_unless_read(request: web.Request, *, size: int, seconds: float) -> No
             transport.abort()
 
     asyncio.get_running_loop().call_later(seconds, look)
+
+
+async def parts_of(content: aiohttp.StreamReader, *, quiet_seconds: float) -> AsyncIterator[bytes]:
+    """What a version sends, as it comes; nothing (b"") after each `quiet_seconds` without any."""
+    while True:
+        try:
+            async with asyncio.timeout(quiet_seconds) as quiet:
+                part = await content.readany()
+        except TimeoutError:
+            if not quiet.expired():
+                raise
+            yield b""
+            continue
+        if not part:
+            return
+        yield part
 
 
 class HungUpError(ConnectionResetError):

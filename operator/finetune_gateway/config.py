@@ -38,6 +38,8 @@ class GatewayConfig:
     timeout_seconds: float = 120.0
     body_timeout_seconds: float = 30.0
     """A client that takes longer to send its request is told so and let go."""
+    heartbeat_seconds: float = 15.0
+    """After how long without news a streamed answer that has begun gets a comment: proxies close what is silent."""
     drain_seconds: float = 30.0
     access_log: bool = True
     allowed_origins: frozenset[str] = frozenset()
@@ -83,6 +85,7 @@ class GatewayConfig:
             concurrency=int(number("CONCURRENCY", 256)),
             timeout_seconds=number("TIMEOUT_SECONDS", 120.0),
             body_timeout_seconds=number("BODY_TIMEOUT_SECONDS", 30.0),
+            heartbeat_seconds=number("HEARTBEAT_SECONDS", 15.0),
             drain_seconds=number("DRAIN_SECONDS", 30.0),
             allowed_origins=frozenset(text("ALLOWED_ORIGINS", "").split()),
             access_log=text("ACCESS_LOG", "true").lower() == "true",

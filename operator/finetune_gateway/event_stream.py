@@ -10,6 +10,8 @@ import json
 
 from finetune_gateway.openai_format import error_message, first_choice
 
+HEARTBEAT = b": waiting for the version\n\n"
+"""A comment, which clients skip."""
 _LONGEST_EVENT = 1 << 20
 _LONGEST_TEXT = 1 << 20
 """Longer answers are handed on but not read: judging must not cost memory."""
@@ -63,6 +65,11 @@ class EventStream:
         if not self.is_whole:
             self._failure = failed or "it ended in the middle of an event"
         return b""
+
+    @property
+    def may_have_comment(self) -> bool:
+        """Whether the client is between two events."""
+        return not self._unread
 
     @property
     def text(self) -> str | None:

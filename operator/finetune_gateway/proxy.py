@@ -12,9 +12,9 @@ from multidict import CIMultiDict
 
 from finetune_api.routes import Routes
 from finetune_gateway.answers import Answer, streamed, whole
-from finetune_gateway.client_stream import ClientStream, HungUpError, let_go_unless_read
+from finetune_gateway.client_stream import ClientStream, HungUpError, let_go_unless_read, parts_of
 from finetune_gateway.config import GatewayConfig
-from finetune_gateway.event_stream import EventStream
+from finetune_gateway.event_stream import HEARTBEAT, EventStream
 from finetune_gateway.flights import Flight, Flights
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
@@ -225,8 +225,8 @@ class Proxy:
             ) as stream,
         ):
             try:
-                async for chunk in upstream.content.iter_any():
-                    ready = events.feed(chunk)
+                async for chunk in parts_of(upstream.content, quiet_seconds=self.config.heartbeat_seconds):
+                    ready = events.feed(chunk) if chunk else HEARTBEAT * events.may_have_comment
                     if ready:
                         await stream.write(ready)
                 rest = events.end()

@@ -185,6 +185,7 @@ def _environment(*, endpoint: ModelEndpoint, gateway: Gateway) -> dict[str, str]
         "BODY_BYTES": limits.body_bytes,
         "CONCURRENCY": limits.concurrency,
         "TIMEOUT_SECONDS": limits.timeout_seconds,
+        "HEARTBEAT_SECONDS": gateway.heartbeat_seconds,
         "ALLOWED_ORIGINS": " ".join(gateway.allowed_origins) if gateway.allowed_origins else None,
     }
     return environment | {name: str(value) for name, value in given.items() if value is not None}

@@ -44,6 +44,8 @@ class Upstream:
     break_after_chunks: int | None = None
     endless: bool = False
     """Streams for as long as somebody listens."""
+    go_on: asyncio.Event | None = None
+    """Streams stop inside their first event until it is set."""
     open_streams: int = 0
     seen: list[dict[str, Any]] = field(default_factory=list)
     headers: list[set[str]] = field(default_factory=list)
@@ -102,7 +104,12 @@ class Upstream:
                 return response
             delta = {"choices": [{"index": 0, "delta": {"content": word + " "}}], "object": "chat.completion.chunk"}
             delta |= {"id": "x", "created": 0, "model": "router"}
-            await response.write(f"data: {json.dumps(delta)}\n\n".encode())
+            event = f"data: {json.dumps(delta)}\n\n".encode()
+            if self.go_on is not None and number == 0:
+                await response.write(event[:20])
+                await self.go_on.wait()
+                event = event[20:]
+            await response.write(event)
             await asyncio.sleep(0.01)
         await response.write(b"data: [DONE]\n\n")
         return response

@@ -175,3 +175,27 @@ async def test_pages_of_configured_origins_may_read_answers(
             async with client.post(url, data=body, headers=headers) as answer:
                 assert answer.headers.get("Access-Control-Allow-Origin") == (origin if may else None)
                 assert answer.headers["Vary"] == "Origin"
+
+
+async def test_a_silent_stream_gets_comments_that_clients_skip(gateway: GatewayProcess, stable: Upstream) -> None:
+    gateway.route(stable)
+    gateway.start(HEARTBEAT_SECONDS="0.1")
+    await gateway.ready()
+    stable.go_on = asyncio.Event()
+    body = json.dumps({**HELLO, "stream": True}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    async with openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key="any", max_retries=0, timeout=20) as client:
+        asked = asyncio.create_task(client.chat.completions.create(**HELLO, stream=True))
+        writer.write(http(f"Content-Length: {len(body)}", body=body))
+        seen = b""
+        while seen.count(b": waiting") < 3:
+            seen += await asyncio.wait_for(reader.read(65536), timeout=20)
+        assert b"data:" not in seen, "the event that has begun is not cut in two"
+        stable.go_on.set()
+        while b"[DONE]" not in seen:
+            seen += await asyncio.wait_for(reader.read(65536), timeout=20)
+        words = [chunk.choices[0].delta.content or "" async for chunk in await asked]
+    writer.close()
+    assert "".join(words) == "old says hello "
+    await eventually(lambda: gateway.observations()["arms"][0].get("requests") == 2)
+    assert gateway.observations()["arms"][0].get("errors", 0) == 0
