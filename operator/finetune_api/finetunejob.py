@@ -481,6 +481,10 @@ class StageStatus(ApiModel):
     """The number of its newest attempt."""
     child: str | None = None
     """The batch/v1 Job of the newest attempt."""
+    child_uid: Annotated[str, Field(max_length=64)] | None = None
+    """The UID of that Job, once a pod of it ran: tells its pods from others' also when the Job is gone."""
+    previous_child_uid: Annotated[str, Field(max_length=64)] | None = None
+    """The same of the attempt before, whose pods may still be ending."""
     start_time: Time | None = None
     """When its first pod ran."""
     completion_time: Time | None = None

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,6 +25,7 @@ from finetune_operator.endpoint.names import (
     GATEWAY,
     VERSION_UID_LABEL,
     analysis_name,
+    comparison_name,
     gateway_name,
     routes_name,
     server_name,
@@ -34,7 +36,7 @@ from finetune_operator.endpoint.reports import Gateways
 from finetune_operator.endpoint.servers import server_of
 from finetune_operator.job.containers import read_containers
 from finetune_operator.job.names import ENDPOINT_LABEL, OWNED_LABEL
-from finetune_operator.job.observed import bucket, ref_of
+from finetune_operator.job.observed import AttemptKey, bucket, ref_of
 from finetune_operator.ownership import is_left, is_owned
 from finetune_operator.ports import Cluster, Door, Kind, Manifest, ObservationSource
 
@@ -118,7 +120,9 @@ async def observe_endpoint(
         routes=routes,
         routes_problem=problem,
         analysis=_analysis(children.get(("ConfigMap", analysis_name(name)))),
-        comparisons=_comparisons(jobs=jobs, pods=pods, children=children, owner_uid=endpoint.metadata.uid),
+        comparisons=_comparisons(
+            jobs=jobs, pods=pods, children=children, endpoint=name, owner_uid=endpoint.metadata.uid
+        ),
         children=children,
         foreign={key: each for key, each in named.items() if key not in children},
     )
@@ -189,6 +193,7 @@ def _comparisons(
     jobs: list[Manifest],
     pods: list[Manifest],
     children: Mapping[tuple[str, str], Manifest],
+    endpoint: str,
     owner_uid: str,
 ) -> dict[str, ObservedComparison]:
     """Jobs and pods of comparisons by their key, as those of a run's stage by theirs."""
@@ -196,7 +201,11 @@ def _comparisons(
     for key in sorted({_label(each, COMPARISON_LABEL) for each in (*jobs, *pods)} - {""}):
         mine = [each for each in jobs if _label(each, COMPARISON_LABEL) == key]
         attempts = bucket(
-            jobs=mine, pods=[each for each in pods if _label(each, COMPARISON_LABEL) == key], owner_uid=owner_uid
+            jobs=mine,
+            pods=[each for each in pods if _label(each, COMPARISON_LABEL) == key],
+            owner_uid=owner_uid,
+            name_of=partial(_comparison_name, endpoint, key),
+            recorded={},
         )
         maps = [children.get(("ConfigMap", each["metadata"]["name"])) for each in mine]
         refs = [ref_of(each) for each in (*maps, *mine) if each and not each["metadata"].get("deletionTimestamp")]
@@ -205,6 +214,10 @@ def _comparisons(
                 attempts={number: attempt for (_, number), attempt in attempts.items()}, refs=tuple(refs)
             )
     return found
+
+
+def _comparison_name(endpoint: str, key: str, attempt: AttemptKey) -> str:
+    return comparison_name(endpoint=endpoint, key=key, attempt=attempt[1])
 
 
 def _is_living_gateway(pod: Manifest) -> bool:

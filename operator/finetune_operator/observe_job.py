@@ -26,6 +26,7 @@ from finetune_operator.job.observed import (
     Observed,
     ObservedClaim,
     bucket,
+    recorded_jobs,
     ref_of,
 )
 from finetune_operator.job.verdicts import Waiting
@@ -97,7 +98,13 @@ async def _with_children(*, cluster: Cluster, observed: Observed) -> Observed:
         cluster.list(kind="Job", namespace=namespace, labels=labels),
         cluster.list(kind="Pod", namespace=namespace, labels=labels),
     )
-    attempts = bucket(jobs=jobs, pods=pods, owner_uid=job.metadata.uid)
+    attempts = bucket(
+        jobs=jobs,
+        pods=pods,
+        owner_uid=job.metadata.uid,
+        name_of=lambda key: child_name(job=job.metadata.name, stage=key[0], attempt=key[1]),
+        recorded=recorded_jobs(job.status),
+    )
     attachments = await _attachments(cluster=cluster, observed=observed, attempts=attempts)
     return replace(observed, attempts=attempts, attachments=attachments)
 

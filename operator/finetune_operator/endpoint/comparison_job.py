@@ -13,7 +13,7 @@ from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
 from finetune_api.run import Identity, Locations, ModelOrder
 from finetune_operator.config import OperatorConfig
-from finetune_operator.endpoint.names import COMPARISON, COMPARISON_LABEL, base_name, metadata_of
+from finetune_operator.endpoint.names import COMPARISON, COMPARISON_LABEL, comparison_name, metadata_of
 from finetune_operator.job.children import indexed_job, orders
 from finetune_operator.job.evaluation import EvaluationPlan, evaluation_order
 from finetune_operator.job.names import ATTEMPT_LABEL, STAGE_LABEL
@@ -37,7 +37,7 @@ def comparison_manifests(
     avoid: Sequence[str] = (),
 ) -> tuple[Manifest, Manifest]:
     """ConfigMap and Job, in the order in which they must be made."""
-    name = f"{base_name(endpoint.metadata.name)}-compare-{key}-{attempt}"
+    name = comparison_name(endpoint=endpoint.metadata.name, key=key, attempt=attempt)
     metadata = metadata_of(endpoint=endpoint, name=name, component=COMPARISON)
     own = {COMPARISON_LABEL: key, STAGE_LABEL: "Evaluate", ATTEMPT_LABEL: str(attempt)}
     metadata = {**metadata, "labels": {**metadata["labels"], **own}}

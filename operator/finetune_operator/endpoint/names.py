@@ -60,6 +60,11 @@ def analysis_name(endpoint: str) -> str:
     return f"{endpoint}-analysis"
 
 
+def comparison_name(*, endpoint: str, key: str, attempt: int) -> str:
+    """The Job of a comparison's attempt, and its ConfigMap."""
+    return f"{base_name(endpoint)}-compare-{key}-{attempt}"
+
+
 def labels(*, endpoint: ModelEndpoint, component: str) -> dict[str, str]:
     """What finds the children of an endpoint again."""
     return {

@@ -142,6 +142,8 @@ def _with_state(step: Step) -> FineTuneJobStatus:
         update |= {"start_time": started, "active_seconds": step.seconds() or None}
     if step.attempt.job is not None:
         update["child"] = step.attempt.job.ref.name
+    if started is not None:  # before that, its pods have nothing to say
+        update["child_uid"] = step.child_uid
     return with_stage(step.status, stage.model_copy(update=update))
 
 

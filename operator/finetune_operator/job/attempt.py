@@ -32,7 +32,7 @@ def judge(*, attempt: Attempt, stage: str, size: int, now: datetime, config: Ope
     if _all_done(job=job, pods=pods, size=size):
         return _success(pods=pods, stage=stage)
     if job is None:
-        return _without_job(pods=pods, now=now, config=config)
+        return _without_job(pods=(*pods, *attempt.strays), now=now, config=config)
     if job.suspended and not job.failed:
         return Waiting(reason="Queued", message="", queued=True, about=job.ref.uid)
     since = _trouble_since(job=job, pods=pods)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from finetune_api.finetunejob import FineTuneJob, StageName
+from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus, StageName
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.config import OperatorConfig
 from finetune_operator.controller import ChildRef
 from finetune_operator.job.pods import PodState, attempt_of, read_pod
 from finetune_operator.job.times import BEGINNING, parse_time
+from finetune_operator.ownership import controller_of, is_owned
 from finetune_operator.ports import Door, Manifest, Progress
 
 AttemptKey = tuple[StageName, int]
@@ -48,6 +49,9 @@ class Attempt:
 
     job: ChildJob | None = None
     pods: tuple[PodState, ...] = ()
+    strays: tuple[PodState, ...] = ()
+    """Pods of a Job of this name that is gone and was never seen. Nothing that they say is believed, but while they
+    may run, nothing else may begin beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,23 +92,41 @@ class Observed:
         return self.attempts.get((stage, number), Attempt())
 
 
-def bucket(*, jobs: list[Manifest], pods: list[Manifest], owner_uid: str) -> dict[AttemptKey, Attempt]:
-    """Children by attempt. Jobs that another object owns are left out; a Job may be gone before its pods are."""
-    by_attempt: dict[AttemptKey, ChildJob] = {}
+def bucket(
+    *,
+    jobs: list[Manifest],
+    pods: list[Manifest],
+    owner_uid: str,
+    name_of: Callable[[AttemptKey], str],
+    recorded: Mapping[str, AttemptKey],
+) -> dict[AttemptKey, Attempt]:
+    """Children by attempt. A Job is ours by its controlling owner, and a pod by its Job: one that is there, or one that
+    was there and is recorded, by its UID. What else has our labels is left out."""
+    found: dict[AttemptKey, Attempt] = {}
+    known = dict(recorded)
     for job in jobs:
-        if (key := attempt_of(job)) is not None and _owned(job, owner_uid):
-            by_attempt[key] = read_job(job)
-    pods_by_attempt: dict[AttemptKey, list[PodState]] = {}
+        if (key := attempt_of(job)) is not None and is_owned(job, uid=owner_uid):
+            found[key] = Attempt(job=read_job(job))
+            known[job["metadata"]["uid"]] = key
+    living = {job["metadata"]["uid"] for job in jobs}
     for pod in pods:
-        if (key := attempt_of(pod)) is not None:
-            pods_by_attempt.setdefault(key, []).append(read_pod(pod))
-    return {
-        key: Attempt(
-            job=by_attempt.get(key),
-            pods=tuple(sorted(pods_by_attempt.get(key, ()), key=lambda pod: (pod.index, pod.name))),
-        )
-        for key in sorted({*by_attempt, *pods_by_attempt})
+        owner, labelled = controller_of(pod), attempt_of(pod)
+        if (key := known.get(owner.get("uid", ""))) is not None:
+            attempt = found.get(key, Attempt())
+            found[key] = replace(attempt, pods=_with(attempt.pods, pod))
+        elif labelled and _names_job(owner, name=name_of(labelled)) and owner["uid"] not in living:
+            attempt = found.get(labelled, Attempt())
+            found[labelled] = replace(attempt, strays=_with(attempt.strays, pod))
+    return dict(sorted(found.items()))
+
+
+def recorded_jobs(status: FineTuneJobStatus) -> dict[str, AttemptKey]:
+    """The Jobs that were seen, by UID."""
+    newest = {stage.child_uid: (stage.name, stage.attempt) for stage in status.stages if stage.child_uid}
+    before = {
+        stage.previous_child_uid: (stage.name, stage.attempt - 1) for stage in status.stages if stage.previous_child_uid
     }
+    return before | newest
 
 
 def read_job(manifest: Manifest) -> ChildJob:
@@ -133,6 +155,9 @@ def ref_of(manifest: Manifest) -> ChildRef:
     )
 
 
-def _owned(manifest: Manifest, owner_uid: str) -> bool:
-    owners = manifest["metadata"].get("ownerReferences") or ()
-    return any(owner.get("uid") == owner_uid for owner in owners)
+def _with(pods: tuple[PodState, ...], pod: Manifest) -> tuple[PodState, ...]:
+    return tuple(sorted((*pods, read_pod(pod)), key=lambda each: (each.index, each.name)))
+
+
+def _names_job(owner: Mapping[str, Any], *, name: str) -> bool:
+    return (owner.get("apiVersion"), owner.get("kind"), owner.get("name")) == ("batch/v1", "Job", name)

@@ -27,6 +27,7 @@ def record(step: Step, succeeded: Succeeded) -> Draft:
         update={
             "state": "Complete",
             "child": step.attempt.job.ref.name if step.attempt.job else stage.child,
+            "child_uid": step.child_uid,
             "completion_time": last_end(attempt=step.attempt) or step.now,
             "active_seconds": step.seconds(),
             "result": result.to_dict(),

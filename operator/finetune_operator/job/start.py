@@ -70,7 +70,7 @@ def _pods_of_others(step: Step) -> list[PodState]:
     return [
         pod
         for key, attempt in step.observed.attempts.items()
-        for pod in attempt.pods
+        for pod in (*attempt.pods, *attempt.strays)
         if key != own and may_run(pod=pod, now=now, config=config)
     ]
 

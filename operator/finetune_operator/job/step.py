@@ -62,6 +62,11 @@ class Step:
         baseline = self.plan.baseline.name if self.plan.baseline else "the base model"
         return f"comparing the candidate with {baseline} on the held-out examples"
 
+    @property
+    def child_uid(self) -> str | None:
+        """The UID of the newest attempt's Job, as far as it was ever seen."""
+        return self.attempt.job.ref.uid if self.attempt.job else self.stage.child_uid
+
     def timed_stage(self) -> StageStatus:
         """The stage with the start of its newest attempt, as far as it is known."""
         return self.stage.model_copy(update={"start_time": self.stage.start_time or first_start(self.attempt.pods)})
@@ -76,6 +81,7 @@ class Step:
             name=self.stage.name,
             state="Pending",
             attempt=self.stage.attempt + 1,
+            previous_child_uid=self.child_uid,
             active_seconds=self.seconds() or None,
         )
 
