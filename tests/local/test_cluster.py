@@ -95,7 +95,7 @@ async def test_claims_and_secrets_are_folders_and_files(home: LocalHome, cluster
     assert secret is not None
     assert secret["data"] == {"AWS_ACCESS_KEY_ID": "YWJj", "AWS_SECRET_ACCESS_KEY": "eD15"}
     path.write_text("no key here\n")
-    with pytest.raises(InvalidError, match=r"s3.env line 1: expected KEY=VALUE$"):
+    with pytest.raises(InvalidError, match=r"s3.env line 1: expected KEY=VALUE; a key has letters"):
         await cluster.get(kind="Secret", namespace="ml", name="s3")
 
 
@@ -126,6 +126,7 @@ def test_only_its_owner_reads_what_containers_were_given(home: LocalHome) -> Non
 
 
 def test_keys_of_secrets_may_be_what_they_may_be_on_a_cluster(home: LocalHome) -> None:
+    home.root.mkdir(parents=True, exist_ok=True)
     path = home.root / "keys.env"
     path.write_text("team-a=one\nteam.b = 'two'\nexport TEAM_C=three\n# nothing\n\n")
     secret = secret_manifest(path=path, namespace="ml", name="keys")
