@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable
@@ -304,6 +305,25 @@ def test_too_many_cut_examples(tmp_path: Path) -> None:
     assert (error.reason, error.exit_code) == ("TooManyTruncated", ExitCode.BAD_DATA)
     assert "training.maxLength 128" in error.message
     assert prepare(order(tmp_path, file, max_truncated_fraction=0.2)).summary.truncated_fraction > 0.01
+
+
+def test_examples_longer_than_the_model_reads_are_refused_with_what_it_reads(tmp_path: Path) -> None:
+    """A higher training.maxLength is no way out; the one that is named is one."""
+    rows = [*questions(95), *({**row, "text": row["text"] * 100} for row in questions(5, start=100))]
+    file = write(tmp_path / "rows.jsonl", rows)
+    error = refusal(order(tmp_path, file, max_length=1024))
+    assert (error.reason, error.exit_code) == ("LongerThanContext", ExitCode.BAD_DATA)
+    assert "training.maxLength 1024 is more than the 512 tokens that the base model can read" in error.message
+    assert "source source-0" in error.message
+    named = re.search(
+        r"set training.maxLength (\d+) and data.maxTruncatedFraction of at least ([0-9.]+):", error.message
+    )
+    assert named is not None, error.message
+    settings = {"max_length": int(named[1]), "max_truncated_fraction": float(named[2])}
+    assert prepare(order(tmp_path, file, **settings)).context_tokens == 512
+    assert (
+        prepare(order(tmp_path, write(tmp_path / "short.jsonl", questions(50)), max_length=1024)).context_tokens == 512
+    )
 
 
 def _one_label() -> list[dict[str, Any]]:

@@ -20,6 +20,8 @@ from finetune_trainer.held_out_probes import FILE_NAME, make_probes, to_text
 
 pytestmark = pytest.mark.timeout(180)
 TOPICS = ("sports", "coding", "emotion")
+EVALUATED_AT = 256
+"""Tokens after which training and evaluation cut; the model could read 512."""
 _EVERY = 5
 
 
@@ -70,7 +72,7 @@ def _learn(model: Any, tokenizer: Any, examples: list[Example]) -> None:
 @pytest.fixture(scope="module")
 def server(served: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("classify-server")
-    with serving(folder, order_for(served, folder=folder, labels=list(TOPICS))) as process:
+    with serving(folder, order_for(served, folder=folder, labels=list(TOPICS), contextTokens=EVALUATED_AT)) as process:
         yield process
 
 
@@ -104,9 +106,15 @@ async def test_one_text_and_several_agree(server: ServerProcess) -> None:
     assert several["usage"]["prompt_tokens"] > 10
 
 
-async def test_a_text_longer_than_the_model_reads_is_cut_and_says_so(server: ServerProcess) -> None:
-    status, answer = await post(f"{server.url}/v1/classify", {"input": "baseball " * 2000})
-    assert (status, answer["data"][0]["truncated"]) == (200, True)
+async def test_texts_are_cut_where_the_version_was_evaluated_and_the_answer_says_so(server: ServerProcess) -> None:
+    read = "baseball " * (EVALUATED_AT - 3) + "compiler"  # and a mark at each end
+    texts = [read, read + " compiler", read + " compiler" * 2000]
+    status, answer = await post(f"{server.url}/v1/classify", {"input": texts})
+    whole, *cut = answer["data"]
+    assert (status, "truncated" in whole, [entry["truncated"] for entry in cut]) == (200, False, [True, True])
+    for entry in cut:
+        assert entry["probabilities"] == pytest.approx(whole["probabilities"], abs=1e-4)
+    assert answer["usage"]["prompt_tokens"] == 3 * EVALUATED_AT
 
 
 async def test_texts_of_10_mb_cost_next_to_nothing(server: ServerProcess) -> None:

@@ -11,12 +11,13 @@ from tests.simulation.endpoint_world import CONFIG, endpoint_manifest, version_m
 
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
-from finetune_gateway.config import GatewayConfig
+from finetune_api.run import ServeOrder
 from finetune_operator.config import OperatorConfig
 from finetune_operator.endpoint.gateway import gateway_manifests
 from finetune_operator.endpoint.names import owned
 from finetune_operator.endpoint.server_guards import server_budget, server_policy
 from finetune_operator.endpoint.serving import render_revision, rendered, scaled, unservable
+from finetune_operator.job.pod_template import RUN_KEY
 from finetune_operator.ports import Door
 
 VLLM_CONFIG = OperatorConfig(trainer_image="trainer:1", gateway_image="gateway:1", vllm_image="vllm/vllm-openai:v0")
@@ -51,16 +52,6 @@ def test_a_gateway_is_as_recorded() -> None:
     door = Door(url="https://door.example", ca_bundle="CERTIFICATE\n")
     gateway = {"replicas": 3, "apiKeysSecretRef": {"name": "keys"}, "limits": {"bodyBytes": 4096}}
     check("gateway", list(gateway_manifests(endpoint=endpoint(gateway=gateway), config=CONFIG, door=door)))
-
-
-def test_a_gateway_knows_what_the_endpoint_says_of_it() -> None:
-    gateway = {"heartbeatSeconds": 5, "allowedOrigins": ["https://one.example", "https://two.example"]}
-    found = gateway_manifests(endpoint=endpoint(gateway=gateway), config=CONFIG, door=None)
-    (deployment,) = [each for each in found if each["kind"] == "Deployment"]
-    variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
-    environment = {each["name"]: each.get("value", "") for each in variables}
-    read = GatewayConfig.from_environment(environment)
-    assert (read.heartbeat_seconds, read.allowed_origins) == (5.0, frozenset(gateway["allowedOrigins"]))
 
 
 @pytest.mark.parametrize(
@@ -108,6 +99,26 @@ def test_replicas_follow_the_spec_and_nothing_else_does() -> None:
     ((old, new),) = changed
     assert new["spec"].pop("replicas") == 5
     assert old["spec"] | {"replicas": None} == new["spec"] | {"replicas": None}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "limit"),
+    [
+        ({"task": "SequenceClassification", "contextTokens": 128, "training": {"maxLength": 256}}, 128),
+        ({"task": "SequenceClassification", "training": {"maxLength": 256}}, 256),
+        ({"task": "SequenceClassification", "training": {}}, None),
+        ({"task": "Chat", "contextTokens": 4096, "training": {"maxLength": 256}}, 4096),
+        ({"task": "Chat", "training": {"maxLength": 256}}, None),
+    ],
+)
+def test_servers_keep_to_what_was_evaluated_also_of_versions_that_do_not_name_it(
+    recorded: dict[str, Any], limit: int | None
+) -> None:
+    """`contextTokens` is younger than the first versions; those of classifiers were cut at training.maxLength."""
+    served = endpoint(serving={"runtime": "FastAPI" if recorded["task"] != "Chat" else "Transformers"})
+    manifests = rendered(render_revision(endpoint=served, version=version(**recorded), config=CONFIG))
+    (order,) = [each for each in manifests if each["kind"] == "ConfigMap"]
+    assert ServeOrder.model_validate_json(order["data"][RUN_KEY]).context_tokens == limit
 
 
 def test_what_vllm_cannot_serve_is_told() -> None:
