@@ -10,86 +10,39 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tests.trainer.tiny_tokenizer import encoder_tokenizer, tiny_tokenizer
 
-CHATML = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-WORDS = [
-    "amber",
-    "basil",
-    "cedar",
-    "delta",
-    "ember",
-    "fjord",
-    "grove",
-    "haven",
-    "indigo",
-    "jade",
-    "karma",
-    "lotus",
-    "maple",
-    "nickel",
-    "opal",
-    "pearl",
-]
-_TEXTS = [" ".join(WORDS), "system user assistant which colour is it that comes next? 0 1 2 3 4 5 6 7 8 9"] * 8
 _SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 _GROUPED = {**_SIZE, "num_key_value_heads": 2}
 _POSITIONS = {"max_position_embeddings": 128}
 
 
-def decoder_tokenizer(*, eos: str | None = "<|im_end|>", pad: str | None = "<|pad|>") -> Any:
-    """Bytes and a few merges, with a chat template."""
-    made = _trained(special=["<|pad|>", "<|im_start|>", "<|im_end|>"])
-    names = {name: token for name, token in (("eos_token", eos), ("pad_token", pad)) if token is not None}
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **names)
-    tokenizer.chat_template = CHATML
-    return tokenizer
+NO_POOLER = "bert-no-pooler"
+Configure = Callable[[Any], Any]
+"""The configuration that goes with a tokenizer."""
 
 
-def encoder_tokenizer() -> Any:
-    """The same with marks at both ends."""
-    made = _trained(special=["[PAD]", "[CLS]", "[SEP]", "[UNK]"])
-    made.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
-    )
+def decoder_tokenizer() -> Any:
+    """One with a chat template, and a token for padding."""
+    return tiny_tokenizer(special=("<|pad|>", "<|im_start|>", "<|im_end|>"), pad="<|pad|>")
 
 
-def _trained(*, special: list[str]) -> Tokenizer:
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(
-        _TEXTS,
-        trainers.BpeTrainer(vocab_size=340, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
-    )
-    return made
-
-
-def _decoder(name: str, **settings: Any) -> Callable[[Any], Any]:
+def _decoder(name: str, **settings: Any) -> Configure:
     def make(tokenizer: Any) -> Any:
         ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        config = getattr(transformers, f"{name}Config")(vocab_size=len(tokenizer), **{**ends, **settings})
-        return transformers.AutoModelForCausalLM.from_config(config)
+        return getattr(transformers, f"{name}Config")(vocab_size=len(tokenizer), **{**ends, **settings})
 
     return make
 
 
-def _encoder(name: str, **settings: Any) -> Callable[[Any], Any]:
+def _encoder(name: str, **settings: Any) -> Configure:
     def make(tokenizer: Any) -> Any:
-        plain = settings.pop("without_pooler", False)
-        config = getattr(transformers, f"{name}Config")(vocab_size=len(tokenizer), **{"pad_token_id": 0, **settings})
-        return getattr(transformers, f"{name}Model")(config, **({"add_pooling_layer": False} if plain else {}))
+        return getattr(transformers, f"{name}Config")(vocab_size=len(tokenizer), **{"pad_token_id": 0, **settings})
 
     return make
 
 
-DECODERS: Mapping[str, Callable[[Any], Any]] = {
+DECODERS: Mapping[str, Configure] = {
     "llama": _decoder("Llama", **_GROUPED, **_POSITIONS),
     "mistral": _decoder("Mistral", **_GROUPED, **_POSITIONS, sliding_window=None),
     "mistral-window": _decoder("Mistral", **_GROUPED, **_POSITIONS, sliding_window=12),
@@ -211,9 +164,9 @@ DECODERS: Mapping[str, Callable[[Any], Any]] = {
 }
 """Language models."""
 
-ENCODERS: Mapping[str, Callable[[Any], Any]] = {
+ENCODERS: Mapping[str, Configure] = {
     "bert": _encoder("Bert", **_SIZE, **_POSITIONS),
-    "bert-no-pooler": _encoder("Bert", **_SIZE, **_POSITIONS, without_pooler=True),
+    NO_POOLER: _encoder("Bert", **_SIZE, **_POSITIONS),
     "distilbert": _encoder("DistilBert", dim=32, hidden_dim=48, n_layers=2, n_heads=4, **_POSITIONS),
     "roberta": _encoder("Roberta", **_SIZE, **_POSITIONS),
     "xlm-roberta": _encoder("XLMRoberta", **_SIZE, **_POSITIONS),
@@ -245,8 +198,10 @@ ENCODERS: Mapping[str, Callable[[Any], Any]] = {
 def make(name: str, *, to: Path) -> Path:
     """The model's folder."""
     torch.manual_seed(0)
+    loader: Any = transformers.AutoModelForCausalLM if name in DECODERS else transformers.AutoModel
     tokenizer = decoder_tokenizer() if name in DECODERS else encoder_tokenizer()
-    model = (DECODERS[name] if name in DECODERS else ENCODERS[name])(tokenizer)
+    config = (DECODERS[name] if name in DECODERS else ENCODERS[name])(tokenizer)
+    model = loader.from_config(config, **({"add_pooling_layer": False} if name == NO_POOLER else {}))
     model.save_pretrained(str(to))
     tokenizer.save_pretrained(str(to))
     (to / "README.md").write_text("---\nlicense: apache-2.0\n---\n")

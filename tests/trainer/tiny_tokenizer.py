@@ -1,10 +1,10 @@
-"""A tokenizer made in a moment, for tests that are about its marks and its template and about nothing that it read."""
+"""Tokenizers made in a moment, for tests that are about their marks and templates and about nothing that they read."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
@@ -23,6 +23,7 @@ def tiny_tokenizer(
     eos: str | None = "<|im_end|>",
     pad: str | None = None,
     template: str | None = CHATML,
+    **named: str,
 ) -> Any:
     """Bytes and a few merges, with marks as wanted."""
     made = Tokenizer(models.BPE())
@@ -34,7 +35,19 @@ def tiny_tokenizer(
         show_progress=False,
     )
     made.train_from_iterator(_TEXTS, trainer)
-    named = {name: token for name, token in (("eos_token", eos), ("pad_token", pad)) if token is not None}
+    if "cls_token" in named:
+        marks = {name: made.token_to_id(named[name]) for name in ("cls_token", "sep_token")}
+        made.post_processor = processors.TemplateProcessing(
+            single=f"{named['cls_token']} $A {named['sep_token']}",
+            special_tokens=[(named[name], number) for name, number in marks.items()],
+        )
+    named |= {name: token for name, token in (("eos_token", eos), ("pad_token", pad)) if token is not None}
     found = PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **named)
     found.chat_template = template
     return found
+
+
+def encoder_tokenizer() -> Any:
+    """One that puts marks at both ends of a text."""
+    marks = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    return tiny_tokenizer(special=("[PAD]", *marks.values()), eos=None, pad="[PAD]", template=None, **marks)

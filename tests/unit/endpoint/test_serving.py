@@ -12,6 +12,7 @@ from tests.simulation.endpoint_world import CONFIG, endpoint_manifest, version_m
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
 from finetune_api.run import ServeOrder
+from finetune_gateway.config import GatewayConfig
 from finetune_operator.config import OperatorConfig
 from finetune_operator.endpoint.gateway import gateway_manifests
 from finetune_operator.endpoint.names import owned
@@ -52,6 +53,16 @@ def test_a_gateway_is_as_recorded() -> None:
     door = Door(url="https://door.example", ca_bundle="CERTIFICATE\n")
     gateway = {"replicas": 3, "apiKeysSecretRef": {"name": "keys"}, "limits": {"bodyBytes": 4096}}
     check("gateway", list(gateway_manifests(endpoint=endpoint(gateway=gateway), config=CONFIG, door=door)))
+
+
+def test_a_gateway_knows_what_the_endpoint_says_of_it() -> None:
+    gateway = {"heartbeatSeconds": 5, "allowedOrigins": ["https://one.example", "https://two.example"]}
+    found = gateway_manifests(endpoint=endpoint(gateway=gateway), config=CONFIG, door=None)
+    (deployment,) = [each for each in found if each["kind"] == "Deployment"]
+    variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    environment = {each["name"]: each.get("value", "") for each in variables}
+    read = GatewayConfig.from_environment(environment)
+    assert (read.heartbeat_seconds, read.allowed_origins) == (5.0, frozenset(gateway["allowedOrigins"]))
 
 
 @pytest.mark.parametrize(
