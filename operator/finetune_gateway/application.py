@@ -23,12 +23,12 @@ from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
 from finetune_gateway.openai_format import BadRequestError, no_such_model, parse_request
 from finetune_gateway.peers import Peers, PeerUnavailableError
-from finetune_gateway.plain_errors import ENCODINGS
 from finetune_gateway.proxy import Incoming, Proxy, refuse
 from finetune_gateway.request_id import ANSWER_HEADER, REQUEST_HEADER, given_id
 from finetune_gateway.routing import user_position
 from finetune_gateway.tally import User
 from finetune_gateway.votes import Outcome, Vote, Votes
+from finetune_http.plain_errors import ENCODINGS
 
 logger = logging.getLogger(__name__)
 USER_HEADER = "X-Finetune-User"

@@ -21,8 +21,8 @@ from finetune_gateway.config import GatewayConfig
 from finetune_gateway.flights import Flights
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
+from finetune_gateway.openai_format import error_body
 from finetune_gateway.peers import VOTE_ROUTE, Peers
-from finetune_gateway.plain_errors import PlainRunner
 from finetune_gateway.proxy import Proxy
 from finetune_gateway.reporting import report
 from finetune_gateway.request_id import Sealer, issuer_tag
@@ -30,6 +30,7 @@ from finetune_gateway.routes_source import follow_config_map, follow_file
 from finetune_gateway.shadow import Comparator
 from finetune_gateway.tally import Tally
 from finetune_gateway.votes import Votes
+from finetune_http.plain_errors import PlainRunner
 
 logger = logging.getLogger(__name__)
 _UPSTREAM_CONNECTIONS = 1024
@@ -159,9 +160,12 @@ async def _listen(
     port: int,
     share: bool = False,
 ) -> int:
+    def refuse(status: int, words: str) -> web.Response:
+        return web.json_response(error_body(status=status, message=words), status=status, headers=headers())
+
     runner = PlainRunner(
         app,
-        headers=headers,
+        refuse=refuse,
         access_log=None,
         handler_cancellation=True,
         keepalive_timeout=75,

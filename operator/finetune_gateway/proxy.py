@@ -19,13 +19,13 @@ from finetune_gateway.flights import Flight, Flights
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
 from finetune_gateway.openai_format import ParsedRequest, error_body
-from finetune_gateway.plain_errors import said_of
 from finetune_gateway.quality import fault_of_answer
 from finetune_gateway.request_id import ANSWER_HEADER
 from finetune_gateway.routing import Choice, choose
 from finetune_gateway.shadow import Comparator
 from finetune_gateway.tally import ArmKey, User
 from finetune_gateway.votes import Votes
+from finetune_http.plain_errors import said_of
 
 logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 2.0

@@ -63,13 +63,23 @@ RECIPES = {
             name="operator",
             dockerfile="operator/Dockerfile",
             lock="operator.txt",
-            code=("operator/finetune_api", "operator/finetune_stats", "operator/finetune_operator"),
+            code=(
+                "operator/finetune_api",
+                "operator/finetune_stats",
+                "operator/finetune_http",
+                "operator/finetune_operator",
+            ),
         ),
         Recipe(
             name="gateway",
             dockerfile="operator/gateway.Dockerfile",
             lock="gateway.txt",
-            code=("operator/finetune_api", "operator/finetune_stats", "operator/finetune_gateway"),
+            code=(
+                "operator/finetune_api",
+                "operator/finetune_stats",
+                "operator/finetune_http",
+                "operator/finetune_gateway",
+            ),
         ),
     )
 }

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from finetune_api.observations import OBSERVATIONS_ROUTE, Observations, ObservationsReply
 from finetune_api.progress import PROGRESS_ROUTE, ProgressReport
+from finetune_http.plain_errors import PlainRunner
 from finetune_operator.kube.gatekeeper import ForbiddenError, Gatekeeper, PodIdentity, UnauthenticatedError
 from finetune_operator.kube.observations import ObservationInbox
 from finetune_operator.kube.progress import ProgressInbox
@@ -67,7 +68,14 @@ async def serving(
     *, application: web.Application, host: str | None, port: int, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[int]:
     """Serve while the context is open. Host None: all addresses. Gives the port, chosen by the system where it is 0."""
-    runner = web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=30, shutdown_timeout=2)
+    runner = PlainRunner(
+        application,
+        refuse=lambda status, words: _refusal(status=status, message=words),
+        access_log=None,
+        handle_signals=False,
+        keepalive_timeout=30,
+        shutdown_timeout=2,
+    )
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port, ssl_context=tls, backlog=512)

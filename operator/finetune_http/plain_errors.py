@@ -12,9 +12,9 @@ import aiohttp
 from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError
 
-from finetune_gateway.openai_format import error_body
-
 logger = logging.getLogger(__name__)
+Refuse = Callable[[int, str], web.Response]
+"""An error of the server's own, from its status and words."""
 _MALFORMED = "the request is not valid HTTP: check its first line, header lines, lengths and chunks"
 ENCODINGS = "Content-Encoding of a request may be gzip, deflate or identity"
 
@@ -29,11 +29,11 @@ def said_of(error: BaseException) -> str:
 class _Connection(web.RequestHandler):
     """A client's connection whose own errors say nothing of what the client sent."""
 
-    __slots__ = ("_headers",)
+    __slots__ = ("_refuse",)
 
-    def __init__(self, manager: web.Server, *, headers: Callable[[], dict[str, str]], **settings: object) -> None:
+    def __init__(self, manager: web.Server, *, refuse: Refuse, **settings: object) -> None:
         super().__init__(manager, **settings)  # type: ignore[arg-type]
-        self._headers = headers
+        self._refuse = refuse
 
     def handle_error(
         self,
@@ -54,8 +54,8 @@ class _Connection(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("a part of the answer was sent already")
         refused = ENCODINGS if status == 415 else _MALFORMED
-        words = refused if status < 500 else "the gateway failed at this request; try again"
-        answer = web.json_response(error_body(status=status, message=words), status=status, headers=self._headers())
+        words = refused if status < 500 else "this server failed at the request; try again"
+        answer = self._refuse(status, words)
         answer.force_close()
         return answer
 
@@ -74,12 +74,12 @@ class _Server(web.Server):
 
 
 class PlainRunner(web.AppRunner):
-    """Runs an application on connections whose errors quote nothing. `headers`: of each error answer of their own."""
+    """Runs an application on connections whose errors quote nothing."""
 
-    def __init__(self, app: web.Application, *, headers: Callable[[], dict[str, str]], **settings: object) -> None:
+    def __init__(self, app: web.Application, *, refuse: Refuse, **settings: object) -> None:
         super().__init__(app, **settings)  # type: ignore[arg-type]
-        self._error_headers = headers
+        self._refuse = refuse
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        return _Server(made, headers=self._error_headers, **made._kwargs)
+        return _Server(made, refuse=self._refuse, **made._kwargs)

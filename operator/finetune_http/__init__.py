@@ -1,0 +1,1 @@
+"""What the HTTP servers of operator and gateway have in common."""
