@@ -44,7 +44,6 @@ def _encoder(name: str, **settings: Any) -> Configure:
 
 DECODERS: Mapping[str, Configure] = {
     "llama": _decoder("Llama", **_GROUPED, **_POSITIONS),
-    "mistral": _decoder("Mistral", **_GROUPED, **_POSITIONS, sliding_window=None),
     "mistral-window": _decoder("Mistral", **_GROUPED, **_POSITIONS, sliding_window=12),
     "qwen2": _decoder("Qwen2", **_GROUPED, **_POSITIONS, tie_word_embeddings=True),
     "qwen3": _decoder("Qwen3", **_GROUPED, **_POSITIONS, head_dim=8),
@@ -78,9 +77,6 @@ DECODERS: Mapping[str, Configure] = {
     ),
     "bloom": _decoder("Bloom", hidden_size=32, n_layer=2, n_head=4),
     "falcon": _decoder("Falcon", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **_POSITIONS),
-    "falcon-alibi": _decoder(
-        "Falcon", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True, **_POSITIONS
-    ),
     "mpt": _decoder("Mpt", d_model=32, n_heads=4, n_layers=2, max_seq_len=128),
     "stablelm": _decoder("StableLm", **_GROUPED, **_POSITIONS),
     "starcoder2": _decoder("Starcoder2", **_GROUPED, **_POSITIONS, sliding_window=None),
@@ -189,8 +185,6 @@ ENCODERS: Mapping[str, Configure] = {
     "albert": _encoder("Albert", **_SIZE, embedding_size=16, **_POSITIONS),
     "mpnet": _encoder("MPNet", **_SIZE, **_POSITIONS),
     "camembert": _encoder("Camembert", **_SIZE, **_POSITIONS),
-    "convbert": _encoder("ConvBert", **_SIZE, embedding_size=16, head_ratio=2, **_POSITIONS),
-    "funnel": _encoder("Funnel", block_sizes=[1, 1], d_model=32, n_head=4, d_head=8, d_inner=48, num_decoder_layers=1),
 }
 """Encoders without the head that a classifier needs."""
 
