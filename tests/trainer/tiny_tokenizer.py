@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -42,7 +42,8 @@ def tiny_tokenizer(
             special_tokens=[(named[name], number) for name, number in marks.items()],
         )
     named |= {name: token for name, token in (("eos_token", eos), ("pad_token", pad)) if token is not None}
-    found = PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **named)
+    fast: Any = transformers.PreTrainedTokenizerFast
+    found = fast(tokenizer_object=made, clean_up_tokenization_spaces=False, **named)
     found.chat_template = template
     return found
 
