@@ -105,8 +105,9 @@ class ComparisonJobs:
 
 
 def _result(order: EvaluateRun, *, verdict: Verdict) -> EvaluateResult:
+    high = -0.02 if verdict == "Fail" else 0.1
     row = MetricResult(
-        metric="exact_match", candidate=0.8, baseline=0.9, low=-0.2, high=0.1, n=100, groups=90, verdict=verdict
+        metric="exact_match", candidate=0.8, baseline=0.9, low=-0.2, high=high, n=100, groups=90, verdict=verdict
     )
     assert order.baseline.artifact is not None
     return EvaluateResult(

@@ -64,9 +64,13 @@ def _proven_worse(comparison: Comparison) -> Judgement | None:
         return None
     failed = [row for row in judged_rows(comparison.rows) if row.verdict == "Fail"]
     what = "; ".join(f"{row.metric}: {row.reason or _gain(row)}" for row in failed) or "see the report"
-    return Judgement(
-        accepted=False, reason="GateFailed", message=f"worse than {comparison.baseline} beyond the margin: {what}"
+    too_little = bool(failed) and all(row.low is not None and not row.worse_beyond_chance for row in failed)
+    words = (
+        f"gains less than is demanded over {comparison.baseline}"
+        if too_little
+        else f"worse than {comparison.baseline} beyond the margin"
     )
+    return Judgement(accepted=False, reason="GateFailed", message=f"{words}: {what}")
 
 
 def _undecided(comparison: Comparison) -> Judgement | None:

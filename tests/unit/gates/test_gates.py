@@ -71,6 +71,13 @@ def test_an_undecided_comparison_names_the_way_out() -> None:
     assert "About 900 held-out examples would decide" in message
 
 
+def test_one_that_is_not_worse_but_gains_too_little_is_not_called_worse() -> None:
+    assert (
+        "gains less than is demanded over router-6: exact_match" in judge(compared("Fail", low=-0.1, high=0.05)).message
+    )
+    assert "worse than router-6 beyond the margin" in judge(compared("Fail", low=-0.2, high=-0.1)).message
+
+
 def test_a_pass_shows_the_gain_and_its_interval() -> None:
     message = judge(compared("Pass", low=0.03, high=0.17)).message
     assert "exact_match 0.7 -> 0.8 [+0.03, +0.17]" in message
