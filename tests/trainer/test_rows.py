@@ -253,7 +253,6 @@ IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
         (chat(("system", "s"), ("user", "a"), ("assistant", "b")) | {"system": "t"}, CHAT, "system", "keep one"),
         ({"prompt": "a", "completion": "b", "system_prompt": "s"}, CHAT, "system_prompt", 'name it "system"'),
         ({"prompt": "a", "completion": "b", "history": [["c", "d"]]}, CHAT, "history", "earlier turns"),
-        ({"text": "a", "system": "s"}, TEXT, "system", "only for chats"),
         ({"text": "a", "label": "b", "image": "a.png"}, LABELLED, "image", "only text is learned"),
         (pair(answer={"reasoning_content": "hm"}), CHAT, "messages[1].reasoning_content", "reasoning is not learned"),
         (pair(answer={"thinking": "hm"}), CHAT, "messages[1].thinking", "reasoning is not learned"),
@@ -350,6 +349,13 @@ def test_what_is_not_used_is_named(tmp_path: Path) -> None:
     file.write_text(json.dumps(row))
     good, bad = read(file, CHAT, stratum_field="team")
     assert (good[0].carried, bad) == (("messages[].id", "source"), [])
+
+
+def test_columns_beside_a_text_are_no_parts_of_a_chat(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label,system,history,documents\nprinter is dead,it,SAP,none,2\n")
+    good, bad = read(file, LABELLED)
+    assert (good[0].carried, bad) == (("documents", "history", "system"), [])
 
 
 def test_none_padding_of_other_tools_is_ignored(tmp_path: Path) -> None:

@@ -35,13 +35,12 @@ FIELDS: Mapping[RowFormat, tuple[str, ...]] = {
     "Text": ("text",),
     "Labelled": ("text", "label"),
 }
+_CHATS = ("Chat", "PromptCompletion")
 _OF_CHATS = ("system", "tools")
 """What a chat may have beside its messages."""
 _ONLY_TEXT = "only text is learned; remove it or the row"
 _REFUSED: Mapping[str, str] = {
-    "system": "is only for chats; write it into the text",
     "system_prompt": 'is not read; name it "system"',
-    "tools": "are only for chats; write them into the text",
     "functions": 'are not read; write them as "tools"',
     "function_call": 'is not read; write it as "tool_calls" of the answer',
     "history": 'is not read; write earlier turns as "messages"',
@@ -50,7 +49,7 @@ _REFUSED: Mapping[str, str] = {
     "chat_template_kwargs": "are not read; the template is used as it is by default",
     **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), _ONLY_TEXT),
 }
-"""Fields that would change what is learned, where the format does not use them."""
+"""Fields that would change what is learned and are not used. Beside a text all but media are its owner's notes."""
 _LONGEST_LABEL = 1024
 
 
@@ -132,7 +131,7 @@ def expected_fields(possible: Sequence[RowFormat]) -> str:
 def check(row: Mapping[str, Any], *, row_format: RowFormat) -> Content:
     """The row's content. Raises Problem."""
     for name, reason in _REFUSED.items():
-        if not is_absent(row.get(name)) and not (name in _OF_CHATS and row_format in ("Chat", "PromptCompletion")):
+        if not is_absent(row.get(name)) and (row_format in _CHATS or reason == _ONLY_TEXT):
             raise Problem(field=name, reason=reason)
     for name in chats.LEARN:
         if row.get(name) not in (None, "", 1, "1"):
@@ -159,7 +158,7 @@ def _chat(row: Mapping[str, Any], messages: tuple[Message, ...]) -> Content:
 
 def carried(row: Mapping[str, Any], *, row_format: RowFormat, stratum_field: str | None) -> tuple[str, ...]:
     """Names of the fields of a checked row that say something and are not used, each once."""
-    used = {*FIELDS[row_format], *_OF_CHATS, *chats.LEARN, stratum_field}
+    used = {*FIELDS[row_format], *(_OF_CHATS if row_format in _CHATS else ()), *chats.LEARN, stratum_field}
     names = [name for name, value in row.items() if name not in used and not is_absent(value)]
     inside = chats.carried(row["messages"]) if row_format == "Chat" else ()
     return tuple(sorted({*names, *inside}))
