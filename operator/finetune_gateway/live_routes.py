@@ -73,7 +73,7 @@ class LiveRoutes:
                 each.note(now=time.monotonic(), failed=failed)
             return
         if state is None or not state.record(
-            now=time.monotonic(), failed=failed, what=what, elsewhere=self.failing_elsewhere(rule)
+            now=time.monotonic(), failed=failed, what=what, fallback=self._references.get(rule, ("",))[1:]
         ):
             return
         trip = BreakerTrip(

@@ -166,6 +166,17 @@ def test_a_version_that_fails_alone_is_left(clock: Clock) -> None:
     assert flights.live.is_open("all", "new")
 
 
+def test_a_version_that_is_gone_is_left_also_for_one_that_is_overloaded(clock: Clock) -> None:
+    """Where two of three requests fail at the fallback, a version at which all fail is worse all the same."""
+    flights = gateway(windowSeconds=60.0)
+    gone = Behaviour(user=SOMEBODY, seconds=0.1, failed=True, refused=False, patience=100.0)
+    for number in range(90):
+        if number < 30 or attempt(flights, clock, gone, variant="new", first=True):
+            slow = Behaviour(user=SOMEBODY, seconds=0.1, failed=number % 3 > 0, refused=False, patience=100.0)
+            attempt(flights, clock, slow, variant="old", first=number < 30)
+    assert flights.live.is_open("all", "new")
+
+
 def test_one_user_whose_requests_are_all_wrong_is_one_voice(clock: Clock) -> None:
     wrong = Behaviour(user=User(name="loud"), seconds=0.1, failed=False, refused=True, patience=100.0)
     counts = played([wrong] * 30, ["new"] * 30, clock)["new"]
