@@ -78,7 +78,9 @@ async def _ask(
     if unknown:
         return {(field, "unknown field") for field in unknown}
     assert "causes" in status.get("details", {}), status
-    return {(cause["field"], cause["message"]) for cause in status["details"]["causes"]}
+    causes = {(cause["field"], cause["message"]) for cause in status["details"]["causes"]}
+    # What the schema refuses in the field that the scale leads to, the apiserver says twice, then by the scale's path.
+    return {cause for cause in causes if not cause[0].startswith(".")} or causes
 
 
 def _changed(right: Manifest, generator: random.Random) -> Manifest:
