@@ -81,11 +81,6 @@ def read_answer(*, body: bytes) -> tuple[str | None, str | None, str | None]:
     return *first_choice(document, key="message"), None
 
 
-def answer_text(*, body: bytes) -> str | None:
-    """The generated text (or the label) of an answer; None where it has none."""
-    return read_answer(body=body)[0]
-
-
 def first_choice(document: Any, *, key: str) -> tuple[str | None, str | None]:
     """Text and finish_reason of an answer's first choice, or of a streamed part of it."""
     choices = document.get("choices") if isinstance(document, dict) else None

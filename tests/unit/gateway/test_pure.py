@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from finetune_api.routes import Breaker, Routes
 from finetune_gateway.breaker import BreakerState
-from finetune_gateway.openai_format import BadRequestError, answer_text, parse_request, without_stream
+from finetune_gateway.openai_format import BadRequestError, parse_request, read_answer, without_stream
 from finetune_gateway.quality import fault_of, similarity
 from finetune_gateway.routing import choose, user_position
 
@@ -160,6 +160,6 @@ def test_request_is_understood() -> None:
 
 
 def test_texts_of_answers() -> None:
-    assert answer_text(body=b'{"choices": [{"message": {"content": "hi"}}]}') == "hi"
-    assert answer_text(body=b'{"label": "movies", "scores": {}}') == "movies"
-    assert answer_text(body=b"<html>") is None
+    assert read_answer(body=b'{"choices": [{"message": {"content": "hi"}}]}')[0] == "hi"
+    assert read_answer(body=b'{"label": "movies", "scores": {}}')[0] == "movies"
+    assert read_answer(body=b"<html>")[0] is None
