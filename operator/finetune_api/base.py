@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 from pydantic.alias_generators import to_camel
 
 
@@ -15,7 +15,7 @@ from pydantic.alias_generators import to_camel
 class Rule:
     """One CEL rule of a schema node, evaluated by the apiserver and by `finetune validate` alike.
 
-    `rule` is CEL over `self` (and `oldSelf` in transition rules). `message` names the field, the rule and the way out.
+    `rule` is CEL over `self` (and `oldSelf` in transition rules). `message` names the field, its value where `{self.field}` stands, the rule and the way out.
     """
 
     rule: str
@@ -24,6 +24,25 @@ class Rule:
 
 STORED_DEFAULT = "x-stored-default"
 """In a field's `json_schema_extra`: a default that the apiserver writes into objects. Only for what must always be there."""
+
+
+FORM = "x-form"
+"""In a field's `json_schema_extra`: the rule of `form`, for the schema."""
+
+
+def form(words: str, *examples: str, pattern: str | None = None, rule: str | None = None) -> Any:
+    """How a text is written: by a pattern, or by a rule (CEL). Who is refused reads it in `words`, with examples."""
+    said: dict[str, Any] = {
+        "rule": rule or f"self.matches({json.dumps(pattern)})",
+        "message": f"must be {words}, such as {', '.join(map(json.dumps, examples))}",
+    }
+    return Field(pattern=pattern, examples=list(examples), json_schema_extra={FORM: said})
+
+
+def keyed_by(key: str, *, most: int, least: int | None = None) -> Any:
+    """A list in which each value of a field occurs once: whoever applies it changes the items that it names."""
+    extra: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+    return Field(min_length=least, max_length=most, json_schema_extra=extra)
 
 
 class ApiModel(BaseModel):
@@ -61,6 +80,13 @@ def size_problem(spec: ApiModel) -> str | None:
     )
 
 
+def first_problem(error: ValidationError, *, root: str = "") -> str:
+    """The first thing that is wrong, with where it is: `spec.method.type: Input should be ...`. `root`: the name of
+    the whole."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or root}: {first['msg']}"
+
+
 class StrictModel(ApiModel):
     """A node of a run file or a message between our own processes. Unknown fields are refused."""
 
@@ -74,11 +100,27 @@ def _rfc3339(value: datetime) -> str:
 Time = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str, when_used="json")]
 """A UTC time, written as RFC 3339 with whole seconds, as Kubernetes does."""
 
-Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+Name = Annotated[
+    str,
+    Field(min_length=1, max_length=253),
+    form(
+        "lower case letters and digits, - and . between them", "router-7", pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+    ),
+]
 """The name of a Kubernetes object."""
+ShortName = Annotated[
+    str,
+    Field(min_length=1, max_length=63),
+    form("lower case letters and digits, - between them", "tickets-2026", pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"),
+]
+"""A name that fits into a label and into a file's name."""
 
 Uri = Annotated[str, Field(min_length=1, max_length=2048)]
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[
+    str,
+    Field(max_length=71),
+    form("sha256: and 64 hexadecimal digits", f"sha256:{'0123456789abcdef' * 4}", pattern=r"^sha256:[0-9a-f]{64}$"),
+]
 
 
 class ObjectReference(ApiModel):
@@ -119,6 +161,9 @@ class Condition(ApiModel):
     """Why, in one CamelCase word for programs."""
     message: Annotated[str, Field(max_length=32768)] = ""
     """Why, in a sentence for people."""
+
+
+Conditions = Annotated[list[Condition], keyed_by("type", most=32)]
 
 
 class ObjectMeta(ApiModel):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
 from finetune_api import GROUP, VERSION
-from finetune_api.base import STORED_DEFAULT, ApiModel, Rule
+from finetune_api.base import FORM, STORED_DEFAULT, ApiModel, Rule
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
@@ -17,7 +19,6 @@ _KEPT = {
     "type",
     "description",
     "enum",
-    "pattern",
     "minLength",
     "maxLength",
     "minimum",
@@ -34,6 +35,7 @@ _KEPT = {
 }
 
 
+_VALUE = re.compile(r"{([a-zA-Z.]+)}")
 _TYPE_FIELDS = {
     "apiVersion": f"The version of this schema: {GROUP}/{VERSION}.",
     "kind": "The resource that the object is of.",
@@ -68,6 +70,8 @@ class Resource:
     model: type[ApiModel]
     plural: str
     short_name: str
+    word: str
+    """What people call it: `finetune get jobs`."""
     columns: tuple[Column, ...]
     rules: tuple[Rule, ...] = ()
     scale: Scale | None = None
@@ -85,6 +89,7 @@ RESOURCES: tuple[Resource, ...] = (
         model=FineTuneJob,
         plural="finetunejobs",
         short_name="ftj",
+        word="job",
         columns=(
             Column(name="Phase", path=".status.phase"),
             Column(name="Progress", path=".status.trainerStatus.progressPercentage", type="integer"),
@@ -94,15 +99,22 @@ RESOURCES: tuple[Resource, ...] = (
             Column(name="Loss", path=".status.trainerStatus.metrics[?(@.name=='loss')].value", priority=1),
             Column(name="ETA", path=".status.trainerStatus.estimatedRemainingSeconds", type="integer", priority=1),
             Column(name="Message", path=".status.message", priority=1),
+            Column(name="Waits-For", path=".status.next.waitsFor[0]", priority=1),
             AGE,
         ),
         # Children carry the name in labels, and their own names are shortened to fit 63 characters.
-        rules=(Rule(rule="size(self.metadata.name) <= 63", message="metadata.name must have at most 63 characters"),),
+        rules=(
+            Rule(
+                rule="size(self.metadata.name) <= 63",
+                message="metadata.name: {self.metadata.name} has more than 63 characters",
+            ),
+        ),
     ),
     Resource(
         model=ModelVersion,
         plural="modelversions",
         short_name="mv",
+        word="version",
         columns=(
             Column(name="Endpoint", path=".spec.endpointRef.name"),
             Column(name="Verdict", path=".spec.evaluation.verdict"),
@@ -118,6 +130,7 @@ RESOURCES: tuple[Resource, ...] = (
         model=ModelEndpoint,
         plural="modelendpoints",
         short_name="mep",
+        word="endpoint",
         columns=(
             Column(name="Phase", path=".status.phase"),
             Column(name="Stable", path=".status.stable.name"),
@@ -125,13 +138,14 @@ RESOURCES: tuple[Resource, ...] = (
             Column(name="Weight", path=".status.step.percent", type="number"),
             Column(name="Samples", path=".status.step.samples", type="integer"),
             Column(name="Message", path=".status.message", priority=1),
+            Column(name="Waits-For", path=".status.next.waitsFor[0]", priority=1),
             AGE,
         ),
         # It is the name of the Service that clients call, the model name they send, and the value of a label.
         rules=(
             Rule(
                 rule="size(self.metadata.name) <= 63 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-                message="metadata.name must have at most 63 characters, begin with a letter and have no dots: it names a Service",
+                message="metadata.name: {self.metadata.name} must have at most 63 characters, begin with a letter and have no dots: it names a Service",
             ),
         ),
         scale=Scale(wanted=".spec.serving.replicas", existing=".status.replicas", selector=".status.selector"),
@@ -204,7 +218,11 @@ def _scale(scale: Scale | None) -> dict[str, Any]:
 
 
 def _validation(rule: Rule) -> dict[str, Any]:
-    return {"rule": rule.rule, "message": rule.message}
+    """With values in it, a message is an expression too; the plain one stands in for it where that cannot be read."""
+    found = {"rule": rule.rule, "message": re.sub(f"(: )?{_VALUE.pattern}", "", rule.message)}
+    values = ", ".join(_VALUE.findall(rule.message))
+    text = json.dumps(_VALUE.sub("%s", rule.message.replace("%", "%%")))
+    return {**found, "messageExpression": f"{text}.format([{values}])"} if values else found
 
 
 def _models_by_name(root: type[BaseModel]) -> dict[str, type[ApiModel]]:
@@ -236,6 +254,8 @@ def _structural(
     outer = {key: value for key, value in node.items() if key in _KEPT}
     if "description" in outer:
         outer["description"] = " ".join(str(outer["description"]).split())
+    if FORM in node:
+        outer["x-kubernetes-validations"] = [node[FORM]]
     if "$ref" in node:
         name = node["$ref"].removeprefix("#/$defs/")
         return {**_structural(definitions[name], definitions, models, models.get(name)), **outer}

@@ -10,18 +10,23 @@ from finetune_api import API_VERSION
 from finetune_api.base import (
     ApiModel,
     Condition,
+    Conditions,
     Name,
     ObjectMeta,
     ObjectReference,
     Rule,
     SecretReference,
+    ShortName,
     Time,
     Uri,
     VersionReference,
+    form,
+    keyed_by,
 )
 from finetune_api.shared_fields import (
     MetricName,
     MetricResult,
+    NextStatus,
     OpenObject,
     PodOverlay,
     Resources,
@@ -57,9 +62,17 @@ StageState = Literal["Pending", "Queued", "Running", "Complete", "Failed"]
 Strategy = Literal["Auto", "DDP", "FSDP2", "DeepSpeedZeRO1", "DeepSpeedZeRO2", "DeepSpeedZeRO3"]
 MethodType = Literal["Full", "LoRA", "QLoRA", "DoRA", "IA3"]
 
-_ARTIFACT_URI = r"^(file|pvc|s3|gs)://.+"
-_DATA_URI = r"^(file|pvc|s3|gs|hf)://.+"
-_MODEL_URI = r"^(file|pvc|s3|gs|hf|version)://.+"
+_FOLDERS = ("s3://bucket/folder", "gs://bucket/folder", "pvc://claim/folder", "file:///folder")
+
+
+def _uri(what: str, *examples: str, also: str = "") -> Any:
+    """A URI of one of the schemes of the examples, or of `also`."""
+    schemes = "|".join(example.partition("://")[0] for example in examples)
+    return form(f"the URI of {what}", *examples, pattern=f"^({schemes}{also})://.+")
+
+
+_BLOCKS = form("numbers of blocks and ranges", "11", "0-5,8", pattern=r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$")
+DataUri = Annotated[Uri, _uri("a file, a folder or a data set of the hub", *_FOLDERS, "hf://datasets/org/name")]
 
 
 def not_supported(condition: str, what: str) -> Rule:
@@ -70,14 +83,14 @@ def not_supported(condition: str, what: str) -> Rule:
 class Artifacts(ApiModel):
     """Where the run's outputs go."""
 
-    uri: Annotated[Uri, Field(pattern=_ARTIFACT_URI)]
+    uri: Annotated[Uri, _uri("a folder", *_FOLDERS)]
     """Root under which each run makes its own folder: file:// pvc://claim/path s3:// gs://."""
     secret_ref: SecretReference | None = None
     """Credentials: the Secret's keys become environment variables of the run's containers."""
     policy: Literal["Retain", "Delete"] | None = None
-    """What happens to the artifacts when their ModelVersion is pruned. Default Retain."""
+    """What happens to the artifacts when their ModelVersion is pruned. Default Retain; Delete is not supported yet."""
 
-    cel_rules = (not_supported("has(self.policy) && self.policy == 'Delete'", "artifacts.policy Delete"),)
+    cel_rules = (not_supported("has(self.policy) && self.policy == 'Delete'", "artifacts.policy: Delete"),)
 
 
 class Licence(ApiModel):
@@ -90,10 +103,10 @@ class Licence(ApiModel):
 class Model(ApiModel):
     """The base model."""
 
-    uri: Annotated[Uri, Field(pattern=_MODEL_URI)]
+    uri: Annotated[Uri, _uri("a model", "hf://org/name", *_FOLDERS, also="|version")]
     """hf://org/name, s3://, gs://, pvc://claim/path, file:// (a folder or a .gguf file) or version://NAME."""
     revision: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """Commit or tag, for hf:// only."""
+    """Commit, tag or branch, for hf:// only; what it means is settled when the run begins. Default: the main branch."""
     task: Task
     """What the model is to do. Chat: answer messages. CausalLM: go on with a text. SequenceClassification: name a
     text's class. Seq2Seq: not supported yet."""
@@ -104,20 +117,20 @@ class Model(ApiModel):
     cel_rules = (
         Rule(
             rule="!has(self.revision) || self.uri.startsWith('hf://')",
-            message="model.revision applies to hf:// models only; remove it or use an hf:// uri",
+            message="model.revision: {self.revision} applies to hf:// models only; remove it or use an hf:// uri",
         ),
-        not_supported("self.task == 'Seq2Seq'", "model.task Seq2Seq"),
-        not_supported("self.uri.startsWith('version://')", "model.uri version://"),
+        not_supported("self.task == 'Seq2Seq'", "model.task: Seq2Seq"),
+        not_supported("self.uri.startsWith('version://')", "model.uri: version://"),
     )
 
 
 class Source(ApiModel):
     """One file or folder of training examples."""
 
-    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    name: ShortName
     """Names the source in reports and messages."""
-    uri: Annotated[Uri, Field(pattern=_DATA_URI)]
-    """A file (.jsonl .json .csv .parquet, also .gz), a folder of such files, or hf://datasets/org/name."""
+    uri: DataUri
+    """A file (.jsonl .json .csv .parquet .arrow, also .gz), a folder of such files, or hf://datasets/org/name."""
     format: Literal["Auto", "Chat", "PromptCompletion", "Text", "Labelled"] | None = None
     """Chat: `messages`. PromptCompletion: `prompt`, `completion`. Text: `text`. Labelled: `text`, `label`. Default Auto."""
     weight: Annotated[float, Field(gt=0, le=100)] | None = None
@@ -142,11 +155,11 @@ class Split(ApiModel):
     cel_rules = (
         Rule(
             rule="self.train + self.validation + self.test > 0.999 && self.train + self.validation + self.test < 1.001",
-            message="split.train, split.validation and split.test must add up to 1",
+            message="split.train: {self.train}, split.validation: {self.validation} and split.test: {self.test} must add up to 1",
         ),
         Rule(
             rule="!has(self.by) || (has(self.strategy) && self.strategy == 'Stratified')",
-            message="split.by needs split.strategy Stratified",
+            message="split.by: {self.by} needs split.strategy: Stratified",
         ),
     )
 
@@ -154,21 +167,14 @@ class Split(ApiModel):
 class Data(ApiModel):
     """What to learn from."""
 
-    sources: Annotated[
-        list[Source],
-        Field(
-            min_length=1,
-            max_length=32,
-            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-        ),
-    ]
+    sources: Annotated[list[Source], keyed_by("name", least=1, most=32)]
     """Files, folders or datasets; their examples are taken together."""
     max_bad_rows: Annotated[int, Field(ge=0)] | None = None
     """Rows that may be quarantined (with file, line and reason) before the run fails. Default 0."""
     max_truncated_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of training examples that may be cut at training.maxLength before the run fails. Default 0.01."""
     split: Split | None = None
-    """Default 0.8 / 0.1 / 0.1 by group hash."""
+    """How the examples are divided. Default 0.8 / 0.1 / 0.1 by group hash."""
     secret_ref: SecretReference | None = None
     pod_template: PodOverlay | None = None
     """Added to the pods that prepare the data, in place of compute.podTemplate: they need no accelerator's node."""
@@ -182,7 +188,7 @@ class LoRA(ApiModel):
     alpha: Annotated[float, Field(gt=0)] | None = None
     """Scale of the update: alpha / rank. Default 2 x rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Default 0."""
+    """Share of the adapter's inputs that is left out at each training step. Default 0."""
     target_modules: (
         Annotated[list[Annotated[str, Field(min_length=1, max_length=253)]], Field(min_length=1, max_length=64)] | None
     ) = None
@@ -192,7 +198,7 @@ class LoRA(ApiModel):
 class Freeze(ApiModel):
     """Parameters that keep their values."""
 
-    layers: Annotated[str, Field(pattern=r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$", max_length=253)] | None = None
+    layers: Annotated[str, Field(max_length=253), _BLOCKS] | None = None
     """Transformer blocks, e.g. "0-5,8"."""
     patterns: Annotated[list[Annotated[str, Field(min_length=1, max_length=253)]], Field(max_length=64)] | None = None
     """Regular expressions over parameter names."""
@@ -208,14 +214,14 @@ class Method(ApiModel):
     freeze: Freeze | None = None
 
     cel_rules = (
-        not_supported("self.type in ['QLoRA', 'DoRA', 'IA3']", "method.type QLoRA, DoRA or IA3"),
+        not_supported("self.type in ['QLoRA', 'DoRA', 'IA3']", "method.type: {self.type}"),
         Rule(
             rule="(self.type == 'LoRA') == has(self.lora)",
-            message="method.lora must be set when method.type is LoRA, and only then",
+            message="method.type: {self.type}; method.lora must be set where it is LoRA, and only there",
         ),
         Rule(
             rule="!has(self.freeze) || self.type == 'Full'",
-            message="method.freeze applies to method.type Full only; LoRA already freezes the base",
+            message="method.type: {self.type} freezes the base anyway; method.freeze is for Full",
         ),
     )
 
@@ -237,13 +243,13 @@ class Training(ApiModel):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimiser steps, instead of epochs."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
-    """Default 2e-4 for LoRA, 2e-5 for Full."""
+    """The highest learning rate, after the warm-up. Default 2e-4 for LoRA, 2e-5 for Full."""
     scheduler: Literal["Constant", "Linear", "Cosine"] | None = None
-    """Default Cosine."""
+    """How the learning rate falls after the warm-up: not, to zero in a line, or along a cosine. Default Cosine."""
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
     """Share of the steps over which the learning rate rises from zero. Default 0.03."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Default 0."""
+    """How strongly weights are drawn to zero (AdamW). Default 0."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """Gradients are clipped to this norm. Default 1."""
     global_batch_size: Annotated[int, Field(ge=1)] | None = None
@@ -255,19 +261,19 @@ class Training(ApiModel):
     packing: bool | None = None
     """Put several examples into one sequence without letting them see each other. Default false."""
     precision: Literal["Auto", "FP32", "BF16"] | None = None
-    """Auto: BF16 where the accelerator has it, else FP32."""
+    """What is computed in. Auto: BF16 where the accelerator has it, else FP32. Default Auto."""
     seed: Annotated[int, Field(ge=0, le=4294967295)] | None = None
-    """Default 0."""
+    """Of the order of examples, dropout and new weights: the same seed, the same run. Default 0."""
     early_stopping: EarlyStopping | None = None
 
     cel_rules = (
         Rule(
             rule="!(has(self.epochs) && has(self.maxSteps))",
-            message="set training.epochs or training.maxSteps, not both",
+            message="training.epochs: {self.epochs} and training.maxSteps: {self.maxSteps} exclude each other; set one of them",
         ),
         Rule(
             rule="!has(self.microBatchSize) || !has(self.globalBatchSize) || self.microBatchSize < 1 || self.globalBatchSize % self.microBatchSize == 0",
-            message="training.globalBatchSize must be a multiple of training.microBatchSize",
+            message="training.globalBatchSize: {self.globalBatchSize} must be a multiple of training.microBatchSize: {self.microBatchSize}",
         ),
     )
 
@@ -280,15 +286,15 @@ class Compute(ApiModel):
     gpus_per_node: Annotated[int, Field(ge=0, le=64)] | None = None
     """GPUs of each pod, one process each; 0: CPU, one process. Default 0."""
     strategy: Strategy | None = None
-    """Default Auto."""
+    """How processes share the model. Auto: DDP. Default Auto; the others are not supported yet."""
     resources: Resources | None = None
-    """Requests and limits of each training container, GPUs not included."""
+    """Requests and limits of each training container, GPUs not included. Default: as the operator is set."""
     pod_template: PodOverlay | None = None
 
     cel_rules = (
         not_supported(
             "has(self.strategy) && !(self.strategy in ['Auto', 'DDP'])",
-            "compute.strategy other than Auto and DDP",
+            "compute.strategy: {self.strategy}",
         ),
     )
 
@@ -301,7 +307,7 @@ class Checkpoint(ApiModel):
     keep: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Newest checkpoints kept. Default 2."""
     resume: Literal["Latest", "Never"] | None = None
-    """Default Latest: a new attempt goes on from the newest valid checkpoint."""
+    """Latest: a new attempt goes on from the newest valid checkpoint. Never: it begins again. Default Latest."""
 
 
 class EvaluationMetric(ApiModel):
@@ -321,11 +327,11 @@ class EvaluationMetric(ApiModel):
     cel_rules = (
         Rule(
             rule="(has(self.report) && self.report) != (has(self.maxRegression) || has(self.minImprovement) || has(self.thresholdRange))",
-            message="a metric is judged (maxRegression, minImprovement or thresholdRange) or reported (report: true), exactly one of the two",
+            message="evaluation.metrics: {self.name} must be judged (maxRegression, minImprovement or thresholdRange) or reported (report: true), exactly one of the two",
         ),
         Rule(
             rule="!(has(self.maxRegression) && has(self.minImprovement))",
-            message="set maxRegression or minImprovement, not both: an improvement that is proven is no regression",
+            message="evaluation.metrics: {self.name} has maxRegression and minImprovement; set one of them: an improvement that is proven is no regression",
         ),
     )
 
@@ -333,7 +339,7 @@ class EvaluationMetric(ApiModel):
 class EvaluationDataset(ApiModel):
     """A fixed evaluation set."""
 
-    uri: Annotated[Uri, Field(pattern=_DATA_URI)]
+    uri: DataUri
     """A file, a folder or hf://datasets/org/name, as in data.sources."""
     format: Literal["Auto", "Chat", "PromptCompletion", "Text", "Labelled"] | None = None
     """The fields of its rows, as in data.sources. Default Auto."""
@@ -353,25 +359,15 @@ class Evaluation(ApiModel):
     """Production (the endpoint's stable version, else the base model), Base, or the name of a ModelVersion.
     Default Production."""
     dataset: EvaluationDataset | None = None
-    """Default: the test split."""
-    metrics: (
-        Annotated[
-            list[EvaluationMetric],
-            Field(
-                min_length=1,
-                max_length=32,
-                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-            ),
-        ]
-        | None
-    ) = None
+    """A fixed evaluation set, in place of the test split."""
+    metrics: Annotated[list[EvaluationMetric], keyed_by("name", least=1, most=32)] | None = None
     """What is compared, and what of it decides. Default: what suits the task."""
     on_inconclusive: Literal["Hold", "Reject", "Proceed"] | None = None
     """What an undecided comparison means. Hold: a person decides; the endpoint waits for an approval, and without an
     endpoint the run ends as Rejected and its version may be approved later at one that pins it. Reject: the version is
     given up for good. Proceed: it goes on. Default Hold."""
     generation: Generation | None = None
-    """Default 64 new tokens."""
+    """How answers are made to be compared. Default: 64 new tokens at most."""
     pod_template: PodOverlay | None = None
     """Added to the pods that evaluate, in place of compute.podTemplate."""
 
@@ -410,7 +406,7 @@ class FineTuneJobSpec(ApiModel):
     suspend: bool | None = None
     """Stop the run's pods after a checkpoint; false goes on from there. Default false."""
     active_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
-    """The run fails after this long, counted only while its pods are running."""
+    """The run fails after this long, counted only while its pods are running. Default: never."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = None
     """After the end, children and scratch are removed; this object and the ModelVersion stay. Default: kept until deleted."""
     artifacts: Artifacts
@@ -440,32 +436,32 @@ class FineTuneJobSpec(ApiModel):
         ),
         Rule(
             rule="!has(self.endpointRef) || size(self.endpointRef.name) <= 63",
-            message="endpointRef.name must have at most 63 characters, as names of ModelEndpoints do",
+            message="endpointRef.name: {self.endpointRef.name} has more than 63 characters, and names of ModelEndpoints have at most that",
         ),
         Rule(
             rule="self.model.task != 'SequenceClassification' || !has(self.training) || !has(self.training.packing) || !self.training.packing",
-            message="training.packing applies to Chat and CausalLM only",
+            message="training.packing: true is for Chat and CausalLM; model.task: {self.model.task} has no use for it",
         ),
         Rule(
             rule="!has(self.compute) || !has(self.compute.nodes) || !has(self.training) || !has(self.training.globalBatchSize)"
             " || self.compute.nodes < 1 || self.training.globalBatchSize % self.compute.nodes == 0",
-            message="training.globalBatchSize must be a multiple of compute.nodes",
+            message="training.globalBatchSize: {self.training.globalBatchSize} must be a multiple of compute.nodes: {self.compute.nodes}",
         ),
         Rule(
             rule="self.model.task != 'SequenceClassification' || self.data.sources.all(s, !has(s.format) || s.format in ['Auto', 'Labelled'])",
-            message="model.task SequenceClassification needs data.sources of format Labelled (or Auto)",
+            message="model.task: SequenceClassification needs data.sources[].format: Labelled (or Auto)",
         ),
         Rule(
             rule="self.model.task == 'SequenceClassification' || self.data.sources.all(s, !has(s.format) || s.format != 'Labelled')",
-            message="data.sources of format Labelled need model.task SequenceClassification",
+            message="data.sources[].format: Labelled is for SequenceClassification, not for model.task: {self.model.task}",
         ),
         Rule(
             rule="!has(self.data.split) || self.data.split.test > 0.0 || (has(self.evaluation) && has(self.evaluation.dataset))",
-            message="data.split.test is 0 and evaluation.dataset is not set: there would be nothing to compare on",
+            message="data.split.test: 0 without evaluation.dataset leaves nothing to compare on; set one of them",
         ),
         Rule(
             rule="!has(self.training) || !has(self.training.earlyStopping) || !has(self.data.split) || self.data.split.validation > 0.0",
-            message="training.earlyStopping needs data.split.validation greater than 0",
+            message="data.split.validation: 0 leaves training.earlyStopping nothing to look at; raise it, or leave that out",
         ),
     )
 
@@ -598,12 +594,8 @@ class FineTuneJobStatus(ApiModel):
     """Since when the run is in this phase."""
     message: Annotated[str, Field(max_length=32768)] | None = None
     """What it does or waits for, in a sentence."""
-    conditions: Annotated[
-        list[Condition],
-        Field(
-            max_length=32, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
-        ),
-    ] = Field(default_factory=list)
+    next: NextStatus | None = None
+    conditions: Conditions = Field(default_factory=list)
     """Ready, Reconciling, Stalled (kstatus); Suspended, Prepared, Trained, Evaluated, Promoted."""
     start_time: Time | None = None
     """When the operator began to work on it."""
@@ -613,12 +605,7 @@ class FineTuneJobStatus(ApiModel):
     """Seconds in which pods of the run were running, for activeDeadlineSeconds."""
     attempt: Annotated[int, Field(ge=1)] | None = None
     """The newest attempt of the current stage."""
-    stages: Annotated[
-        list[StageStatus],
-        Field(
-            max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
-        ),
-    ] = Field(default_factory=list)
+    stages: Annotated[list[StageStatus], keyed_by("name", most=8)] = Field(default_factory=list)
     """Prepare, Train and Evaluate, as far as they have come."""
     plan: OpenObject | None = None
     """The run as resolved when it began: defaults, images, locations. An operator upgrade does not change it."""

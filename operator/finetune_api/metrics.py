@@ -16,7 +16,7 @@ Kind = Literal["proportion", "mean", "corpus"]
 """proportion: each example is right or wrong. mean: each example has a number. corpus: a function of summed counts."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Metric:
     """A metric of a task."""
 
@@ -28,106 +28,31 @@ class Metric:
     """Lowest and highest possible value; None: no upper end."""
     meaning: str
     """One line for a person."""
-    from_answers: bool = False
-    """Needs an answer to compare with, so it does not exist for plain texts."""
+
+    @property
+    def from_answers(self) -> bool:
+        """Needs an answer to compare with, so it does not exist for plain texts."""
+        return self.tasks == _TEXT and self.name not in ("loss", "perplexity")
 
 
 _TEXT: frozenset[Task] = frozenset({"Chat", "CausalLM"})
 _CLASSES: frozenset[Task] = frozenset({"SequenceClassification"})
+_SHARE, _ANY = (0.0, 1.0), (0.0, None)
 
 METRICS: tuple[Metric, ...] = (
+    Metric("loss", _TEXT, "corpus", "Lower", _ANY, "negative log likelihood per token of the reference, in nats"),
     Metric(
-        name="loss",
-        tasks=_TEXT,
-        kind="corpus",
-        better="Lower",
-        bounds=(0.0, None),
-        meaning="negative log likelihood per token of the reference, in nats",
+        "perplexity", _TEXT, "corpus", "Lower", (1.0, None), "exp(loss): how many likely tokens it hesitates between"
     ),
-    Metric(
-        name="perplexity",
-        tasks=_TEXT,
-        kind="corpus",
-        better="Lower",
-        bounds=(1.0, None),
-        meaning="exp(loss): among how many equally likely tokens the model hesitates",
-    ),
-    Metric(
-        name="exact_match",
-        tasks=_TEXT,
-        kind="proportion",
-        better="Higher",
-        bounds=(0.0, 1.0),
-        meaning="share of answers equal to the reference, spaces at both ends aside",
-        from_answers=True,
-    ),
-    Metric(
-        name="token_f1",
-        tasks=_TEXT,
-        kind="mean",
-        better="Higher",
-        bounds=(0.0, 1.0),
-        meaning="words that answer and reference share, upper and lower case alike",
-        from_answers=True,
-    ),
-    Metric(
-        name="rouge_l",
-        tasks=_TEXT,
-        kind="mean",
-        better="Higher",
-        bounds=(0.0, 1.0),
-        meaning="longest common subsequence of words of answer and reference (F measure)",
-        from_answers=True,
-    ),
-    Metric(
-        name="bleu",
-        tasks=_TEXT,
-        kind="corpus",
-        better="Higher",
-        bounds=(0.0, 100.0),
-        meaning="shared word sequences of up to four words over all answers, 0 to 100 (sacrebleu)",
-        from_answers=True,
-    ),
-    Metric(
-        name="loss",
-        tasks=_CLASSES,
-        kind="mean",
-        better="Lower",
-        bounds=(0.0, None),
-        meaning="negative log probability of the right class, in nats",
-    ),
-    Metric(
-        name="accuracy",
-        tasks=_CLASSES,
-        kind="proportion",
-        better="Higher",
-        bounds=(0.0, 1.0),
-        meaning="share of texts put into the right class",
-    ),
-    Metric(
-        name="precision",
-        tasks=_CLASSES,
-        kind="corpus",
-        better="Higher",
-        bounds=(0.0, 1.0),
-        meaning="of the texts put into a class, the share that belongs there; mean over classes",
-    ),
-    Metric(
-        name="recall",
-        tasks=_CLASSES,
-        kind="corpus",
-        better="Higher",
-        bounds=(0.0, 1.0),
-        meaning="of the texts of a class, the share put there; mean over classes",
-    ),
-    Metric(
-        name="f1",
-        tasks=_CLASSES,
-        kind="corpus",
-        better="Higher",
-        bounds=(0.0, 1.0),
-        meaning="harmonic mean of a class's precision and recall; mean over classes",
-    ),
+    Metric("exact_match", _TEXT, "proportion", "Higher", _SHARE, "share of answers that equal the reference, trimmed"),
+    Metric("token_f1", _TEXT, "mean", "Higher", _SHARE, "words shared with the reference, upper and lower case alike"),
+    Metric("rouge_l", _TEXT, "mean", "Higher", _SHARE, "longest common subsequence of words (F measure)"),
+    Metric("bleu", _TEXT, "corpus", "Higher", (0.0, 100.0), "shared sequences of up to four words (sacrebleu)"),
+    Metric("loss", _CLASSES, "mean", "Lower", _ANY, "negative log probability of the right class, in nats"),
+    Metric("accuracy", _CLASSES, "proportion", "Higher", _SHARE, "share of texts put into the right class"),
+    Metric("precision", _CLASSES, "corpus", "Higher", _SHARE, "share right of those put into a class; mean of classes"),
+    Metric("recall", _CLASSES, "corpus", "Higher", _SHARE, "share found of those of a class; mean of classes"),
+    Metric("f1", _CLASSES, "corpus", "Higher", _SHARE, "harmonic mean of precision and recall; mean of classes"),
 )
 
 

@@ -10,18 +10,30 @@ from finetune_api import API_VERSION
 from finetune_api.base import (
     STORED_DEFAULT,
     ApiModel,
-    Condition,
+    Conditions,
     Digest,
     Name,
     ObjectMeta,
     Rule,
     SecretReference,
+    ShortName,
     Time,
     Uri,
     VersionReference,
+    form,
+    keyed_by,
 )
 from finetune_api.modelversion import BaselineRecord
-from finetune_api.shared_fields import MetricName, MetricResult, OpenObject, PodOverlay, Resources, Task, Verdict
+from finetune_api.shared_fields import (
+    MetricName,
+    MetricResult,
+    NextStatus,
+    OpenObject,
+    PodOverlay,
+    Resources,
+    Task,
+    Verdict,
+)
 
 EndpointPhase = Literal[
     "Empty",
@@ -38,6 +50,13 @@ RolloutStage = Literal["Starting", "Shadow", "Canary", "Approval", "Promoting", 
 """Starting: the candidate's servers are not ready. RollingBack: until all gateways have left the version."""
 Outcome = Literal["Promoted", "Rejected", "RolledBack", "Superseded", "Held"]
 LiveMetricName = Literal["error_rate", "client_error_rate", "latency_seconds", "quality"]
+
+_ORIGIN = form(
+    "scheme and host of a web page, without a path, or *",
+    *("https://chat.example.com", "http://localhost:3000"),
+    pattern=r"^(\*|https?://[A-Za-z0-9.:\[\]-]+)$",
+)
+_VERSION = form("the name of a ModelVersion", "support-router-7", pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
 
 # Requests of users, as annotations of the endpoint. Who may write them: manifests/policy.
 APPROVE = "finetune.dev/approve"
@@ -60,15 +79,14 @@ class Serving(ApiModel):
     the next version on: what serves is not restarted."""
 
     runtime: Literal["Transformers", "FastAPI", "VLLM"]
-    """Transformers: chat and generation, on CPU or GPU. VLLM: chat and generation on GPUs. FastAPI: classifiers and
-    seq2seq."""
+    """Transformers: chat and generation, on CPU or GPU. VLLM: chat and generation on GPUs. FastAPI: classifiers."""
     replicas: Annotated[int, Field(ge=1, le=1000, json_schema_extra={STORED_DEFAULT: 1})] | None = None
     """Pods of each version that is served. Default 1. `kubectl scale` and autoscalers write it; where they do, leave it
     out of manifests that are applied again."""
     gpus: Annotated[int, Field(ge=0, le=64)] | None = None
     """GPUs of each pod. Default 0: CPU."""
     resources: Resources | None = None
-    """Requests and limits of each serving container, GPUs not included."""
+    """Requests and limits of each serving container, GPUs not included. Default: as the operator is set."""
     secret_ref: SecretReference | None = None
     """With what servers read s3://, gs:// and gated hf:// models. Default: the Secrets of the job that made the version.
     """
@@ -91,16 +109,12 @@ class Gateway(ApiModel):
     """The data plane in front of the versions: what clients talk to."""
 
     replicas: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Default 2."""
+    """Pods of the gateway. Default 2."""
     api_keys_secret_ref: SecretReference | None = None
     """A Secret of the same namespace whose values are accepted as bearer tokens; its keys name the clients. Without it
     whoever reaches the gateway is served."""
     allowed_origins: (
-        Annotated[
-            list[Annotated[str, Field(max_length=253, pattern=r"^(\*|https?://[A-Za-z0-9.:\[\]-]+)$")]],
-            Field(min_length=1, max_length=32),
-        ]
-        | None
+        Annotated[list[Annotated[str, Field(max_length=253), _ORIGIN]], Field(min_length=1, max_length=32)] | None
     ) = None
     """Origins whose web pages may call the endpoint and read its answers (CORS), as https://chat.example.com; `*`: all.
     Left out: none."""
@@ -110,7 +124,7 @@ class Gateway(ApiModel):
     limits: GatewayLimits | None = None
     """What a client may ask."""
     resources: Resources | None = None
-    """Requests and limits of the gateway's container."""
+    """Requests and limits of the gateway's container. Default: as the operator is set."""
     pod_template: PodOverlay | None = None
     """Added to the gateway's pods."""
 
@@ -128,7 +142,7 @@ class Shadow(ApiModel):
     """Copies of requests that also go to the candidate; clients never see its answers."""
 
     percent: Annotated[float, Field(ge=0, le=100)]
-    """Share of clients' requests that is copied. 0: the probe's prompts only."""
+    """Percent of the clients' requests that is copied. 0: the probe's prompts only."""
     min_samples: Annotated[int, Field(ge=1, le=100000000)] | None = None
     """Pairs of answers needed. Default 100."""
     max_duration_seconds: Annotated[int, Field(ge=1, le=31536000)] | None = None
@@ -141,11 +155,11 @@ class Shadow(ApiModel):
     cel_rules = (
         Rule(
             rule="self.percent > 0.0 || has(self.probe)",
-            message="shadow.percent 0 needs shadow.probe: nothing would be compared; set one of them, or leave shadow out",
+            message="shadow.percent: 0 needs shadow.probe: nothing would be compared; set one of them, or leave shadow out",
         ),
         Rule(
             rule="!has(self.timeoutSeconds) || !has(self.maxDurationSeconds) || self.timeoutSeconds <= self.maxDurationSeconds",
-            message="shadow.timeoutSeconds must not be greater than shadow.maxDurationSeconds",
+            message="shadow.timeoutSeconds: {self.timeoutSeconds} must not be greater than shadow.maxDurationSeconds: {self.maxDurationSeconds}",
         ),
     )
 
@@ -161,7 +175,7 @@ class Match(ApiModel):
     cel_rules = (
         Rule(
             rule="self.header.all(name, name.matches('^[a-z0-9_-]+$'))",
-            message="names in match.header must be lower case letters, digits, - and _ (header names have no case: write x-team for X-Team)",
+            message="match.header: names must be lower case letters, digits, - and _ (header names have no case: write x-team for X-Team)",
         ),
     )
 
@@ -169,27 +183,27 @@ class Match(ApiModel):
 class Step(ApiModel):
     """One step of the canary: who sees the candidate, and how much must be seen before the next."""
 
-    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    name: ShortName
     """Shown in status, metrics and events."""
     match: Match | None = None
     """Only users whose requests match see the candidate: most of them, the rest stay on stable for comparison. Exactly one
     of match and percent."""
     percent: Annotated[float, Field(gt=0, lt=100)] | None = None
-    """Share of users that see the candidate, sticky by user; those of earlier match steps besides. Less than 100: without
+    """Percent of the users that see the candidate, sticky by user; those of earlier match steps besides. Less than 100: without
     requests that stable answers there is nothing to compare with."""
     min_samples: Annotated[int, Field(ge=1, le=100000000)] | None = None
     """Requests answered by the candidate. Default 100."""
     min_duration_seconds: Annotated[int, Field(ge=0, le=31536000)] | None = None
-    """Default 0."""
+    """How long the step takes at least. Default 0."""
 
     cel_rules = (
         Rule(
             rule="has(self.match) != has(self.percent)",
-            message="a step of rollout.steps has match or percent, exactly one",
+            message="rollout.steps: {self.name} must have match or percent, exactly one of them",
         ),
         Rule(
             rule="self.name != 'default'",
-            message="a step of rollout.steps must not be named default: that is the rule for all requests that no step matches",
+            message="rollout.steps: a step cannot have name: default, that is the rule for all requests that no step matches",
         ),
     )
 
@@ -198,14 +212,14 @@ class Guard(ApiModel):
     """Watching after the promotion, with the old stable still warm."""
 
     duration_seconds: Annotated[int, Field(ge=0, le=31536000)] | None = None
-    """0: no guard. Default 3600."""
+    """How long the new stable version is watched. 0: no guard. Default 3600."""
     holdback_percent: Annotated[float, Field(ge=0, le=50)] | None = None
-    """Share of users that stays on the old stable meanwhile: a concurrent reference. Default 0."""
+    """Percent of the users that stays on the old stable meanwhile: a concurrent reference. Default 0."""
 
     cel_rules = (
         Rule(
             rule="!has(self.holdbackPercent) || self.holdbackPercent == 0.0 || !has(self.durationSeconds) || self.durationSeconds > 0",
-            message="guard.holdbackPercent needs guard.durationSeconds greater than 0: without a guard nobody is held back",
+            message="guard.holdbackPercent: {self.holdbackPercent} with guard.durationSeconds: 0 holds nobody back; set it higher, or leave holdbackPercent out",
         ),
     )
 
@@ -217,7 +231,7 @@ class LiveMetric(ApiModel):
     """error_rate: failed requests. client_error_rate: users whose first request was refused (4xx). latency_seconds: requests that took longer than `limit`. quality: bad answers (empty,
     refused, repeated, broken JSON, wrong label, negative feedback)."""
     limit: Annotated[float, Field(gt=0, le=3600)] | None = None
-    """For latency_seconds: seconds."""
+    """For latency_seconds, and only there: the seconds that a request may take."""
     max_regression: Annotated[float, Field(gt=0, le=1)]
     """By how much the candidate's rate may exceed the stable version's: 0.01 is one request in a hundred. Not 0: no number
     of requests proves that two rates are exactly equal."""
@@ -225,7 +239,7 @@ class LiveMetric(ApiModel):
     cel_rules = (
         Rule(
             rule="(self.name == 'latency_seconds') == has(self.limit)",
-            message="limit must be set for the metric latency_seconds, and only there",
+            message="rollout.metrics: limit must be set where name: latency_seconds stands, and only there; this is {self.name}",
         ),
     )
 
@@ -234,37 +248,18 @@ class Rollout(ApiModel):
     """How a candidate replaces the stable version: shadow, steps, approval, promotion, guard, in this order."""
 
     progress_deadline_seconds: Annotated[int, Field(ge=10, le=31536000)] | None = None
-    """A candidate that is not ready by then is rejected; waiting for a GPU does not count. Default 1800."""
+    """A candidate that is not ready by then is rejected; waiting for a node with room does not count. Default 1800."""
     supersede: bool | None = None
     """A newer proven version replaces a candidate under way. Default true."""
     shadow: Shadow | None = None
     """Copies of requests to the candidate before any client sees it. Left out: no shadow."""
-    steps: (
-        Annotated[
-            list[Step],
-            Field(
-                max_length=32,
-                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-            ),
-        ]
-        | None
-    ) = None
+    steps: Annotated[list[Step], keyed_by("name", most=32)] | None = None
     """The canary: steps with match first, then steps of rising percent. Left out: no canary."""
     approval: Literal["Automatic", "Manual"] | None = None
     """Manual: after the last step the candidate waits for the annotation finetune.dev/approve. Default Automatic."""
     guard: Guard | None = None
-    """Default: an hour, without holdback."""
-    metrics: (
-        Annotated[
-            list[LiveMetric],
-            Field(
-                min_length=1,
-                max_length=8,
-                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-            ),
-        ]
-        | None
-    ) = None
+    """Watching after the promotion. Default: an hour, without holdback."""
+    metrics: Annotated[list[LiveMetric], keyed_by("name", least=1, most=8)] | None = None
     """What is judged, in every phase. Default: error_rate 0.01 and quality 0.05; and always client_error_rate, 0.05 where
     it is left out."""
     on_regression: Literal["RollBack", "Pause"] | None = None
@@ -292,29 +287,32 @@ class Rollout(ApiModel):
 class ModelEndpointSpec(ApiModel):
     """What to serve, and how to change it safely."""
 
-    version: Annotated[str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] | None = None
+    version: Annotated[str, Field(max_length=253), _VERSION] | None = None
     """Pin a ModelVersion by name (GitOps); it goes through the same steps. Empty: the newest proven one."""
     task: Task
     """What the versions do; those of another task are not considered. Immutable."""
     serving: Serving
     gateway: Gateway | None = None
-    """Default: two replicas, open to whoever reaches them."""
+    """What clients talk to. Default: two replicas, open to whoever reaches them."""
     rollout: Rollout | None = None
-    """Default: no shadow, no canary; promoted when ready, and guarded for an hour."""
+    """How a new version replaces the stable one. Default: no shadow, no canary; promoted when ready, and guarded for an hour."""
     revision_history_limit: Annotated[int, Field(ge=0, le=1000)] | None = None
     """Versions kept that are not served. Default 10."""
 
     cel_rules = (
-        Rule(rule="self.task == oldSelf.task", message="spec.task is immutable; create a new ModelEndpoint instead"),
+        Rule(
+            rule="self.task == oldSelf.task",
+            message="spec.task: {oldSelf.task} is immutable; create a new ModelEndpoint instead",
+        ),
         Rule(
             rule="self.task in ['Chat', 'CausalLM'] ? self.serving.runtime in ['Transformers', 'VLLM'] : "
             "self.serving.runtime == 'FastAPI'",
-            message="serving.runtime must be Transformers or VLLM for Chat and CausalLM, FastAPI for "
-            "SequenceClassification and Seq2Seq",
+            message="serving.runtime: {self.serving.runtime} does not serve task: {self.task}; Transformers and VLLM serve "
+            "Chat and CausalLM, FastAPI SequenceClassification and Seq2Seq",
         ),
         Rule(
             rule="self.serving.runtime != 'VLLM' || (has(self.serving.gpus) && self.serving.gpus > 0)",
-            message="serving.runtime VLLM needs serving.gpus of 1 or more; use Transformers on CPU",
+            message="serving.runtime: VLLM needs serving.gpus: 1 or more; use Transformers on CPU",
         ),
     )
 
@@ -332,6 +330,10 @@ class ServedVersion(ApiModel):
     """The ControllerRevision that holds the rendered Deployment and Service."""
     since: Time | None = None
     """When it came into this place."""
+    proven: bool | None = None
+    """Whether it passed every comparison with the version that it replaced or is to replace. Unset: not known."""
+    unproven: Annotated[str, Field(max_length=1024)] | None = None
+    """Why it is not proven, and who or what let it go on all the same."""
 
 
 class HeldVersion(ApiModel):
@@ -343,6 +345,22 @@ class HeldVersion(ApiModel):
     """Its UID: what finetune.dev/approve and finetune.dev/reject name."""
     reason: Annotated[str, Field(max_length=1024)]
     """What was not decided."""
+    baseline: str = ""
+    """The version that it was compared with."""
+
+
+class ApprovalStatus(ApiModel):
+    """The annotation finetune.dev/approve, as the operator took note of it: it counts once, for one thing. For another
+    thing it is removed first, then given anew."""
+
+    uid: str
+    """Of the version that it names."""
+    by: str
+    """Who gave it."""
+    hold: Annotated[str, Field(max_length=1024)]
+    """What it was given for: what waited for a person then, or else the promotion."""
+    used: bool = False
+    """The version has gone on by it."""
 
 
 VersionMeant = ServedVersion | HeldVersion
@@ -381,10 +399,11 @@ class StepStatus(ApiModel):
     """Samples of each metric before the candidate may go on; 0: none are waited for."""
     held: Annotated[str, Field(max_length=1024)] | None = None
     """Why it waits for a person: a regression with onRegression Pause."""
-    void_approval: bool = False
-    """The version had been approved before it was held: that says nothing about the regression. A new approval does."""
     accepted: Annotated[str, Field(max_length=1024)] | None = None
     """The regression that a person has accepted."""
+    void_approval: bool = False
+    """The approval that is there was given before the version was held: for an apiserver with an older CRD, which does
+    not keep status.approval."""
 
 
 class AnalysisRow(ApiModel):
@@ -393,9 +412,10 @@ class AnalysisRow(ApiModel):
     metric: MetricName
     """Its name, e.g. error_rate."""
     candidate: float | None = None
-    """The candidate's value so far."""
+    """The rate of bad answers of the version that is watched, so far: of clients' requests, of copies or of held-out
+    prompts, whichever look worst beside the other version's."""
     baseline: float | None = None
-    """The stable version's value so far."""
+    """That of the version that it is compared with; under guard, where that has no users, from before the promotion."""
     low: float | None = None
     """Always-valid lower bound of candidate - baseline."""
     high: float | None = None
@@ -434,6 +454,8 @@ class VersionOutcome(ApiModel):
     """When it was decided."""
     by: str = "operator"
     """Who decided: the operator, or the person who asked for it."""
+    proven: bool | None = None
+    """Of a promotion: whether the version was proven then; `reason` says why it was not. Unset: not known."""
 
 
 class ComparisonStatus(ApiModel):
@@ -468,12 +490,8 @@ class ModelEndpointStatus(ApiModel):
     """Where the endpoint is, in one word."""
     message: Annotated[str, Field(max_length=32768)] | None = None
     """What it does or waits for, in a sentence."""
-    conditions: Annotated[
-        list[Condition],
-        Field(
-            max_length=32, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
-        ),
-    ] = Field(default_factory=list)
+    next: NextStatus | None = None
+    conditions: Conditions = Field(default_factory=list)
     """Ready, Reconciling, Stalled (kstatus); Available, AwaitingApproval, Paused, RolledBack."""
     replicas: int | None = None
     """Pods that the stable version's servers have: what the scale subresource shows."""
@@ -485,6 +503,7 @@ class ModelEndpointStatus(ApiModel):
     """The stable version before the promotion under guard: still warm."""
     held: HeldVersion | None = None
     """Waits for a person to approve or reject it; versions that are proven do not wait for it."""
+    approval: ApprovalStatus | None = None
     plan: PlanStatus | None = None
     step: StepStatus | None = None
     analysis: Annotated[list[AnalysisRow], Field(max_length=8)] = Field(default_factory=list)

@@ -9,7 +9,7 @@ from pydantic import Field
 from finetune_api import API_VERSION
 from finetune_api.base import (
     ApiModel,
-    Condition,
+    Conditions,
     Digest,
     Name,
     ObjectMeta,
@@ -80,6 +80,9 @@ class EvaluationRecord(ApiModel):
     """The HTML report."""
     results: Annotated[list[MetricResult], Field(max_length=32)] = Field(default_factory=list)
     """One row a metric."""
+    precision: Literal["FP32", "BF16"] | None = None
+    """What the model computed in when it was evaluated: it is served in the same. None: recorded before there was this
+    field; then servers compute in BF16 on a GPU that has it, else in FP32."""
     plan: OpenObject | None = None
     """All that it takes to compare the version with another one later, defaults resolved. None: that cannot be done."""
 
@@ -138,12 +141,7 @@ class ModelVersionStatus(ApiModel):
 
     observed_generation: int | None = None
     """The metadata.generation that the status is about."""
-    conditions: Annotated[
-        list[Condition],
-        Field(
-            max_length=32, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
-        ),
-    ] = Field(default_factory=list)
+    conditions: Conditions = Field(default_factory=list)
     """None are set yet."""
 
 

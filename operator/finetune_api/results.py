@@ -99,6 +99,8 @@ class EvaluateResult(ApiModel):
     leaked_examples: int = 0
     """Held-out examples left out because the baseline was trained on them."""
     reused: bool = False
+    precision: Literal["FP32", "BF16"] | None = None
+    """What the models computed in. None: from an image that does not say."""
 
 
 class Failure(ApiModel):
@@ -106,7 +108,7 @@ class Failure(ApiModel):
 
     stage: Literal["Failure"] = "Failure"
     reason: Annotated[str, Field(max_length=64)]
-    """CamelCase, for a condition: TooManyBadRows, InputNotFound, StoppedAfterCheckpoint, LossNotFinite, ..."""
+    """CamelCase, for a condition: one of `stage_reasons`."""
     message: Annotated[str, Field(max_length=3000)]
     checkpoint_step: int | None = None
     """Where the next attempt goes on."""

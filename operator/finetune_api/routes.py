@@ -24,6 +24,7 @@ class Variant(StrictModel):
     url: str
     """Base URL of its Service, e.g. http://support-router-6.ml.svc:8000"""
     ready: bool
+    """Always true: versions come into routes once they are ready. Gateways of earlier operators ask for it."""
 
 
 class Breaker(StrictModel):
@@ -84,8 +85,9 @@ class Judging(StrictModel):
     """What counts as a bad answer, frozen for the rollout so that both arms are measured alike."""
 
     latency_limit_seconds: float | None = None
-    user_weight_cap: Annotated[int, Field(ge=1)] = 50
-    """Requests of one user that count per epoch and variant; more are served but not counted."""
+    user_weight_cap: Annotated[int, Field(ge=1)] = 20
+    """Requests of one user that count per epoch and variant; more are served but not counted. What is counted is taken
+    for independent, and of one user it is not: the more of it, the more often chance is called a regression."""
 
 
 class Routes(StrictModel):

@@ -8,6 +8,7 @@ A run's folder (`locations.run`):
 
     rehearsal/     what training ends with, tried on the base model before it begins ... COMPLETE (last)
     data/          train.jsonl validation.jsonl test.jsonl manifest.json (digests) quarantine.jsonl
+    tokens/        the examples to learn from as token ids (tasks/tokens.py of the trainer) ... COMPLETE (last)
     checkpoints/   step-N/ ... COMPLETE (last)
     model/         the saved model, probes.jsonl (held-out prompts for what serves it) ... COMPLETE (last)
     evaluation/    examples.jsonl (scores of each) report.json report.html
@@ -215,11 +216,11 @@ class ServeOrder(StrictModel):
     """Tokens that the version reads at once: a classifier's texts are cut there, longer prompts are refused."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     precision: Literal["Auto", "FP32", "BF16"] = "Auto"
-    """Auto: BF16 on a GPU that has it, FP32 (as evaluated) on a CPU."""
-    concurrency: Annotated[int, Field(ge=1, le=256)] = 4
-    """Answers that take turns, token by token. Each holds its keys and values in memory."""
+    """As evaluated. Auto, where that was not recorded: BF16 on a GPU that has it, else FP32."""
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 16
+    """Requests that are worked on at once, where there is memory for their keys and values."""
     max_waiting: Annotated[int, Field(ge=0, le=10000)] = 64
-    """Requests beyond those that wait for their turn; more get 429."""
+    """Requests beyond those, which wait until one of them is done; more get 429."""
     max_new_tokens: Annotated[int, Field(ge=1, le=131072)] = 1024
     """Longest answer, whatever a request asks for."""
     grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 50.0

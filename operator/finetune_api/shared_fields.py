@@ -6,26 +6,59 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, Digest, Name, ObjectReference, Rule, Uri
+from finetune_api.base import ApiModel, Digest, Name, ObjectReference, Rule, Time, Uri, form
 
 Task = Literal["Chat", "CausalLM", "SequenceClassification", "Seq2Seq"]
 Verdict = Literal["Pass", "Fail", "Inconclusive"]
-MetricName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z][a-z0-9_]*$")]
+MetricName = Annotated[
+    str,
+    Field(min_length=1, max_length=63),
+    form("a metric's name in lower case letters, digits and _", "exact_match", pattern=r"^[a-z][a-z0-9_]*$"),
+]
 
-Labels = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
+_LABEL = form(
+    "letters and digits, - and _ and . between them, 63 at most",
+    "a100-80gb",
+    rule="size(self) <= 63 && self.matches('^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$')",
+)
+Labels = Annotated[dict[str, Annotated[str, Field(max_length=4096), _LABEL]], Field(max_length=64)]
+Annotations = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
 OpenObject = Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
 """An object that the schema does not look into."""
 Quantity = Annotated[
     str | int,
-    Field(
-        json_schema_extra={
-            "pattern": r"^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]+)?$",
-            "minimum": 0,
-        }
+    form(
+        "a quantity, not below 0",
+        *("2", "500m", "16Gi"),
+        rule="type(self) == int ? self >= 0 : isQuantity(self) && !self.startsWith('-')",
     ),
 ]
 """resource.Quantity of Kubernetes, not below zero. The schema refuses others; what was stored before can be read."""
-Quantities = Annotated[dict[str, Quantity], Field(max_length=16)]
+Quantities = Annotated[dict[str, Quantity], Field(json_schema_extra={"maxProperties": 15})]
+"""Quantities by resource. The schema refuses more; what was stored before can be read."""
+
+
+class Release(ApiModel):
+    """Something that a person may do now."""
+
+    action: Literal["Approve", "Reject", "RollBack", "Resume", "Unpin", "Withdraw", "Unsuspend"]
+    """The first four: of `finetune` and by annotation. Unpin: empty spec.version. Withdraw: remove
+    finetune.dev/rollback. Unsuspend: set spec.suspend to false."""
+    effect: str
+    """What comes of it, in a sentence."""
+
+
+class NextStatus(ApiModel):
+    """What holds the object, and what would release it. Nothing here is counted: counts are beside it."""
+
+    waits_for: Annotated[list[str], Field(max_length=16)] = Field(default_factory=list)
+    """What has to come, one sentence each; empty: nothing."""
+    until: Time | None = None
+    """When the wait ends by itself, or is given up."""
+    then: Annotated[list[str], Field(max_length=16)] = Field(default_factory=list)
+    """What follows when nobody does anything."""
+    release: Annotated[list[Release], Field(max_length=8)] = Field(default_factory=list)
+    """What a person may do now."""
 
 
 class Resources(ApiModel):
@@ -76,7 +109,7 @@ class PodOverlayMetadata(ApiModel):
 
     labels: Labels | None = None
     """Labels of the pods; those of the operator cannot be replaced."""
-    annotations: Labels | None = None
+    annotations: Annotations | None = None
     """Annotations of the pods."""
 
 
@@ -98,11 +131,11 @@ class ThresholdRange(ApiModel):
     cel_rules = (
         Rule(
             rule="has(self.min) || has(self.max)",
-            message="thresholdRange needs min, max or both",
+            message="thresholdRange: min, max or both must be set",
         ),
         Rule(
             rule="!has(self.min) || !has(self.max) || self.min <= self.max",
-            message="thresholdRange.min must not be greater than thresholdRange.max",
+            message="thresholdRange.min: {self.min} must not be greater than thresholdRange.max: {self.max}",
         ),
     )
 
