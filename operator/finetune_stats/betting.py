@@ -13,7 +13,7 @@ again and again without counting anything twice.
 
 Assumptions: observations in [-1, 1]; given the past, each has the mean in question (no independence or identical
 distribution needed). A weight w in [0, 1] is the exponent of an observation's factor; the k observations of one user
-with 1/k each are together worth one and may depend on each other in any way (see weights.py).
+with 1/k each are together worth one and may depend on each other in any way.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class BoundedMeanState:
 
     `histogram` holds the summed weights at the edges, shape (BINS,). `low` and `high` are the tightest bounds reached
     so far (a confidence sequence may be intersected over time); they contradict each other (low > high) when the
-    observations cannot come from one mean, see `drifted`.
+    observations cannot come from one mean.
     """
 
     alpha: float
@@ -98,11 +98,6 @@ class BoundedMeanState:
         """Weighted mean so far."""
         total = self.samples
         return float(np.dot(_EDGES, self.histogram)) / total if total > 0 else None
-
-    @property
-    def drifted(self) -> bool:
-        """The bounds exclude each other: the mean moved while it was measured (or alpha's bad luck)."""
-        return self.low > self.high
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values; empty bins are left out."""

@@ -11,14 +11,14 @@ import numpy as np
 from finetune_stats.distributions import FloatArray, IntArray
 
 BLEU_ORDER = 4
-BLEU_COLUMNS = 2 * BLEU_ORDER + 2
-"""Clipped n-gram matches for n = 1..4, hypothesis n-grams for n = 1..4, hypothesis length, reference length."""
 
 
 def bleu(counts: FloatArray) -> FloatArray:
     """Corpus BLEU on a scale of 0 to 100, equal to sacrebleu's corpus score with its default smoothing ("exp").
 
     K. Papineni et al., ACL 2002; M. Post, "A call for clarity in reporting BLEU scores", WMT 2018.
+
+    Columns: clipped n-gram matches for n = 1..4, hypothesis n-grams for n = 1..4, hypothesis length, reference length.
     """
     matches = counts[..., :BLEU_ORDER]
     totals = counts[..., BLEU_ORDER : 2 * BLEU_ORDER]
@@ -81,24 +81,6 @@ def macro_recall(counts: FloatArray) -> FloatArray:
     """Unweighted mean of the labels' recall; a label that is predicted but never gold counts 0."""
     hits, predicted, gold = _thirds(counts)
     return _mean_over_present(hits, gold, present=predicted + gold > 0)
-
-
-def micro_f1(counts: FloatArray) -> FloatArray:
-    """2 hits / (predictions + gold labels), pooled over labels."""
-    hits, predicted, gold = _thirds(counts)
-    return _ratio(2 * hits.sum(axis=-1), (predicted + gold).sum(axis=-1))
-
-
-def micro_precision(counts: FloatArray) -> FloatArray:
-    """Hits / predictions, pooled over labels."""
-    hits, predicted, _ = _thirds(counts)
-    return _ratio(hits.sum(axis=-1), predicted.sum(axis=-1))
-
-
-def micro_recall(counts: FloatArray) -> FloatArray:
-    """Hits / gold labels, pooled over labels."""
-    hits, _, gold = _thirds(counts)
-    return _ratio(hits.sum(axis=-1), gold.sum(axis=-1))
 
 
 def _thirds(counts: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:

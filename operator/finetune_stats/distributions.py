@@ -24,11 +24,6 @@ def normal_quantile(probability: float) -> float:
     return float(special.ndtri(probability))
 
 
-def normal_cdf_array(x: FloatArray) -> FloatArray:
-    """`normal_cdf` of each element."""
-    return np.asarray(special.ndtr(x), dtype=np.float64)
-
-
 def t_cdf(x: float, *, degrees_of_freedom: float) -> float:
     """P(T <= x) of Student's t; the degrees of freedom need not be whole."""
     return float(special.stdtr(degrees_of_freedom, x))

@@ -78,16 +78,6 @@ class TwoRateState:
         """The candidate's rate exceeds the stable one's by more than the margin."""
         return self.low >= self.margin
 
-    @property
-    def proves_acceptable(self) -> bool:
-        """The candidate's rate exceeds the stable one's by less than the margin."""
-        return self.high <= self.margin
-
-    @property
-    def drifted(self) -> bool:
-        """The bounds exclude each other: the difference moved while it was measured."""
-        return self.low > self.high
-
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values."""
         return {

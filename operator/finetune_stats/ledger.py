@@ -9,7 +9,7 @@ writes repeats both or neither.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_stats.documents import Document, check_version, number, numbers, section
@@ -65,8 +65,3 @@ def absorb(ledger: Ledger, *, source: str, cumulative: Sequence[float]) -> tuple
     known[source] = counters
     increment = tuple(now - then for now, then in zip(counters, before, strict=True))
     return Ledger(width=ledger.width, sources=tuple(sorted(known.items()))), increment
-
-
-def forget(ledger: Ledger, *, keep: Collection[str]) -> Ledger:
-    """Drop the sources that are gone for good. A source that posts again after this counts from zero: once more."""
-    return Ledger(width=ledger.width, sources=tuple(item for item in ledger.sources if item[0] in keep))
