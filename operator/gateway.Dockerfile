@@ -27,7 +27,6 @@ ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 
 FROM environment
 COPY operator/finetune_api /opt/finetune/finetune_api
-COPY operator/finetune_stats /opt/finetune/finetune_stats
 COPY operator/finetune_http /opt/finetune/finetune_http
 COPY operator/finetune_gateway /opt/finetune/finetune_gateway
 RUN python -m compileall -q --invalidation-mode unchecked-hash /opt/finetune

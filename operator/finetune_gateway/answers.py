@@ -5,12 +5,13 @@ judged here and by the same rules.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from finetune_gateway.event_stream import EventStream
-from finetune_gateway.openai_format import read_answer
+from finetune_gateway.openai_format import read_answer, text_of
 
-LONGEST_READ = 1 << 20
+_LONGEST_READ = 1 << 20
 """Bytes. Longer answers are handed on but not judged: judging must not cost memory."""
 Measures = dict[str, tuple[bool, bool]]
 """By metric: whether the candidate's answer is bad, and whether stable's is."""
@@ -29,13 +30,16 @@ class Answer:
     fault: str | None = None
     """What is wrong with it although its status is good."""
     finish: str | None = None
+    document: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What came, where it came at once."""
 
     @property
     def problem(self) -> str | None:
-        """Why the version has failed the request; None: it has not. To be too busy is a failure."""
-        if self.status == 0 or self.status in (408, 429) or self.status >= 500:
-            return f"status {self.status}" if self.status else "no answer"
-        return self.fault
+        """Why the version has failed the request; None: it has not. To be too busy is a failure, and so is whatever is
+        neither an answer nor a refusal: a redirection, or nothing."""
+        if self.status == 200 or self.refused:
+            return self.fault
+        return f"status {self.status}" if self.status else "no answer"
 
     @property
     def failed(self) -> bool:
@@ -45,20 +49,22 @@ class Answer:
     @property
     def refused(self) -> bool:
         """The version calls the request wrong. Whether it is, only another version's answer can tell."""
-        return 400 <= self.status < 500 and not self.failed
+        return 400 <= self.status < 500 and self.status not in (408, 429)
 
 
 def whole(*, status: int, body: bytes, seconds: float) -> Answer:
     """An answer that came at once."""
-    if status != 200 or len(body) > LONGEST_READ:
-        return Answer(status=status, seconds=seconds)
-    text, finish, fault = read_answer(body=body)
-    return Answer(status=status, text=text, seconds=seconds, fault=fault, finish=finish)
+    document, fault = read_answer(body=body)
+    if status != 200:
+        return Answer(status=status, seconds=seconds, document=document)
+    text, finish = text_of(document)
+    text = text if len(body) <= _LONGEST_READ else None
+    return Answer(status=200, text=text, seconds=seconds, fault=fault, finish=finish, document=document)
 
 
-def streamed(*, status: int, events: EventStream, seconds: float) -> Answer:
+def streamed(*, events: EventStream, seconds: float) -> Answer:
     """An answer that came in events, now that it has ended."""
-    return Answer(status=status, text=events.text, seconds=seconds, fault=events.fault, finish=events.finish)
+    return Answer(status=200, text=events.text, seconds=seconds, fault=events.fault, finish=events.finish)
 
 
 def measures(

@@ -22,20 +22,18 @@ from finetune_gateway.config import GatewayConfig
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
 from finetune_gateway.openai_format import BadRequestError, no_such_model, parse_request
+from finetune_gateway.packed_bodies import ENCODINGS, unpacked
 from finetune_gateway.peers import Peers, PeerUnavailableError
-from finetune_gateway.proxy import Incoming, Proxy, refuse
+from finetune_gateway.proxy import ARM, Incoming, Proxy, refuse
 from finetune_gateway.request_id import ANSWER_HEADER, REQUEST_HEADER, given_id
 from finetune_gateway.routing import user_position
 from finetune_gateway.tally import User
 from finetune_gateway.votes import Outcome, Vote, Votes
-from finetune_http.plain_errors import ENCODINGS
 
 logger = logging.getLogger(__name__)
 USER_HEADER = "X-Finetune-User"
 _CLIENT = web.RequestKey("client", str)
 """The name that goes with the client's key."""
-_ENCODINGS = ("", "identity", "gzip", "deflate")
-"""Of request bodies: what the HTTP library takes apart without further packages."""
 _REQUEST_ID_LENGTH = 128
 _HUNG_UP = 499
 """In the access log: the client went before it had its answer."""
@@ -82,6 +80,8 @@ class Application:
 
     async def _complete_head(self, request: web.Request, response: web.StreamResponse) -> None:
         """What every answer says, streams and errors too."""
+        if REQUEST_HEADER in response.headers:
+            return
         if ANSWER_HEADER not in response.headers:
             response.headers.update(self.ids_of_nobody())
         response.headers[REQUEST_HEADER] = given_id(request.headers) or response.headers[ANSWER_HEADER]
@@ -132,15 +132,14 @@ class Application:
     ) -> None:
         if not self.access_log.enabled:
             return
-        answer_id = None if response is None else response.headers.get(ANSWER_HEADER)
         self.access_log.add(
             method=request.method,
             path=request.rel_url.raw_path,
             status=_HUNG_UP if response is None else response.status,
             seconds=time.monotonic() - began,
             client=client,
-            answer_id=answer_id,
-            arm=self.votes.arm_of(answer_id or ""),
+            answer_id=None if response is None else response.headers[ANSWER_HEADER],
+            arm=None if response is None else response.get(ARM),
             request_id=given_id(request.headers),
         )
 
@@ -157,20 +156,18 @@ class Application:
             parsed = parse_request(body=body, model=routes.model)
         except BadRequestError as error:
             return _refused(error)
-        named = request.headers.get(USER_HEADER) or parsed.user or self._keyed(request)
+        named = request.headers.get(USER_HEADER) or parsed.user
+        client = request[_CLIENT]
+        has_key = client != ANONYMOUS
         incoming = Incoming(
             request=request,
             path=request.path,
             body=parsed.body,
             parsed=parsed,
-            user=User(name=named) if named else User(name=request.remote or "", shared=True),
+            user=User(source=client if has_key else request.remote or "", has_key=has_key, name=named),
             position=self._position(routes=routes, user=named),
         )
         return await self.proxy.answer(incoming)
-
-    def _keyed(self, request: web.Request) -> str | None:
-        client = request[_CLIENT]
-        return None if client == ANONYMOUS else f"key:{client}"
 
     @staticmethod
     def _position(*, routes: Routes, user: str | None) -> float:
@@ -181,20 +178,23 @@ class Application:
     async def _read(self, request: web.Request) -> bytes | web.Response:
         limit = self.config.body_bytes
         encoding = request.headers.get("Content-Encoding", "").strip().lower()
-        if encoding not in _ENCODINGS:
-            return refuse(status=415, message=ENCODINGS)
+        if encoding not in ENCODINGS:
+            return refuse(status=415, message="Content-Encoding of a request may be gzip, deflate or identity")
         if request.content_length is not None and request.content_length > limit:
             too_large = self._too_large()
             too_large.force_close()
             return too_large
         try:
             if request.content.is_eof():  # all of it came with the head, as most do: no timer is needed
-                return await request.read()
-            async with asyncio.timeout(self.config.body_timeout_seconds):
-                return await request.read()
+                packed = await request.read()
+            else:
+                async with asyncio.timeout(self.config.body_timeout_seconds):
+                    packed = await request.read()
+            body = unpacked(packed, encoding=encoding, most=limit)
+            return self._too_large() if body is None else body
         except web.HTTPRequestEntityTooLarge:
             return self._too_large()
-        except (web.RequestPayloadError, aiohttp.ClientPayloadError, HttpProcessingError):
+        except (ValueError, web.RequestPayloadError, aiohttp.ClientPayloadError, HttpProcessingError):
             words = f"the body is not what its head says: {encoding or 'its chunks'} cannot be read"
             broken = refuse(status=400, message=words, code="invalid_body")
             broken.force_close()

@@ -12,8 +12,8 @@ from aiohttp import web
 
 _GRACE_SECONDS = 1.0
 """A version that takes too long is noticed first: its client is told, one that does not read is just let go."""
-
-
+_LONGEST_ANSWER = 32 << 20
+"""Bytes of an answer that comes at once: it is kept in memory while it is read."""
 _BUFFERED_BYTES = 64 * 1024
 """What is shorter is with the operating system at once, whether it is read or not."""
 
@@ -29,6 +29,18 @@ def let_go_unless_read(request: web.Request, *, size: int, seconds: float) -> No
             transport.abort()
 
     asyncio.get_running_loop().call_later(seconds, look)
+
+
+async def whole_body(answer: aiohttp.ClientResponse) -> bytes:
+    """All that a version sends. Raises aiohttp.ClientPayloadError where it is more than any answer is."""
+    parts, size = [], 0
+    while part := await answer.content.readany():
+        parts.append(part)
+        size += len(part)
+        if size > _LONGEST_ANSWER:
+            answer.close()
+            raise aiohttp.ClientPayloadError
+    return b"".join(parts)
 
 
 async def parts_of(content: aiohttp.StreamReader, *, quiet_seconds: float) -> AsyncIterator[bytes]:
@@ -56,7 +68,6 @@ class ClientStream:
     """The client's side of one streamed answer. Use as a context manager: past `due` the client is let go."""
 
     request: web.Request
-    status: int
     headers: Mapping[str, str]
     due: float
     """By the event loop's clock: when the whole answer should be with the client."""
@@ -67,7 +78,7 @@ class ClientStream:
 
     async def __aenter__(self) -> ClientStream:
         """Send the head. Raises HungUpError."""
-        self.response = web.StreamResponse(status=self.status, headers=self.headers)
+        self.response = web.StreamResponse(headers=self.headers)
         transport = self.request.transport
         if transport is None:
             raise HungUpError

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.tally import Arm, ArmKey, Tally, User
@@ -40,10 +41,9 @@ class Flight:
     seen: bool = False
     """It is among its arm's requests."""
     slow: bool = False
-    overdue: bool = False
-    """It counts as failed, whatever comes of it."""
-    left: bool = False
-    """Its wait ended because the variant was left. Kept here: routes that come meanwhile close the breaker."""
+    given_up: Literal["overdue", "breaker"] | None = None
+    """Overdue: it counts as failed, whatever comes of it. Breaker: its wait ended because the variant was left; kept
+    here, since routes that come meanwhile close the breaker."""
 
     def count(self) -> None:
         """Count the request, once."""
@@ -80,15 +80,15 @@ class Flights:
     def begin(self, *, key: ArmKey, user: User, cap: int, first: bool = True, elsewhere: bool = False) -> Flight:
         """Start an attempt; `first`: of its request."""
         arm = self.tally.arm(key)
-        number, users = 0, 0
+        now, counted, is_voice = time.monotonic(), False, False
         if first:
-            number, users = self.tally.request_of_user(epoch=key[0], variant=key[2], user=user)
+            counted, is_voice = self.tally.weigh(epoch=key[0], variant=key[2], user=user, cap=cap, now=now)
         flight = Flight(
             key=key,
             arm=arm,
-            counted=first and number <= cap * users,
-            stands_for_user=first and number <= users,
-            began=time.monotonic(),
+            counted=counted,
+            stands_for_user=is_voice,
+            began=now,
             overdue_seconds=self.live.overdue_seconds(key[1], key[2]),
             elsewhere=elsewhere,
         )
@@ -101,7 +101,7 @@ class Flights:
         """Finish an attempt. `judged` is False where the client went away: that says nothing about the variant."""
         self.under_way.discard(flight)
         self.tally.in_flight[flight.key[2]] -= 1
-        if not judged or flight.overdue:  # counted when it became so
+        if not judged or flight.given_up == "overdue":  # counted when it became so
             return
         seconds = time.monotonic() - flight.began
         routes = self.live.current
@@ -126,13 +126,13 @@ class Flights:
         for flight in list(self.under_way):
             epoch, rule, variant = flight.key
             age = now - flight.began
-            if limit is not None and age > limit and not flight.overdue:
+            if limit is not None and age > limit and flight.given_up is None:
                 flight.count_slow()
             if flight.upstream is None or flight.upstream.done():
                 continue
             overdue = flight.overdue_seconds
-            if not flight.overdue and overdue is not None and age > overdue:
-                flight.overdue = True
+            if flight.given_up is None and overdue is not None and age > overdue:
+                flight.given_up = "overdue"
                 flight.settle(seconds=age, failed=True)
                 self.live.record(
                     epoch=epoch, rule=rule, variant=variant, failed=True, what=f"no answer within {overdue:g} s"
@@ -140,5 +140,5 @@ class Flights:
                 if flight.elsewhere and self.live.failing_elsewhere(rule) < _NO_BETTER:
                     flight.upstream.cancel()  # its client is answered by the fallback
             if flight.elsewhere and self.live.is_open(rule, variant):
-                flight.left = True
+                flight.given_up = flight.given_up or "breaker"
                 flight.upstream.cancel()

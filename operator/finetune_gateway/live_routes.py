@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
@@ -24,6 +25,12 @@ class LiveRoutes:
 
     tally: Tally
     current: Routes | None = None
+    heard: set[str] = field(default_factory=set)
+    """Versions whose servers have answered this gateway: of others nothing is counted (first_answers.py)."""
+    asked: bool = False
+    """Each version of the first routes was asked once."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Newer routes are in force."""
     _breakers: dict[tuple[str, str], BreakerState] = field(default_factory=dict)
     """Of all variants of a rule. That of the fallback never opens: it says how often requests fail anyway."""
     _references: dict[str, tuple[str, BreakerState, BreakerState]] = field(default_factory=dict)
@@ -42,6 +49,7 @@ class LiveRoutes:
         if routes.epoch <= self.epoch:
             return
         self.current = routes
+        self.changed.set()
         self._breakers = {
             (rule.name, variant): BreakerState(settings=rule.breaker)
             for rule in routes.rules

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
-@dataclass(kw_only=True)
 class Metrics:
     """What a scrape of /metrics shows."""
 
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    requests: Counter = field(init=False)
-    latency: Histogram = field(init=False)
-    in_flight: Gauge = field(init=False)
-    retries: Counter = field(init=False)
-    epoch: Gauge = field(init=False)
-    breakers: Counter = field(init=False)
-    shadow: Counter = field(init=False)
-    _of: dict[tuple[str, int], tuple[Counter, Histogram | None]] = field(default_factory=dict)
-    """Children of `requests` and `latency` by variant and status: looking them up by label costs more than counting."""
-
-    def __post_init__(self) -> None:
-        """Register everything at zero."""
-        registry = self.registry
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._of: dict[tuple[str, int], tuple[Counter, Histogram | None]] = {}
+        """Children of `requests` and `latency` by variant and status: to look them up costs more than to count."""
         self.requests = Counter(
             "finetune_gateway_requests",
             "Client requests by variant and result.",

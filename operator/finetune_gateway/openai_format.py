@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 
 class BadRequestError(Exception):
@@ -29,13 +29,30 @@ class ParsedRequest:
     json_expected: bool
 
 
+def _no_json(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_json)
+"""Python's own takes NaN and infinities, and would hand on what no other client can read."""
+
+
+def read_object(text: bytes | str) -> dict[str, Any] | None:
+    """A JSON object; None for whatever else it is. Raises ValueError where it is no JSON."""
+    try:
+        document = _DECODER.decode(text if isinstance(text, str) else text.decode(json.detect_encoding(text)))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    return document if isinstance(document, dict) else None
+
+
 def parse_request(*, body: bytes, model: str) -> ParsedRequest:
     """Read a request body. Raises BadRequestError for anything but a JSON object that names this endpoint's model."""
     try:
-        document: Any = json.loads(body)
-    except (ValueError, RecursionError):
+        document = read_object(body)
+    except ValueError:
         raise BadRequestError("the body is not valid JSON", code="invalid_json") from None
-    if not isinstance(document, dict):
+    if document is None:
         raise BadRequestError("the body must be a JSON object", code="invalid_json")
     named = document.get("model")
     if named is not None and named != model:
@@ -65,38 +82,79 @@ def without_stream(*, body: bytes) -> bytes:
     return json.dumps(document).encode()
 
 
-def read_answer(*, body: bytes) -> tuple[str | None, str | None, str | None]:
-    """Text (or label), finish_reason and fault of an answer that came at once. No text and no fault: a tool call."""
+def read_answer(*, body: bytes) -> tuple[dict[str, Any], str | None]:
+    """An answer that came at once, and its fault; {} where it is no JSON object."""
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return None, None, "the answer is not JSON"
+        document = read_object(body)
+    except ValueError:
+        return {}, "the answer is not JSON"
+    if document is None:
+        return {}, "the answer is not a JSON object"
     error = error_message(document)
-    if error is not None or not isinstance(document, dict):
-        return None, None, f"it says: {error}" if error is not None else "the answer is not a JSON object"
-    if isinstance(document.get("label"), str):
-        return str(document["label"]), None, None
-    if not document.get("choices") and not document.get("data"):
-        return None, None, "the answer holds nothing"
-    return *first_choice(document, key="message"), None
+    if error is not None:
+        return document, f"it says: {error}"
+    if not document.get("choices") and not document.get("data") and not isinstance(document.get("label"), str):
+        return document, "the answer holds nothing"
+    return document, fault_of_finish(text_of(document)[1])
 
 
-def first_choice(document: Any, *, key: str) -> tuple[str | None, str | None]:
+def text_of(document: dict[str, Any]) -> tuple[str | None, str | None]:
+    """Text (or label) and finish_reason of an answer that came at once. No text: a tool call."""
+    label = document.get("label")
+    return (label, None) if isinstance(label, str) else first_choice(document, key="message")
+
+
+def first_choice(document: dict[str, Any], *, key: str) -> tuple[str | None, str | None]:
     """Text and finish_reason of an answer's first choice, or of a streamed part of it."""
-    choices = document.get("choices") if isinstance(document, dict) else None
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return None, None
-    message, finish = choices[0].get(key), choices[0].get("finish_reason")
-    content = message.get("content") if isinstance(message, dict) else choices[0].get("text")
-    return content if isinstance(content, str) else None, finish if isinstance(finish, str) else None
+    choice = _first(document)
+    message, finish = choice.get(key), choice.get("finish_reason")
+    content = message.get("content") if isinstance(message, dict) else choice.get("text")
+    text = content if isinstance(content, str) and (content or not calls_tool(document, key=key)) else None
+    return text, finish if isinstance(finish, str) else None
 
 
-def error_message(document: Any) -> str | None:
+def calls_tool(document: dict[str, Any], *, key: str) -> bool:
+    """Whether an answer's first choice, or a streamed part of it, is a call: it needs no text."""
+    message = _first(document).get(key)
+    return isinstance(message, dict) and any(message.get(name) for name in ("tool_calls", "function_call"))
+
+
+def _first(document: dict[str, Any]) -> dict[str, Any]:
+    choices = document.get("choices")
+    found = choices[0] if isinstance(choices, list) and choices else None
+    return found if isinstance(found, dict) and not found.get("index") else {}
+
+
+def fault_of_finish(finish: str | None) -> str | None:
+    """vLLM ends what it gives up (a shutdown, an engine that died) as if it were complete, with a word of its own."""
+    return f"it ended with finish_reason {finish}" if finish in ("abort", "error") else None
+
+
+def error_message(document: dict[str, Any]) -> str | None:
     """What an error says that came in place of an answer; None: it is none."""
-    error = document.get("error") if isinstance(document, dict) else None
+    error = document.get("error")
     if not error:
         return None
     return str(error.get("message", error) if isinstance(error, dict) else error)[:200]
+
+
+_GENERATED = ("object", "choices", "data", "label", "usage")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sender:
+    """What an answer says of itself, whichever version gave it: the rest of a document is what was generated. A version
+    is known by all else that it may say (`system_fingerprint`, the form of its ids, fields of its own)."""
+
+    answer_id: str
+    model: str
+    created: int
+    """Unix time."""
+
+    def own(self, document: dict[str, Any]) -> dict[str, Any]:
+        """A version's answer, or a part of it, as one of the gateway's."""
+        head = {"id": self.answer_id, "created": self.created} if "choices" in document else {}
+        return {**head, "model": self.model, **{name: document[name] for name in _GENERATED if name in document}}
 
 
 def no_such_model(*, model: str) -> BadRequestError:
@@ -113,6 +171,7 @@ _CODES = {
     408: "request_timeout",
     413: "request_too_large",
     415: "unsupported_encoding",
+    417: "unsupported_expectation",
     429: "rate_limit_exceeded",
     502: "no_answer",
     503: "service_unavailable",
@@ -124,3 +183,23 @@ def error_body(*, status: int, message: str, code: str | None = None, param: str
     """An error as OpenAI's clients understand it (https://platform.openai.com/docs/guides/error-codes)."""
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code or _CODES.get(status)}}
+
+
+def error_in(document: dict[str, Any], *, status: int) -> dict[str, Any]:
+    """The same of an error that a version gave: its words, and what it names, in the one form. Servers differ in the
+    rest, and so would tell which one it was."""
+    error = document.get("error")
+    named: dict[str, Any] = error if isinstance(error, dict) else document | {"message": error or _flat(document)}
+    message, code, param = (each if isinstance(each, str) else None for each in map(named.get, _NAMED))
+    return error_body(status=status, message=message or f"status {status} without a reason", code=code, param=param)
+
+
+_NAMED = ("message", "code", "param")
+
+
+def _flat(document: dict[str, Any]) -> Any:
+    """What an error says in no object of its own: older vLLMs say `message`, FastAPI `detail`, a text or a list."""
+    said = document.get("message") or document.get("detail")
+    if not isinstance(said, list):
+        return said
+    return "; ".join(str(each["msg"]) for each in said if isinstance(each, dict) and "msg" in each)

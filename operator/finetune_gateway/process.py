@@ -18,6 +18,7 @@ from finetune_gateway.access_log import AccessLog
 from finetune_gateway.api_keys import ApiKeys
 from finetune_gateway.application import Application
 from finetune_gateway.config import GatewayConfig
+from finetune_gateway.first_answers import wait_for_first_answers
 from finetune_gateway.flights import Flights
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
@@ -30,10 +31,15 @@ from finetune_gateway.routes_source import follow_config_map, follow_file
 from finetune_gateway.shadow import Comparator
 from finetune_gateway.tally import Tally
 from finetune_gateway.votes import Votes
+from finetune_http.lost_nodes import watched_socket
 from finetune_http.plain_errors import PlainRunner
 
 logger = logging.getLogger(__name__)
 _UPSTREAM_CONNECTIONS = 1024
+_IDLE_SECONDS = 4.0
+"""Shorter than any server keeps a connection (uvicorn, and so vLLM: 5 s). What a server closes while a request is on
+its way there has failed, and more often so at the version that has fewer requests."""
+_NOT_PACKED = {"Accept-Encoding": "identity"}
 _VOTE_BYTES = 4096
 _CUT_OFF_SECONDS = 1.0
 """For what is still under way after the time to drain: a client that does not read holds up nobody's end."""
@@ -46,14 +52,11 @@ async def serve(*, config: GatewayConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
-        connector = aiohttp.TCPConnector(limit=_UPSTREAM_CONNECTIONS, keepalive_timeout=30)
-        session = await stack.enter_async_context(
-            # Nothing of one client's answer may reach another one's request.
-            aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
-        )
+        session = await stack.enter_async_context(session_to_versions())
         app = assemble(config=config, session=session)
         background = [
             _routes(config=config, live=app.live),
+            wait_for_first_answers(live=app.live, session=session, longest_seconds=config.first_answer_seconds),
             app.proxy.flights.sweep(),
             app.proxy.comparator.probe(),
             app.access_log.keep_writing(),
@@ -61,12 +64,18 @@ async def serve(*, config: GatewayConfig) -> None:
         ]
         tasks = [asyncio.create_task(work) for work in background]
         status = await _listen(
-            stack=stack, app=_status_application(app), headers=dict, host=config.host, port=config.status_port
+            stack=stack,
+            app=_status_application(app),
+            headers=dict,
+            head_seconds=config.body_timeout_seconds,
+            host=config.host,
+            port=config.status_port,
         )
         await _listen(
             stack=stack,
             app=app.build(),
             headers=app.ids_of_nobody,
+            head_seconds=config.body_timeout_seconds,
             host=config.host,
             port=config.port,
             share=config.share_port,
@@ -83,6 +92,14 @@ async def serve(*, config: GatewayConfig) -> None:
         await asyncio.gather(stopping, *tasks, return_exceptions=True)
         for task in done - {stopping}:
             task.result()
+
+
+def session_to_versions() -> aiohttp.ClientSession:
+    """Connections to versions and to other gateways. Nothing of one client's answer may reach another's request."""
+    connector = aiohttp.TCPConnector(
+        limit=_UPSTREAM_CONNECTIONS, keepalive_timeout=_IDLE_SECONDS, socket_factory=watched_socket
+    )
+    return aiohttp.ClientSession(connector=connector, headers=_NOT_PACKED, cookie_jar=aiohttp.DummyCookieJar())
 
 
 def assemble(*, config: GatewayConfig, session: aiohttp.ClientSession) -> Application:
@@ -136,7 +153,7 @@ def _status_application(app: Application) -> web.Application:
         return web.Response(text="ok\n")
 
     async def ready(_: web.Request) -> web.Response:
-        if app.draining or app.live.current is None:
+        if app.draining or not app.live.asked:
             return web.Response(status=503, text="draining\n" if app.draining else "no routes yet\n")
         return web.Response(text="ok\n")
 
@@ -156,6 +173,7 @@ async def _listen(
     stack: AsyncExitStack,
     app: web.Application,
     headers: Callable[[], dict[str, str]],
+    head_seconds: float,
     host: str,
     port: int,
     share: bool = False,
@@ -166,6 +184,7 @@ async def _listen(
     runner = PlainRunner(
         app,
         refuse=refuse,
+        head_seconds=head_seconds,
         access_log=None,
         handler_cancellation=True,
         keepalive_timeout=75,

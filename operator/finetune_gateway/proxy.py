@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from dataclasses import dataclass, replace
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
 
 import aiohttp
 from aiohttp import web
@@ -12,13 +15,13 @@ from multidict import CIMultiDict
 
 from finetune_api.routes import Routes
 from finetune_gateway.answers import Answer, streamed, whole
-from finetune_gateway.client_stream import ClientStream, HungUpError, let_go_unless_read, parts_of
+from finetune_gateway.client_stream import ClientStream, HungUpError, let_go_unless_read, parts_of, whole_body
 from finetune_gateway.config import GatewayConfig
 from finetune_gateway.event_stream import HEARTBEAT, EventStream
 from finetune_gateway.flights import Flight, Flights
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
-from finetune_gateway.openai_format import ParsedRequest, error_body
+from finetune_gateway.openai_format import ParsedRequest, Sender, error_body, error_in
 from finetune_gateway.quality import fault_of_answer
 from finetune_gateway.request_id import ANSWER_HEADER
 from finetune_gateway.routing import Choice, choose
@@ -29,11 +32,15 @@ from finetune_http.plain_errors import said_of
 
 logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 2.0
+ARM = "arm"
+"""In an answer: the ArmKey of whom it counts for. For the access log, clients never see it."""
 _NO_TIME_SECONDS = 0.05
+_LINE_SECONDS = 10.0
+"""Between two lines of the log about one version."""
 _PAUSE_SECONDS = 0.25
 """Before the same version is asked again: what was wrong with the way to it may be over."""
-_PASSED_HEADERS = ("Content-Type", "Cache-Control", "Retry-After")
-"""What else a version's server says of itself could tell a client which one it was."""
+_HEAD_OF_STREAMS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""The last one is for nginx, which would collect them."""
 _SENT_HEADERS = CIMultiDict({"Content-Type": "application/json"})
 
 
@@ -43,6 +50,10 @@ class _RetryError(Exception):
     def __init__(self, *, reason: str, what: str) -> None:
         super().__init__(what)
         self.reason = reason
+
+
+class _SilentError(Exception):
+    """A version goes on with an answer no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +78,21 @@ class _Attempt:
     due: float
     """By the event loop's clock: when the client should have its whole answer."""
     first: bool
-    """At the variant that the request was given. Only this one says something about it."""
+    """At the variant that the request was given, which has answered before. Only this one says something about it."""
     last: bool
     elsewhere: bool
     """The next try is made at another variant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stream:
+    """A streamed answer that has begun."""
+
+    upstream: aiohttp.ClientResponse
+    parts: AsyncIterator[bytes]
+    events: EventStream
+    ready: bytes
+    """What the client may have already."""
 
 
 @dataclass(kw_only=True)
@@ -84,6 +106,8 @@ class Proxy:
     votes: Votes
     metrics: Metrics
     session: aiohttp.ClientSession
+    _untold: dict[str, int] = field(default_factory=dict)
+    _told_at: dict[str, float] = field(default_factory=dict)
 
     async def answer(self, incoming: Incoming) -> web.StreamResponse:
         """The client's answer: a variant's, or an error in OpenAI's form. The limit holds for all attempts together."""
@@ -96,7 +120,9 @@ class Proxy:
         if choice is None:
             return refuse(status=503, message="no version is ready to serve")
         due = asyncio.get_running_loop().time() + self.config.timeout_seconds
-        targets = self._targets(choice)
+        targets, heard = self._targets(choice), choice.variant in self.live.heard
+        if not heard and choice.fallback is not None:
+            targets = targets[1:]
         for number, variant in enumerate(targets):
             if variant in targets[:number]:
                 await asyncio.sleep(_PAUSE_SECONDS)
@@ -105,16 +131,25 @@ class Proxy:
                 routes=routes,
                 key=(routes.epoch, choice.rule, variant),
                 due=due,
-                first=number == 0,
+                first=number == 0 and heard,
                 last=number == len(targets) - 1,
                 elsewhere=variant not in targets[number + 1 :] and number < len(targets) - 1,
             )
             try:
-                return await self._attempt(attempt)
+                response = await self._attempt(attempt)
+                response[ARM] = attempt.key
+                return response
             except _RetryError as error:
                 self.metrics.retries.labels(error.reason).inc()
-                logger.warning("variant %s: %s; trying the next", routes.variants[variant].name, error)
+                self._tell(routes.variants[variant].name, error)
         return refuse(status=502, message="no version answered; try again")
+
+    def _tell(self, name: str, error: _RetryError) -> None:
+        """A line now and then, with how many failures it stands for: a broken version fails every request."""
+        self._untold[name] = self._untold.get(name, 0) + 1
+        if time.monotonic() >= self._told_at.get(name, -_LINE_SECONDS) + _LINE_SECONDS:
+            logger.warning("variant %s: %s; trying the next (%d times)", name, error, self._untold.pop(name))
+            self._told_at[name] = time.monotonic()
 
     @staticmethod
     def _targets(choice: Choice) -> list[str]:
@@ -133,22 +168,22 @@ class Proxy:
             elsewhere=attempt.elsewhere,
         )
         request_id = self.votes.new_id(key)
+        sender = Sender(answer_id=request_id, model=attempt.routes.model, created=int(time.time()))
+        headers = {ANSWER_HEADER: request_id}
         answer, what, judged, code = Answer(status=0), "", True, 0
         try:
-            upstream, body = await self._first_byte(attempt, url=variant.url, flight=flight)
-            code, seconds = upstream.status, loop.time() - flight.began
-            headers = {name: upstream.headers[name] for name in _PASSED_HEADERS if name in upstream.headers}
-            headers[ANSWER_HEADER] = request_id
-            if body is None:
-                response, answer = await self._pass_stream(attempt, upstream, headers=headers, flight=flight)
-                code = 599 if answer.fault else code
+            came, retry_after = await self._first_event(attempt, url=variant.url, flight=flight, sender=sender)
+            if isinstance(came, _Stream):
+                response, answer = await self._pass_stream(attempt, came, headers=headers, flight=flight)
+                code = 599 if answer.fault else 200
                 return response
-            answer = whole(status=upstream.status, body=body, seconds=seconds)
+            answer, code = came, came.status
             if answer.failed and not attempt.last and (answer.status != 429 or attempt.elsewhere):
                 reason = "busy" if answer.status in (429, 503) else "server_error"
                 raise _RetryError(reason=reason, what=str(answer.problem))
-            let_go_unless_read(incoming.request, size=len(body), seconds=self.config.timeout_seconds)
-            return web.Response(status=upstream.status, body=body, headers=headers)
+            if answer.status in (429, 503) and retry_after:
+                headers["Retry-After"] = retry_after
+            return self._whole_answer(attempt, answer, sender=sender, headers=headers)
         except (aiohttp.ClientError, TimeoutError) as error:
             what = said_of(error)
             answer = Answer(status=0, seconds=loop.time() - flight.began)
@@ -157,7 +192,7 @@ class Proxy:
                 return refuse(status=504, message=f"no answer within {self.config.timeout_seconds:g} s")
             raise _RetryError(reason="connect", what=what) from error
         except _RetryError:
-            judged = not flight.left  # it was well, as far as anybody knows
+            judged = flight.given_up != "breaker"  # it was well, as far as anybody knows
             raise
         except (ConnectionResetError, asyncio.CancelledError):
             judged, code = False, 499
@@ -176,12 +211,26 @@ class Proxy:
             if judged:
                 loop.call_soon(self._judge, attempt, request_id, answer)  # the client has it first
 
-    async def _first_byte(
-        self, attempt: _Attempt, *, url: str, flight: Flight
-    ) -> tuple[aiohttp.ClientResponse, bytes | None]:
-        """Send the request and wait for the answer: all of it, or the head of a stream. Until then the client has seen
-        nothing, and a variant that is left is not waited for."""
-        waiting = self._post(attempt, url=url)
+    def _whole_answer(
+        self, attempt: _Attempt, answer: Answer, *, sender: Sender, headers: dict[str, str]
+    ) -> web.Response:
+        """What the client gets of an answer that came at once: the version's, or an error."""
+        if answer.status == 200 and answer.fault is None:
+            document, status = sender.own(answer.document), 200
+        elif answer.status >= 400:
+            document, status = error_in(answer.document, status=answer.status), answer.status
+        else:
+            document, status = error_body(status=502, message=f"no usable answer: {answer.problem}"), 502
+        body = json.dumps(document).encode()
+        let_go_unless_read(attempt.incoming.request, size=len(body), seconds=self.config.timeout_seconds)
+        return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+
+    async def _first_event(
+        self, attempt: _Attempt, *, url: str, flight: Flight, sender: Sender
+    ) -> tuple[Answer | _Stream, str | None]:
+        """Send the request and wait for the answer: all of it, or the first event of a stream; and `Retry-After`. Until
+        then the client has seen nothing, and a variant that is left is not waited for."""
+        waiting = self._post(attempt, url=url, flight=flight, sender=sender)
         if flight.overdue_seconds is None:
             return await waiting
         task = asyncio.ensure_future(waiting)
@@ -189,17 +238,19 @@ class Proxy:
         try:
             return await task
         except asyncio.CancelledError:
-            if not (flight.left or flight.overdue) or asyncio.current_task().cancelling():  # type: ignore[union-attr]
+            if flight.given_up is None or asyncio.current_task().cancelling():  # type: ignore[union-attr]
                 task.cancel()
                 raise
-            reason, what = ("breaker", "left while waiting") if flight.left else ("overdue", "no answer in time")
-            raise _RetryError(reason=reason, what=what) from None
+            raise _RetryError(reason=flight.given_up, what="it was not waited for any longer") from None
         finally:
             flight.upstream = None
 
-    async def _post(self, attempt: _Attempt, *, url: str) -> tuple[aiohttp.ClientResponse, bytes | None]:
-        left = max(attempt.due - asyncio.get_running_loop().time(), 0.001)
+    async def _post(
+        self, attempt: _Attempt, *, url: str, flight: Flight, sender: Sender
+    ) -> tuple[Answer | _Stream, str | None]:
+        loop = asyncio.get_running_loop()
         # `connect` holds for what comes before the socket too: a name that is not resolved.
+        left = max(attempt.due - loop.time(), 0.001)
         timeout = aiohttp.ClientTimeout(total=left, connect=CONNECT_SECONDS, sock_connect=CONNECT_SECONDS)
         upstream = await self.session.post(
             url + attempt.incoming.path,
@@ -208,25 +259,59 @@ class Proxy:
             timeout=timeout,
             allow_redirects=False,
         )
-        if upstream.headers.get("Content-Type", "").startswith("text/event-stream"):
-            return upstream, None
-        async with upstream:
-            return upstream, await upstream.read()
+        try:
+            streams = upstream.content_type == "text/event-stream"
+            if upstream.status == 200 and streams is not attempt.incoming.parsed.stream:
+                upstream.close()
+                fault = f"it answers {'' if streams else 'not '}in a stream"
+                return Answer(status=200, fault=fault, seconds=loop.time() - flight.began), None
+            if upstream.status == 200 and streams:
+                return await self._begun(upstream, flight=flight, sender=sender), None
+            async with upstream:
+                body = await whole_body(upstream)
+            answer = whole(status=upstream.status, body=body, seconds=loop.time() - flight.began)
+            return answer, upstream.headers.get("Retry-After")
+        except BaseException:
+            upstream.close()
+            raise
+
+    async def _begun(self, upstream: aiohttp.ClientResponse, *, flight: Flight, sender: Sender) -> _Stream | Answer:
+        """Wait for the first event of a stream, for as long as a client may be left without a word. An answer: it has
+        failed before that."""
+        loop, events, ready = asyncio.get_running_loop(), EventStream(own=sender.own), b""
+        until = loop.time() + self.config.heartbeat_seconds
+        quiet = min(self.config.heartbeat_seconds, flight.overdue_seconds or self.config.heartbeat_seconds)
+        parts = parts_of(upstream.content, quiet_seconds=quiet)
+        async for part in parts:
+            ready += events.feed(part)
+            if events.said_error:
+                break
+            if events.has_begun or loop.time() >= until:
+                return _Stream(upstream=upstream, parts=parts, events=events, ready=ready)
+        ready += events.end()
+        if events.has_begun:
+            return _Stream(upstream=upstream, parts=parts, events=events, ready=ready)
+        upstream.close()
+        return streamed(events=events, seconds=loop.time() - flight.began)
 
     async def _pass_stream(
-        self, attempt: _Attempt, upstream: aiohttp.ClientResponse, *, headers: dict[str, str], flight: Flight
+        self, attempt: _Attempt, begun: _Stream, *, headers: dict[str, str], flight: Flight
     ) -> tuple[web.StreamResponse, Answer]:
         """Hand events on as they come; where the version breaks off, another one that says so."""
-        loop, events, what = asyncio.get_running_loop(), EventStream(), None
+        loop, events, what = asyncio.get_running_loop(), begun.events, None
+        head = {**_HEAD_OF_STREAMS, **headers}
         async with (
-            upstream,
-            ClientStream(
-                request=attempt.incoming.request, status=upstream.status, headers=headers, due=attempt.due
-            ) as stream,
+            begun.upstream,
+            ClientStream(request=attempt.incoming.request, headers=head, due=attempt.due) as stream,
         ):
             try:
-                async for chunk in parts_of(upstream.content, quiet_seconds=self.config.heartbeat_seconds):
-                    ready = events.feed(chunk) if chunk else HEARTBEAT * events.may_have_comment
+                await stream.write(begun.ready or HEARTBEAT)
+                heard = loop.time()
+                async for part in begun.parts:
+                    heard = loop.time() if part else heard
+                    if flight.overdue_seconds is not None and loop.time() - heard >= flight.overdue_seconds:
+                        raise _SilentError
+                    ready = events.feed(part) if part else HEARTBEAT
                     if ready:
                         await stream.write(ready)
                 rest = events.end()
@@ -234,6 +319,8 @@ class Proxy:
                     await stream.write(rest)
                 if events.fault is not None:
                     what = f"the answer broke off: {events.fault}"
+            except _SilentError:
+                what = f"the answer broke off: nothing came for {flight.overdue_seconds:g} s"
             except (aiohttp.ClientError, TimeoutError) as error:
                 late = isinstance(error, TimeoutError)
                 if late and stream.waited_seconds > self.config.timeout_seconds / 2:
@@ -242,7 +329,7 @@ class Proxy:
                 if late:
                     what = f"the answer was not complete within {self.config.timeout_seconds:g} s"
             seconds = loop.time() - flight.began - stream.waited_seconds
-            answer = streamed(status=upstream.status, events=events, seconds=seconds)
+            answer = streamed(events=events, seconds=seconds)
             if what is not None:
                 answer = replace(answer, fault=what)
                 if not events.said_error:

@@ -21,7 +21,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(r"\w+", re.UNICODE)
-_MINIMUM_REPEATED_WORDS = 24
+_MINIMUM_REPEATED_WORDS, _LONGEST_PHRASE = 24, 8
 
 
 def fault_of_answer(answer: Answer, *, json_expected: bool, limited: bool) -> Fault | None:
@@ -60,7 +60,9 @@ def _repeats(text: str) -> bool:
         longest_run = max((len(match.group()) for match in re.finditer(r"(\S)\1+", text)), default=0)
         return longest_run >= 32
     tail = words[:-201:-1]  # the last word first
-    return any(_has_period(tail, length=length) for length in range(1, 9))
+    if len(set(tail[:_MINIMUM_REPEATED_WORDS])) > _LONGEST_PHRASE:
+        return False
+    return any(_has_period(tail, length=length) for length in range(1, _LONGEST_PHRASE + 1))
 
 
 def _has_period(tail: list[str], *, length: int) -> bool:

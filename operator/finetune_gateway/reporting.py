@@ -15,6 +15,7 @@ from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.metrics import Metrics
 from finetune_gateway.peers import Peers
 from finetune_gateway.tally import Tally
+from finetune_http.lost_nodes import watched_socket
 
 logger = logging.getLogger(__name__)
 INTERVAL_SECONDS = 1.0
@@ -24,7 +25,9 @@ _POLL_SECONDS = 0.05
 async def report(*, config: GatewayConfig, live: LiveRoutes, tally: Tally, metrics: Metrics, peers: Peers) -> None:
     """Report until cancelled. A report that fails loses nothing: the next one holds the same counts and more."""
     context = ssl.create_default_context(cafile=str(config.door_ca_file)) if config.door_ca_file else None
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context or True)) as session:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=context or True, socket_factory=watched_socket)
+    ) as session:
         while True:
             mark = (live.epoch, len(tally.breakers))
             metrics.epoch.set(live.epoch)

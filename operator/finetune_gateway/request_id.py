@@ -60,7 +60,7 @@ class Sealer:
 
     def _hidden(self, number: bytes, *, seal: bytes) -> bytes:
         mask = self._digest(seal, size=_NUMBER, use=b"mask")
-        return bytes(one ^ other for one, other in zip(number, mask, strict=True))
+        return (int.from_bytes(number, "big") ^ int.from_bytes(mask, "big")).to_bytes(_NUMBER, "big")
 
     def _digest(self, content: bytes, *, size: int, use: bytes) -> bytes:
         return hashlib.blake2b(content, digest_size=size, key=self.key, person=use).digest()

@@ -19,6 +19,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from finetune_api.routes import ROUTES_KEY, Routes
+from finetune_http.lost_nodes import watched_socket
 
 logger = logging.getLogger(__name__)
 Accept = Callable[[Routes], None]
@@ -63,7 +64,9 @@ async def follow_config_map(*, server: str, namespace: str, name: str, accept: A
     """Watch one ConfigMap by name with the pod's service account. Runs until cancelled; reconnects with backoff."""
     context = ssl.create_default_context(cafile=str(_ACCOUNT / "ca.crt"))
     backoff = 0.2
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=context, socket_factory=watched_socket)
+    ) as session:
         while True:
             try:
                 async for text in _versions(session=session, server=server, namespace=namespace, name=name):

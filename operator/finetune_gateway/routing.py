@@ -43,7 +43,7 @@ def choose(
 def _within(*, rule: RouteRule, routes: Routes, position: float, is_open: Callable[[str, str], bool]) -> Choice | None:
     chosen = _by_position(rule=rule, position=position)
     fallback = rule.fallback if rule.fallback != chosen else None
-    if chosen is not None and routes.variants[chosen].ready and not is_open(rule.name, chosen):
+    if chosen is not None and not is_open(rule.name, chosen):
         return Choice(rule=rule.name, variant=chosen, fallback=fallback)
     if rule.fallback is not None:
         return Choice(rule=rule.name, variant=rule.fallback, fallback=None)

@@ -22,6 +22,7 @@ import aiohttp
 
 from finetune_api.routes import Routes, ShadowOrder
 from finetune_gateway.answers import Answer, Measures, measures, whole
+from finetune_gateway.client_stream import whole_body
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.openai_format import with_model, without_stream
 from finetune_gateway.quality import fault_of_answer, normalised, similarity
@@ -49,8 +50,7 @@ class Comparator:
         self, *, path: str, body: bytes, variant: str, stable: Answer, json_expected: bool, limited: bool
     ) -> None:
         """Maybe copy to the candidate a request that stable has just answered, or failed. Returns at once."""
-        routes = self.live.current
-        order = routes.shadow if routes is not None else None
+        routes, order = self._ordered()
         if routes is None or order is None or variant != order.stable:
             return
         if random.random() * 100.0 >= order.percent:  # noqa: S311 - sampling
@@ -74,8 +74,7 @@ class Comparator:
         left: list[dict[str, Any]] = []
         fetched_for: tuple[int, str] | None = None
         while True:
-            routes = self.live.current
-            order = routes.shadow if routes is not None else None
+            routes, order = self._ordered()
             if routes is None or order is None or order.probe is None:
                 await asyncio.sleep(0.2)
                 continue
@@ -91,6 +90,14 @@ class Comparator:
             await asyncio.sleep(1.0 / order.probe.rate_per_second if left else 2.0)
             if left and len(self._tasks) < order.max_in_flight:
                 self._start(self._probe_one(routes=routes, order=order, prompt=left.pop()))
+
+    def _ordered(self) -> tuple[Routes | None, ShadowOrder | None]:
+        """The routes in force, and what they want compared, where both versions have answered before."""
+        routes = self.live.current
+        order = routes.shadow if routes is not None else None
+        if routes is None or order is None:
+            return routes, None
+        return routes, order if {order.candidate, order.stable} <= self.live.heard else None
 
     async def close(self) -> None:
         """Cancel what is under way."""
@@ -170,8 +177,9 @@ class Comparator:
                 data=body,
                 headers={"Content-Type": "application/json", MIRRORED_HEADER: mirrored},
                 timeout=aiohttp.ClientTimeout(total=order.timeout_seconds),
+                allow_redirects=False,  # as for clients
             ) as answer:
-                return whole(status=answer.status, body=await answer.read(), seconds=time.monotonic() - began)
+                return whole(status=answer.status, body=await whole_body(answer), seconds=time.monotonic() - began)
         except (aiohttp.ClientError, TimeoutError, OSError):
             return Answer(status=0, seconds=time.monotonic() - began)
 
@@ -187,7 +195,7 @@ class Comparator:
             async with self.session.get(url, timeout=aiohttp.ClientTimeout(total=10)) as answer:
                 if answer.status != 200:
                     return []
-                prompts: list[dict[str, Any]] = (await answer.json())["probes"]
+                prompts: list[dict[str, Any]] = json.loads(await whole_body(answer))["probes"]
                 return list({_body_of(prompt): prompt for prompt in prompts}.values())
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
             return []

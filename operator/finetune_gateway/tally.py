@@ -12,18 +12,24 @@ from finetune_api.observations import ArmCounts, BreakerTrip, Observations, Pair
 EPOCHS_KEPT = 8
 """Older epochs have long been taken by the operator; they are forgotten to bound memory."""
 _USERS_REMEMBERED = 100_000
-SHARED_WEIGHT = 20
-"""An address stands for as many users: behind a proxy there are many, and in a loop there is one. So nobody's requests
-count without end, and an endpoint whose clients name no users still learns from them."""
+UNNAMED_USERS = 20
+"""A key or an address whose requests name no user stands for as many at a time: behind it there are many, or one in a
+loop. So nobody's requests count without end, and an endpoint whose clients name no users still learns from them."""
+KEY_USERS, ADDRESS_USERS = 1000, 100
+"""So many at a time stand behind the names that a key, or an address without one, gives: names cost nothing."""
+RENEWED_SECONDS = 600.0
+"""After so long a key or an address may stand for as many again: a guard window is long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class User:
     """Whose request it is, as far as counting goes."""
 
-    name: str
-    shared: bool = False
-    """It is only known where the request came from: `name` is an address."""
+    source: str
+    """The key that it came with, else the address that it came from."""
+    has_key: bool = False
+    name: str | None = None
+    """As the request names its user."""
 
 
 @dataclass(kw_only=True)
@@ -104,15 +110,30 @@ class Tally:
         """The shadow's counts of an epoch."""
         return self.shadows.setdefault(epoch, Shadowed())
 
-    def request_of_user(self, *, epoch: int, variant: str, user: User) -> tuple[int, int]:
-        """Which one it is of this user, and how many users he stands for: no single one may decide a comparison."""
-        # Of a fixed size, however long the name is.
-        key = blake2b(repr((epoch, variant, user.name, user.shared)).encode(), digest_size=16).digest()
-        seen = self._users.pop(key, 0) + 1
-        self._users[key] = seen
+    def weigh(self, *, epoch: int, variant: str, user: User, cap: int, now: float) -> tuple[bool, bool]:
+        """Whether a request counts, and whether it is the voice of a user: no single one may decide a comparison.
+
+        `cap`: requests of one user that count, in an epoch. `now`: seconds of any clock.
+        """
+        first = False
+        if user.name is not None:
+            number = self._number(epoch, variant, user.name)
+            first = number == 1
+            if number > cap:
+                return False, False
+        number = self._number(epoch, variant, user.source, user.name is None, int(now / RENEWED_SECONDS))
+        named = KEY_USERS if user.has_key else ADDRESS_USERS
+        users = UNNAMED_USERS if user.name is None else named
+        counts = number <= cap * users
+        return counts, counts and (first if user.name is not None else number <= users)
+
+    def _number(self, *whose: object) -> int:
+        """Which one it is of these requests. Of a fixed size, however long a name is."""
+        key = blake2b(repr(whose).encode(), digest_size=16).digest()
+        self._users[key] = number = self._users.pop(key, 0) + 1
         if len(self._users) > _USERS_REMEMBERED:
             self._users.popitem(last=False)
-        return seen, SHARED_WEIGHT if user.shared else 1
+        return number
 
     def forget_before(self, epoch: int) -> None:
         """Drop the counts of epochs older than EPOCHS_KEPT."""

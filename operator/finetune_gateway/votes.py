@@ -51,11 +51,6 @@ class Votes:
         self._given += 1
         return self.sealer.seal(self._given - 1)
 
-    def arm_of(self, request_id: str) -> ArmKey | None:
-        """Epoch, rule and variant of an answer of this gateway: for its own log."""
-        place = self._place(request_id)
-        return None if place is None else self._arms[place]
-
     def counts(self, request_id: str) -> None:
         """The answer is one of those that its arm is judged by: so is a vote on it."""
         self._note(self._place(request_id), _COUNTED)

@@ -1,1 +1,1 @@
-"""What the HTTP servers of operator and gateway have in common."""
+"""What the processes of operator and gateway share: answers in plain words over HTTP, settings from the environment."""

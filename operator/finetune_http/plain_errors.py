@@ -3,6 +3,7 @@ an answer, and neither belongs into a log, a report or an error message."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Callable
@@ -10,13 +11,12 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
-from aiohttp.http_exceptions import ContentEncodingError
 
 logger = logging.getLogger(__name__)
 Refuse = Callable[[int, str], web.Response]
 """An error of the server's own, from its status and words."""
 _MALFORMED = "the request is not valid HTTP: check its first line, header lines, lengths and chunks"
-ENCODINGS = "Content-Encoding of a request may be gzip, deflate or identity"
+_WORDS = {417: "Expect may be 100-continue"}
 
 
 def said_of(error: BaseException) -> str:
@@ -27,13 +27,22 @@ def said_of(error: BaseException) -> str:
 
 
 class _Connection(web.RequestHandler):
-    """A client's connection whose own errors say nothing of what the client sent."""
+    """A client's connection: its own errors say nothing of what the client sent, and it waits for that so long only."""
 
-    __slots__ = ("_refuse",)
+    __slots__ = ("_head_seconds", "_refuse")
 
-    def __init__(self, manager: web.Server, *, refuse: Refuse, **settings: object) -> None:
+    def __init__(self, manager: web.Server, *, refuse: Refuse, head_seconds: float, **settings: object) -> None:
         super().__init__(manager, **settings)  # type: ignore[arg-type]
-        self._refuse = refuse
+        self._refuse, self._head_seconds = refuse, head_seconds
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The library waits for a first request for ever; for others as long as it keeps a connection."""
+        super().connection_made(transport)
+        self._loop.call_later(self._head_seconds, self._close_unless_asked)
+
+    def _close_unless_asked(self) -> None:
+        if self._request_count == 0 and self.transport is not None:
+            self.transport.abort()
 
     def handle_error(
         self,
@@ -44,8 +53,6 @@ class _Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """The answer to what could not be read (below 500), or to what our own code failed at."""
         kind = type(exc).__name__ if exc is not None else "no answer"
-        if isinstance(exc, ContentEncodingError):  # one that the library knows and cannot take apart here
-            status = 415
         if status < 500:
             logger.info("a malformed request of %s refused: %s", request.remote, kind)
         else:
@@ -53,11 +60,17 @@ class _Connection(web.RequestHandler):
             logger.error("a request failed: %s\n%s", kind, where)
         if request.writer.output_size > 0:
             raise ConnectionError("a part of the answer was sent already")
-        refused = ENCODINGS if status == 415 else _MALFORMED
-        words = refused if status < 500 else "this server failed at the request; try again"
-        answer = self._refuse(status, words)
+        answer = self._refuse(status, _MALFORMED if status < 500 else "this server failed at the request; try again")
         answer.force_close()
         return answer
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer. The library's own refusals are plain text and quote what they refuse."""
+        if isinstance(resp, web.HTTPException):
+            resp = self._refuse(resp.status, _WORDS.get(resp.status, resp.reason))
+        return await super().finish_response(request, resp, start_time)
 
 
 class _Server(web.Server):
@@ -74,12 +87,13 @@ class _Server(web.Server):
 
 
 class PlainRunner(web.AppRunner):
-    """Runs an application on connections whose errors quote nothing."""
+    """Runs an application on connections whose errors quote nothing. It gets bodies as they were sent: of packed ones
+    the library does not see where the end is missing."""
 
-    def __init__(self, app: web.Application, *, refuse: Refuse, **settings: object) -> None:
-        super().__init__(app, **settings)  # type: ignore[arg-type]
-        self._refuse = refuse
+    def __init__(self, app: web.Application, *, refuse: Refuse, head_seconds: float = 30.0, **settings: object) -> None:
+        super().__init__(app, auto_decompress=False, **settings)  # type: ignore[arg-type]
+        self._own = {"refuse": refuse, "head_seconds": head_seconds}
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        return _Server(made, refuse=self._refuse, **made._kwargs)
+        return _Server(made, **self._own, **made._kwargs)
