@@ -1,1 +1,1 @@
-"""The operator: what a FineTuneJob should do next (pure), and the thin shells that do it."""
+"""The operator: what an object of ours should do next (pure), and the thin shells that do it."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import logging
 import os
 import sys
 
 from finetune_api import streams
-from finetune_operator.config import OperatorConfig
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.ports import UnavailableError
 from finetune_operator.kube.logs import configure_logs
 from finetune_operator.kube.process import ProcessSettings, run_process
-from finetune_operator.ports import UnavailableError
 
 log = logging.getLogger("finetune_operator")
 
@@ -29,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"finetune-operator: {error}", file=sys.stderr)
         return 2
     namespace = os.environ.get("POD_NAMESPACE", "finetune-system")
-    config = dataclasses.replace(config, instance=config.instance or namespace)
+    config = config.model_copy(update={"instance": config.instance or namespace})
     settings = ProcessSettings(
         namespace=namespace,
         pod_name=os.environ.get("POD_NAME", os.uname().nodename),

@@ -10,31 +10,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
-from finetune_operator.config import OperatorConfig
-from finetune_operator.controller import Controller, Look, State
-from finetune_operator.endpoint_controller import EndpointController
-from finetune_operator.job_controller import JobController
-from finetune_operator.metrics import Metrics
-from finetune_operator.observe_endpoint import ServerUrl
-from finetune_operator.ownership import instance_of, whose
-from finetune_operator.ports import (
+from finetune_api.panics import as_exception
+from finetune_operator.core.conditions import State, Summary
+from finetune_operator.core.controller import Controller, Look, Surroundings
+from finetune_operator.core.ownership import instance_of, whose
+from finetune_operator.core.ports import (
     AlreadyExistsError,
-    Clock,
-    Cluster,
     ConflictError,
-    Door,
     InvalidError,
     Key,
     Kind,
     Manifest,
+    NotAllowedError,
     NotFoundError,
-    ObservationSource,
-    ProgressSource,
     UnavailableError,
 )
+from finetune_operator.core.reasons import Reason
+from finetune_operator.kinds import KINDS
+from finetune_operator.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -55,36 +51,13 @@ class _Write(Protocol):
 class Reconciler:
     """Brings one object at a time closer to what it should be. Keeps nothing between calls but metrics."""
 
-    def __init__(
-        self,
-        *,
-        cluster: Cluster,
-        config: OperatorConfig,
-        progress: ProgressSource,
-        clock: Clock,
-        metrics: Metrics,
-        door: Callable[[], Door | None],
-        observations: ObservationSource,
-        server_url: ServerUrl | None = None,
-    ) -> None:
-        """`server_url`: where versions' servers are; None: where the settings say."""
-        self._cluster = cluster
+    def __init__(self, *, around: Surroundings, metrics: Metrics) -> None:
+        self._cluster = around.cluster
         self._metrics = metrics
-        self._instance = config.instance
-        self._excluded = config.excluded_namespaces
+        self._instance = around.config.instance
+        self._excluded = around.config.excluded_namespaces
         self._controllers: Mapping[Kind, Controller] = {
-            "FineTuneJob": JobController(
-                cluster=cluster, config=config, progress=progress, clock=clock, metrics=metrics, door=door
-            ),
-            "ModelEndpoint": EndpointController(
-                cluster=cluster,
-                config=config,
-                observations=observations,
-                clock=clock,
-                metrics=metrics,
-                door=door,
-                server_url=server_url,
-            ),
+            row.kind: row.controller(around=around, metrics=metrics.kinds[row.kind]) for row in KINDS
         }
 
     async def reconcile(self, key: Key) -> float | None:
@@ -99,8 +72,8 @@ class Reconciler:
         started = time.monotonic()
         try:
             return await self._reconcile(key, controller=controller)
-        except Exception as error:
-            self._metrics.reconcile_errors.labels(_reason_of(error)).inc()
+        except BaseException as caught:
+            self._metrics.reconcile_errors.labels(_reason_of(as_exception(caught))).inc()
             raise
         finally:
             self._metrics.reconcile_seconds.labels(key.kind).observe(time.monotonic() - started)
@@ -150,22 +123,24 @@ class Reconciler:
             if in_vain and look.status is None and not (look.delete or look.create):
                 return _HELD_SECONDS, written  # admission takes away what says that it was applied
             return look.requeue_seconds, written
-        except (UnavailableError, ConflictError, NotFoundError):
+        except (UnavailableError, ConflictError, NotFoundError) as error:
+            if isinstance(error, NotAllowedError):
+                message = f"the cluster refuses for now what the {manifest['kind']} needs, and is asked again: {error}"
+                await self._hold(controller, manifest, "Reconciling", Reason.CHILD_REFUSED, message)
             raise
         except InvalidError as error:
-            message = f"the cluster refuses what the run needs: {error}"
-            await self._hold(controller, manifest=manifest, state="Stalled", reason="ChildRefused", message=message)
+            message = f"the cluster refuses what the {manifest['kind']} needs: {error}"
+            await self._hold(controller, manifest, "Stalled", Reason.CHILD_REFUSED, message)
             return _HELD_SECONDS, None
         except AlreadyExistsError as error:
-            await self._hold(controller, manifest=manifest, state="Reconciling", reason="NameTaken", message=str(error))
+            await self._hold(controller, manifest, "Reconciling", Reason.NAME_TAKEN, str(error))
             raise
-        except Exception as error:
+        except BaseException as caught:
+            failure = as_exception(caught)
             log.exception("%s: the operator failed", key)
-            message = f"the operator failed and tries again: {type(error).__name__}: {error}"
-            await self._hold(
-                controller, manifest=manifest, state="Reconciling", reason="InternalError", message=message
-            )
-            raise
+            message = f"the operator failed and tries again: {type(failure).__name__}: {failure}"
+            await self._hold(controller, manifest, "Reconciling", Reason.INTERNAL_ERROR, message)
+            raise failure  # noqa: B904 - it is what was caught, or has it as its cause
 
     async def _is_foreign(self, key: Key, *, manifest: Manifest) -> bool:
         """Whether it is another operator's object, which is said once. Without an instance nobody asks."""
@@ -177,7 +152,7 @@ class Reconciler:
                 f"If {other!r} is gone, hand it over (docs/install.md)"
             )
             await self._cluster.record_event(
-                regarding=manifest, type="Warning", reason="OtherInstance", message=message
+                regarding=manifest, type="Warning", reason=Reason.OTHER_INSTANCE, message=message
             )
         return found is not None
 
@@ -201,6 +176,9 @@ class Reconciler:
         """Write a child; one of its own that is there already was made by an earlier look that got no further."""
         try:
             return await write(manifest=child)
+        except (InvalidError, NotAllowedError) as error:
+            # A webhook does not say what it refuses.
+            raise type(error)(f"{child['kind']} {child['metadata']['name']}: {error}") from error
         except AlreadyExistsError as error:
             kind, metadata = child["kind"], child["metadata"]
             found = await self._cluster.get(kind=kind, namespace=metadata["namespace"], name=metadata["name"])
@@ -226,12 +204,10 @@ class Reconciler:
         look.afterwards()
         return written
 
-    async def _hold(
-        self, controller: Controller, *, manifest: Manifest, state: State, reason: str, message: str
-    ) -> None:
+    async def _hold(self, controller: Controller, manifest: Manifest, state: State, reason: str, message: str) -> None:
         """Say in the conditions why nothing can be done."""
-        look = controller.hold(manifest=manifest, state=state, reason=reason, message=message)
-        await self._record(look, manifest=manifest)
+        summary = Summary(state=state, reason=reason, message=message)
+        await self._record(controller.hold(manifest=manifest, summary=summary), manifest=manifest)
 
 
 def _reason_of(error: Exception) -> str:

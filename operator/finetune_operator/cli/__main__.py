@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,12 +12,28 @@ from pathlib import Path
 from finetune_api import streams
 from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.parser import build_parser
-from finetune_operator.ports import InvalidError, NotFoundError, UnavailableError
+from finetune_operator.core.ports import InvalidError, NotFoundError, UnavailableError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit status."""
     streams.never_fail()
+    status: int = ExitStatus.DONE
+    try:
+        try:
+            status = _ended(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader (`head`, a pager) has had enough
+        streams.let_go(sys.stdout)
+    except OSError as error:
+        streams.let_go(sys.stdout)
+        status = _failed(f"{error.filename or 'standard output'}: {error.strerror or error}", ExitStatus.FAILED)
+    return int(status)
+
+
+def _ended(arguments: Sequence[str] | None) -> int:
+    """Run one command and say why it failed. What the files of a command cannot take is an OSError."""
     program = Path(sys.argv[0]).name
     parser = build_parser(program="kubectl finetune" if program.startswith("kubectl-") else "finetune")
     options = parser.parse_args(arguments)
@@ -29,17 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcome = command(options)
         return int(asyncio.run(outcome) if inspect.iscoroutine(outcome) else outcome)
     except CommandError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(error.status)
-    except (InvalidError, NotFoundError, UnavailableError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return int(ExitStatus.BAD_INPUT if isinstance(error, InvalidError) else ExitStatus.FAILED)
+        return _failed(str(error), error.status)
+    except InvalidError as error:
+        return _failed(str(error), ExitStatus.BAD_INPUT)
+    except (NotFoundError, UnavailableError) as error:
+        return _failed(str(error), ExitStatus.FAILED)
     except KeyboardInterrupt:
-        return int(ExitStatus.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader (`head`, a pager) has had enough. Python would complain again when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(ExitStatus.DONE)
+        return ExitStatus.INTERRUPTED
+
+
+def _failed(why: str, status: ExitStatus) -> ExitStatus:
+    streams.tell(f"error: {why}", error=True)
+    return status
 
 
 if __name__ == "__main__":

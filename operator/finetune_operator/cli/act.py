@@ -7,13 +7,14 @@ import asyncio
 import time
 from datetime import datetime
 
-from finetune_api.modelendpoint import ModelEndpoint, VersionMeant
+from finetune_api.modelendpoint import APPROVE, ModelEndpoint, VersionMeant
+from finetune_api.streams import tell
 from finetune_operator.cli.errors import CommandError, ExitStatus
-from finetune_operator.cli.follow_ups import what_follows
 from finetune_operator.cli.target import Target, open_target, shell_of
 from finetune_operator.cli.wishes import (
     Changes,
     Verb,
+    counts_no_more,
     decision_changes,
     pause_changes,
     progress_of,
@@ -21,9 +22,10 @@ from finetune_operator.cli.wishes import (
     version_meant,
     withdraws_approval,
 )
-from finetune_operator.ports import UnavailableError
+from finetune_operator.core.ports import UnavailableError
 
 _LOOK_SECONDS = 0.5
+_NOTED_SECONDS = 15.0
 _PARTICIPLES: dict[Verb, str] = {
     "approve": "approved",
     "reject": "rejected",
@@ -31,6 +33,14 @@ _PARTICIPLES: dict[Verb, str] = {
     "pause": "paused",
     "resume": "resumed",
 }
+_FOLLOWS: dict[Verb, str] = {
+    "approve": "it still has to pass its steps; where approval is Manual, it is promoted after the last one",
+    "reject": "it is left and not tried again",
+    "rollback": "it is left and not tried again",
+    "pause": "nothing moves on until finetune resume; it is still watched, and a regression is acted upon",
+    "resume": "it goes on from where it is",
+}
+"""Where the status does not say what comes of it."""
 
 
 async def run(options: argparse.Namespace) -> int:
@@ -39,11 +49,13 @@ async def run(options: argparse.Namespace) -> int:
     async with open_target(options) as target:
         endpoint = await _read(target, name=options.name)
         version, changes = await _wish(endpoint, verb=verb, name=getattr(options, "version", None), target=target)
+        if verb == "approve" and counts_no_more(endpoint, changes=changes):
+            await _take_back(target, name=options.name)
         if changes:
             await target.annotate(kind="ModelEndpoint", name=options.name, annotations=changes)
             _say(options, target=target, endpoint=endpoint, version=version, changes=changes)
         else:
-            print(f"{options.name} is {'paused already' if verb == 'pause' else 'not paused by anybody'}")
+            tell(f"{options.name} is {'paused already' if verb == 'pause' else 'not paused by anybody'}")
         if not options.wait:
             return ExitStatus.DONE
         uid = version.uid if version is not None else ""
@@ -52,6 +64,20 @@ async def run(options: argparse.Namespace) -> int:
 
 async def _read(target: Target, *, name: str) -> ModelEndpoint:
     return ModelEndpoint.from_object(await target.read(kind="ModelEndpoint", name=name))
+
+
+async def _take_back(target: Target, *, name: str) -> None:
+    """An approval counts once: before another one is given, the operator has to see that this one is gone."""
+    await target.annotate(kind="ModelEndpoint", name=name, annotations={APPROVE: None})
+    due = time.monotonic() + _NOTED_SECONDS
+    while (await _read(target, name=name)).status.approval is not None:
+        if time.monotonic() >= due:
+            raise CommandError(
+                f"the approval that was given for something else is taken back, and no operator took note within "
+                f"{_NOTED_SECONDS:g} s: approve it again when one works on {name}",
+                status=ExitStatus.FAILED,
+            )
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _wish(
@@ -84,14 +110,27 @@ def _say(
 ) -> None:
     name, verb = endpoint.metadata.name, options.verb
     subject = f"{version.name} at {name}" if version is not None else name
-    print(f"{subject}: {_PARTICIPLES[verb]}")
-    print(f"next: {what_follows(endpoint, verb=verb, version=version)}")
+    tell(f"{subject}: {_PARTICIPLES[verb]}")
+    tell(f"next: {what_follows(endpoint, verb=verb, version=version)}")
     if verb == "pause" and withdraws_approval(endpoint, changes=changes):
-        print("the approval that somebody else had given is withdrawn")
+        tell("the approval that somebody else had given is withdrawn")
     if target.home is not None and not target.home.is_in_use:
-        print("nothing works in this folder now: it takes effect when `finetune up` runs")
+        tell("nothing works in this folder now: it takes effect when `finetune up` runs")
     if not options.wait:
-        print(f"how it goes: {shell_of(options, target=target).finetune('explain', 'endpoint', name)}")
+        tell(f"how it goes: {shell_of(options, target=target).finetune('explain', 'endpoint', name)}")
+
+
+def what_follows(endpoint: ModelEndpoint, *, verb: Verb, version: VersionMeant | None) -> str:
+    """What the operator does next, in its own words (status.next), as far as it has said so."""
+    status = endpoint.status
+    watched = status.candidate or (status.stable if status.step is not None else status.held)
+    if verb in ("reject", "rollback"):
+        action = "RollBack" if version is not None and version == status.stable else "Reject"
+    else:
+        action = verb.capitalize()
+    about = version is None or version == watched or action == "RollBack"
+    said = [each.effect for each in (status.next.release if status.next else ()) if about and each.action == action]
+    return said[0] if said else _FOLLOWS[verb]
 
 
 async def _follow(target: Target, *, name: str, verb: Verb, uid: str, timeout_seconds: float | None) -> int:
@@ -106,7 +145,7 @@ async def _follow(target: Target, *, name: str, verb: Verb, uid: str, timeout_se
         else:
             where = f"{endpoint.status.phase or 'Empty'}: {endpoint.status.message or ''}"
             if where != shown:
-                print(f"{datetime.now().astimezone():%H:%M:%S} {where}", flush=True)
+                tell(f"{datetime.now().astimezone():%H:%M:%S} {where}")
                 shown = where
             progress = progress_of(endpoint, verb=verb, uid=uid)
             if progress.reached:

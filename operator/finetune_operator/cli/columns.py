@@ -10,22 +10,20 @@ from typing import Any
 from finetune_api.crd import RESOURCES, Column, Resource
 from finetune_operator.cli.errors import CommandError
 from finetune_operator.cli.tables import age, table
-from finetune_operator.job.times import parse_time
-from finetune_operator.ports import Manifest
+from finetune_operator.core.ports import Manifest
+from finetune_operator.core.times import parse_time
 
 _STEP = re.compile(r"\.(?P<key>[A-Za-z0-9]+)|\[(?P<index>\d+)\]|\[\?\(@\.(?P<field>\w+)=='(?P<value>[^']*)'\)\]")
-_FRIENDLY = {"FineTuneJob": "job", "ModelVersion": "version", "ModelEndpoint": "endpoint"}
 
 
 def resource_of(name: str) -> Resource:
     """The resource that a user means: `jobs`, `job`, `ftj`, `finetunejobs`, `finetunejobs.finetune.dev`, ..."""
     wanted = name.lower().partition(".")[0]
     for resource in RESOURCES:
-        friendly = _FRIENDLY[resource.kind]
-        names = {friendly, f"{friendly}s", resource.kind.lower(), resource.plural, resource.short_name}
+        names = {resource.word, f"{resource.word}s", resource.kind.lower(), resource.plural, resource.short_name}
         if wanted in names:
             return resource
-    known = ", ".join(f"{_FRIENDLY[resource.kind]}s ({resource.short_name})" for resource in RESOURCES)
+    known = ", ".join(f"{resource.word}s ({resource.short_name})" for resource in RESOURCES)
     raise CommandError(f"there is no kind {name!r}; expected one of {known}")
 
 

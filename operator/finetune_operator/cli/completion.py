@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from finetune_api.crd import RESOURCES
 from finetune_operator.cli.errors import ExitStatus
 from finetune_operator.cli.parser import build_parser
 
@@ -72,9 +73,10 @@ def _choices(commands: dict[str, argparse.ArgumentParser]) -> Iterator[str]:
 
 def _options(commands: dict[str, argparse.ArgumentParser]) -> Iterator[str]:
     """Options and fixed words of each command."""
+    kinds = [resource.word for resource in RESOURCES]
     words = {
-        "get": "jobs versions endpoints",
-        "describe": "job version endpoint",
+        "get": " ".join(f"{kind}s" for kind in kinds),
+        "describe": " ".join(kinds),
         "explain": "job endpoint",
         "completion": "bash zsh",
     }

@@ -16,7 +16,7 @@ from finetune_operator.cli.errors import ExitStatus
 from finetune_operator.cli.sections import INDENT
 from finetune_operator.cli.tables import table
 from finetune_operator.cli.target import Target, open_target
-from finetune_operator.ports import Manifest, UnavailableError
+from finetune_operator.core.ports import Manifest, UnavailableError
 
 
 async def run(options: argparse.Namespace) -> int:
@@ -60,6 +60,7 @@ def describe_job(job: FineTuneJob, *, events: list[Manifest], now: datetime) -> 
                 "Created": sections.when(job.metadata.creation_timestamp, now=now),
                 "Phase": status.phase or "Pending",
                 "Message": status.message or "",
+                **sections.next_(status.next, now=now),
                 "Model": f"{spec.model.uri} ({spec.model.task})",
                 "Method": spec.method.type
                 + (f" of rank {spec.method.lora.rank}" if spec.method.lora is not None else ""),

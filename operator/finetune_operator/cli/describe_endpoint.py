@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
-from finetune_api.modelendpoint import AnalysisRow, ModelEndpoint, ServedVersion, StepStatus, VersionOutcome
+from finetune_api.modelendpoint import (
+    AnalysisRow,
+    ComparisonStatus,
+    ModelEndpoint,
+    ServedVersion,
+    StepStatus,
+    VersionOutcome,
+)
 from finetune_operator.cli import sections, words
-from finetune_operator.cli.describe_comparisons import comparisons
 from finetune_operator.cli.sections import INDENT
 from finetune_operator.cli.tables import age, table
-from finetune_operator.endpoint.plan import RolloutPlan, read_plan
+from finetune_operator.core.ports import Manifest
 from finetune_operator.endpoint.requests import read_requests
+from finetune_operator.endpoint.rollout.plan import RolloutPlan, read_plan
 from finetune_operator.endpoint.void_requests import Decision, decisions_of, names_of, void_decisions
-from finetune_operator.ports import Manifest
 
 _OUTCOMES = 20
 _VERBS: dict[Decision, str] = {"approve": "approve", "reject": "reject", "rollback": "roll back"}
@@ -31,6 +38,7 @@ def describe_endpoint(endpoint: ModelEndpoint, *, events: list[Manifest], now: d
                 "Created": sections.when(endpoint.metadata.creation_timestamp, now=now),
                 "Phase": status.phase or "Empty",
                 "Message": status.message or "",
+                **sections.next_(status.next, now=now),
                 "Task": spec.task,
                 "Runtime": _runtime(endpoint),
                 "Pinned": spec.version or "",
@@ -46,11 +54,21 @@ def describe_endpoint(endpoint: ModelEndpoint, *, events: list[Manifest], now: d
         parts.append(_rollout(endpoint, step=status.step, now=now))
     if status.analysis:
         parts.append(_analysis(status.analysis, time=status.analysis_time, now=now))
-    parts.append(comparisons(status.comparisons, now=now))
+    parts.append(_comparisons(status.comparisons, now=now))
     parts.append(_outcomes(status.versions, now=now))
     parts.append(sections.conditions(status.conditions, now=now))
     parts.append(sections.events(events, now=now))
     return "\n\n".join(part for part in parts if part)
+
+
+def _comparisons(found: Sequence[ComparisonStatus], *, now: datetime) -> str:
+    """Of versions that were evaluated again before they were tried, newest first; "" where there are none."""
+    rows = [
+        (each.version.name, each.baseline.name, each.verdict, age(since=each.time, now=now), each.reason)
+        for each in reversed(found)
+    ]
+    header = ("NAME", "WITH", "VERDICT", "AGE", "REASON")
+    return "Compared again:\n" + table(header=header, rows=rows, indent=INDENT) if rows else ""
 
 
 def _runtime(endpoint: ModelEndpoint) -> str:
@@ -63,7 +81,8 @@ def _served(version: ServedVersion | None, *, now: datetime) -> str:
     if version is None:
         return ""
     since = f", for {age(since=version.since, now=now)}" if version.since is not None else ""
-    return f"{version.name} ({version.digest[:19]}{since})"
+    doubt = f", not proven: {version.unproven}" if version.unproven else ""
+    return f"{version.name} ({version.digest[:19]}{since}){doubt}"
 
 
 def _requests(endpoint: ModelEndpoint) -> str:

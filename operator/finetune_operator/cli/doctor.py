@@ -18,10 +18,10 @@ from finetune_operator.cli import words
 from finetune_operator.cli.errors import ExitStatus
 from finetune_operator.cli.tables import table
 from finetune_operator.cli.target import open_target
+from finetune_operator.core.ports import UnavailableError
 from finetune_operator.local.environment import trainer_is_installed
 from finetune_operator.local.gpus import gpus_of_machine
 from finetune_operator.local.home import DEFAULT_HOME
-from finetune_operator.ports import UnavailableError
 
 if TYPE_CHECKING:
     from finetune_operator.kube.user_session import UserSession
@@ -47,6 +47,11 @@ class Check:
     state: State
     text: str
 
+    @classmethod
+    def of(cls, name: str, found: str, way_out: str = "", *, state: State = "failed") -> Check:
+        """Ok where no way out is needed, else `state`."""
+        return cls(name=name, state=state if way_out else "ok", text="; ".join(filter(None, (found, way_out))))
+
 
 async def run(options: argparse.Namespace) -> int:
     """Check; FAILED when something keeps jobs from running."""
@@ -64,68 +69,51 @@ def local_checks(*, folder: Path) -> list[Check]:
 
 
 def _system() -> Check:
-    name = f"{platform.system()} {platform.machine()}"
-    if platform.system() == "Linux":
-        return Check(name="system", state="ok", text=name)
-    return Check(name="system", state="failed", text=f"{name}: local mode needs Linux; a Linux virtual machine does")
+    way_out = "" if platform.system() == "Linux" else "local mode needs Linux, a virtual machine does"
+    return Check.of("system", f"{platform.system()} {platform.machine()}", way_out)
 
 
 def _python() -> Check:
-    found = platform.python_version()
-    if sys.version_info >= _LEAST_PYTHON:
-        return Check(name="python", state="ok", text=f"{found} ({sys.executable})")
-    return Check(name="python", state="failed", text=f"{found}; install Python 3.11 or newer")
+    way_out = "" if sys.version_info >= _LEAST_PYTHON else "install Python 3.11 or newer"
+    return Check.of("python", f"{platform.python_version()} ({sys.executable})", way_out)
 
 
 def _memory() -> Check:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    available = next(
-        (
-            int(line.split()[1]) * 1024
-            for line in Path("/proc/meminfo").read_text().split("\n")
-            if "MemAvailable" in line
-        ),
-        total,
-    )
+    lines = Path("/proc/meminfo").read_text().split("\n")
+    available = next((int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line), total)
     text = f"{words.size(available)} of {words.size(total)} available, {os.cpu_count()} cores"
-    if available >= _LEAST_MEMORY:
-        return Check(name="memory", state="ok", text=text)
-    return Check(name="memory", state="warning", text=f"{text}; small models only: a 135M model needs 2 to 4 GB")
+    way_out = "" if available >= _LEAST_MEMORY else "small models only: a 135M model needs 2 to 4 GB"
+    return Check.of("memory", text, way_out, state="warning")
 
 
 def _disk(folder: Path) -> Check:
     existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
     free = shutil.disk_usage(existing).free
-    text = f"{words.size(free)} free at {existing}"
     if not os.access(existing, os.W_OK):
-        return Check(name="disk", state="failed", text=f"{existing} cannot be written; choose another --home")
-    if free >= _LEAST_DISK:
-        return Check(name="disk", state="ok", text=text)
-    return Check(name="disk", state="warning", text=f"{text}; checkpoints of a model need three times its size")
+        return Check.of("disk", f"{existing} cannot be written", "choose another --home")
+    way_out = "" if free >= _LEAST_DISK else "checkpoints of a model need three times its size"
+    return Check.of("disk", f"{words.size(free)} free at {existing}", way_out, state="warning")
 
 
 def _trainer() -> list[Check]:
     if not trainer_is_installed():
-        text = "the training code is not installed: pip install 'finetune-operator[local]'"
-        return [Check(name="trainer", state="failed", text=text)]
+        return [Check.of("trainer", "the training code is not installed", "pip install 'finetune-operator[local]'")]
     answer = subprocess.run(
         [sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, errors="replace", check=False
     )
     if answer.returncode != 0:
         reason = answer.stderr.strip().split("\n")[-1] or "no reason given"
-        return [Check(name="torch", state="failed", text=f"it cannot be imported: {reason}; install it again")]
+        return [Check.of("torch", f"it cannot be imported: {reason}", "install it again")]
     found = json.loads(answer.stdout)
     gpus = ", ".join(found["gpus"]) or "CPU only"
-    return [
-        Check(name="trainer", state="ok", text="installed"),
-        Check(name="torch", state="ok", text=f"{found['version']}, {gpus}"),
-    ]
+    return [Check.of("trainer", "installed"), Check.of("torch", f"{found['version']}, {gpus}")]
 
 
 def _accelerator() -> Check:
     gpus = gpus_of_machine()
     text = f"{words.count(len(gpus), 'GPU')}: set compute.gpusPerNode to use {'it' if len(gpus) == 1 else 'them'}"
-    return Check(name="accelerator", state="ok", text=text if gpus else "no GPU: jobs run on the CPU")
+    return Check.of("accelerator", text if gpus else "no GPU: jobs run on the CPU")
 
 
 async def _cluster_checks(options: argparse.Namespace) -> list[Check]:
@@ -139,15 +127,14 @@ async def _cluster_checks(options: argparse.Namespace) -> list[Check]:
 
 
 async def _checks_of(session: UserSession, *, namespace: str) -> list[Check]:
-    checks = [Check(name="apiserver", state="ok", text=f"{session.server}, {await session.version()}")]
-    for resource in RESOURCES:
-        checks.append(await _definition(session, plural=resource.plural, kind=resource.kind))
+    checks = [Check.of("apiserver", f"{session.server}, {await session.version()}")]
+    checks += [await _definition(session, plural=each.plural, kind=each.kind) for each in RESOURCES]
     checks.append(await _operator(session))
     for verb, resource_name in (("create", "finetunejobs"), ("get", "modelversions")):
         allowed = await session.may(verb=verb, group="finetune.dev", resource=resource_name, namespace=namespace)
         what = f"{verb} {resource_name} in {namespace}"
-        text = f"you may {what}" if allowed else f"you may not {what}; ask an administrator for the role finetune-edit"
-        checks.append(Check(name="permission", state="ok" if allowed else "failed", text=text))
+        way_out = "" if allowed else "ask an administrator for the role finetune-edit"
+        checks.append(Check.of("permission", f"you may {what}" if allowed else f"you may not {what}", way_out))
     return checks
 
 
@@ -157,16 +144,14 @@ async def _definition(session: UserSession, *, plural: str, kind: str) -> Check:
     wanted = next(custom_resource_definition(resource=each) for each in RESOURCES if each.plural == plural)
     served = await session.find(path="/apis/finetune.dev/v1alpha1")
     if plural not in {each["name"] for each in (served or {}).get("resources") or ()}:
-        return Check(name=kind, state="failed", text=f"{name} is not installed; kubectl apply -k manifests/crd")
+        return Check.of(kind, f"{name} is not installed", "kubectl apply -k manifests/crd")
     try:
         found = await session.find(path=f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
     except UnavailableError:
-        return Check(name=kind, state="ok", text=f"{name} is served (you may not read its definition)")
+        return Check.of(kind, f"{name} is served (you may not read its definition)")
     if _schema(found or {}) == _schema(wanted):
-        return Check(name=kind, state="ok", text=f"{name} is this version's")
-    return Check(
-        name=kind, state="warning", text=f"{name} is of another version than this command; update the older one"
-    )
+        return Check.of(kind, f"{name} is this version's")
+    return Check.of(kind, f"{name} is of another version than this command", "update the older one", state="warning")
 
 
 def _schema(definition: dict[str, object]) -> object:
@@ -182,9 +167,8 @@ async def _operator(session: UserSession) -> Check:
         return Check(name="operator", state="warning", text=f"you may not look for it: {error}")
     ours = [each for each in (leases or {}).get("items") or () if each["metadata"]["name"] == _LEASE]
     if not ours:
-        return Check(name="operator", state="failed", text="not found; kubectl apply -k manifests/operator")
+        return Check.of("operator", "not found", "kubectl apply -k manifests/operator")
     namespace, holder = ours[0]["metadata"]["namespace"], (ours[0].get("spec") or {}).get("holderIdentity")
     if holder:
-        return Check(name="operator", state="ok", text=f"{holder} leads in {namespace}")
-    text = f"nobody leads in {namespace}; kubectl -n {namespace} get pods says why"
-    return Check(name="operator", state="failed", text=text)
+        return Check.of("operator", f"{holder} leads in {namespace}")
+    return Check.of("operator", f"nobody leads in {namespace}", f"kubectl -n {namespace} get pods says why")

@@ -13,7 +13,7 @@ from finetune_api import GROUP
 from finetune_operator.cli.columns import resource_of, resource_table
 from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.target import Target, open_target
-from finetune_operator.ports import Kind, Manifest
+from finetune_operator.core.ports import Kind, Manifest
 
 
 async def run(options: argparse.Namespace) -> int:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.finetunejob import STAGES, TERMINAL_PHASES, FineTuneJob
+from finetune_operator.attempts.pods import CONTAINER
 from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.target import Target, open_target
-from finetune_operator.job.names import JOB_UID_LABEL
-from finetune_operator.job.pods import CONTAINER
-from finetune_operator.ports import NotFoundError
+from finetune_operator.core.ports import NotFoundError
+from finetune_operator.job.observe import attempts_of
 
 _POLL_SECONDS = 0.5
 _POD_NAME = re.compile(r"-(?P<stage>prepare|train|evaluate)-(?P<attempt>\d+)-(?P<index>\d+)-[0-9a-z]{5}")
@@ -85,10 +85,8 @@ async def _names(target: Target, *, job: FineTuneJob) -> list[str]:
     if target.home is not None:
         folder = target.home.logs(namespace=job.metadata.namespace, job=job.metadata.name)
         return [path.stem for path in folder.glob("*.log")]
-    pods = await target.cluster.list(
-        kind="Pod", namespace=job.metadata.namespace, labels={JOB_UID_LABEL: job.metadata.uid}
-    )
-    return [pod["metadata"]["name"] for pod in pods]
+    attempts = await attempts_of(cluster=target.cluster, job=job)
+    return [pod.name for attempt in attempts.values() for pod in attempt.pods]
 
 
 def _log_of(pod: str) -> LogOf | None:

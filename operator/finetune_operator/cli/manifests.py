@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_operator.cli.errors import CommandError
-from finetune_operator.ports import Manifest
+from finetune_operator.core.ports import Manifest
 from finetune_operator.validation import ManifestTextError, read_manifests
 
 _SUFFIXES = (".yaml", ".yml", ".json")

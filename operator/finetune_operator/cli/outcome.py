@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.results import TrainResult
 from finetune_operator.cli import words
-from finetune_operator.cli.report import baseline_of, path_of
+from finetune_operator.cli.report import baseline_of
 from finetune_operator.job.stages import recorded_results
 from finetune_operator.local.home import LocalHome
 
@@ -41,10 +41,10 @@ def _places(job: FineTuneJob, *, home: LocalHome) -> list[str]:
     if isinstance(trained, TrainResult):
         uri = trained.artifact.uri
         found["Model"] = (
-            f"{path_of(uri, home=home) or uri} ({trained.artifact.format}, {words.size(trained.artifact.size_bytes)})"
+            f"{home.path_of(uri) or uri} ({trained.artifact.format}, {words.size(trained.artifact.size_bytes)})"
         )
     if status.evaluation is not None and status.evaluation.report:
-        found["Report"] = path_of(status.evaluation.report, home=home) or status.evaluation.report
+        found["Report"] = home.path_of(status.evaluation.report) or status.evaluation.report
     return [f"{name + ':':8} {value}" for name, value in found.items()]
 
 

@@ -15,22 +15,12 @@ def build_parser(*, program: str = "finetune") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
         description="Train a model and prove it better than the one before: on this machine, or on a cluster.",
-        epilog="Exit status: 0 Succeeded, 1 Failed, 2 bad input, 3 Rejected or RolledBack, 130 interrupted.",
+        epilog="Exit status: 0 done, 1 failed, 2 bad input, 3 rejected, 4 not ended yet, 130 stopped (docs/cli.md).",
     )
     parser.set_defaults(program=program)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _validate(commands)
-    _run(commands)
-    _up(commands)
-    _get(commands)
-    _describe(commands)
-    _explain(commands)
-    _decisions(commands)
-    _pauses(commands)
-    _logs(commands)
-    _report(commands)
-    _doctor(commands)
-    _completion(commands)
+    for add in (_validate, _run, _up, _get, _describe, _explain, _decisions, _logs, _report, _doctor, _completion):
+        add(commands)
     return parser
 
 
@@ -67,10 +57,7 @@ def _run(commands: _Commands[argparse.ArgumentParser]) -> None:
     )
     parser = _command(commands, "run", "run:run", text, example)
     _file_option(parser, several=False)
-    help_ = "namespace of the job where its manifest has none (default)"
-    parser.add_argument("-n", "--namespace", default="default", metavar="NAME", help=help_)
-    parser.add_argument("--home", default=DEFAULT_HOME, metavar="DIR", help=f"folder of local mode ({DEFAULT_HOME})")
-    parser.add_argument("--plain", action="store_true", help="plain lines, also in a terminal")
+    _machine_options(parser, of="the job where its manifest has none")
 
 
 def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
@@ -85,23 +72,18 @@ def _up(commands: _Commands[argparse.ArgumentParser]) -> None:
     _file_option(parser, several=True)
     help_ = "where clients find the endpoint, at 127.0.0.1 (the port of before; at first 8080 or the next free one)"
     parser.add_argument("--port", type=int, metavar="N", help=help_)
-    help_ = "namespace of endpoints whose manifests have none (default)"
-    parser.add_argument("-n", "--namespace", default="default", metavar="NAME", help=help_)
-    parser.add_argument("--home", default=DEFAULT_HOME, metavar="DIR", help=f"folder of local mode ({DEFAULT_HOME})")
-    parser.add_argument("--plain", action="store_true", help="plain lines, also in a terminal")
+    _machine_options(parser, of="endpoints whose manifests have none")
 
 
 def _get(commands: _Commands[argparse.ArgumentParser]) -> None:
-    text = "list jobs, versions or endpoints"
     example = (
         "  finetune get jobs --local\n"
         "  finetune get jobs -A -o wide --context production\n"
         "  finetune get version support-router-7 -o yaml"
     )
-    parser = _command(commands, "get", "get:run", text, example)
-    parser.add_argument(
-        "kind", metavar="KIND", help="jobs, versions or endpoints (also kubectl's names: ftj, mv, mep, ...)"
-    )
+    parser = _command(commands, "get", "get:run", "list jobs, versions or endpoints", example)
+    help_ = "jobs, versions or endpoints (also kubectl's names: ftj, mv, mep, ...)"
+    parser.add_argument("kind", metavar="KIND", help=help_)
     parser.add_argument("names", metavar="NAME", nargs="*", help="only these")
     parser.add_argument("-o", "--output", choices=OUTPUTS, default="table", help="form of the answer (table)")
     parser.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces")
@@ -131,50 +113,34 @@ def _explain(commands: _Commands[argparse.ArgumentParser]) -> None:
     _target_options(parser)
 
 
+_DECISIONS = {
+    "approve": ("let the version that an endpoint tries go on, and be promoted", "the candidate"),
+    "reject": ("give up the version that an endpoint tries", "the candidate"),
+    "rollback": ("leave the version that an endpoint tries, or else its stable one", "the candidate, or else stable"),
+    "pause": ("keep an endpoint's rollout where it is; a regression is still acted on", ""),
+    "resume": ("let an endpoint's rollout go on", ""),
+}
+"""What a person may ask of an endpoint, and which version is meant, where it is about one."""
+
+
 def _decisions(commands: _Commands[argparse.ArgumentParser]) -> None:
-    texts = {
-        "approve": ("let the version that an endpoint tries go on, and be promoted", "the candidate"),
-        "reject": ("give up the version that an endpoint tries", "the candidate"),
-        "rollback": (
-            "leave the version that an endpoint tries, or else its stable one",
-            "the candidate, or else stable",
-        ),
-    }
-    for verb, (text, meant) in texts.items():
-        example = (
-            f"  finetune {verb} support-router\n  finetune {verb} support-router --version support-router-7 --wait"
-        )
-        parser = _command(commands, verb, "act:run", text, example)
+    for verb, (text, meant) in _DECISIONS.items():
+        more = f"\n  finetune {verb} support-router --version support-router-7 --wait" if meant else ""
+        parser = _command(commands, verb, "act:run", text, f"  finetune {verb} support-router{more}")
         parser.set_defaults(verb=verb)
         parser.add_argument("name", metavar="ENDPOINT", help="the endpoint's name")
-        parser.add_argument("--version", metavar="NAME", help=f"only if this version is the one under way ({meant})")
-        _waiting_options(parser)
+        if meant:
+            help_ = f"only if this version is the one under way ({meant})"
+            parser.add_argument("--version", metavar="NAME", help=help_)
+        parser.add_argument("--wait", action="store_true", help="follow until the endpoint is in the state asked for")
+        help_ = "with --wait: give up following after this many seconds (never)"
+        parser.add_argument("--timeout", type=float, metavar="SECONDS", help=help_)
         _target_options(parser)
-
-
-def _pauses(commands: _Commands[argparse.ArgumentParser]) -> None:
-    texts = {
-        "pause": "keep an endpoint's rollout where it is; a regression is still acted on",
-        "resume": "let an endpoint's rollout go on",
-    }
-    for verb, text in texts.items():
-        parser = _command(commands, verb, "act:run", text, f"  finetune {verb} support-router")
-        parser.set_defaults(verb=verb)
-        parser.add_argument("name", metavar="ENDPOINT", help="the endpoint's name")
-        _waiting_options(parser)
-        _target_options(parser)
-
-
-def _waiting_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--wait", action="store_true", help="follow until the endpoint is in the state asked for")
-    help_ = "with --wait: give up following after this many seconds (never)"
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help=help_)
 
 
 def _logs(commands: _Commands[argparse.ArgumentParser]) -> None:
-    text = "print what a job's containers said"
     example = "  finetune logs support-router-7 -f\n  finetune logs support-router-7 --stage Train --index 1"
-    parser = _command(commands, "logs", "logs:run", text, example)
+    parser = _command(commands, "logs", "logs:run", "print what a job's containers said", example)
     parser.add_argument("name", metavar="JOB", help="the job's name")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
     parser.add_argument("--stage", choices=STAGES, help="this stage (the newest)")
@@ -185,8 +151,7 @@ def _logs(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 def _report(commands: _Commands[argparse.ArgumentParser]) -> None:
     text = "print how a job's model compares, and where its HTML report is"
-    example = "  finetune report support-router-7 --local --open"
-    parser = _command(commands, "report", "report:run", text, example)
+    parser = _command(commands, "report", "report:run", text, "  finetune report support-router-7 --local --open")
     parser.add_argument("name", metavar="JOB", help="the job's name")
     parser.add_argument("--open", action="store_true", help="open the report in a browser")
     _target_options(parser)
@@ -194,26 +159,25 @@ def _report(commands: _Commands[argparse.ArgumentParser]) -> None:
 
 def _doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
     text = "check that this machine, or the cluster, can run jobs"
-    parser = _command(commands, "doctor", "doctor:run", text, "  finetune doctor --local\n  finetune doctor")
-    _target_options(parser)
+    _target_options(_command(commands, "doctor", "doctor:run", text, "  finetune doctor --local\n  finetune doctor"))
 
 
 def _completion(commands: _Commands[argparse.ArgumentParser]) -> None:
-    text = "print a completion script for a shell"
     example = "  source <(finetune completion bash)\n  finetune completion zsh > ~/.zfunc/_finetune"
-    parser = _command(commands, "completion", "completion:run", text, example)
+    parser = _command(commands, "completion", "completion:run", "print a completion script for a shell", example)
     parser.add_argument("shell", choices=("bash", "zsh"), help="which shell")
 
 
+def _machine_options(parser: argparse.ArgumentParser, *, of: str) -> None:
+    parser.add_argument("-n", "--namespace", default="default", metavar="NAME", help=f"namespace of {of} (default)")
+    parser.add_argument("--home", default=DEFAULT_HOME, metavar="DIR", help=f"folder of local mode ({DEFAULT_HOME})")
+    parser.add_argument("--plain", action="store_true", help="plain lines, also in a terminal")
+
+
 def _file_option(parser: argparse.ArgumentParser, *, several: bool) -> None:
-    parser.add_argument(
-        "-f",
-        "--filename",
-        action="append" if several else "store",
-        required=True,
-        metavar="FILE",
-        help="manifest, YAML or JSON; - reads standard input" + ("; a folder: all in it" if several else ""),
-    )
+    help_ = "manifest, YAML or JSON; - reads standard input" + ("; a folder: all in it" if several else "")
+    action = "append" if several else "store"
+    parser.add_argument("-f", "--filename", action=action, required=True, metavar="FILE", help=help_)
 
 
 def _target_options(parser: argparse.ArgumentParser) -> None:

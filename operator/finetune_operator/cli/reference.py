@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finetune_operator.cli.completion import subcommands
-from finetune_operator.cli.errors import ExitStatus
+from finetune_operator.cli.errors import ENDS, ExitStatus
 from finetune_operator.cli.parser import build_parser
 
 _INTRODUCTION = """\
@@ -21,14 +21,6 @@ One command for a cluster and for a laptop, installed as `finetune` and (for `ku
 Where a command looks: at a cluster where kubectl would find one (`KUBECONFIG`, `~/.kube/config`, a pod's service
 account) or `--context`/`--kubeconfig` name one; else, and with `--local` or `--home`, at the folder of local mode.
 """
-_STATUSES = {
-    ExitStatus.DONE: "done; of `run`: the job Succeeded; with `--wait`: the endpoint is in the state asked for",
-    ExitStatus.FAILED: "the job Failed; the cluster did not answer; `doctor` found something that must be mended; with"
-    " `--wait`: the state asked for was not reached in time, or cannot be",
-    ExitStatus.BAD_INPUT: "bad input: wrong options, a manifest or request that is refused, a name that does not exist",
-    ExitStatus.REJECTED: "the job was Rejected (not proven better) or RolledBack; of `approve --wait`: the version was",
-    ExitStatus.INTERRUPTED: "stopped by Ctrl-C; `run` can go on",
-}
 
 
 def reference() -> str:
@@ -36,9 +28,16 @@ def reference() -> str:
     sections = [_INTRODUCTION]
     for name, parser in subcommands(build_parser()).items():
         sections.append("\n".join(_command(name, parser)))
-    statuses = [f"| {int(status)} | {text} |" for status, text in _STATUSES.items()]
-    sections.append("\n".join(["## Exit status", "", "| status | meaning |", "|---|---|", *statuses, ""]))
-    return "\n".join(sections)
+    return "\n".join([*sections, *_statuses()])
+
+
+def _statuses() -> Iterator[str]:
+    yield "## Exit status\n\nOf any command:\n\n| status | meaning |\n|---|---|"
+    yield from (f"| {status.value} | {status.meaning} |" for status in ExitStatus)
+    yield "\nOf these in particular:\n\n| command | status | meaning |\n|---|---|---|"
+    for command, ends in ENDS.items():
+        yield from (f"| `{command}` | {status.value} | {text} |" for status, text in ends.items())
+    yield ""
 
 
 def _command(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:

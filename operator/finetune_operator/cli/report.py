@@ -10,7 +10,6 @@ from finetune_api.finetunejob import FineTuneJob
 from finetune_operator.cli import words
 from finetune_operator.cli.errors import EXIT_STATUS_OF_PHASE, CommandError, ExitStatus
 from finetune_operator.cli.target import Target, open_target
-from finetune_operator.local.home import LocalHome
 
 
 async def run(options: argparse.Namespace) -> int:
@@ -35,7 +34,7 @@ def comparison(job: FineTuneJob) -> str:
         more = f" ({status.message})" if status.message else ""
         raise CommandError(
             f"{job.metadata.name} has not been evaluated: {status.phase or 'Pending'}{more}",
-            status=EXIT_STATUS_OF_PHASE.get(status.phase or "", ExitStatus.FAILED),
+            status=EXIT_STATUS_OF_PHASE.get(status.phase or "", ExitStatus.NOT_ENDED),
         )
     rows = status.evaluation.results
     lines = [f"{job.metadata.name}: {status.evaluation.verdict} against {baseline_of(job)}", ""]
@@ -51,16 +50,7 @@ def baseline_of(job: FineTuneJob) -> str:
     return "the base model" if name == "Base" else f"version {name}"
 
 
-def path_of(uri: str, *, home: LocalHome) -> Path | None:
-    """The file behind a URI of this machine; None for one that is elsewhere."""
-    if uri.startswith("file://"):
-        return Path(uri.removeprefix("file://"))
-    if uri.startswith("pvc://"):
-        return home.claims / uri.removeprefix("pvc://")
-    return None
-
-
 def _report(job: FineTuneJob, target: Target) -> str | Path:
     uri = (job.status.evaluation.report or "") if job.status.evaluation else ""
-    path = path_of(uri, home=target.home) if target.home else None
+    path = target.home.path_of(uri) if target.home else None
     return path if path is not None and path.exists() else uri

@@ -4,63 +4,72 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
-import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJob
+from finetune_api.streams import tell
 from finetune_operator.cli.errors import EXIT_STATUS_OF_PHASE, CommandError, ExitStatus
 from finetune_operator.cli.manifests import folder_of, manifests_from, with_absolute_uris
 from finetune_operator.cli.outcome import outcome
+from finetune_operator.cli.run_view import RunShows
 from finetune_operator.cli.snapshot import Snapshot
-from finetune_operator.cli.validate import checked
-from finetune_operator.cli.views import LiveView, PlainView, View
-from finetune_operator.config import OperatorConfig
+from finetune_operator.cli.validate import complete
+from finetune_operator.cli.view import View, stopped_by
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.ports import InvalidError, Key, Manifest, UnavailableError
 from finetune_operator.job.resolve import refusal
 from finetune_operator.local.cluster import LocalCluster, utc_now
 from finetune_operator.local.home import HomeLockedError, LocalHome
 from finetune_operator.local.limits import notices, obstacles
 from finetune_operator.local.progress import FileProgress
 from finetune_operator.local.runtime import LocalRuntime
-from finetune_operator.local.settings import local_config
-from finetune_operator.ports import InvalidError, Key, Manifest
 
+_DEFAULTS = {
+    "FINETUNE_TRAINER_IMAGE": "local",
+    "FINETUNE_GATEWAY_IMAGE": "local",
+    "FINETUNE_ALLOWED_ROOTS": "file:/// pvc:// s3:// gs:// hf://",
+    # Nobody else will make what the job names.
+    "FINETUNE_REFERENCE_DEADLINE_SECONDS": "1",
+    "FINETUNE_IMAGE_PULL_DEADLINE_SECONDS": "1",
+}
+"""Settings of the operator on one machine."""
 _LOOK_SECONDS = 0.2
 _HINT = "Ctrl-C stops after a checkpoint; the same command goes on from there."
 _LOCK_SECONDS = 1.0
+_LEAVE_SECONDS = 5.0
+"""After a second Ctrl-C: how long to wait until the job says that it is suspended."""
 
 
 async def run(options: argparse.Namespace) -> int:
     """Run or go on with the job; the exit status of its end."""
     manifest = _manifest(options)
     home = LocalHome.at(options.home)
-    config = _config(home)
+    config = config_of(home)
     job = FineTuneJob.from_object({**manifest, "status": {}})
     key = Key(kind="FineTuneJob", namespace=job.metadata.namespace, name=job.metadata.name)
     existing = LocalCluster(home=home).store.read(kind="FineTuneJob", namespace=key.namespace, name=key.name)
     if existing is None:
-        _refuse_impossible(job, config=config, home=home)
-    command = f"finetune run -f {options.filename}"
+        problem = refusal(job=job, config=config)
+        found = [problem.message] if problem is not None else list(obstacles(job, home=home))
+        refuse(found, what=f"{job.metadata.name} cannot run", notices=notices(job))
     while True:
         try:
             async with LocalRuntime.open(home=home, config=config, keys={key}) as runtime:
                 _submit(runtime.cluster, manifest, home=home)
-                return await _follow(_Run(runtime=runtime, key=key, home=home, options=options, command=command))
+                return await _follow(_Run(runtime=runtime, key=key, home=home, options=options))
         except HomeLockedError as error:
             if error.takes_jobs:
                 _submit(LocalCluster(home=home), manifest, home=home)
             elif existing is None or not _is_same(manifest, existing):
                 raise CommandError(str(error)) from error
-            print(f"{error.owner} works in {home.root}. It runs {key.name}; following.", file=sys.stderr)
+            tell(f"{error.owner} works in {home.root}. It runs {key.name}; following.", error=True)
         ended = await _follow_from_outside(key=key, home=home, options=options)
         if ended is not None:
             return ended
-        print(f"Nobody works in {home.root} any more; going on with {key.name} here.", file=sys.stderr)
+        tell(f"Nobody works in {home.root} any more; going on with {key.name} here.", error=True)
 
 
 def _manifest(options: argparse.Namespace) -> Manifest:
@@ -69,29 +78,25 @@ def _manifest(options: argparse.Namespace) -> Manifest:
     if len(manifests) != 1 or manifests[0].get("kind") != "FineTuneJob":
         kinds = ", ".join(str(manifest.get("kind")) for manifest in manifests)
         raise CommandError(f"{options.filename}: run takes one FineTuneJob, found {kinds}")
-    manifest = checked(with_absolute_uris(manifests[0], folder=folder_of(options.filename)))
-    metadata = dict(manifest["metadata"])
-    metadata["namespace"] = metadata.get("namespace") or options.namespace
-    if not metadata.get("name"):
-        raise CommandError(f"{options.filename}: metadata.name is missing; a run that can be resumed needs a name")
-    return {**manifest, "metadata": metadata}
+    manifest = with_absolute_uris(manifests[0], folder=folder_of(options.filename))
+    return complete(manifest, source=options.filename, namespace=options.namespace)
 
 
-def _config(home: LocalHome) -> OperatorConfig:
+def config_of(home: LocalHome) -> OperatorConfig:
     """The operator's settings, with defaults for one machine. Raises CommandError."""
+    defaults = {**_DEFAULTS, "FINETUNE_CLAIM_MOUNT_ROOT": str(home.claims)}
     try:
-        return local_config(home=home, environment=os.environ)
+        return OperatorConfig.from_environment({**defaults, **os.environ})
     except ValueError as error:
         raise CommandError(str(error)) from error
 
 
-def _refuse_impossible(job: FineTuneJob, *, config: OperatorConfig, home: LocalHome) -> None:
-    problem = refusal(job=job, config=config)
-    found = [problem.message] if problem is not None else list(obstacles(job, home=home))
+def refuse(found: list[str], *, what: str, notices: Iterable[str]) -> None:
+    """Raise CommandError with all that was found, or say what is different here."""
     if found:
-        raise CommandError("\n".join([f"{job.metadata.name} cannot run here:", *(f"* {each}" for each in found)]))
-    for notice in notices(job):
-        print(f"note: {notice}", file=sys.stderr)
+        raise CommandError("\n".join([f"{what} here:", *(f"* {each}" for each in found)]))
+    for notice in notices:
+        tell(f"note: {notice}", error=True)
 
 
 def _submit(cluster: LocalCluster, manifest: Manifest, *, home: LocalHome) -> None:
@@ -118,16 +123,15 @@ def _is_same(manifest: Manifest, existing: Manifest) -> bool:
 class _Run:
     """A run that is followed: what it is, how it is shown, and what Ctrl-C does to it."""
 
-    def __init__(
-        self, *, runtime: LocalRuntime, key: Key, home: LocalHome, options: argparse.Namespace, command: str
-    ) -> None:
+    def __init__(self, *, runtime: LocalRuntime, key: Key, home: LocalHome, options: argparse.Namespace) -> None:
         self.runtime = runtime
         self.key = key
         self.home = home
         self.options = options
-        self.command = command
-        self.view: View = _view(options, hint=_HINT)
+        self.view = View.chosen(RunShows(), options=options, hint=_HINT)
         self.interrupted = False
+        self.leave_at = float("inf")
+        """When to end in any case, by time.monotonic(): after the second Ctrl-C."""
 
     def read(self) -> Manifest:
         """The job as it is. Raises CommandError where somebody has deleted it."""
@@ -137,73 +141,70 @@ class _Run:
         """The job and its newest report."""
         return _snapshot(self.read(), progress=self.runtime.progress)
 
-    def is_held(self, snapshot: Snapshot) -> bool:
-        """Suspended as the spec now says, and all of its pods have ended and been looked at."""
+    def goes_on(self, snapshot: Snapshot) -> bool:
+        """Whether there is more to come here: not where it has ended, is held, or is up to an endpoint."""
         job = snapshot.job
         current = job.status.observed_generation == job.metadata.generation
-        return snapshot.phase == "Suspended" and current and not self.runtime.has_living_pods(key=self.key)
+        held = snapshot.phase == "Suspended" and current and not self.runtime.has_living_pods(key=self.key)
+        over = held or snapshot.phase in TERMINAL_PHASES or job.status.rollout is not None
+        return not over and time.monotonic() < self.leave_at
 
-    def interrupt(self, number: signal.Signals) -> None:
+    def interrupt(self) -> None:
         """The first time: suspend the job, so that its processes save and end. The second time: end them now."""
-        if number == signal.SIGHUP:
-            self.view = _Silence()  # the terminal is gone
         if self.interrupted:
             self.view.say("stopping now")
             self.runtime.kill(key=self.key)
+            self.leave_at = time.monotonic() + _LEAVE_SECONDS
             return
         self.interrupted = True
         self.view.say("stopping after a checkpoint; Ctrl-C again stops at once")
         current = self.read()
-        if (current.get("status") or {}).get("phase") not in TERMINAL_PHASES:
+        if (current.get("status") or {}).get("phase") in TERMINAL_PHASES:
+            return
+        try:
             self.runtime.cluster.submit(manifest={**current, "spec": {**current["spec"], "suspend": True}})
+        except UnavailableError as error:  # its processes are ended with this one all the same
+            self.view.say(f"warning: {error}")
+            self.leave_at = time.monotonic()
 
 
 async def _follow(run: _Run) -> int:
-    with _logs_to(run), _signals_to(run):
+    with stopped_by(run.interrupt, view=run.view):
         snapshot = run.snapshot()
         try:
-            while not (snapshot.phase in TERMINAL_PHASES or run.is_held(snapshot) or _waits_for_endpoint(snapshot)):
+            while run.goes_on(snapshot):
                 run.view.show(snapshot)
                 await asyncio.sleep(_LOOK_SECONDS)
                 snapshot = run.snapshot()
             run.view.show(snapshot)
         finally:
             run.view.close()
-    if _waits_for_endpoint(snapshot):
-        return _proven(run, snapshot)
-    if snapshot.phase not in TERMINAL_PHASES:
-        return _held(run, snapshot)
-    print(outcome(snapshot.job, home=run.home, logs=_newest_log(run)))
-    return EXIT_STATUS_OF_PHASE[snapshot.phase]
-
-
-def _waits_for_endpoint(snapshot: Snapshot) -> bool:
-    """The version is there; what becomes of it is up to its endpoint, which this process does not work on."""
-    return snapshot.job.status.rollout is not None and snapshot.phase not in TERMINAL_PHASES
-
-
-def _proven(run: _Run, snapshot: Snapshot) -> int:
-    print(outcome(snapshot.job, home=run.home, logs=None))
-    endpoint = snapshot.job.spec.endpoint_ref.name if snapshot.job.spec.endpoint_ref else ""
-    print(f"It waits for the endpoint {endpoint}, which goes on with it: finetune up -f ENDPOINT.yaml")
-    return ExitStatus.DONE
-
-
-def _held(run: _Run, snapshot: Snapshot) -> int:
+    if snapshot.phase in TERMINAL_PHASES:
+        run.view.say(outcome(snapshot.job, home=run.home, logs=_newest_log(run)))
+        return EXIT_STATUS_OF_PHASE[snapshot.phase]
+    if snapshot.job.status.rollout is not None:
+        run.view.say(outcome(snapshot.job, home=run.home, logs=None))
+        endpoint = snapshot.job.status.rollout.endpoint
+        run.view.say(
+            f"It waits for the endpoint {endpoint}: finetune up -f ENDPOINT.yaml goes on with it,"
+            f" finetune explain endpoint {endpoint} --local says what it waits for"
+        )
+        return ExitStatus.NOT_ENDED
     checkpoint = snapshot.job.status.checkpoint
     where = f" at step {checkpoint.step}" if checkpoint else ""
-    if not run.interrupted:
-        print(f"{run.key.name} is suspended{where}: its manifest says spec.suspend: true")
-        return ExitStatus.DONE
-    run.view.say(f"{run.key.name} is stopped{where}. It goes on with: {run.command}")
-    return ExitStatus.INTERRUPTED
+    if run.interrupted:
+        again = f"finetune run -f {run.options.filename}"
+        run.view.say(f"{run.key.name} is stopped{where}. It goes on with: {again}")
+        return ExitStatus.INTERRUPTED
+    run.view.say(f"{run.key.name} is suspended{where}: its manifest says spec.suspend: true")
+    return ExitStatus.NOT_ENDED
 
 
 async def _follow_from_outside(*, key: Key, home: LocalHome, options: argparse.Namespace) -> int | None:
     """Show a run that another process works on. Ctrl-C ends the showing, not the run. None: that process has ended."""
     cluster = LocalCluster(home=home)
     progress = FileProgress(store=cluster.store, home=home, clock=utc_now)
-    view = _view(options, hint="Another process runs this; Ctrl-C only ends the view.")
+    view = View.chosen(RunShows(), options=options, hint="Another process runs this; Ctrl-C only ends the view.")
     looked = time.monotonic()
     try:
         while True:
@@ -218,7 +219,7 @@ async def _follow_from_outside(*, key: Key, home: LocalHome, options: argparse.N
                     return None
     finally:
         view.close()
-    print(outcome(snapshot.job, home=home, logs=None))
+    view.say(outcome(snapshot.job, home=home, logs=None))
     return EXIT_STATUS_OF_PHASE[snapshot.phase]
 
 
@@ -235,56 +236,6 @@ def _snapshot(manifest: Manifest, *, progress: FileProgress) -> Snapshot:
     return Snapshot.of(job=job, now=utc_now(), trainer=newest.status if newest else job.status.trainer_status)
 
 
-def _view(options: argparse.Namespace, *, hint: str) -> View:
-    if options.plain or not sys.stdout.isatty():
-        return PlainView()
-    return LiveView(hint=hint)
-
-
 def _newest_log(run: _Run) -> Path | None:
     folder = run.home.logs(namespace=run.key.namespace, job=run.key.name)
     return max(folder.glob("*.log"), key=lambda path: path.stat().st_mtime, default=None)
-
-
-class _Silence:
-    """Shows nothing: there is nobody to show it to."""
-
-    def show(self, snapshot: Snapshot) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _ViewHandler(logging.Handler):
-    """What the operator logs, as lines of the view."""
-
-    def __init__(self, run: _Run) -> None:
-        super().__init__(level=logging.WARNING)
-        self._run = run
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._run.view.say(f"{record.levelname.lower()}: {record.getMessage()}")
-
-
-@contextmanager
-def _logs_to(run: _Run) -> Iterator[None]:
-    handler = _ViewHandler(run)
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
-
-
-@contextmanager
-def _signals_to(run: _Run) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in numbers:
-        loop.add_signal_handler(number, run.interrupt, number)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)

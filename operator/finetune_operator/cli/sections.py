@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from finetune_api.base import Condition
+from finetune_api.shared_fields import NextStatus
 from finetune_operator.cli import words
 from finetune_operator.cli.tables import age, table
-from finetune_operator.job.times import parse_time
-from finetune_operator.ports import Manifest
+from finetune_operator.core.ports import Manifest
+from finetune_operator.core.times import parse_time
 
 INDENT = "  "
 _EVENTS = 20
@@ -55,3 +56,20 @@ def when(time: datetime | None, *, now: datetime) -> str:
 def duration(start: datetime | None, end: datetime | None, *, now: datetime) -> str:
     """From start to end, or until now; "" before the start."""
     return "" if start is None else words.seconds(((end or now) - start).total_seconds())
+
+
+def waits_for(found: NextStatus | None, *, now: datetime) -> list[str]:
+    """What an object waits for, and until when; nothing where its operator does not say."""
+    if found is None:
+        return []
+    until = [] if found.until is None else [f"until {found.until:%Y-%m-%d %H:%M:%S} UTC"]
+    if found.until is not None and found.until > now:
+        until = [f"{until[0]}, in {words.seconds((found.until - now).total_seconds())}"]
+    return [*found.waits_for, *until] or ["nothing"]
+
+
+def next_(found: NextStatus | None, *, now: datetime) -> dict[str, str]:
+    """The same as fields of a description."""
+    if found is None:
+        return {}
+    return {"Waits for": "; ".join(waits_for(found, now=now)), "Then": "; ".join(found.then)}

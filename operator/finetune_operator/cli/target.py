@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pwd
+import shlex
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,15 +13,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_operator.cli.errors import CommandError
-from finetune_operator.cli.explanation import Shell
+from finetune_operator.core.ports import Cluster, Kind, Manifest
 from finetune_operator.local.cluster import LocalCluster
 from finetune_operator.local.home import DEFAULT_HOME, LocalHome
-from finetune_operator.ports import Cluster, Kind, Manifest
 
 if TYPE_CHECKING:
     from finetune_operator.kube.user_session import UserSession
 
 _IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shell:
+    """How commands are typed here, so that those in an explanation can be copied."""
+
+    namespace: str
+    program: str = "finetune"
+    flags: tuple[str, ...] = ()
+    """What tells the program where to look."""
+    local: bool = False
+    kubectl_flags: tuple[str, ...] = ()
+
+    def finetune(self, *arguments: str) -> str:
+        """One of our own commands."""
+        return " ".join([self.program, shlex.join([*arguments, *self.flags])])
+
+    def kubectl(self, *arguments: str) -> str:
+        """A command of kubectl."""
+        return shlex.join(["kubectl", *arguments, "-n", self.namespace, *self.kubectl_flags])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,5 +131,5 @@ def _has_local_home() -> bool:
 def _names_a_cluster() -> bool:
     """Whether kubectl would find a cluster without being told of one."""
     files = os.environ.get("KUBECONFIG", "").split(os.pathsep)
-    known = [Path(file) for file in files if file] or [Path.home() / ".kube" / "config"]
+    known = [Path(file) for file in files if file] or [Path(os.path.expanduser("~/.kube/config"))]  # noqa: PTH111 - also without HOME
     return any(path.is_file() for path in known) or _IN_CLUSTER.is_file()

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
-import os
-import signal
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from finetune_api.finetunejob import TERMINAL_PHASES
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.manifests import manifests_from
-from finetune_operator.cli.up_view import EndpointView, LiveUpView, PlainUpView, UpView
-from finetune_operator.cli.validate import checked
-from finetune_operator.config import OperatorConfig
-from finetune_operator.endpoint.names import GATEWAY
+from finetune_operator.cli.run import config_of, refuse
+from finetune_operator.cli.up_view import EndpointView, UpShows
+from finetune_operator.cli.validate import complete
+from finetune_operator.cli.view import View, stopped_by
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.names import ENDPOINT_LABEL
+from finetune_operator.core.ports import InvalidError, Key, Manifest
+from finetune_operator.core.status_writing import key_of
+from finetune_operator.endpoint.names import COMPONENT_LABEL, GATEWAY, VERSION_LABEL
 from finetune_operator.local.cluster import utc_now
-from finetune_operator.local.endpoint_limits import endpoint_notices, endpoint_obstacles, for_one_machine
 from finetune_operator.local.home import HomeLockedError, LocalHome
+from finetune_operator.local.limits import endpoint_notices, endpoint_obstacles, for_one_machine
+from finetune_operator.local.listening import assigned_ports
+from finetune_operator.local.pod_status import is_ready
 from finetune_operator.local.runtime import LocalRuntime
-from finetune_operator.local.services import HOST, HTTP_PORT, is_free
-from finetune_operator.local.settings import local_config
-from finetune_operator.ports import InvalidError, Key, Manifest
+from finetune_operator.local.services import HOST, HTTP_PORT, STATUS_PORT, is_free
 
 _LOOK_SECONDS = 0.2
 _FIRST_PORT = 8080
@@ -36,18 +36,17 @@ _HINT = "Ctrl-C answers what is under way and ends all; the same command brings 
 async def up(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM."""
     home = LocalHome.at(options.home)
-    try:
-        config = local_config(home=home, environment=os.environ)
-    except ValueError as error:
-        raise CommandError(str(error)) from error
+    config = config_of(home)
     manifests = [each for source in options.filename for each in _manifests(source, options=options)]
-    keys = [_key_of(each) for each in manifests]
+    keys = [key_of(each) for each in manifests]
     if len(set(keys)) < len(keys):
         raise CommandError("an endpoint is there twice; give each another metadata.name")
     if options.port is not None and len(keys) > 1:
         raise CommandError(f"--port is for one endpoint, found {len(keys)}; leave it out, or name one file")
     for each in manifests:
-        _refuse_impossible(each, home=home)
+        endpoint = ModelEndpoint.from_object({**each, "status": {}})
+        found = list(endpoint_obstacles(endpoint, home=home))
+        refuse(found, what=f"{endpoint.metadata.name} cannot be served", notices=endpoint_notices(endpoint))
     try:
         return await _serve(manifests, home=home, config=config, options=options)
     except HomeLockedError as error:
@@ -63,28 +62,14 @@ def _manifests(source: str, *, options: argparse.Namespace) -> list[Manifest]:
                 f"{source}: up takes ModelEndpoints, found {manifest.get('kind')}; jobs go to `finetune run`, also"
                 " while `up` works"
             )
-        valid = checked(manifest)
-        metadata = {**valid["metadata"], "namespace": valid["metadata"].get("namespace") or options.namespace}
-        if not metadata.get("name"):
-            raise CommandError(f"{source}: metadata.name is missing; an endpoint that comes back needs a name")
-        found.append({**valid, "metadata": metadata})
+        found.append(complete(manifest, source=source, namespace=options.namespace))
     return found
-
-
-def _refuse_impossible(manifest: Manifest, *, home: LocalHome) -> None:
-    endpoint = ModelEndpoint.from_object({**manifest, "status": {}})
-    found = list(endpoint_obstacles(endpoint, home=home))
-    if found:
-        name = endpoint.metadata.name
-        raise CommandError("\n".join([f"{name} cannot be served here:", *(f"* {each}" for each in found)]))
-    for notice in endpoint_notices(endpoint):
-        print(f"note: {notice}", file=sys.stderr)
 
 
 async def _serve(
     manifests: list[Manifest], *, home: LocalHome, config: OperatorConfig, options: argparse.Namespace
 ) -> int:
-    keys = [_key_of(each) for each in manifests]
+    keys = [key_of(each) for each in manifests]
     async with LocalRuntime.open(home=home, config=config, keys=set(keys), all_jobs=True) as runtime:
         try:
             for manifest in manifests:
@@ -94,15 +79,15 @@ async def _serve(
         for key in keys:
             _choose_port(runtime, key=key, wanted=options.port)
         running = _Up(runtime=runtime, keys=keys, options=options)
-        with _logs_to(running), _signals_to(running):
+        with stopped_by(running.interrupt, view=running.view):
             return await running.until_stopped()
 
 
 def _choose_port(runtime: LocalRuntime, *, key: Key, wanted: int | None) -> None:
     """Where clients find the endpoint: the port of before, where it is still free; 8080 or the next one at first."""
     service = {"namespace": key.namespace, "name": key.name, "port": HTTP_PORT}
-    before, listening = runtime.services.known_port(**service), runtime.is_listening(key=key)
-    if before is not None and wanted in (None, before) and (listening or is_free(before)):
+    before = runtime.services.known_port(**service)
+    if before is not None and wanted in (None, before) and is_free(before):
         return
     if wanted is not None and not is_free(wanted):
         raise CommandError(f"port {wanted} of {HOST} is in use; choose another one with --port")
@@ -110,15 +95,13 @@ def _choose_port(runtime: LocalRuntime, *, key: Key, wanted: int | None) -> None
     if port is None:
         raise CommandError(f"no port from {_FIRST_PORT} to {_LAST_PORT - 1} is free; choose one with --port")
     runtime.services.reserve(**service, number=port)
-    if listening:
-        runtime.replace_pods(key=key, component=GATEWAY)
 
 
 class _Up:
     """Endpoints that are served: what is shown of them, and what Ctrl-C does."""
 
     def __init__(self, *, runtime: LocalRuntime, keys: list[Key], options: argparse.Namespace) -> None:
-        self.view: UpView = _view(options)
+        self.view = View.chosen(UpShows(), options=options, hint=_HINT)
         self._runtime = runtime
         self._keys = keys
         self._stopping: asyncio.Task[None] | None = None
@@ -134,13 +117,11 @@ class _Up:
             self._stopping.result()
         finally:
             self.view.close()
-        print("All is ended; nothing was lost. The same command brings it back.")
+        self.view.say("All is ended; nothing was lost. The same command brings it back.")
         return ExitStatus.INTERRUPTED
 
-    def interrupt(self, number: signal.Signals) -> None:
+    def interrupt(self) -> None:
         """The first time: drain and end. The second time: end now."""
-        if number == signal.SIGHUP:
-            self.view = _Silence()  # the terminal is gone
         if self._stopping is not None:
             self.view.say("stopping now")
             self._runtime.kill_all()
@@ -157,12 +138,24 @@ class _Up:
         if found is None:
             return None
         port = self._runtime.services.port(namespace=key.namespace, name=key.name, port=HTTP_PORT)
+        labels = {ENDPOINT_LABEL: key.name}
         return EndpointView(
             endpoint=ModelEndpoint.from_object(found),
             url=f"http://{HOST}:{port}/v1",
             now=utc_now(),
             jobs=tuple(_jobs_of(key, manifests=store.find(kind="FineTuneJob", namespace=key.namespace))),
+            metrics=dict(_metrics_of(store.find(kind="Pod", namespace=key.namespace, labels=labels))),
         )
+
+
+def _metrics_of(pods: list[Manifest]) -> Iterator[tuple[str, str]]:
+    """Whose metrics are where, of the pods that are ready."""
+    for pod in pods:
+        labels, ports = pod["metadata"]["labels"], assigned_ports(pod)
+        port = ports.get(STATUS_PORT) or ports.get(HTTP_PORT)
+        if port is not None and is_ready(pod):
+            server = f"the server of {labels.get(VERSION_LABEL)}"
+            yield "the gateway" if labels[COMPONENT_LABEL] == GATEWAY else server, f"http://{HOST}:{port}/metrics"
 
 
 def _jobs_of(key: Key, *, manifests: list[Manifest]) -> Iterator[tuple[str, str]]:
@@ -171,58 +164,3 @@ def _jobs_of(key: Key, *, manifests: list[Manifest]) -> Iterator[tuple[str, str]
         phase = (manifest.get("status") or {}).get("phase") or "Pending"
         if (manifest["spec"].get("endpointRef") or {}).get("name") == key.name and phase not in TERMINAL_PHASES:
             yield manifest["metadata"]["name"], phase
-
-
-def _key_of(manifest: Manifest) -> Key:
-    metadata = manifest["metadata"]
-    return Key(kind="ModelEndpoint", namespace=metadata["namespace"], name=metadata["name"])
-
-
-def _view(options: argparse.Namespace) -> UpView:
-    if options.plain or not sys.stdout.isatty():
-        return PlainUpView()
-    return LiveUpView(hint=_HINT)
-
-
-class _Silence:
-    """Shows nothing: there is nobody to show it to."""
-
-    def show(self, views: object) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _ViewHandler(logging.Handler):
-    """What the operator logs, as lines of the view."""
-
-    def __init__(self, running: _Up) -> None:
-        super().__init__(level=logging.WARNING)
-        self._running = running
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._running.view.say(f"{record.levelname.lower()}: {record.getMessage()}")
-
-
-@contextmanager
-def _logs_to(running: _Up) -> Iterator[None]:
-    handler = _ViewHandler(running)
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
-
-
-@contextmanager
-def _signals_to(running: _Up) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in numbers:
-        loop.add_signal_handler(number, running.interrupt, number)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)

@@ -1,15 +1,12 @@
-"""How `finetune up` shows its endpoints: a live view in a terminal, plain lines everywhere else."""
+"""How `finetune up` shows its endpoints."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, TextIO
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -17,10 +14,8 @@ from rich.text import Text
 from finetune_api.modelendpoint import AnalysisRow, ModelEndpoint, VersionOutcome
 from finetune_operator.cli import words
 from finetune_operator.cli.tables import table
+from finetune_operator.cli.view import BAR_WIDTH, PLAIN_SECONDS
 
-_PLAIN_SECONDS = 15.0
-"""A plain line of samples at least this long after the one before."""
-_BAR_WIDTH = 28
 _STYLES = {"Idle": "green", "Empty": "dim", "RollingBack": "red", "Paused": "yellow", "AwaitingApproval": "yellow"}
 _OUTCOMES = 3
 
@@ -34,6 +29,8 @@ class EndpointView:
     now: datetime
     jobs: tuple[tuple[str, str], ...] = ()
     """Jobs for it that go on: name and phase."""
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    """Where its processes that run say their metrics: `the gateway`, `the server of v2` -> URL."""
 
     @property
     def name(self) -> str:
@@ -62,92 +59,40 @@ class EndpointView:
         return f"{step.name}{share}, {step.samples}{of} samples"
 
 
-class UpView(Protocol):
-    """Shows endpoints. `show` is called several times a second."""
+class UpShows:
+    """What endpoints have to show (view.Shows)."""
 
-    def show(self, views: Sequence[EndpointView]) -> None:
-        """The endpoints as they are now."""
-        ...
-
-    def say(self, text: str) -> None:
-        """Something that happened, in a line of its own."""
-        ...
-
-    def close(self) -> None:
-        """Nothing more comes."""
-        ...
-
-
-class PlainUpView:
-    """Lines with a time: one for each thing that changes, and of samples now and then."""
-
-    def __init__(self, *, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdout
+    def __init__(self) -> None:
         self._last: dict[str, EndpointView] = {}
         self._told: dict[str, datetime] = {}
 
-    def show(self, views: Sequence[EndpointView]) -> None:
-        """Print what is new."""
-        for view in views:
-            self._show(view, before=self._last.get(view.name))
+    def news(self, seen: Sequence[EndpointView]) -> Iterator[tuple[datetime, str]]:
+        """A line for each thing that changes, and of samples now and then."""
+        for view in seen:
+            for text in self._news(view, before=self._last.get(view.name)):
+                yield view.now, f"{view.name}: {text}"
             self._last[view.name] = view
 
-    def say(self, text: str) -> None:
-        """One line."""
-        print(text, file=self._stream, flush=True)
+    def drawing(self, seen: Sequence[EndpointView]) -> Sequence[RenderableType]:
+        """Phase, versions, how far the step is, and what was measured."""
+        return [part for view in seen for part in (*_drawn(view), Text())]
 
-    def close(self) -> None:
-        """Nothing is held back."""
-
-    def _show(self, view: EndpointView, *, before: EndpointView | None) -> None:
+    def _news(self, view: EndpointView, *, before: EndpointView | None) -> Iterator[str]:
         status, old = view.endpoint.status, before.endpoint.status if before is not None else None
-        for job in view.jobs:
-            if before is None or job not in before.jobs:
-                self._line(view, f"job {job[0]}: {job[1]}")
+        yield from (f"job {job[0]}: {job[1]}" for job in view.jobs if before is None or job not in before.jobs)
         for outcome in status.versions[len(old.versions) if old is not None else len(status.versions) :]:
-            self._line(view, f"{outcome.name} {_outcome(outcome)}")
+            yield f"{outcome.name} {_outcome(outcome)}"
         if status.message and (old is None or (status.phase, status.message) != (old.phase, old.message)):
-            self._line(view, f"{view.phase}: {status.message}")
+            yield f"{view.phase}: {status.message}"
         if view.answers and (before is None or not before.answers):
-            self._line(view, f"listening at {view.url}")
+            yield f"listening at {view.url}"
+        for whose, url in view.metrics.items():
+            if before is None or before.metrics.get(whose) != url:
+                yield f"metrics of {whose}: {url}"
         told = self._told.get(view.name)
-        if view.step_words and (told is None or (view.now - told).total_seconds() >= _PLAIN_SECONDS):
+        if view.step_words and (told is None or (view.now - told).total_seconds() >= PLAIN_SECONDS):
             self._told[view.name] = view.now
-            self._line(view, view.step_words)
-
-    def _line(self, view: EndpointView, text: str) -> None:
-        self.say(f"{view.now.astimezone():%H:%M:%S} {view.name}: {text}")
-
-
-class LiveUpView:
-    """A drawing that is renewed in place: phase, versions, how far the step is, and what was measured."""
-
-    def __init__(self, *, console: Console | None = None, hint: str = "") -> None:
-        self._console = console or Console()
-        self._hint = hint
-        self._last: Sequence[EndpointView] = ()
-        self._live = Live(console=self._console, refresh_per_second=4, transient=False)
-        self._live.start()
-
-    def show(self, views: Sequence[EndpointView]) -> None:
-        """Draw the endpoints."""
-        self._last = views
-        self._live.update(self.render(views))
-
-    def say(self, text: str) -> None:
-        """A line above the drawing."""
-        self._console.print(Text(text))
-
-    def close(self) -> None:
-        """Leave the last drawing on the screen."""
-        self._hint = ""
-        self._live.update(self.render(self._last))
-        self._live.stop()
-
-    def render(self, views: Sequence[EndpointView]) -> RenderableType:
-        """The drawing."""
-        parts = [part for view in views for part in (*_drawn(view), Text())]
-        return Group(*parts, Text(self._hint, style="dim")) if self._hint else Group(*parts)
+            yield view.step_words
 
 
 def _drawn(view: EndpointView) -> list[RenderableType]:
@@ -168,6 +113,7 @@ def _drawn(view: EndpointView) -> list[RenderableType]:
         lines.append(Text(_analysis(status.analysis), style="dim"))
     lines += [Text(f"{each.name} {_outcome(each)}", style="dim") for each in status.versions[-_OUTCOMES:]]
     lines += [Text(f"job {name}: {phase}", style="cyan") for name, phase in view.jobs]
+    lines += [Text(f"metrics of {whose}: {url}", style="dim") for whose, url in view.metrics.items()]
     return lines
 
 
@@ -176,7 +122,7 @@ def _step(view: EndpointView) -> RenderableType:
     row = Table.grid(padding=(0, 1))
     if step is not None and step.needed:
         done = min(1.0, step.samples / step.needed)
-        row.add_row(ProgressBar(total=1.0, completed=done, width=_BAR_WIDTH), Text(view.step_words))
+        row.add_row(ProgressBar(total=1.0, completed=done, width=BAR_WIDTH), Text(view.step_words))
     else:
         row.add_row(Text(view.step_words))
     return row

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from finetune_api import GROUP
 from finetune_api.base import size_problem
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelendpoint import ModelEndpointSpec
+from finetune_api.streams import tell
 from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.manifests import folder_of, manifests_from, with_absolute_uris
-from finetune_operator.config import OperatorConfig
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.ports import Manifest
 from finetune_operator.job.resolve import refusal as impossible
 from finetune_operator.job.resolve import unsupported
-from finetune_operator.ports import Manifest
 from finetune_operator.validation import FieldError, refusal, validate
 
 
@@ -26,10 +26,10 @@ def run(options: argparse.Namespace) -> int:
             manifest = with_absolute_uris(written, folder=folder_of(source))
             objections = objections_to(manifest)
             if objections is None:
-                print(f"{manifest['kind'].lower()}.{GROUP}/{_name(manifest)} is valid")
+                tell(f"{manifest['kind'].lower()}.{GROUP}/{_name(manifest)} is valid")
             else:
                 wrong += 1
-                print(f"{source}: {objections}", file=sys.stderr)
+                tell(f"{source}: {objections}", error=True)
     return ExitStatus.BAD_INPUT if wrong else ExitStatus.DONE
 
 
@@ -56,6 +56,15 @@ def checked(manifest: Manifest) -> Manifest:
     return manifest
 
 
+def complete(manifest: Manifest, *, source: str, namespace: str) -> Manifest:
+    """The manifest, valid, with a namespace and with a name to come back to. Raises CommandError."""
+    metadata = dict(checked(manifest)["metadata"])
+    metadata["namespace"] = metadata.get("namespace") or namespace
+    if not metadata.get("name"):
+        raise CommandError(f"{source}: metadata.name is missing; what comes back needs a name")
+    return {**manifest, "metadata": metadata}
+
+
 def in_kubectls_words(manifest: Manifest, errors: list[FieldError]) -> str:
     """The refusal as `kubectl apply` prints it."""
     kind, name = str(manifest.get("kind", "")), _name(manifest)
@@ -63,7 +72,7 @@ def in_kubectls_words(manifest: Manifest, errors: list[FieldError]) -> str:
         if errors[0].message.startswith("no matches for"):
             return errors[0].message
         return f"Error from server (BadRequest): {refusal(kind=kind, name=name, errors=errors)}"
-    lines = list(dict.fromkeys(str(error) for error in errors))
+    lines = list(dict.fromkeys(f"{error}{f' (write {error.hint})' if error.hint else ''}" for error in errors))
     if len(lines) == 1:
         return f'The {kind} "{name}" is invalid: {lines[0]}'
     return "\n".join([f'The {kind} "{name}" is invalid: ', *(f"* {line}" for line in lines)])

@@ -21,11 +21,11 @@ from finetune_api.modelendpoint import (
     VersionMeant,
 )
 from finetune_operator.cli.errors import CommandError
-from finetune_operator.endpoint.choose import PARTICIPLES, outcome_of
 from finetune_operator.endpoint.requests import read_requests
+from finetune_operator.endpoint.rollout.choose import PARTICIPLES, formers, outcome_of
+from finetune_operator.endpoint.void_requests import void_decisions
 
 Verb = Literal["approve", "reject", "rollback", "pause", "resume"]
-VERBS: tuple[Verb, ...] = ("approve", "reject", "rollback", "pause", "resume")
 _ANNOTATION: Mapping[Verb, str] = {"approve": APPROVE, "reject": REJECT, "rollback": ROLLBACK}
 Changes = dict[str, str | None]
 """Annotations to write in one patch; None removes."""
@@ -55,7 +55,7 @@ def version_meant(endpoint: ModelEndpoint, *, verb: Verb, name: str | None) -> V
     else:
         raise CommandError(_nothing(endpoint, verb=verb))
     leaves_stable = verb == "rollback" and status.stable is not None and chosen.uid == status.stable.uid
-    if leaves_stable and status.previous is None and not _former(status, stable=chosen):
+    if leaves_stable and status.previous is None and not any(formers(status)):
         raise CommandError(
             f"{endpoint.metadata.name} cannot leave {chosen.name}: there is no other version that was stable before; "
             "apply a FineTuneJob, or pin another version with spec.version"
@@ -81,6 +81,12 @@ def pause_changes(endpoint: ModelEndpoint, *, by: str) -> Changes:
         return {}
     withdrawn: Changes = {APPROVE: None} if requests.approve and requests.by != by else {}
     return {**_void_decisions(endpoint), **withdrawn, PAUSE: "true", REQUESTED_BY: by}
+
+
+def counts_no_more(endpoint: ModelEndpoint, *, changes: Changes) -> bool:
+    """Whether the approval that these changes would write is there, and was given for something else."""
+    written = changes.get(APPROVE)
+    return written == endpoint.metadata.annotations.get(APPROVE) and "approve" in void_decisions(endpoint)
 
 
 def withdraws_approval(endpoint: ModelEndpoint, *, changes: Changes) -> bool:
@@ -131,17 +137,14 @@ def _possible(status: ModelEndpointStatus, *, verb: Verb, named: bool) -> list[V
     return candidate + (stable if under_guard and (named or _is_held(status)) else []) + held
 
 
-def _former(status: ModelEndpointStatus, *, stable: VersionMeant) -> bool:
-    return any(each.outcome == "Promoted" and each.uid != stable.uid for each in status.versions)
-
-
 def _nothing(endpoint: ModelEndpoint, *, verb: Verb) -> str:
     name, status = endpoint.metadata.name, endpoint.status
     stable = status.stable
     if stable is None:
         return f"nothing to {_INFINITIVES[verb]}: {name} serves no version and tries none"
     if verb == "rollback":
-        return f"{name} is going back to {stable.name} already; to leave that one as well: --version {stable.name}"
+        more = f"; to leave that one as well: --version {stable.name}" if any(formers(status)) else ""
+        return f"{name} is going back to {stable.name} already{more}"
     if verb == "reject" and status.previous is not None:
         return f"{stable.name} is promoted and under guard: finetune rollback {name} leaves it"
     return f"nothing to {_INFINITIVES[verb]}: {name} tries no version now, {stable.name} is stable"
@@ -163,10 +166,15 @@ _PAST = {**PARTICIPLES, "Promoted": "promoted", "Superseded": "superseded", "Hel
 
 
 def _void_decisions(endpoint: ModelEndpoint) -> Changes:
-    """Decisions about versions that are not under way any more."""
+    """Decisions about versions that are not under way any more, and an approval that was used."""
     status, known = endpoint.status, endpoint.metadata.annotations
+    spent = {APPROVE} if status.approval is not None and status.approval.used else set()
     live = {version.uid for version in (status.candidate, status.stable, status.held) if version is not None}
-    return {name: None for name in _ANNOTATION.values() if name in known and known[name].strip() not in live}
+    return {
+        name: None
+        for name in _ANNOTATION.values()
+        if name in known and (name in spent or known[name].strip() not in live)
+    }
 
 
 # -- how far ----------------------------------------------------------------------------------------------------------

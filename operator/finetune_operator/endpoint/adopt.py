@@ -6,11 +6,12 @@ import json
 
 from finetune_api.modelendpoint import ModelEndpointStatus, ServedVersion
 from finetune_api.routes import Routes
-from finetune_operator.endpoint.facts import with_outcome
+from finetune_operator.attempts.manifests import RUN_KEY
+from finetune_operator.core.times import whole_second
+from finetune_operator.endpoint.facts import served, with_outcome
 from finetune_operator.endpoint.names import server_name
 from finetune_operator.endpoint.observed import ObservedEndpoint
-from finetune_operator.job.pod_template import RUN_KEY
-from finetune_operator.job.times import whole_second
+from finetune_operator.endpoint.rollout.proof import doubted
 
 
 def adopted(observed: ObservedEndpoint) -> ModelEndpointStatus | None:
@@ -26,14 +27,9 @@ def adopted(observed: ObservedEndpoint) -> ModelEndpointStatus | None:
     if stable is None:
         return None
     status = _settled_others(observed, routes=routes, stable=stable)
-    return with_outcome(
-        status.model_copy(update={"stable": stable}),
-        name=stable.name,
-        uid=stable.uid,
-        outcome="Promoted",
-        reason="adopted from restored routes",
-        now=whole_second(observed.now),
-    )
+    reason = "adopted from restored routes"
+    status = status.model_copy(update={"stable": doubted(stable, reason)})
+    return with_outcome(status, stable, outcome="Promoted", reason=reason, now=observed.now, proven=False)
 
 
 def _stable_of(routes: Routes) -> str:
@@ -62,15 +58,7 @@ def _recorded(observed: ObservedEndpoint, *, routes: Routes) -> ServedVersion | 
     uid = _stable_of(routes)
     name = routes.variants[uid].name
     version = observed.version(uid) or next((each for each in observed.versions if each.metadata.name == name), None)
-    if version is None:
-        return None
-    return ServedVersion(
-        name=version.metadata.name,
-        uid=version.metadata.uid,
-        digest=version.spec.artifact.digest,
-        revision=server_name(endpoint=observed.endpoint.metadata.name, version_uid=version.metadata.uid),
-        since=whole_second(observed.now),
-    )
+    return served(observed, version) if version is not None else None
 
 
 def _settled_others(observed: ObservedEndpoint, *, routes: Routes, stable: ServedVersion) -> ModelEndpointStatus:
@@ -78,7 +66,7 @@ def _settled_others(observed: ObservedEndpoint, *, routes: Routes, stable: Serve
 
     A candidate that the routes name was under way, and may begin anew.
     """
-    status, now = observed.endpoint.status, whole_second(observed.now)
+    status = observed.endpoint.status
     under_way = {variant.name for variant in routes.variants.values()} - {stable.name}
     for version in observed.versions:
         metadata = version.metadata
@@ -86,7 +74,5 @@ def _settled_others(observed: ObservedEndpoint, *, routes: Routes, stable: Serve
             continue
         same = metadata.name == stable.name
         reason = "serves already, under the UID it had before the restore" if same else "restored without its history"
-        status = with_outcome(
-            status, name=metadata.name, uid=metadata.uid, outcome="Superseded", reason=reason, now=now
-        )
+        status = with_outcome(status, metadata, outcome="Superseded", reason=reason, now=observed.now)
     return status

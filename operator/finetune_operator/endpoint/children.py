@@ -13,9 +13,9 @@ from datetime import datetime
 
 from finetune_api.modelendpoint import ModelEndpointStatus, ServedVersion
 from finetune_api.routes import ROUTES_KEY, Routes
-from finetune_operator.controller import ChildRef
-from finetune_operator.endpoint.choose import accepted, order_of
-from finetune_operator.endpoint.gateway import INPUTS_ANNOTATION, gateway_manifests, inputs_hash
+from finetune_operator.core.controller import ChildRef, ref_of
+from finetune_operator.core.ownership import whose
+from finetune_operator.core.ports import Manifest
 from finetune_operator.endpoint.names import (
     analysis_name,
     gateway_name,
@@ -26,14 +26,18 @@ from finetune_operator.endpoint.names import (
     servers_name,
 )
 from finetune_operator.endpoint.observed import ObservedEndpoint
-from finetune_operator.endpoint.plan import RolloutPlan, read_plan
-from finetune_operator.endpoint.routing import routes_of, same_content
-from finetune_operator.endpoint.server_guards import server_budget, server_policy
-from finetune_operator.endpoint.serving import render_revision, rendered, scaled
-from finetune_operator.endpoint.settling import covers, settled
-from finetune_operator.job.observed import ref_of
-from finetune_operator.ownership import whose
-from finetune_operator.ports import Manifest
+from finetune_operator.endpoint.rollout.choose import accepted, order_of
+from finetune_operator.endpoint.rollout.plan import read_plan
+from finetune_operator.endpoint.rollout.routing import routes_of, same_content
+from finetune_operator.endpoint.serving.gateway import (
+    gateway_manifests,
+    is_rendered_from,
+    recorded,
+    without_restarts,
+)
+from finetune_operator.endpoint.serving.guards import server_budget, server_policy
+from finetune_operator.endpoint.serving.manifests import render_revision, rendered, scaled
+from finetune_operator.endpoint.settling import Settling, covers, settled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class Children:
     """What to do about an endpoint's children, in this order."""
 
     create: tuple[Manifest, ...] = ()
-    """Create-only: the revisions that hold what servers were rendered to."""
+    """Create-only: the revisions that hold what servers and the gateway were rendered to."""
     apply: tuple[Manifest, ...] = ()
     contested: tuple[str, ...] = ()
     """What somebody else changed of them not long ago, in words."""
@@ -73,13 +77,13 @@ def children_of(observed: ObservedEndpoint) -> Children:
     if _served(status) or observed.routes is not None:
         if observed.config.server_network_policy:
             wanted.append(server_policy(endpoint=observed.endpoint, config=observed.config))
-        wanted += _gateway(observed)
+        record, gateway = _gateway(observed)
+        create += record
+        wanted += gateway
         wanted += _kept(observed)
-    routes = _routes(observed)
-    if routes is not None:
-        wanted.append(routes)
     free = [each for each in wanted if (each["kind"], each["metadata"]["name"]) not in observed.foreign]
     found = [settled(wanted=each, live=observed.child(each), now=observed.now) for each in free]
+    found.append(_routes(observed))
     return Children(
         create=tuple(create),
         apply=tuple(each.apply for each in found if each.apply is not None),
@@ -105,15 +109,20 @@ def retired(observed: ObservedEndpoint) -> tuple[ChildRef, ...]:
     for uid, server in observed.servers.items():
         if uid in served or uid in routed:
             continue
-        if observed.gateways.all_acknowledge(observed.epoch) and observed.gateways.in_flight(uid) == 0:
+        if observed.is_followed and observed.gateways.in_flight(uid) == 0:
             gone += server.refs
     return tuple(gone)
 
 
 def unwanted(observed: ObservedEndpoint) -> tuple[ChildRef, ...]:
-    """The policy of the servers, where the operator shall make none any more: it would go on to keep others out."""
-    policy = observed.children.get(("NetworkPolicy", servers_name(observed.endpoint.metadata.name)))
-    return () if policy is None or observed.config.server_network_policy else (ref_of(policy),)
+    """The policy of the servers, where the operator shall make none any more: it would go on to keep others out; and
+    the record of a gateway that was rendered from another spec."""
+    endpoint = observed.endpoint
+    policy = observed.children.get(("NetworkPolicy", servers_name(endpoint.metadata.name)))
+    record = observed.children.get(("ControllerRevision", gateway_name(endpoint.metadata.name)))
+    surplus = [policy] if policy is not None and not observed.config.server_network_policy else []
+    surplus += [record] if record is not None and not is_rendered_from(record, endpoint=endpoint) else []
+    return tuple(map(ref_of, surplus))
 
 
 def outdated(observed: ObservedEndpoint) -> tuple[ChildRef, ...]:
@@ -140,38 +149,32 @@ def outdated(observed: ObservedEndpoint) -> tuple[ChildRef, ...]:
         key=order_of,
     )
     surplus = old[: max(0, len(old) - (DEFAULT_HISTORY if limit is None else limit))]
-    return tuple(
-        ChildRef(
-            kind="ModelVersion",
-            namespace=version.metadata.namespace,
-            name=version.metadata.name,
-            uid=version.metadata.uid,
-        )
-        for version in surplus
-    )
+    return tuple(ref_of(version.to_dict()) for version in surplus)
 
 
 def _served(status: ModelEndpointStatus) -> list[ServedVersion]:
     return [each for each in (status.stable, status.candidate, status.previous) if each is not None]
 
 
-def _gateway(observed: ObservedEndpoint) -> Iterable[Manifest]:
-    """All of it or nothing: a pod must not run under somebody else's account, nor an account get somebody else's
-    rights."""
-    manifests = gateway_manifests(endpoint=observed.endpoint, config=observed.config, door=observed.door)
-    if any((each["kind"], each["metadata"]["name"]) in observed.foreign for each in manifests):
-        return
-    name = gateway_name(observed.endpoint.metadata.name)
+def _gateway(observed: ObservedEndpoint) -> tuple[list[Manifest], list[Manifest]]:
+    """What to record, and what to apply. All of it or nothing: a pod must not run under somebody else's account, nor an
+    account get somebody else's rights."""
+    endpoint, name = observed.endpoint, gateway_name(observed.endpoint.metadata.name)
+    *manifests, deployment = gateway_manifests(endpoint=endpoint, config=observed.config, door=observed.door)
+    record = observed.children.get(("ControllerRevision", name))
+    names = {("ControllerRevision", name), *((each["kind"], each["metadata"]["name"]) for each in manifests)}
+    if not names.isdisjoint(observed.foreign) or ("Deployment", name) in observed.foreign:
+        return [], []
+    if record is not None and not is_rendered_from(record, endpoint=endpoint):
+        return [], manifests  # the record goes first
+    if record is not None:
+        return [], [*manifests, *(owned(each, endpoint=endpoint) for each in rendered(record))]
     live = observed.children.get(("Deployment", name))
-    annotations = (live or {}).get("metadata", {}).get("annotations") or {}
-    if live is None or annotations.get(INPUTS_ANNOTATION) != inputs_hash(observed.endpoint):
-        yield from manifests
-        return
-    # Only what does not restart it: a newer operator would render another pod.
-    yield from (each for each in manifests if each["kind"] != "Deployment")
-    yield from (
-        _taken_over(each, live, "spec") for each in manifests if each["kind"] == "Deployment" if _is_left(each, live)
-    )
+    if live is not None and is_rendered_from(live, endpoint=endpoint):
+        # Made by an operator that kept no record: this one would render another pod.
+        replicas, template = deployment["spec"]["replicas"], without_restarts(live["spec"]["template"])
+        deployment = {**deployment, "spec": {**live["spec"], "replicas": replicas, "template": template}}
+    return [recorded(deployment)], [*manifests, deployment]
 
 
 def _kept(observed: ObservedEndpoint) -> Iterable[Manifest]:
@@ -181,44 +184,34 @@ def _kept(observed: ObservedEndpoint) -> Iterable[Manifest]:
         live = observed.children.get(("ConfigMap", each))
         metadata = metadata_of(endpoint=observed.endpoint, name=each, component=component)
         manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
-        if live is not None and _is_left(manifest, live):
-            yield _taken_over(manifest, live, "data")
+        if live is not None and not covers(live=live["metadata"], wanted=metadata):  # an earlier object's of this name
+            yield {**manifest, "data": live.get("data") or {}}
 
 
-def _is_left(wanted: Manifest, live: Manifest) -> bool:
-    """Whether it belongs to an earlier object of this name."""
-    return not covers(live=live["metadata"], wanted=wanted["metadata"])
-
-
-def _taken_over(wanted: Manifest, live: Manifest, content: str) -> Manifest:
-    """What exists, with our metadata."""
-    return {**wanted, content: live.get(content) or {}}
-
-
-def _routes(observed: ObservedEndpoint) -> Manifest | None:
-    """The routes ConfigMap with the next epoch, where the recorded facts call for other routes."""
+def _routes(observed: ObservedEndpoint) -> Settling:
+    """The routes ConfigMap with the next epoch, where the recorded facts call for other routes, or somebody else has
+    written there."""
     status = observed.endpoint.status
     plan = read_plan(status.plan) if status.plan else None
     if isinstance(plan, str):
-        return None  # a plan that cannot be read: the routes are left alone
-    wanted = routes_of(
-        endpoint=observed.endpoint,
-        status=status,
-        plan=plan,
-        epoch=observed.epoch + 1,
-        server_urls=observed.server_urls,
-    )
+        return Settling()  # a plan that cannot be read: the routes are left alone
+    wanted = routes_of(observed, status=status, plan=plan, epoch=observed.next_epoch)
     name = routes_name(observed.endpoint.metadata.name)
     if wanted is None or ("ConfigMap", name) in observed.foreign or not _may_be_routed(observed, wanted):
-        return None
-    if observed.routes is not None and same_content(wanted, observed.routes):
-        return None
-    return {
+        return Settling()
+    manifest: Manifest = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata_of(endpoint=observed.endpoint, name=name, component="routes"),
         "data": {ROUTES_KEY: json.dumps(wanted.to_dict(), indent=1, sort_keys=True)},
     }
+    return settled(
+        wanted=manifest,
+        live=observed.child(manifest),
+        now=observed.now,
+        content=wanted.model_copy(update={"epoch": 1}).to_dict(),
+        same=observed.routes is not None and not observed.overtaken and same_content(wanted, observed.routes),
+    )
 
 
 def _may_be_routed(observed: ObservedEndpoint, wanted: Routes) -> bool:
@@ -232,9 +225,3 @@ def _may_be_routed(observed: ObservedEndpoint, wanted: Routes) -> bool:
         and not server_taken(observed, version_uid=uid)
         for uid in new
     )
-
-
-def plan_of(status: ModelEndpointStatus) -> RolloutPlan | None:
-    """The plan under way, where it can be read."""
-    plan = read_plan(status.plan) if status.plan else None
-    return plan if isinstance(plan, RolloutPlan) else None

@@ -10,28 +10,47 @@ that were recorded (children.py), at the look after: whoever is killed between a
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from finetune_api.base import size_problem
-from finetune_api.modelendpoint import ModelEndpointStatus, Outcome
-from finetune_operator.controller import Event
+from finetune_api.modelendpoint import ApprovalStatus, ModelEndpointStatus, Outcome, ServedVersion, StepStatus
+from finetune_api.modelversion import ModelVersion
+from finetune_operator.core.conditions import Summary
+from finetune_operator.core.controller import Event
+from finetune_operator.core.reasons import Reason
+from finetune_operator.core.times import whole_second
 from finetune_operator.endpoint import facts
 from finetune_operator.endpoint.adopt import adopted
+from finetune_operator.endpoint.analysis.judge import Judgement, judge, shadow_problem
+from finetune_operator.endpoint.approvals import PROMOTION, SHADOW, noted, passes, to_approve, used
 from finetune_operator.endpoint.children import children_of, outdated, retired, server_taken, unwanted
-from finetune_operator.endpoint.choose import PARTICIPLES, Choice, choose, choose_former, order_of
-from finetune_operator.endpoint.comparing import compare
-from finetune_operator.endpoint.comparison import stale
+from finetune_operator.endpoint.comparison.comparing import compare
+from finetune_operator.endpoint.comparison.comparison import stale
 from finetune_operator.endpoint.decision import Draft, EndpointDecision
 from finetune_operator.endpoint.finish import finish
-from finetune_operator.endpoint.judge import Judgement, judge, shadow_problem
 from finetune_operator.endpoint.observed import ObservedEndpoint
-from finetune_operator.endpoint.plan import RolloutPlan, read_plan, resolve
 from finetune_operator.endpoint.requests import Requests, read_requests
-from finetune_operator.endpoint.routing import routes_of, same_content
-from finetune_operator.endpoint.serving import unservable
-from finetune_operator.job.conditions import Summary
-from finetune_operator.job.times import whole_second
+from finetune_operator.endpoint.rollout.choose import PARTICIPLES, Choice, choose, choose_former, order_of
+from finetune_operator.endpoint.rollout.plan import RolloutPlan, resolve
+from finetune_operator.endpoint.rollout.proof import doubted
+from finetune_operator.endpoint.rollout.routing import routes_of, same_content
+from finetune_operator.endpoint.rollout.state import (
+    PHASES,
+    AwaitingApproval,
+    Canary,
+    Guarding,
+    Idle,
+    Promoting,
+    RollingBack,
+    Shadowing,
+    Starting,
+    Trying,
+    Unreadable,
+    Watched,
+    state_of,
+)
+from finetune_operator.endpoint.serving.manifests import unservable
 
 _TAKEN_EVERY = timedelta(seconds=60)
 """How often it is written that a version still waits for a name."""
@@ -43,10 +62,14 @@ def decide(observed: ObservedEndpoint) -> EndpointDecision:
     if observed.endpoint.metadata.deletion_timestamp is not None:
         return EndpointDecision()  # its children go by their owner references
     if observed.routes_problem is not None:
-        return finish(observed=observed, draft=_stalled(observed, "RoutesUnreadable", observed.routes_problem))
-    draft = _draft(observed)
-    choice = choose(observed)
-    draft = replace(draft, status=facts.changed(draft.status, held=choice.held))
+        return finish(observed=observed, draft=_stalled(observed, Reason.ROUTES_UNREADABLE, observed.routes_problem))
+    before, approval = observed.endpoint.status, noted(observed, held=choose(observed).held)
+    step = before.step
+    if step is not None and approval in (None, before.approval):  # it went, or is known: no older CRD has pruned it
+        step = step.model_copy(update={"void_approval": False})
+    noting = _with_status(observed, facts.changed(before, approval=approval, step=step))
+    draft, choice = _draft(noting), choose(noting)
+    draft = replace(draft, status=facts.changed(draft.status, held=next(iter(choice.held), None)))
     return finish(
         observed=observed,
         draft=draft,
@@ -59,23 +82,20 @@ def _draft(observed: ObservedEndpoint) -> Draft:
     status = observed.endpoint.status
     if status.stable is None and status.candidate is None and observed.routes is not None:
         return _adopt(observed)
-    plan: RolloutPlan | None = None
-    if status.plan is not None:
-        read = read_plan(status.plan)
-        if isinstance(read, str):
-            message = f"{read}; install the version of the operator that began this rollout, or a newer one"
-            return _stalled(observed, "PlanUnsupported", message)
-        plan = read
-    if status.step is None or plan is None:
-        return _idle(observed)
-    stage = status.step.stage
-    if stage == "RollingBack":
-        return _rolling_back(observed, plan)
-    if stage == "Promoting":
-        return _promoting(observed, plan)
-    if stage == "Guard":
-        return _guard(observed, plan)
-    return _candidate(observed, plan)
+    match state_of(status):
+        case Unreadable(problem=problem):
+            message = f"{problem}; install the version of the operator that began this rollout, or a newer one"
+            return _stalled(observed, Reason.PLAN_UNSUPPORTED, message)
+        case Idle():
+            return _idle(observed)
+        case RollingBack() as state:
+            return _rolling_back(observed, state)
+        case Promoting() as state:
+            return _promoting(observed, state)
+        case Guarding() as state:
+            return _guard(observed, state)
+        case state:
+            return _candidate(observed, state)
 
 
 # -- nothing under way ------------------------------------------------------------------------------------------------
@@ -85,99 +105,83 @@ def _idle(observed: ObservedEndpoint) -> Draft:
     status = observed.endpoint.status
     too_large = size_problem(observed.endpoint.spec)
     if too_large is not None:
-        return _stalled(observed, "TooLarge", too_large)
+        return _stalled(observed, Reason.TOO_LARGE, too_large)
     requests = read_requests(observed.endpoint.metadata.annotations)
+    former = Choice()
     if status.stable is not None and requests.rollback == status.stable.uid:
-        return _back(observed, requests)
-    if requests.pause:
-        return _stay(observed, reason="Paused", message="paused: no version is tried until the annotation is removed")
-    choice = choose(observed)
-    if choice.held is not None and requests.reject == choice.held.uid:
-        name, uid, now, who = choice.held.name, choice.held.uid, observed.now, requests.who
-        after = facts.with_outcome(status, name=name, uid=uid, outcome="Rejected", reason="requested", now=now, by=who)
-        return _left(after, reason="Rejected", message=f"{name} was rejected by {who}")
+        former = choose_former(observed)
+        if former.version is not None:
+            left = facts.with_outcome(
+                status, status.stable, outcome="RolledBack", reason="requested", now=observed.now, by=requests.who
+            )
+            return _begin(observed, former, former.version, status=left)
+    if requests.pause and former.problem is None:
+        message = "paused: no version is tried until the annotation finetune.dev/pause is removed"
+        return _stay(observed, reason=Reason.PAUSED, message=message)
+    choice = Choice() if requests.pause else choose(observed)
+    held, who = next(iter(choice.held), None), requests.who
+    if held is not None and requests.reject == held.uid:
+        after = facts.with_outcome(status, held, outcome="Rejected", reason="requested", now=observed.now, by=who)
+        return _left(after, reason=Reason.REJECTED, message=f"{held.name} was rejected by {who}")
     if choice.version is not None:
-        return _begin(observed, choice, status=status)
+        return _begin(observed, choice, choice.version, status=status)
     if choice.compare is not None:
         return compare(observed, choice.compare)
+    if former.problem is not None:
+        return _stalled(observed, *former.problem)
     if choice.problem is not None and (observed.endpoint.spec.version or status.stable is None):
         return _stalled(observed, *choice.problem)
     if status.stable is None:
         name = observed.endpoint.metadata.name
         message = f"no proven version yet; apply a FineTuneJob with endpointRef {name}"
-        return _stay(observed, reason="NoVersion", message=message)
+        return _stay(observed, reason=Reason.NO_VERSION, message=message)
     message = observed.served_by(status.stable)
     if choice.problem is None:
-        return Draft(status=status, summary=Summary(state="Ready", reason="Serving", message=message))
+        return Draft(status=status, summary=Summary(state="Ready", reason=Reason.SERVING, message=message))
     reason, why = choice.problem
     message = f"{message}; {why}"
     news = (Event(type="Warning", reason=reason, message=why),) if message != status.message else ()
-    return Draft(status=status, summary=Summary(state="Ready", reason=reason, message=message), events=news)
+    summary = Summary(state="Ready", reason=reason, message=message)
+    return Draft(status=status, summary=summary, waits_for=(why,), events=news)
 
 
-def _back(observed: ObservedEndpoint, requests: Requests) -> Draft:
-    """Leave the stable version for the one before it, which is started first."""
-    status = observed.endpoint.status
-    choice = choose_former(observed)
-    if choice.version is None or status.stable is None:
-        reason, message = choice.problem or ("NothingToRollBackTo", "there is no version to go back to")
-        return _stalled(observed, reason, message)
-    status = facts.with_outcome(
-        status,
-        name=status.stable.name,
-        uid=status.stable.uid,
-        outcome="RolledBack",
-        reason="requested",
-        now=observed.now,
-        by=requests.who,
-    )
-    return _begin(observed, choice, status=status)
-
-
-def _begin(observed: ObservedEndpoint, choice: Choice, *, status: ModelEndpointStatus) -> Draft:
-    assert choice.version is not None  # noqa: S101 - the callers have looked
+def _begin(observed: ObservedEndpoint, choice: Choice, version: ModelVersion, *, status: ModelEndpointStatus) -> Draft:
     observed = _with_status(observed, status)
-    problem = unservable(endpoint=observed.endpoint, version=choice.version, config=observed.config)
+    name = version.metadata.name
+    problem = unservable(endpoint=observed.endpoint, version=version, config=observed.config)
     if problem is not None:
-        metadata = choice.version.metadata
-        refused = facts.with_outcome(
-            status, name=metadata.name, uid=metadata.uid, outcome="Rejected", reason=problem, now=observed.now
-        )
-        return _left(refused, reason="NotServable", message=f"{metadata.name} cannot be served: {problem}")
+        refused = facts.with_outcome(status, version.metadata, outcome="Rejected", reason=problem, now=observed.now)
+        return _left(refused, reason=Reason.NOT_SERVABLE, message=f"{name} cannot be served: {problem}")
     plan = resolve(spec=observed.endpoint.spec, fast=choice.fast)
-    after = facts.begun(observed=observed, version=choice.version, plan=plan, passed_over=choice.passed_over)
-    name = choice.version.metadata.name
-    return _moved(after, reason="Starting", message=f"starting the servers of {name}")
+    after = facts.begun(observed=observed, version=version, plan=plan, passed_over=choice.passed_over)
+    return _moved(after, reason=Reason.STARTING, message=f"starting the servers of {name}")
 
 
 # -- a candidate ------------------------------------------------------------------------------------------------------
 
 
-def _candidate(observed: ObservedEndpoint, plan: RolloutPlan) -> Draft:
-    status = observed.endpoint.status
-    candidate, step = status.candidate, status.step
-    assert candidate is not None  # noqa: S101 - these stages have one
-    assert step is not None  # noqa: S101
+def _candidate(observed: ObservedEndpoint, state: Trying) -> Draft:
+    candidate = state.candidate
     requests = read_requests(observed.endpoint.metadata.annotations)
     wishes: tuple[tuple[str, Outcome], ...] = ((requests.reject, "Rejected"), (requests.rollback, "RolledBack"))
     for wish, outcome in wishes:
         if wish == candidate.uid:
-            after = facts.left_candidate(observed=observed, outcome=outcome, reason="requested", by=requests.who)
+            after = facts.left_candidate(observed, state, outcome=outcome, reason="requested", by=requests.who)
             message = f"{candidate.name} was {PARTICIPLES[outcome]} by {requests.who}"
             return _left(after, reason=outcome, message=message)
-    newer = _newer(observed, plan)
+    newer = _newer(observed, state)
     if newer is not None:
-        after = facts.left_candidate(observed=observed, outcome="Superseded", reason=newer)
-        return _left(after, reason="Superseded", message=f"{candidate.name} is superseded: {newer}")
-    if step.stage == "Starting":
-        return _starting(observed, plan, requests=requests)
-    return _watched_candidate(observed, plan, requests=requests)
+        after = facts.left_candidate(observed, state, outcome="Superseded", reason=newer)
+        return _left(after, reason=Reason.SUPERSEDED, message=f"{candidate.name} is superseded: {newer}")
+    if isinstance(state, Starting):
+        return _starting(observed, state, requests=requests)
+    return _watched_candidate(observed, state, requests=requests)
 
 
-def _newer(observed: ObservedEndpoint, plan: RolloutPlan) -> str | None:
+def _newer(observed: ObservedEndpoint, state: Trying) -> str | None:
     """Why another version is wanted instead of the candidate; None: none is."""
-    candidate, pin = observed.endpoint.status.candidate, observed.endpoint.spec.version
-    if candidate is None or (pin and pin == candidate.name):
+    candidate, plan, pin = state.candidate, state.plan, observed.endpoint.spec.version
+    if pin and pin == candidate.name:
         return None
     choice = choose(observed)
     if pin:
@@ -190,171 +194,197 @@ def _newer(observed: ObservedEndpoint, plan: RolloutPlan) -> str | None:
     return None
 
 
-def _starting(observed: ObservedEndpoint, plan: RolloutPlan, *, requests: Requests) -> Draft:
-    status = observed.endpoint.status
-    candidate, step = status.candidate, status.step
-    assert candidate is not None  # noqa: S101
-    assert step is not None  # noqa: S101
+def _starting(observed: ObservedEndpoint, state: Starting, *, requests: Requests) -> Draft:
+    status, candidate, step, plan = observed.endpoint.status, state.candidate, state.step, state.plan
     taken = server_taken(observed, version_uid=candidate.uid)
     if taken:  # the time to become ready has not begun
         late = observed.now >= step.start_time + _TAKEN_EVERY
         anew = step.model_copy(update={"start_time": whole_second(observed.now)}) if late else step
         waiting = _with_status(observed, facts.changed(status, step=anew))
-        return _stay(waiting, reason="NameTaken", message=f"{candidate.name} cannot be started: {taken[0]}")
+        return _stay(waiting, reason=Reason.NAME_TAKEN, message=f"{candidate.name} cannot be started: {taken[0]}")
     server = observed.servers.get(candidate.uid)
     if server is not None and server.failure is not None:
-        after = facts.left_candidate(observed=observed, outcome="Rejected", reason=server.failure)
+        after = facts.left_candidate(observed, state, outcome="Rejected", reason=server.failure)
         message = f"{candidate.name} cannot be served: {server.failure}"
-        return _left(after, reason="CandidateFailed", message=message)
+        return _left(after, reason=Reason.CANDIDATE_FAILED, message=message)
     if server is not None and server.ready:
         if requests.pause:
             return _paused(observed, f"{candidate.name} is ready; paused")
-        after = facts.entered_next(observed=observed, plan=plan)
-        return _moved(after, reason="CandidateReady", message=f"{candidate.name} is ready")
+        after = facts.entered_next(observed, state)
+        message = f"{candidate.name} is ready{_promotion(after)}"
+        return _moved(after, reason=Reason.CANDIDATE_READY, message=message)
     if server is not None and server.unschedulable is not None:
         message = f"{candidate.name} waits for a node: {server.unschedulable}"
-        return _stay(observed, reason="WaitingForNode", message=message)
+        return _stay(observed, reason=Reason.WAITING_FOR_NODE, message=message)
     began = server.scheduled_since if server is not None and server.scheduled_since else step.start_time
     due = max(began, step.start_time) + timedelta(seconds=plan.progress_deadline_seconds)
     trouble = server.trouble if server is not None else None
     if observed.now >= due:
         reason = f"not ready within {plan.progress_deadline_seconds} s" + (f": {trouble}" if trouble else "")
-        after = facts.left_candidate(observed=observed, outcome="Rejected", reason=reason)
-        return _left(after, reason="ProgressDeadlineExceeded", message=f"{candidate.name} was {reason}")
+        after = facts.left_candidate(observed, state, outcome="Rejected", reason=reason)
+        return _left(after, reason=Reason.PROGRESS_DEADLINE_EXCEEDED, message=f"{candidate.name} was {reason}")
     message = f"starting the servers of {candidate.name}" + (f": {trouble}" if trouble else "")
-    return _stay(observed, reason="Starting", message=message, look_again=(due,))
+    return _stay(observed, reason=Reason.STARTING, message=message, look_again=(due,))
 
 
-def _watched_candidate(observed: ObservedEndpoint, plan: RolloutPlan, *, requests: Requests) -> Draft:
-    status = observed.endpoint.status
-    candidate, step = status.candidate, status.step
-    assert candidate is not None  # noqa: S101
-    assert step is not None  # noqa: S101
+def _watched_candidate(observed: ObservedEndpoint, state: Watched, *, requests: Requests) -> Draft:
+    candidate, plan, doing, reason = state.candidate, state.plan, state.doing, PHASES[state.step.stage]
     judged = judge(observed=observed, plan=plan)
-    approved = requests.approve == candidate.uid
     if judged.regression is not None and plan.on_regression == "RollBack":
-        outcome: Outcome = "Rejected" if step.stage == "Shadow" else "RolledBack"
-        after = facts.left_candidate(observed=observed, outcome=outcome, reason=judged.regression)
-        return _left(after, reason="Regression", message=f"{candidate.name} got worse: {judged.regression}")
-    if judged.regression is not None and step.accepted is None:
-        return _held(observed, name=candidate.name, judged=judged, approved=approved)
+        outcome: Outcome = "Rejected" if isinstance(state, Shadowing) else "RolledBack"
+        after = facts.left_candidate(observed, state, outcome=outcome, reason=judged.regression)
+        return _left(after, reason=Reason.REGRESSION, message=f"{candidate.name} got worse: {judged.regression}")
+    if judged.regression is not None and state.step.accepted is None:
+        return _held(observed, state.step, version=candidate, judged=judged)
     if not _in_force(observed, plan):
-        return _stay(observed, reason=_REASON[step.stage], message=_what(observed), judged=judged)
-    ready, missing, due = _may_go_on(observed, plan, judged=judged, approved=approved)
+        return _stay(observed, reason=reason, message=f"{doing}{_unheard(observed)}", judged=judged)
+    progress = _progress(observed, state, judged=judged)
     if requests.pause:
-        return _paused(observed, f"{_what(observed)}; paused: no next step until the annotation is removed", judged)
-    if missing == "reject":
-        after = facts.left_candidate(observed=observed, outcome="Rejected", reason=f"inconclusive: {judged.missing}")
-        return _left(after, reason="Inconclusive", message=f"{candidate.name} was not proven: {judged.missing}")
-    if not ready:
-        message = f"{_what(observed)}; waits for {missing}"
-        again = (due,) if due is not None else ()
-        return _stay(observed, reason=_REASON[step.stage], message=message, judged=judged, look_again=again)
-    after = facts.entered_next(observed=observed, plan=plan)
-    draft = _moved(after, reason="StepPassed", message=f"{candidate.name} passed {step.name}")
-    return Draft(status=draft.status, summary=draft.summary, events=draft.events, analysis=judged.state)
+        return _paused(
+            observed, f"{doing}; paused: no next step until the annotation finetune.dev/pause is removed", judged
+        )
+    if isinstance(progress, _Wait):
+        again = (progress.until,) if progress.until is not None else ()
+        message = f"{doing}; waits for {progress.what}{_unheard(observed)}"
+        draft = _stay(observed, reason=reason, message=message, judged=judged, look_again=again)
+        problem = shadow_problem(observed) if isinstance(state, Shadowing) else None
+        return replace(draft, waits_for=(problem,)) if problem is not None else draft
+    if isinstance(progress, _GiveUp):
+        after = facts.left_candidate(observed, state, outcome="Rejected", reason=f"inconclusive: {judged.missing}")
+        return _left(after, reason=Reason.INCONCLUSIVE, message=f"{candidate.name} was not proven: {judged.missing}")
+    after = facts.entered_next(observed, state, by=progress.by, doubt=progress.doubt)
+    message = (
+        f"{candidate.name} goes on, {progress.doubt}"
+        if progress.doubt
+        else f"{candidate.name} passed {state.step.name}"
+    )
+    draft = _moved(after, reason=Reason.STEP_PASSED, message=f"{message}{_promotion(after)}")
+    return replace(draft, analysis=judged.state)
 
 
-def _may_go_on(
-    observed: ObservedEndpoint, plan: RolloutPlan, *, judged: Judgement, approved: bool
-) -> tuple[bool, str, datetime | None]:
-    """Whether the candidate may take its next step; else what it waits for ("reject": no longer), and until when."""
-    status = observed.endpoint.status
-    step = status.step
-    assert step is not None  # noqa: S101
-    if step.stage == "Approval":
-        uid = status.candidate.uid if status.candidate else ""
-        return approved, f"approval (annotation finetune.dev/approve: {uid})", None
+@dataclass(frozen=True, kw_only=True)
+class _GoOn:
+    """The candidate may take its next step."""
+
+    by: ApprovalStatus | None = None
+    """By this approval."""
+    doubt: str | None = None
+    """It does not show that the candidate is as good."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GiveUp:
+    """It was not proven in its time, and nobody is to be asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wait:
+    """It may not yet."""
+
+    what: str
+    until: datetime | None = None
+
+
+def _progress(observed: ObservedEndpoint, state: Watched, *, judged: Judgement) -> _GoOn | _GiveUp | _Wait:
+    """What comes of the candidate, as far as what was seen of it tells."""
+    step, now, uid, status = state.step, observed.now, state.candidate.uid, observed.endpoint.status
+    ways = f"{to_approve(status, uid=uid)} or reject it"
+    if isinstance(state, AwaitingApproval):
+        asked = _Wait(what=f"approval (annotation finetune.dev/approve: {uid}); {ways}")
+        return _GoOn(by=status.approval) if passes(status, uid=uid, hold=PROMOTION) else asked
     if step.accepted is not None:
-        return True, "", None
-    if step.stage == "Canary":
-        soonest = step.start_time + timedelta(seconds=plan.steps[step.index].min_duration_seconds)
-        if observed.now < soonest:
-            return False, f"{plan.steps[step.index].min_duration_seconds} s to pass", soonest
-        return judged.passed, f"{step.needed} samples of each metric without a regression", None
-    assert plan.shadow is not None  # noqa: S101 - there is no shadow stage without it
+        return _GoOn()
+    if isinstance(state, Canary):
+        soonest = step.start_time + timedelta(seconds=state.planned.min_duration_seconds)
+        if now < soonest:
+            return _Wait(what=f"{state.planned.min_duration_seconds} s to pass", until=soonest)
+        return _GoOn() if judged.passed else _Wait(what=f"{step.needed} samples of each metric without a regression")
     problem = shadow_problem(observed)
     if judged.passed and problem is None:
-        return True, "", None
-    due = step.start_time + timedelta(seconds=plan.shadow.max_duration_seconds)
+        return _GoOn()
     missing = problem or f"{step.needed} pairs of each metric without a regression"
-    if observed.now < due:
-        return False, missing, due
-    if plan.on_inconclusive == "Hold":
-        return approved, f"{missing}; shadow.maxDurationSeconds is over: approve or reject it", None
-    return plan.on_inconclusive == "Proceed", "reject" if plan.on_inconclusive == "Reject" else missing, None
+    if now < state.due:
+        return _Wait(what=missing, until=state.due)
+    if state.plan.on_inconclusive == "Reject":
+        return _GiveUp()
+    if state.plan.on_inconclusive == "Proceed":
+        return _GoOn(doubt="not decided in shadow (rollout.onInconclusive: Proceed)")
+    if status.approval is not None and passes(status, uid=uid, hold=SHADOW):
+        return _GoOn(by=status.approval, doubt=f"not decided in shadow (approved by {status.approval.by})")
+    over = "shadow.maxDurationSeconds is over (rollout.onInconclusive: Hold)"
+    return _Wait(what=f"{missing}; {over}; {ways}")
 
 
-def _held(observed: ObservedEndpoint, *, name: str, judged: Judgement, approved: bool) -> Draft:
+def _held(observed: ObservedEndpoint, step: StepStatus, *, version: ServedVersion, judged: Judgement) -> Draft:
     """onRegression Pause: a person decides, after the regression was seen and not before."""
-    step = observed.endpoint.status.step
-    assert step is not None  # noqa: S101 - something is under way
-    if step.held is None:
-        step = step.model_copy(update={"held": judged.regression, "void_approval": approved})
-    elif step.void_approval and not approved:
-        step = step.model_copy(update={"void_approval": False})
-    elif approved and not step.void_approval:
+    status, name, uid, approval = observed.endpoint.status, version.name, version.uid, observed.endpoint.status.approval
+    if approval is not None and step.held is not None and passes(status, uid=uid, hold=step.held):
         step = step.model_copy(update={"held": None, "accepted": judged.regression})
-        after = facts.changed(observed.endpoint.status, step=step)
-        return _moved(after, reason="RegressionAccepted", message=f"{name} goes on although {judged.regression}")
-    again = "remove the annotation and " if step.void_approval else ""
-    message = f"{name} got worse: {judged.regression}; {again}approve it, reject it or roll it back"
-    held = _with_status(observed, facts.changed(observed.endpoint.status, step=step))
-    return _stay(held, reason="Regression", message=message, judged=judged)
+        version = doubted(version, f"{judged.regression} (accepted by {approval.by})")
+        after = facts.changed(facts.with_doubt(status, version), step=step, approval=used(status, uid=uid))
+        return _moved(after, reason=Reason.REGRESSION_ACCEPTED, message=f"{name} goes on although {judged.regression}")
+    message = f"{name} got worse: {judged.regression}; {to_approve(status, uid=uid)}, reject it or roll it back"
+    if step.held is None:
+        given = approval is not None and approval.uid == uid
+        step = step.model_copy(update={"held": judged.regression, "void_approval": given})
+    seen = _with_status(observed, facts.changed(status, step=step))
+    return _stay(seen, reason=Reason.REGRESSION, message=message, judged=judged)
 
 
 # -- promotion and guard ----------------------------------------------------------------------------------------------
 
 
-def _promoting(observed: ObservedEndpoint, plan: RolloutPlan) -> Draft:
-    status = observed.endpoint.status
-    assert status.stable is not None  # noqa: S101 - promoted() sets it
+def _promoting(observed: ObservedEndpoint, state: Promoting) -> Draft:
+    plan, stable, previous = state.plan, state.stable, state.previous
     if not _in_force(observed, plan):
-        message = f"moving all requests to {status.stable.name}"
-        return _stay(observed, reason="Promoting", message=message)
-    if status.previous is None or plan.guard_seconds == 0:
-        after = facts.settled(status)
-        message = observed.served_by(status.stable)
-        return _moved(after, reason="Serving", message=message)
-    message = f"{status.stable.name} serves; {status.previous.name} stays warm"
-    return _moved(facts.guarding(observed=observed), reason="Guarding", message=message)
+        message = f"moving all requests to {stable.name}{_unheard(observed)}"
+        return _stay(observed, reason=Reason.PROMOTING, message=message)
+    if previous is None or plan.guard_seconds == 0:
+        after = facts.settled(observed.endpoint.status)
+        message = observed.served_by(stable)
+        return _moved(after, reason=Reason.SERVING, message=message)
+    message = f"{stable.name} serves; {previous.name} stays warm"
+    return _moved(facts.guarding(observed=observed), reason=Reason.GUARDING, message=message)
 
 
-def _guard(observed: ObservedEndpoint, plan: RolloutPlan) -> Draft:
-    status = observed.endpoint.status
-    stable, previous, step = status.stable, status.previous, status.step
-    assert stable is not None  # noqa: S101
-    assert step is not None  # noqa: S101
+def _guard(observed: ObservedEndpoint, state: Guarding) -> Draft:
+    plan, step, stable, previous = state.plan, state.step, state.stable, state.previous
     requests = read_requests(observed.endpoint.metadata.annotations)
     judged = judge(observed=observed, plan=plan)
     if previous is not None and stable.uid in (requests.rollback, requests.reject):
-        after = facts.left_promoted(observed=observed, reason="requested", by=requests.who)
-        return _left(after, reason="RolledBack", message=f"{stable.name} was rolled back by {requests.who}")
+        after = facts.left_promoted(observed, bad=stable, good=previous, reason="requested", by=requests.who)
+        return _left(after, reason=Reason.ROLLED_BACK, message=f"{stable.name} was rolled back by {requests.who}")
     if previous is not None and judged.regression is not None and plan.on_regression == "RollBack":
-        after = facts.left_promoted(observed=observed, reason=judged.regression)
-        return _left(after, reason="Regression", message=f"{stable.name} got worse: {judged.regression}")
+        after = facts.left_promoted(observed, bad=stable, good=previous, reason=judged.regression)
+        return _left(after, reason=Reason.REGRESSION, message=f"{stable.name} got worse: {judged.regression}")
     if previous is not None and judged.regression is not None and step.accepted is None:
-        return _held(observed, name=stable.name, judged=judged, approved=requests.approve == stable.uid)
+        return _held(observed, step, version=stable, judged=judged)
     due = step.start_time + timedelta(seconds=plan.guard_seconds)
     if observed.now < due or requests.pause:
         warm = f", {previous.name} stays warm" if previous else ""
         message = f"{observed.served_by(stable)}; {stable.name} is watched{warm}"
         if requests.pause:
-            return _paused(observed, f"{message}; paused: the guard does not end", judged)
-        return _stay(observed, reason="Guarding", message=message, judged=judged, look_again=(due,))
+            return _paused(
+                observed,
+                f"{message}; paused: the guard does not end until the annotation finetune.dev/pause is removed",
+                judged,
+            )
+        return _stay(observed, reason=Reason.GUARDING, message=message, judged=judged, look_again=(due,))
     message = observed.served_by(stable)
     if judged.samples == 0:
         message = f"{message}; the guard ended without a request that could be judged"
-    return _moved(facts.settled(status), reason="GuardPassed", message=message)
+    return _moved(facts.settled(observed.endpoint.status), reason=Reason.GUARD_PASSED, message=message)
 
 
-def _rolling_back(observed: ObservedEndpoint, plan: RolloutPlan) -> Draft:
+def _rolling_back(observed: ObservedEndpoint, state: RollingBack) -> Draft:
     status = observed.endpoint.status
-    if not _in_force(observed, plan):
+    if not _in_force(observed, state.plan):
         stable = status.stable.name if status.stable else "nothing"
-        return _stay(observed, reason="RollingBack", message=f"moving all requests back to {stable}")
+        return _stay(
+            observed, reason=Reason.ROLLING_BACK, message=f"moving all requests back to {stable}{_unheard(observed)}"
+        )
     message = observed.served_by(status.stable) if status.stable else "nothing serves"
-    return _moved(facts.settled(status), reason="Serving", message=message)
+    return _moved(facts.settled(status), reason=Reason.SERVING, message=message)
 
 
 # -- restore ----------------------------------------------------------------------------------------------------------
@@ -371,26 +401,38 @@ def _adopt(observed: ObservedEndpoint) -> Draft:
             f"the routes name {names}, and no ModelVersion of these exists; restore the ModelVersions, or delete the "
             "routes ConfigMap to begin anew"
         )
-        return _stalled(observed, "CannotAdopt", message)
+        return _stalled(observed, Reason.CANNOT_ADOPT, message)
+    requests = read_requests(observed.endpoint.metadata.annotations)
+    if requests.approve:  # what for was lost with the status
+        spent = ApprovalStatus(uid=requests.approve, by=requests.who, hold="what was before the restore", used=True)
+        after = facts.changed(after, approval=spent)
     name = after.stable.name if after.stable else ""
-    return _moved(after, reason="Adopted", message=f"{name} serves as the restored routes say")
+    return _moved(after, reason=Reason.ADOPTED, message=f"{name} serves as the restored routes say")
+
+
+def _promotion(after: ModelEndpointStatus) -> str:
+    """That the next step is the promotion, and of what."""
+    if after.candidate is not None or after.stable is None:
+        return ""
+    why = f", not proven: {after.stable.unproven}" if after.stable.unproven else ""
+    return f" and is promoted{why}"
 
 
 # -- drafts -----------------------------------------------------------------------------------------------------------
 
 
+def _unheard(observed: ObservedEndpoint) -> str:
+    """Gateways that nothing was heard from lately: no rollout gets on without them."""
+    silent = observed.gateways.silent
+    return f"; nothing is heard from {', '.join(silent)}: it must reach the operator's door" if silent else ""
+
+
 def _in_force(observed: ObservedEndpoint, plan: RolloutPlan) -> bool:
     """Whether all gateways serve the routes that the recorded facts call for."""
-    wanted = routes_of(
-        endpoint=observed.endpoint,
-        status=observed.endpoint.status,
-        plan=plan,
-        epoch=max(1, observed.epoch),
-        server_urls=observed.server_urls,
-    )
+    wanted = routes_of(observed, status=observed.endpoint.status, plan=plan, epoch=max(1, observed.epoch))
     if wanted is None or observed.routes is None or not same_content(wanted, observed.routes):
         return False
-    return observed.gateways.all_acknowledge(observed.epoch)
+    return observed.is_followed
 
 
 def _moved(status: ModelEndpointStatus, *, reason: str, message: str) -> Draft:
@@ -420,7 +462,7 @@ def _stay(
 
 
 def _paused(observed: ObservedEndpoint, message: str, judged: Judgement = _NOTHING_SEEN) -> Draft:
-    return _stay(observed, reason="Paused", message=message, judged=judged)
+    return _stay(observed, reason=Reason.PAUSED, message=message, judged=judged)
 
 
 def _stalled(observed: ObservedEndpoint, reason: str, message: str) -> Draft:
@@ -436,18 +478,3 @@ def _with_rows(status: ModelEndpointStatus, judged: Judgement) -> ModelEndpointS
 
 def _with_status(observed: ObservedEndpoint, status: ModelEndpointStatus) -> ObservedEndpoint:
     return replace(observed, endpoint=observed.endpoint.model_copy(update={"status": status}))
-
-
-def _what(observed: ObservedEndpoint) -> str:
-    """What is going on with the candidate, in words that stay the same while it does."""
-    status = observed.endpoint.status
-    step, name = status.step, status.candidate.name if status.candidate else "the candidate"
-    assert step is not None  # noqa: S101
-    if step.stage == "Shadow":
-        return f"{name} answers copies of requests"
-    if step.stage == "Canary":
-        return f"{name} answers requests of step {step.name} ({step.percent:g} %)"
-    return f"{name} has passed all steps"
-
-
-_REASON = {"Starting": "Starting", "Shadow": "Shadowing", "Canary": "Canary", "Approval": "AwaitingApproval"}

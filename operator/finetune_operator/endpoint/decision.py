@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.modelendpoint import ModelEndpointStatus
-from finetune_operator.controller import ChildRef, Event
-from finetune_operator.endpoint.analysis_state import AnalysisState
-from finetune_operator.job.conditions import Summary
-from finetune_operator.ports import Manifest
+from finetune_operator.core.conditions import Summary
+from finetune_operator.core.controller import ChildRef, Event
+from finetune_operator.core.ports import Manifest
+from finetune_operator.endpoint.analysis.state import AnalysisState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,8 @@ class Draft:
     summary: Summary
     create: tuple[Manifest, ...] = ()
     """What compares the next version with what is stable."""
+    waits_for: tuple[str, ...] = ()
+    """What only the choice or the statistics know of; the rest follows from the facts (next_steps.py)."""
     look_again: tuple[datetime, ...] = ()
     events: tuple[Event, ...] = ()
     analysis: AnalysisState | None = None

@@ -5,8 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from finetune_api.base import ObjectMeta
 from finetune_api.modelendpoint import (
+    ApprovalStatus,
     ComparisonStatus,
+    HeldVersion,
     ModelEndpointStatus,
     Outcome,
     RolloutStage,
@@ -15,12 +18,15 @@ from finetune_api.modelendpoint import (
     VersionOutcome,
 )
 from finetune_api.modelversion import ModelVersion
+from finetune_operator.core.times import whole_second
+from finetune_operator.endpoint.approvals import used
 from finetune_operator.endpoint.names import server_name
 from finetune_operator.endpoint.observed import ObservedEndpoint
-from finetune_operator.endpoint.plan import RolloutPlan, stored
-from finetune_operator.endpoint.requests import read_requests
-from finetune_operator.endpoint.routing import routes_of, same_content
-from finetune_operator.job.times import whole_second
+from finetune_operator.endpoint.rollout.choose import outcome_of
+from finetune_operator.endpoint.rollout.plan import RolloutPlan, stored
+from finetune_operator.endpoint.rollout.proof import doubted, with_proof
+from finetune_operator.endpoint.rollout.routing import routes_of, same_content
+from finetune_operator.endpoint.rollout.state import Starting, Trying
 
 MOST_OUTCOMES = 100
 """Outcomes that a status remembers; the oldest go first."""
@@ -42,23 +48,23 @@ def begun(
     """A version becomes the candidate; older ones that were waiting are superseded."""
     status, now = observed.endpoint.status, whole_second(observed.now)
     for older in passed_over:
-        status = with_outcome(
-            status,
-            name=older.metadata.name,
-            uid=older.metadata.uid,
-            outcome="Superseded",
-            reason=f"{version.metadata.name} is newer",
-            now=now,
-        )
-    candidate = ServedVersion(
+        reason = f"{version.metadata.name} is newer"
+        status = with_outcome(status, older.metadata, outcome="Superseded", reason=reason, now=now)
+    candidate = with_proof(observed, served(observed, version), version=version, fast=plan.fast)
+    step = StepStatus(stage="Starting", name="starting", start_time=now)
+    approval = used(status, uid=candidate.uid)
+    return changed(status, candidate=candidate, plan=stored(plan), step=step, analysis=[], approval=approval)
+
+
+def served(observed: ObservedEndpoint, version: ModelVersion) -> ServedVersion:
+    """A version as one that is served from now on."""
+    return ServedVersion(
         name=version.metadata.name,
         uid=version.metadata.uid,
         digest=version.spec.artifact.digest,
         revision=server_name(endpoint=observed.endpoint.metadata.name, version_uid=version.metadata.uid),
-        since=now,
+        since=whole_second(observed.now),
     )
-    step = StepStatus(stage="Starting", name="starting", start_time=now)
-    return changed(status, candidate=candidate, plan=stored(plan), step=step, analysis=[])
 
 
 def stages_of(plan: RolloutPlan) -> tuple[StageIndex, ...]:
@@ -73,58 +79,49 @@ def stages_of(plan: RolloutPlan) -> tuple[StageIndex, ...]:
     )
 
 
-def entered_next(*, observed: ObservedEndpoint, plan: RolloutPlan) -> ModelEndpointStatus:
-    """The candidate moves on by one stage; after the last one it is promoted."""
-    status = observed.endpoint.status
-    assert status.step is not None  # noqa: S101 - only called while a candidate is under way
-    if status.stable is None:
-        return promoted(observed)  # nothing serves yet: there is nothing to compare with, and nobody to harm
-    order = stages_of(plan)
-    stage, index = order[order.index((status.step.stage, status.step.index)) + 1]
-    if stage == "Promoting":
-        return promoted(observed, by=_approver(observed=observed, plan=plan))
-    return _entered(observed=observed, plan=plan, stage=stage, index=index)
+def entered_next(
+    observed: ObservedEndpoint, state: Trying, *, by: ApprovalStatus | None = None, doubt: str | None = None
+) -> ModelEndpointStatus:
+    """The candidate moves on by one stage; after the last one it is promoted. `by`: the approval that it goes on by;
+    `doubt`: why it is not proven, though it goes on."""
+    candidate = doubted(state.candidate, doubt) if doubt is not None else state.candidate
+    order = stages_of(state.plan)
+    stage, index = order[order.index((state.step.stage, state.step.index)) + 1]
+    if stage == "Promoting" or observed.endpoint.status.stable is None:
+        # Where nothing serves yet there is nothing to compare with, and nobody to harm.
+        who = by.by if by is not None else "operator"
+        after = promoted(observed, candidate=candidate, plan=state.plan, by=who)
+    else:
+        after = changed(_entered(observed, state, stage=stage, index=index), candidate=candidate)
+    return changed(after, approval=used(after, uid=candidate.uid)) if by is not None else after
 
 
-def _entered(*, observed: ObservedEndpoint, plan: RolloutPlan, stage: RolloutStage, index: int) -> ModelEndpointStatus:
-    status = observed.endpoint.status
+def _entered(observed: ObservedEndpoint, state: Trying, *, stage: RolloutStage, index: int) -> ModelEndpointStatus:
+    status, plan = observed.endpoint.status, state.plan
     step = StepStatus(stage=stage, index=index, name=stage.lower(), start_time=whole_second(observed.now))
     if stage == "Shadow" and plan.shadow is not None:
         step = step.model_copy(update={"percent": plan.shadow.percent, "needed": plan.shadow.min_samples})
     elif stage == "Canary":
         planned = plan.steps[index]
         step = step.model_copy(update={"name": planned.name, "percent": planned.percent, "needed": planned.min_samples})
-    elif stage == "Approval" and status.step is not None:
-        # The routes stay as they are, and so does what is counted.
-        step = step.model_copy(update={"percent": status.step.percent, "since_epoch": status.step.since_epoch})
+    elif stage == "Approval":
+        # The routes stay as they are, and so does what is counted, and what was accepted of it.
+        step = step.model_copy(update=state.step.model_dump(include={"percent", "since_epoch", "accepted"}))
         return changed(status, step=step)
     after = changed(status, step=step, analysis=[])
     return changed(after, step=step.model_copy(update={"since_epoch": _epoch_of(after, observed=observed, plan=plan)}))
 
 
-def _approver(*, observed: ObservedEndpoint, plan: RolloutPlan) -> str:
-    """Who lets the candidate be promoted, for the record."""
-    requests, candidate = read_requests(observed.endpoint.metadata.annotations), observed.endpoint.status.candidate
-    approved = plan.approval == "Manual" and candidate is not None and requests.approve == candidate.uid
-    return requests.who if approved else "operator"
-
-
-def promoted(observed: ObservedEndpoint, *, by: str = "operator") -> ModelEndpointStatus:
+def promoted(
+    observed: ObservedEndpoint, *, candidate: ServedVersion, plan: RolloutPlan, by: str = "operator"
+) -> ModelEndpointStatus:
     """The candidate becomes the stable version; the one before stays warm until the guard is over."""
     status, now = observed.endpoint.status, whole_second(observed.now)
-    candidate = status.candidate
-    assert candidate is not None  # noqa: S101 - only called while a candidate is under way
-    status = with_outcome(
-        status,
-        name=candidate.name,
-        uid=candidate.uid,
-        outcome="Promoted",
-        reason="proven" if status.stable is not None else "first version",
-        now=now,
-        by=by,
-    )
+    unknown = "stable before" if plan.fast else "not known to be proven: begun by an operator that did not record it"
+    reason = candidate.unproven or ("proven" if candidate.proven else unknown)
+    status = with_outcome(status, candidate, outcome="Promoted", reason=reason, now=now, by=by, proven=candidate.proven)
     step = StepStatus(
-        stage="Promoting", name="promoting", percent=100.0, start_time=now, since_epoch=observed.epoch + 1
+        stage="Promoting", name="promoting", percent=100.0, start_time=now, since_epoch=observed.next_epoch
     )
     return changed(
         status,
@@ -154,43 +151,55 @@ def settled(status: ModelEndpointStatus) -> ModelEndpointStatus:
     return changed(status, candidate=None, previous=None, plan=None, step=None, analysis=[], analysis_time=None)
 
 
+def with_doubt(status: ModelEndpointStatus, version: ServedVersion) -> ModelEndpointStatus:
+    """The status after what is watched came into doubt; where it was promoted already, that is recorded as unproven."""
+    if status.candidate is not None:
+        return changed(status, candidate=version)
+    last, doubt = outcome_of(status, version.uid), {"proven": False, "reason": version.unproven}
+    versions = [each.model_copy(update=doubt) if each is last else each for each in status.versions]
+    return changed(status, stable=version, versions=versions)
+
+
 def left_candidate(
-    *, observed: ObservedEndpoint, outcome: Outcome, reason: str, by: str = "operator"
+    observed: ObservedEndpoint, state: Trying, *, outcome: Outcome, reason: str, by: str = "operator"
 ) -> ModelEndpointStatus:
     """The candidate is given up; whoever was sent to it goes back to stable."""
-    status, now = observed.endpoint.status, whole_second(observed.now)
-    candidate = status.candidate
-    assert candidate is not None  # noqa: S101 - only called while a candidate is under way
-    status = with_outcome(
-        status, name=candidate.name, uid=candidate.uid, outcome=outcome, reason=reason, now=now, by=by
-    )
-    if status.step is None or status.step.stage == "Starting":
+    status, now = observed.endpoint.status, observed.now
+    status = with_outcome(status, state.candidate, outcome=outcome, reason=reason, now=now, by=by)
+    if isinstance(state, Starting):
         return settled(status)
     return changed(status, candidate=None, step=_rolling_back(now))
 
 
-def left_promoted(*, observed: ObservedEndpoint, reason: str, by: str = "operator") -> ModelEndpointStatus:
+def left_promoted(
+    observed: ObservedEndpoint, *, bad: ServedVersion, good: ServedVersion, reason: str, by: str = "operator"
+) -> ModelEndpointStatus:
     """The newly promoted version is given up for the one before, which is still warm."""
-    status, now = observed.endpoint.status, whole_second(observed.now)
-    bad, good = status.stable, status.previous
-    assert bad is not None  # noqa: S101 - only called under guard
-    assert good is not None  # noqa: S101
-    status = with_outcome(status, name=bad.name, uid=bad.uid, outcome="RolledBack", reason=reason, now=now, by=by)
+    status, now = observed.endpoint.status, observed.now
+    status = with_outcome(status, bad, outcome="RolledBack", reason=reason, now=now, by=by)
     return changed(status, stable=good, previous=None, step=_rolling_back(now))
 
 
 def with_outcome(
     status: ModelEndpointStatus,
+    version: ServedVersion | HeldVersion | ObjectMeta,
     *,
-    name: str,
-    uid: str,
     outcome: Outcome,
     reason: str,
     now: datetime,
     by: str = "operator",
+    proven: bool | None = None,
 ) -> ModelEndpointStatus:
     """The status with what became of a version; its last outcome is what counts."""
-    record = VersionOutcome(name=name, uid=uid, outcome=outcome, reason=reason, time=now, by=by)
+    record = VersionOutcome(
+        name=version.name,
+        uid=version.uid,
+        outcome=outcome,
+        reason=reason,
+        time=whole_second(now),
+        by=by,
+        proven=proven,
+    )
     return changed(status, versions=[*status.versions, record][-MOST_OUTCOMES:])
 
 
@@ -209,17 +218,11 @@ def _worth_keeping(status: ModelEndpointStatus) -> ServedVersion | None:
 
 
 def _rolling_back(now: datetime) -> StepStatus:
-    return StepStatus(stage="RollingBack", name="rolling-back", start_time=now)
+    return StepStatus(stage="RollingBack", name="rolling-back", start_time=whole_second(now))
 
 
 def _epoch_of(status: ModelEndpointStatus, *, observed: ObservedEndpoint, plan: RolloutPlan) -> int:
     """The epoch in which the gateways will serve the routes of this status."""
-    wanted = routes_of(
-        endpoint=observed.endpoint,
-        status=status,
-        plan=plan,
-        epoch=max(1, observed.epoch),
-        server_urls=observed.server_urls,
-    )
+    wanted = routes_of(observed, status=status, plan=plan, epoch=max(1, observed.epoch))
     same = wanted is not None and observed.routes is not None and same_content(wanted, observed.routes)
-    return observed.epoch if same else observed.epoch + 1
+    return observed.epoch if same and not observed.overtaken else observed.next_epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -10,43 +11,31 @@ from typing import Any
 from finetune_api import GROUP
 from finetune_api.base import Condition
 from finetune_api.modelendpoint import EndpointPhase, ModelEndpointStatus, RoutesStatus
-from finetune_operator.controller import ChildRef, Event, State
+from finetune_operator.core.conditions import MAXIMUM_MESSAGE, Summary, Wanted, of_summary, stamped, what_holds
+from finetune_operator.core.controller import ChildRef, Event
+from finetune_operator.core.ownership import whose
+from finetune_operator.core.ports import Manifest
+from finetune_operator.core.reasons import Reason
+from finetune_operator.core.times import after, seconds_until, whole_second
+from finetune_operator.endpoint.approvals import held_words, hold_of, passes
 from finetune_operator.endpoint.children import NO_CHILDREN, Children
 from finetune_operator.endpoint.decision import Draft, EndpointDecision
 from finetune_operator.endpoint.names import analysis_name, metadata_of, server_selector
+from finetune_operator.endpoint.next_steps import next_of
 from finetune_operator.endpoint.observed import ObservedEndpoint
 from finetune_operator.endpoint.requests import read_requests
+from finetune_operator.endpoint.rollout.state import PHASES
 from finetune_operator.endpoint.settling import settled
 from finetune_operator.endpoint.void_requests import void_decisions
-from finetune_operator.job.conditions import MAXIMUM_MESSAGE, Summary
-from finetune_operator.job.times import after, seconds_until, whole_second
-from finetune_operator.ownership import whose
-from finetune_operator.ports import Manifest
 
 ANALYSIS_KEY = "analysis.json"
-REQUEST_VOID = "RequestVoid"
-"""Condition and Event: a decision on the endpoint names another version than it could be about."""
 _FLOWING = ("step", "analysis", "analysisTime", "routes")
 """What changes all the time while requests come in: written at most every few seconds."""
 _FLOW_SECONDS = 5.0
-NAME_TAKEN = "NameTaken"
-"""Reason and Event: an object of somebody else has a name that a child needs."""
-CONTESTED = "Contested"
-"""Condition and Event: somebody else changes what the endpoint's children say."""
 _TAKEN_SECONDS = 30.0
 """Most kinds of children are not watched: look this often whether a taken name is free."""
 _POLL_SECONDS = 5.0
 """While something is under way, look this often even if no event came: a gateway may have fallen silent."""
-
-_PHASE: dict[str, EndpointPhase] = {
-    "Starting": "Shadowing",
-    "Shadow": "Shadowing",
-    "Canary": "Canary",
-    "Approval": "AwaitingApproval",
-    "Promoting": "Promoting",
-    "Guard": "Guarding",
-    "RollingBack": "RollingBack",
-}
 
 
 def finish(
@@ -80,8 +69,16 @@ def finish(
         apply=(*children.apply, *analysis),
         status=status if write else None,
         requeue_seconds=0.0 if (write and facts_moved) or acted else min(due, default=None),
-        events=(*draft.events, *_told(before=before, new=new)) if write else (),
+        events=(*_true_events(observed, draft, new=new), *_told(before=before, new=new)) if write else (),
     )
+
+
+def _true_events(observed: ObservedEndpoint, draft: Draft, *, new: ModelEndpointStatus) -> Iterator[Event]:
+    """The draft's, where none says `Serving` of a version that answers nobody (yet): it is told why instead."""
+    unserved = observed.why_unserved(new.stable) if new.stable is not None else None
+    for event in draft.events:
+        serving = event.reason == Reason.SERVING and unserved is not None
+        yield replace(event, reason=unserved[0]) if serving and unserved is not None else event
 
 
 def summarised(*, observed: ObservedEndpoint, draft: Draft, contested: tuple[str, ...] = ()) -> ModelEndpointStatus:
@@ -92,12 +89,21 @@ def summarised(*, observed: ObservedEndpoint, draft: Draft, contested: tuple[str
         words = (
             f"{taken}: it is left alone, and what needs the name waits; delete it, or give the endpoint another name"
         )
-        summary = Summary(state="Stalled", reason=NAME_TAKEN, message=words)
+        summary = Summary(state="Stalled", reason=Reason.NAME_TAKEN, message=words)
     names, epoch = observed.gateways.names, observed.epoch
     routes = RoutesStatus(epoch=epoch, acknowledged=observed.gateways.acknowledged(epoch), gateways=len(names))
     stable = status.stable
     server = observed.servers.get(stable.uid) if stable is not None else None
     name = observed.endpoint.metadata.name
+    following = next_of(
+        observed.endpoint,
+        status=status,
+        summary=summary,
+        now=observed.now,
+        waits_for=draft.waits_for,
+        due=min(draft.look_again, default=None),
+    )
+    status = status.model_copy(update={"next": following})
     return status.model_copy(
         update={
             "observed_generation": observed.endpoint.metadata.generation,
@@ -122,22 +128,20 @@ def phase_of(*, observed: ObservedEndpoint, status: ModelEndpointStatus) -> Endp
         return "Paused" if read_requests(observed.endpoint.metadata.annotations).pause else "Idle"
     if step.held is not None or read_requests(observed.endpoint.metadata.annotations).pause:
         return "Paused"
-    return _PHASE[step.stage]
+    return PHASES[step.stage]
 
 
-def held(
-    *, status: ModelEndpointStatus, state: State, reason: str, message: str, generation: int, now: datetime
-) -> ModelEndpointStatus:
+def held(*, status: ModelEndpointStatus, summary: Summary, generation: int, now: datetime) -> ModelEndpointStatus:
     """The status of an endpoint that cannot be worked on now: all stays as it is, and the conditions say why."""
-    summary = Summary(state=state, reason=reason, message=message)
     kept = [each for each in status.conditions if each.type not in ("Ready", "Reconciling", "Stalled")]
-    wanted = [*_summary_conditions(summary), *((each.type, each.status, each.reason, each.message) for each in kept)]
+    wanted = [*of_summary(summary), *(Wanted(each.type, each.status, each.reason, each.message) for each in kept)]
     return status.model_copy(
         update={
             "observed_generation": generation,
             "phase": status.phase or "Empty",
-            "message": message[:MAXIMUM_MESSAGE],
-            "conditions": _stamped(wanted, before=status, generation=generation, now=now),
+            "message": summary.message[:MAXIMUM_MESSAGE],
+            "next": what_holds(summary),
+            "conditions": stamped(wanted, before=status.conditions, generation=generation, now=now),
         }
     )
 
@@ -154,74 +158,45 @@ def _told(*, before: ModelEndpointStatus, new: ModelEndpointStatus) -> tuple[Eve
 
 
 def _is_told(condition: Condition) -> bool:
-    return condition.type in (REQUEST_VOID, CONTESTED) or (condition.type, condition.reason) == ("Stalled", NAME_TAKEN)
+    taken = (condition.type, condition.reason) == ("Stalled", Reason.NAME_TAKEN)
+    return taken or condition.type in (Reason.REQUEST_VOID, Reason.CONTESTED)
 
 
 # -- conditions -------------------------------------------------------------------------------------------------------
-
-_Wanted = tuple[str, str, str, str]
-"""type, status, reason, message"""
 
 
 def _conditions(
     *, observed: ObservedEndpoint, status: ModelEndpointStatus, summary: Summary, contested: tuple[str, ...]
 ) -> list[Condition]:
     stable = status.stable
-    unserved = observed.why_unserved(stable) if stable else ("NoVersion", "no version is served yet")
+    unserved = observed.why_unserved(stable) if stable else (Reason.NO_VERSION, "no version is served yet")
     if stable is not None and unserved is not None and summary.state == "Ready":
         summary = replace(summary, state="Reconciling", reason=unserved[0])
-    wanted = _summary_conditions(summary)
+    wanted = of_summary(summary)
     if stable is not None and unserved is None:
-        wanted.append(("Available", "True", "Serving", f"{stable.name} answers"))
+        wanted.append(Wanted("Available", "True", Reason.SERVING, f"{stable.name} answers"))
     elif unserved is not None:
-        wanted.append(("Available", "False", *unserved))
+        wanted.append(Wanted("Available", "False", *unserved))
     phase = phase_of(observed=observed, status=status)
     if phase == "AwaitingApproval":
-        wanted.append(("AwaitingApproval", "True", "ManualApproval", summary.message))
-    elif status.held is not None and read_requests(observed.endpoint.metadata.annotations).approve != status.held.uid:
-        wanted.append(("AwaitingApproval", "True", "Inconclusive", f"{status.held.name}: {status.held.reason}"))
+        wanted.append(Wanted("AwaitingApproval", "True", Reason.MANUAL_APPROVAL, summary.message))
+    elif status.held is not None and not passes(status, uid=status.held.uid, hold=hold_of(status.held)):
+        words = f"{status.held.name}: {held_words(status, status.held)}"
+        wanted.append(Wanted("AwaitingApproval", "True", Reason.INCONCLUSIVE, words))
     if phase == "Paused":
-        wanted.append(("Paused", "True", summary.reason, summary.message))
+        wanted.append(Wanted("Paused", "True", summary.reason, summary.message))
     void = void_decisions(observed.endpoint.model_copy(update={"status": status}))
     if void:
         words = "; ".join(f"{GROUP}/{decision} is void: {why}" for decision, why in void.items())
-        wanted.append((REQUEST_VOID, "True", "AnotherVersion", words))
+        wanted.append(Wanted(Reason.REQUEST_VOID, "True", Reason.ANOTHER_VERSION, words))
     if contested:
-        wanted.append((CONTESTED, "True", "ChangedByOthers", "; ".join(contested)))
+        wanted.append(Wanted(Reason.CONTESTED, "True", Reason.CHANGED_BY_OTHERS, "; ".join(contested)))
     last = status.versions[-1] if status.versions else None
     if last is not None and last.outcome == "RolledBack":
-        wanted.append(("RolledBack", "True", "Regression", f"{last.name}: {last.reason} (by {last.by})"))
-    stamp = whole_second(observed.now)
-    return _stamped(
-        wanted, before=observed.endpoint.status, generation=observed.endpoint.metadata.generation, now=stamp
-    )
-
-
-def _summary_conditions(summary: Summary) -> list[_Wanted]:
-    ready = "True" if summary.state == "Ready" else "False"
-    wanted: list[_Wanted] = [("Ready", ready, summary.reason, summary.message)]
-    if summary.state != "Ready":
-        wanted.append((summary.state, "True", summary.reason, summary.message))
-    return wanted
-
-
-def _stamped(wanted: list[_Wanted], *, before: ModelEndpointStatus, generation: int, now: datetime) -> list[Condition]:
-    old = {condition.type: condition for condition in before.conditions}
-    stamped = []
-    for type_, status, reason, message in wanted:
-        known = old.get(type_)
-        same = known is not None and known.status == status and known.last_transition_time is not None
-        stamped.append(
-            Condition(
-                type=type_,
-                status=status,
-                observed_generation=generation,
-                last_transition_time=known.last_transition_time if same and known else whole_second(now),
-                reason=reason,
-                message=message[:MAXIMUM_MESSAGE],
-            )
-        )
-    return stamped
+        why = Reason.REGRESSION if last.by == "operator" else Reason.ROLLED_BACK
+        wanted.append(Wanted("RolledBack", "True", why, f"{last.name}: {last.reason} (by {last.by})"))
+    before, generation = observed.endpoint.status.conditions, observed.endpoint.metadata.generation
+    return stamped(wanted, before=before, generation=generation, now=observed.now)
 
 
 # -- what to write ----------------------------------------------------------------------------------------------------
@@ -256,7 +231,7 @@ def _facts(status: ModelEndpointStatus) -> dict[str, Any]:
     step = document.get("step") or {}
     names = ("stable", "candidate", "previous", "plan", "versions", "comparisons")
     return {name: document.get(name) for name in names} | {
-        "stage": [step.get(key) for key in ("stage", "index", "held", "accepted", "voidApproval")]
+        "stage": [step.get(key) for key in ("stage", "index", "held", "accepted")]
     }
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from finetune_api import API_VERSION, GROUP
+from finetune_api import GROUP
 from finetune_api.modelendpoint import ModelEndpoint
-from finetune_operator.job.names import ENDPOINT_LABEL, OWNED_LABEL, short_hash
-from finetune_operator.ports import Manifest
+from finetune_operator.core.names import ENDPOINT_LABEL, OWNED_LABEL, owner_reference, short_hash
+from finetune_operator.core.ports import Manifest
 
 COMPONENT_LABEL = f"{GROUP}/component"
 ENDPOINT_UID_LABEL = f"{GROUP}/endpoint-uid"
@@ -68,7 +68,7 @@ def comparison_name(*, endpoint: str, key: str, attempt: int) -> str:
 def labels(*, endpoint: ModelEndpoint, component: str) -> dict[str, str]:
     """What finds the children of an endpoint again."""
     return {
-        OWNED_LABEL: "ModelEndpoint",
+        OWNED_LABEL: endpoint.kind,
         ENDPOINT_LABEL: endpoint.metadata.name,
         ENDPOINT_UID_LABEL: endpoint.metadata.uid,
         COMPONENT_LABEL: component,
@@ -85,18 +85,6 @@ def server_selector(*, endpoint: str, version_uid: str) -> str:
     """What selects the pods of a version's servers, as text; another endpoint of the namespace may serve it as well."""
     chosen = selector(endpoint=endpoint, component=SERVER) | {VERSION_UID_LABEL: version_uid}
     return ",".join(f"{label}={value}" for label, value in chosen.items())
-
-
-def owner_reference(endpoint: ModelEndpoint) -> dict[str, Any]:
-    """The controlling owner of all children."""
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "ModelEndpoint",
-        "name": endpoint.metadata.name,
-        "uid": endpoint.metadata.uid,
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
 
 
 def owned(manifest: Manifest, *, endpoint: ModelEndpoint) -> Manifest:

@@ -9,12 +9,13 @@ from datetime import datetime
 from finetune_api.modelendpoint import ModelEndpoint, ServedVersion
 from finetune_api.modelversion import ModelVersion
 from finetune_api.routes import Routes
-from finetune_operator.config import OperatorConfig
-from finetune_operator.controller import ChildRef
-from finetune_operator.endpoint.analysis_state import AnalysisState
-from finetune_operator.endpoint.reports import Gateways
-from finetune_operator.job.observed import Attempt
-from finetune_operator.ports import Door, Manifest
+from finetune_operator.attempts.observed import Attempt
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.controller import ChildRef
+from finetune_operator.core.ports import Door, Manifest
+from finetune_operator.core.reasons import Reason
+from finetune_operator.endpoint.analysis.reports import Gateways
+from finetune_operator.endpoint.analysis.state import AnalysisState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,8 @@ class ObservedEndpoint:
     server_urls: Mapping[str, str] = field(default_factory=dict)
     """Base URL of the servers of each version that the status names, by UID."""
     gateways: Gateways
-    gateway_ready: int = 0
+    gateway: Server | None = None
+    """The gateways, as facts of a Deployment's pods; None: there are none."""
     routes: Routes | None = None
     routes_problem: str | None = None
     """The routes ConfigMap is there and cannot be read: nothing may be changed then."""
@@ -83,10 +85,10 @@ class ObservedEndpoint:
     def why_unserved(self, stable: ServedVersion) -> tuple[str, str] | None:
         """Reason and words for why clients of the stable version get no answer now; None: they do."""
         server = self.servers.get(stable.uid)
-        if self.gateway_ready == 0:
-            return "GatewayNotReady", "no gateway is ready"
+        if self.gateway is None or self.gateway.ready_replicas == 0:
+            return Reason.GATEWAY_NOT_READY, f"no gateway is ready{_why(self.gateway)}"
         if server is None or server.ready_replicas == 0:
-            return "ServerNotReady", f"no server of {stable.name} is ready"
+            return Reason.SERVER_NOT_READY, f"no server of {stable.name} is ready{_why(server)}"
         return None
 
     def served_by(self, stable: ServedVersion) -> str:
@@ -102,3 +104,24 @@ class ObservedEndpoint:
     def epoch(self) -> int:
         """The epoch of the routes that exist; 0: none do."""
         return self.routes.epoch if self.routes is not None else 0
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether a gateway follows newer routes than those that exist: somebody deleted them, or put back old ones.
+        To gateways those say nothing."""
+        return self.gateways.furthest > self.epoch
+
+    @property
+    def next_epoch(self) -> int:
+        """Of routes that are newer to every gateway."""
+        return max(self.epoch, self.gateways.furthest) + 1
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether every gateway follows the routes that exist."""
+        return not self.overtaken and self.gateways.all_acknowledge(self.epoch)
+
+
+def _why(server: Server | None) -> str:
+    words = (server.unschedulable or server.failure or server.trouble) if server is not None else None
+    return f": {words}" if words else ""

@@ -3,26 +3,32 @@
 What was applied is told by a hash on the object, never by comparing values: the apiserver writes quantities in its own
 way, fills in defaults, and admission may change what it likes. What others changed since then is told by
 metadata.managedFields: a change of a value takes the field from whoever applied it. It is put back at once the first
-time, and with growing pauses where somebody keeps changing it; both are recorded on the object itself.
+time, and with growing pauses where somebody keeps changing it; both are recorded on the object itself. What admission
+made of a field while it was applied leaves the field ours: applying it again would change nothing, so it is only said.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from finetune_api import GROUP
-from finetune_operator.job.times import parse_time, whole_second
-from finetune_operator.ports import FIELD_MANAGER, Manifest
+from finetune_operator.core.ports import FIELD_MANAGER, Manifest
+from finetune_operator.core.times import parse_time, whole_second
 
 APPLIED_ANNOTATION = f"{GROUP}/applied"
 PUT_BACK_ANNOTATION = f"{GROUP}/put-back"
 _FIRST_PAUSE_SECONDS = 15.0
 _LONGEST_PAUSE_SECONDS = 600.0
+_QUANTITY = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?)([KMGTPE]i|[numkMGTPE]?)")
+_POWERS = {suffix: Decimal(1000) ** power for power, suffix in enumerate(("n", "u", "m", "", *"kMGTPE"), -3)}
+_BINARY = {f"{prefix}i": Decimal(1024) ** power for power, prefix in enumerate("KMGTPE", 1)}
 _IDENTITY = frozenset({"apiVersion", "kind"})
 _METADATA = frozenset({"name", "namespace", "uid"})
 Path = tuple[str, ...]
@@ -59,25 +65,33 @@ class _PutBack:
         return self.at + 2 * self.pause
 
 
-def settled(*, wanted: Manifest, live: Manifest | None, now: datetime) -> Settling:
-    """What the child needs. `live`: the object that was found and proven ours; None: there is none of this name."""
-    stamp = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
+def settled(
+    *, wanted: Manifest, live: Manifest | None, now: datetime, content: object = None, same: bool | None = None
+) -> Settling:
+    """What the child needs. `live`: the object that was found and proven ours; None: there is none of this name.
+
+    `content`: what the stamp is made of, where `wanted` counts how often it was written; `same`: whether the live
+    object says that, where it is not told field by field.
+    """
+    stamp = hashlib.sha256(json.dumps(content or wanted, sort_keys=True).encode()).hexdigest()[:16]
     if live is None:
         return Settling(apply=_stamped(wanted, live=None, notes={APPLIED_ANNOTATION: stamp}))
     annotations = live["metadata"].get("annotations") or {}
     last = _put_back(annotations.get(PUT_BACK_ANNOTATION))
     last = last if last is not None and now < last.forgotten else None
-    if annotations.get(APPLIED_ANNOTATION) != stamp:
+    if annotations.get(APPLIED_ANNOTATION) != stamp and not same:
         # Another stamp: something else is wanted now. None, right after we wrote one: somebody removes it.
         taken = None if APPLIED_ANNOTATION in annotations else _last_applied(live)
         if taken is not None and now < taken + timedelta(seconds=_FIRST_PAUSE_SECONDS):
             return Settling(look_again=taken + timedelta(seconds=_FIRST_PAUSE_SECONDS))
         return Settling(apply=_stamped(wanted, live=live, notes={APPLIED_ANNOTATION: stamp}))
-    changed = sorted(drift(wanted=wanted, live=live))
+    whole = [] if same else [(("data",), False)]
+    found = sorted(differences(wanted=wanted, live=live) if same is None else whole)
+    changed, bent = [path for path, ours in found if not ours], [path for path, ours in found if ours]
     if not changed:
-        words = _words(live, by=last.by, what=last.what) if last is not None else None
+        words = _words(live, by=last.by, what=last.what) if last is not None else _bent(live, paths=bent)
         return Settling(contested=words, look_again=last.forgotten if last is not None else None)
-    by, what = _who(live, paths=changed), ", ".join(".".join(path) for path in changed[:3])
+    by, what = _who(live, paths=changed), _named(changed)
     words = _words(live, by=by, what=what)
     if last is not None and now < last.at + last.pause:
         return Settling(contested=words, look_again=last.at + last.pause)
@@ -91,11 +105,12 @@ def settled(*, wanted: Manifest, live: Manifest | None, now: datetime) -> Settli
     return Settling(apply=_stamped(wanted, live=live, notes=notes), contested=words)
 
 
-def drift(*, wanted: Manifest, live: Manifest) -> Iterator[Path]:
-    """Fields of ours that somebody else has changed or removed since they were applied."""
+def differences(*, wanted: Manifest, live: Manifest) -> Iterator[tuple[Path, bool]]:
+    """Fields of which the live object does not say what was applied, and whether they are ours all the same: somebody
+    has changed or removed what is not, and admission has changed, as it was applied, what is."""
     metadata = {key: value for key, value in wanted["metadata"].items() if key not in _METADATA}
     rest = {key: value for key, value in wanted.items() if key not in _IDENTITY}
-    yield from _drift({**rest, "metadata": metadata}, live, _our_fields(live), ())
+    return _compared({**rest, "metadata": metadata}, live, _our_fields(live), ())
 
 
 def covers(*, live: Any, wanted: Any) -> bool:
@@ -105,21 +120,29 @@ def covers(*, live: Any, wanted: Any) -> bool:
     if isinstance(wanted, list):
         same = isinstance(live, list) and len(live) == len(wanted)
         return same and all(covers(live=one, wanted=other) for one, other in zip(live, wanted, strict=True))
-    return bool(live == wanted) or (live is None and wanted in ("", 0, False))
+    amount = _amount(wanted)
+    return bool(live == wanted) or (live is None and wanted in ("", 0, False)) or amount == _amount(live) is not None
+
+
+def _amount(value: Any) -> Decimal | None:
+    """The number that a resource.Quantity means; None: it is none."""
+    found = None if isinstance(value, bool) else _QUANTITY.fullmatch(str(value))
+    return Decimal(found[1]) * (_BINARY | _POWERS)[found[2]] if found else None
 
 
 # -- FieldsV1: `f:NAME` is a field, `k:{...}` an element of a list by its keys, `v:VALUE` a member of a set ------------
 
 
-def _drift(wanted: Any, live: Any, fields: Mapping[str, Any], path: Path) -> Iterator[Path]:
+def _compared(wanted: Any, live: Any, fields: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, bool]]:
     if isinstance(wanted, dict):
         for key, value in wanted.items():
             there = live.get(key) if isinstance(live, dict) else None
             own = fields.get(f"f:{key}")
             if own or (isinstance(value, dict) and isinstance(there, dict)):
-                yield from _drift(value, there, own or {}, (*path, key))
-            elif (own is None or isinstance(value, dict)) and not covers(live=there, wanted=value):
-                yield (*path, key)  # {} is a leaf or a list that is ours, or a map of which nothing else is left to us
+                yield from _compared(value, there, own or {}, (*path, key))
+            elif not covers(live=there, wanted=value):
+                # {} is a leaf or a list that is ours, or a map of which nothing else is left to us
+                yield (*path, key), own is not None and not isinstance(value, dict)
     elif isinstance(wanted, list):
         elements = {key: own for key, own in fields.items() if key.startswith("k:")}
         for value in wanted if elements and all(isinstance(each, dict) for each in wanted) else ():
@@ -130,9 +153,9 @@ def _drift(wanted: Any, live: Any, fields: Mapping[str, Any], path: Path) -> Ite
             there = next((each for each in live or () if keys and _names(keys, each)), None)
             word = str(value[next(key for key in keys if key in value)] if keys else value.get("name", "..."))
             if own is None and not any(covers(live=each, wanted=value) for each in live or ()):
-                yield (*path, word)
+                yield (*path, word), False
             elif own:
-                yield from _drift(value, there, own, (*path, word))
+                yield from _compared(value, there, own, (*path, word))
 
 
 def _names(keys: Mapping[str, Any], element: Mapping[str, Any]) -> bool:
@@ -198,6 +221,19 @@ def _put_back(text: str | None) -> _PutBack | None:
         return None if at is None else _PutBack(times=int(note["times"]), at=at, by=note["by"], what=note["what"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _named(paths: list[Path]) -> str:
+    return ", ".join(".".join(path) for path in paths[:3])
+
+
+def _bent(live: Manifest, *, paths: list[Path]) -> str | None:
+    if not paths:
+        return None
+    return (
+        f"{live['kind']} {live['metadata']['name']}: a mutating policy or webhook changed {_named(paths)} as it was "
+        "applied; it is left so: exempt the object there, or write into the ModelEndpoint what the policy wants"
+    )
 
 
 def _words(live: Manifest, *, by: str, what: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Literal
 
 from finetune_api.modelendpoint import ModelEndpoint, ModelEndpointStatus
+from finetune_operator.endpoint.approvals import to_approve
 from finetune_operator.endpoint.requests import Requests, read_requests
 
 Decision = Literal["approve", "reject", "rollback"]
@@ -29,18 +30,29 @@ def decisions_of(requests: Requests) -> dict[Decision, str]:
 def void_decisions(endpoint: ModelEndpoint) -> dict[Decision, str]:
     """The decisions that are void, each with the reason: `it is for another version, v1 (UID), not for v2`.
 
-    One that was carried out is not among them. An approval is, as soon as there is a version that it could be mistaken
-    for.
+    One that was carried out is not among them. An approval is, as soon as there is something else that it could be
+    mistaken to be for.
     """
-    status = endpoint.status
+    status, approval = endpoint.status, endpoint.status.approval
     found: dict[Decision, str] = {}
     for decision, uid in decisions_of(read_requests(endpoint.metadata.annotations)).items():
         became = {each.outcome for each in status.versions if each.uid == uid}
         mistakable = decision == "approve" and status.candidate is not None
         carried_out = not became.isdisjoint(_CARRIED_OUT[decision]) and not mistakable
-        if uid not in _meant(status, decision) and not carried_out:
+        waits = decision == "approve" and not became and approval is not None and approval.uid == uid
+        if uid not in _meant(status, decision) and not carried_out and not waits:
             found[decision] = _reason(status, uid=uid)
+        elif decision == "approve" and status.approval is not None and _is_asked(status, uid=uid):
+            again = to_approve(status, uid=uid)
+            found[decision] = f"it was given for {status.approval.hold}, and counts once: {again}"
     return found
+
+
+def _is_asked(status: ModelEndpointStatus, *, uid: str) -> bool:
+    """Whether this version waits for an approval."""
+    about = status.candidate or (status.held if status.step is None else status.stable)
+    asked = status.next is not None and any(each.action == "Approve" for each in status.next.release)
+    return asked and about is not None and about.uid == uid
 
 
 def names_of(status: ModelEndpointStatus) -> dict[str, str]:

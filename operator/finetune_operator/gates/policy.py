@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_api.shared_fields import MetricResult, Verdict
+from finetune_operator.core.reasons import Reason
 from finetune_operator.gates.verdict import judged_rows
 
 NOT_JUDGED = "reported, not judged"
@@ -46,14 +47,14 @@ def judge(comparison: Comparison) -> Judgement:
     if comparison.verdict == "Inconclusive":
         return Judgement(
             accepted=True,
-            reason="Inconclusive",
+            reason=Reason.INCONCLUSIVE,
             message=f"not decided against {comparison.baseline} ({_doubts(comparison)}); "
-            f"evaluation.onInconclusive is Proceed{_beside(comparison)}",
+            f"evaluation.onInconclusive: Proceed{_beside(comparison)}",
         )
     metrics = ", ".join(_gain(row) for row in judged_rows(comparison.rows))
     return Judgement(
         accepted=True,
-        reason="Proven",
+        reason=Reason.PROVEN,
         message=f"proven against {comparison.baseline} on {comparison.examples} held-out examples: {metrics}"
         f"{_beside(comparison)}",
     )
@@ -70,7 +71,7 @@ def _proven_worse(comparison: Comparison) -> Judgement | None:
         if too_little
         else f"worse than {comparison.baseline} beyond the margin"
     )
-    return Judgement(accepted=False, reason="GateFailed", message=f"{words}: {what}")
+    return Judgement(accepted=False, reason=Reason.GATE_FAILED, message=f"{words}: {what}")
 
 
 def _undecided(comparison: Comparison) -> Judgement | None:
@@ -80,9 +81,10 @@ def _undecided(comparison: Comparison) -> Judgement | None:
     then = "a person may approve it at an endpoint" if held else "it is given up"
     return Judgement(
         accepted=False,
-        reason="Inconclusive",
+        reason=Reason.INCONCLUSIVE,
         message=f"not decided against {comparison.baseline} on {comparison.examples} held-out examples: "
-        f"{_doubts(comparison)}. {_needed(comparison)}. onInconclusive is {comparison.on_inconclusive}: {then}",
+        f"{_doubts(comparison)}. {_needed(comparison)}. evaluation.onInconclusive: {comparison.on_inconclusive}, so"
+        f" {then}",
         held=held,
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune_api.finetunejob import EvaluationMetric
 from finetune_api.shared_fields import MetricResult, Verdict
 
 _SEVERITY: dict[Verdict, int] = {"Pass": 0, "Inconclusive": 1, "Fail": 2}
@@ -27,9 +26,3 @@ def overall_verdict(*, rows: Sequence[MetricResult], reported: Verdict) -> Verdi
 def judged_rows(rows: Sequence[MetricResult]) -> list[MetricResult]:
     """The rows that decide; the others are only shown."""
     return [row for row in rows if not row.report]
-
-
-def missing_metrics(*, rows: Sequence[MetricResult], wanted: Sequence[EvaluationMetric]) -> list[str]:
-    """Judged metrics of the job that the container did not report a row for."""
-    reported = {row.metric for row in rows}
-    return [metric.name for metric in wanted if not metric.report and metric.name not in reported]

@@ -1,48 +1,68 @@
-"""The children of an attempt: the ConfigMap with its orders, the Service of a gang, and the Job."""
+"""The children of an attempt of a job's stage."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Sequence
 
 from finetune_api.finetunejob import FineTuneJob, StageName
-from finetune_api.results import PERMANENT_EXIT_CODES, ExitCode
-from finetune_operator.config import OperatorConfig
-from finetune_operator.job.names import (
-    KUEUE_QUEUE_LABEL,
-    child_labels,
-    child_name,
+from finetune_api.progress import CA_VARIABLE, LIFE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, progress_path
+from finetune_api.run import MASTER_ADDRESS_VARIABLE, MASTER_PORT_VARIABLE, Identity
+from finetune_operator.attempts.claims import locations
+from finetune_operator.attempts.manifests import (
+    CA_KEY,
+    LIFE_FILE,
+    RUN_FOLDER,
+    TOKEN_FOLDER,
+    PodInputs,
+    attempt_manifests,
+)
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.names import (
+    ATTEMPT_LABEL,
+    JOB_LABEL,
+    JOB_UID_LABEL,
+    OWNED_LABEL,
+    STAGE_LABEL,
     of_kueue,
     owner_reference,
+    short_hash,
 )
+from finetune_operator.core.ports import Door, Manifest
 from finetune_operator.job.plan import ResolvedPlan
-from finetune_operator.job.pod_template import CA_KEY, RUN_KEY, pod_template
-from finetune_operator.job.pods import CONTAINER
-from finetune_operator.job.stages import Results, order_of, size_of
-from finetune_operator.ports import Door, Manifest
+from finetune_operator.job.stages import Ordering, Results, stage_of
 
-FAILURE_RULES: tuple[dict[str, Any], ...] = (
-    {
-        "action": "FailJob",
-        "onExitCodes": {
-            "containerName": CONTAINER,
-            "operator": "In",
-            "values": [int(ExitCode.STOPPED_AFTER_CHECKPOINT)],
-        },
-    },
-    {
-        "action": "FailJob",
-        "onExitCodes": {
-            "containerName": CONTAINER,
-            "operator": "In",
-            "values": sorted(int(code) for code in PERMANENT_EXIT_CODES),
-        },
-    },
-    {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-)
-"""Each fails the Job, which would fail anyway: one attempt is one gang. What the rules add is memory: the Job's
-condition names the rule that applied, also when the pod is gone (evidence reads it)."""
+LONGEST_CHILD_NAME = 57
+"""Pods of an Indexed Job have the host name `<name>-<index>`: at most 63 characters, of which an index takes 6."""
+
+
+def child_name(*, job: str, stage: StageName, attempt: int) -> str:
+    """`<job>-<stage>-<attempt>`: a DNS label (Service and host names must be one), hashed where it would not be."""
+    suffix = f"-{stage.lower()}-{attempt}"
+    label = re.sub(r"[^a-z0-9-]", "-", job)
+    if not label[0].isalpha():
+        label = f"r-{label}"
+    if label == job and len(label) + len(suffix) <= LONGEST_CHILD_NAME:
+        return label + suffix
+    tail = f"-{short_hash(job)}{suffix}"
+    return label[: LONGEST_CHILD_NAME - len(tail)].rstrip("-") + tail
+
+
+def child_labels(*, job: FineTuneJob, stage: StageName, attempt: int) -> dict[str, str]:
+    """What finds the children of a job again."""
+    return {
+        OWNED_LABEL: job.kind,
+        JOB_LABEL: job.metadata.name,
+        JOB_UID_LABEL: job.metadata.uid,
+        STAGE_LABEL: stage,
+        ATTEMPT_LABEL: str(attempt),
+    }
+
+
+def version_name(*, job: FineTuneJob, taken: bool) -> str:
+    """The ModelVersion's name: the job's, with a hash of the UID where another run's version already has that name."""
+    name = job.metadata.name
+    return f"{name}-{short_hash(job.metadata.uid)}" if taken else name
 
 
 def children_of(
@@ -57,74 +77,52 @@ def children_of(
     avoid: Sequence[str] = (),
 ) -> tuple[Manifest, ...]:
     """All children of an attempt, in the order in which they must be made. `avoid`: nodes where the last ones ended."""
-    size = size_of(stage=stage, plan=plan)
-    base = _metadata(job=job, stage=stage, attempt=attempt)
-    order = order_of(stage=stage, attempt=attempt, job=job, plan=plan, results=results, config=config)
-    config_map = orders(metadata=base, order=order.to_dict(), door=door if stage == "Train" else None)
-    template = pod_template(
-        job=job, plan=plan, stage=stage, attempt=attempt, size=size, config=config, door=door, avoid=avoid
-    )
-    batch_job = indexed_job(
-        metadata=base,
-        template=template,
-        pods=size.pods,
-        labels=of_kueue(job.metadata.labels),
+    record, name = stage_of(stage), child_name(job=job.metadata.name, stage=stage, attempt=attempt)
+    size = record.size(plan)
+    reports = door if record.trains else None
+    environment: dict[str, str] = {}
+    if record.trains:
+        environment[MASTER_ADDRESS_VARIABLE] = f"{name}-0.{name}" if size.pods > 1 else "127.0.0.1"
+        environment[MASTER_PORT_VARIABLE] = str(config.master_port)
+    if reports is not None:
+        environment |= _reporting(job=job, door=reports)
+    inputs = PodInputs(
+        metadata={
+            "name": name,
+            "namespace": job.metadata.namespace,
+            "labels": child_labels(job=job, stage=stage, attempt=attempt),
+            "ownerReferences": [owner_reference(job)],
+        },
+        queue_labels=of_kueue(job.metadata.labels),
         annotations=of_kueue(job.metadata.annotations),
+        image=plan.trainer_image,
+        size=size,
+        claims=plan.claims,
+        secrets=plan.secrets,
+        overlay=record.overlay(plan),
+        environment=environment,
+        reports=reports,
+        avoid=avoid,
+        life_seconds=plan.hang_seconds if LIFE_VARIABLE in environment else None,
     )
-    if size.pods > 1:
-        return config_map, _service(base), batch_job
-    return config_map, batch_job
+    ordering = Ordering(
+        job=job,
+        plan=plan,
+        results=results,
+        identity=Identity(
+            namespace=job.metadata.namespace, job=job.metadata.name, uid=job.metadata.uid, attempt=attempt
+        ),
+        locations=locations(run=plan.run, cache=plan.cache, claims=plan.claims, config=config),
+    )
+    return attempt_manifests(inputs, order=record.order(ordering), config=config)
 
 
-def _metadata(*, job: FineTuneJob, stage: StageName, attempt: int) -> dict[str, Any]:
-    return {
-        "name": child_name(job=job.metadata.name, stage=stage, attempt=attempt),
-        "namespace": job.metadata.namespace,
-        "labels": child_labels(job=job, stage=stage, attempt=attempt),
-        "ownerReferences": [owner_reference(job)],
-    }
-
-
-def orders(*, metadata: dict[str, Any], order: dict[str, Any], door: Door | None) -> Manifest:
-    """The orders, and whom to trust at the door: pods cannot read ConfigMaps of the operator's namespace."""
-    data = {RUN_KEY: json.dumps(order, indent=1, sort_keys=True)}
-    if door is not None and door.ca_bundle is not None:
-        data[CA_KEY] = door.ca_bundle
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True, "data": data}
-
-
-def _service(metadata: dict[str, Any]) -> Manifest:
-    """Names for the pods of a gang. They must resolve before the pods are ready: they become ready by meeting."""
-    labels = metadata["labels"]
-    selector = {key: value for key, value in labels.items() if key.endswith(("/job-uid", "/stage", "/attempt"))}
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": metadata,
-        "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": selector},
-    }
-
-
-def indexed_job(
-    *,
-    metadata: dict[str, Any],
-    template: dict[str, Any],
-    pods: int,
-    labels: Mapping[str, str],
-    annotations: dict[str, str],
-) -> Manifest:
-    """One Indexed Job: the pod's index is its node rank, and the gang has one try. Labels and annotations: Kueue's."""
-    spec: dict[str, Any] = {
-        "completionMode": "Indexed",
-        "completions": pods,
-        "parallelism": pods,
-        "backoffLimit": 0,
-        "podFailurePolicy": {"rules": list(FAILURE_RULES)},
-        "template": template,
-    }
-    if KUEUE_QUEUE_LABEL in labels:
-        spec["suspend"] = True  # until Kueue admits it
-    metadata = {**metadata, "labels": {**labels, **metadata["labels"]}}
-    if annotations:
-        metadata["annotations"] = annotations
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+def _reporting(*, job: FineTuneJob, door: Door) -> dict[str, str]:
+    """How to report progress: Kubeflow Trainer's variables (KEP-2779)."""
+    path = progress_path(namespace=job.metadata.namespace, job=job.metadata.name)
+    variables = {URL_VARIABLE: f"{door.url.rstrip('/')}{path}"}
+    if door.ca_bundle is not None:
+        variables[TOKEN_VARIABLE] = f"{TOKEN_FOLDER}/token"
+        variables[CA_VARIABLE] = f"{RUN_FOLDER}/{CA_KEY}"
+        variables[LIFE_VARIABLE] = LIFE_FILE
+    return variables

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJob
-from finetune_operator.controller import ChildRef
-from finetune_operator.job.observed import Attempt, AttemptKey, Observed
-from finetune_operator.job.times import after
+from finetune_operator.attempts.observed import Attempt, AttemptKey
+from finetune_operator.core.controller import ChildRef
+from finetune_operator.core.times import after
+from finetune_operator.job.observed import Observed
 
 _SIDECAR_SECONDS = 180.0
 """How long other containers of a pod may go on after the one that counts: longer than sidecars are given to stop. A pod

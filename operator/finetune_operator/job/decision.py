@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.finetunejob import FineTuneJobStatus, Phase
-from finetune_api.shared_fields import Verdict
-from finetune_operator.controller import ChildRef, Event
-from finetune_operator.job.conditions import Summary
-from finetune_operator.job.restarts import Budget, Cause
-from finetune_operator.ports import Manifest
+from finetune_api.shared_fields import NextStatus
+from finetune_operator.attempts.restarts import Cause
+from finetune_operator.core.conditions import State, Summary
+from finetune_operator.core.controller import ChildRef, Event
+from finetune_operator.core.ports import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,33 +18,7 @@ class Restarted:
     """For metrics: an attempt ended and another one will begin."""
 
     cause: Cause
-    budget: Budget
     steps_lost: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhaseLeft:
-    """For metrics: a job was in a phase for so long."""
-
-    phase: Phase
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """For metrics: a comparison is over."""
-
-    verdict: Verdict
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """For metrics: a job has ended."""
-
-    phase: Phase
-
-
-Observation = Restarted | PhaseLeft | Evaluated | Finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +33,7 @@ class Decision:
     requeue_seconds: float | None = None
     """When to look again; 0: at once. None: an event will tell."""
     events: tuple[Event, ...] = ()
-    observations: tuple[Observation, ...] = ()
+    restarted: Restarted | None = None
     forget_progress: bool = False
     """What was reported so far came from attempts that are over."""
 
@@ -71,11 +45,23 @@ class Draft:
     status: FineTuneJobStatus
     """Stages, plan, counts and results are up to date; phase, message and conditions are not yet."""
     phase: Phase
-    summary: Summary
+    state: State = "Reconciling"
+    reason: str = ""
+    """Of the conditions; "": the phase."""
+    message: str
     delete: tuple[ChildRef, ...] = ()
     create: tuple[Manifest, ...] = ()
-    look_again: tuple[datetime, ...] = ()
+    look_again: tuple[datetime | None, ...] = ()
+    until: datetime | None = None
+    """When what it waits for is given up, or comes by itself."""
+    next: NextStatus | None = None
+    """What the rollout waits for; None: it follows from phase and reason."""
     at_once: bool = False
     """This write records what the next step depends on."""
     restarted: Restarted | None = None
     forget_progress: bool = False
+
+    @property
+    def summary(self) -> Summary:
+        """How the job is, in one of three states."""
+        return Summary(state=self.state, reason=self.reason or self.phase, message=self.message)

@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from finetune_api.base import Condition
 from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJobStatus, Phase
 from finetune_api.progress import MINIMUM_INTERVAL_SECONDS
-from finetune_operator.controller import Event, State
-from finetune_operator.job.accounting import with_counters
+from finetune_api.shared_fields import NextStatus, Release
+from finetune_operator.core.conditions import Summary, Wanted, of_summary, stamped, what_holds
+from finetune_operator.core.controller import Event
+from finetune_operator.core.reasons import Reason
+from finetune_operator.core.refusals import release_of
+from finetune_operator.core.times import after, seconds_until, whole_second
 from finetune_operator.job.cleanup import sidecars_due
-from finetune_operator.job.conditions import Summary, conditions
-from finetune_operator.job.decision import Decision, Draft, Evaluated, Finished, Observation, PhaseLeft
+from finetune_operator.job.decision import Decision, Draft
 from finetune_operator.job.observed import Observed
-from finetune_operator.job.times import after, seconds_until, whole_second
+from finetune_operator.job.stages import EVALUATE, ORDERED
+from finetune_operator.job.step import with_counters
 
 _COUNTERS = ("activeSeconds", "gpuSeconds")
 _FLOWING = (*_COUNTERS, "trainerStatus", "checkpoint")
 """What changes all the time while a run trains: written at most every MINIMUM_INTERVAL_SECONDS."""
-_CALM = ("Restarting", "Stopping", "Starting")
+_CALM = (Reason.RESTARTING, Reason.STOPPING, Reason.STARTING)
 """Reasons besides the phase's own that nobody needs to be warned of (a restart has an Event of its own)."""
 _COUNTER_SECONDS = 60
 """Counters alone are written when they have moved by this much."""
+_WAITS: dict[str, str] = {
+    Reason.QUEUED: "room in its queue: whoever runs the queue can give more, or other runs end",
+    Reason.SCHEDULING_GATED: "its scheduling gates to be taken away by whoever set them: there is no time limit",
+    Reason.UNSCHEDULABLE: "a node with room for it, from whoever runs the cluster: there is no time limit",
+    Reason.PODS_NOT_CREATED: "its pods to be let in: a quota or a policy may refuse them",
+    Reason.RESTARTING: "the pods of the last attempt to end",
+    Reason.STOPPING: "its last pods to end",
+    Reason.STARTING: "its pods to start",
+    Reason.IMAGE_PULL_FAILING: "its image, which cannot be pulled so far",
+    Reason.CONTAINER_CONFIG_INVALID: "what its container needs: a Secret may be missing",
+}
+"""By reason."""
+_THEN: dict[str, str] = {
+    Reason.UNSCHEDULABLE: "nodes on which the last attempts ended are tried again",
+    Reason.IMAGE_PULL_FAILING: "not there by then: the job fails",
+    Reason.CONTAINER_CONFIG_INVALID: "not there by then: the job fails",
+}
+"""What follows a wait that ends by itself."""
+_WORK: dict[str, tuple[str, str]] = {
+    "Preparing": ("Prepare to end", "Train"),
+    "Training": ("Train to end", "Evaluate"),
+    "Evaluating": ("Evaluate to end", "the verdict"),
+}
 
 
 def finish(*, observed: Observed, draft: Draft) -> Decision:
@@ -31,12 +60,14 @@ def finish(*, observed: Observed, draft: Draft) -> Decision:
         status=with_counters(status=draft.status, observed=observed),
         phase=draft.phase,
         summary=draft.summary,
+        next_=draft.next
+        or next_of(phase=draft.phase, summary=draft.summary, until=draft.until, planned=draft.status.plan is not None),
         suspended=bool(job.spec.suspend),
         generation=job.metadata.generation,
         now=now,
     )
     sidecars = [time for time in sidecars_due(job=job, attempts=observed.attempts).values() if time > now]
-    due = [seconds_until(due=time, now=now) for time in (*draft.look_again, *sidecars)]
+    due = [seconds_until(due=time, now=now) for time in (*draft.look_again, *sidecars) if time is not None]
     write, wait = _worth_writing(before=job.status, after_=new, now=now)
     if wait is not None:
         due.append(wait)
@@ -46,7 +77,7 @@ def finish(*, observed: Observed, draft: Draft) -> Decision:
         status=new if write else None,
         requeue_seconds=0.0 if draft.at_once else min(due, default=None),
         events=events_between(before=job.status, after_=new) if write else (),
-        observations=_observations(before=job.status, draft=draft, new=new) if write else (),
+        restarted=draft.restarted if write else None,
         forget_progress=draft.forget_progress,
     )
 
@@ -56,6 +87,7 @@ def summarised(
     status: FineTuneJobStatus,
     phase: Phase,
     summary: Summary,
+    next_: NextStatus | None,
     suspended: bool,
     generation: int,
     now: datetime,
@@ -69,26 +101,26 @@ def summarised(
             "phase": phase,
             "phase_start_time": status.phase_start_time if status.phase == phase else now,
             "message": summary.message,
+            "next": next_,
             "completion_time": status.completion_time or now if ended else None,
             "conditions": conditions(
-                status=status,
-                summary=summary,
-                suspended=suspended and not ended,
-                generation=generation,
-                now=now,
+                status=status, summary=summary, suspended=suspended and not ended, generation=generation, now=now
             ),
         }
     )
 
 
-def held(
-    *, status: FineTuneJobStatus, state: State, reason: str, message: str, generation: int, now: datetime
-) -> FineTuneJobStatus:
+def held(*, status: FineTuneJobStatus, summary: Summary, generation: int, now: datetime) -> FineTuneJobStatus:
     """The status of a job that cannot be worked on now: all stays as it is, and the conditions say why."""
-    phase: Phase = status.phase or "Pending"
-    suspended = status.condition("Suspended") is not None
-    summary = Summary(state=state, reason=reason, message=message)
-    return summarised(status=status, phase=phase, summary=summary, suspended=suspended, generation=generation, now=now)
+    return summarised(
+        status=status,
+        phase=status.phase or "Pending",
+        summary=summary,
+        next_=what_holds(summary),
+        suspended=status.condition("Suspended") is not None,
+        generation=generation,
+        now=now,
+    )
 
 
 def events_between(*, before: FineTuneJobStatus, after_: FineTuneJobStatus) -> tuple[Event, ...]:
@@ -102,6 +134,79 @@ def events_between(*, before: FineTuneJobStatus, after_: FineTuneJobStatus) -> t
         calm = after_.condition("Stalled") is None and new.reason in {after_.phase, *_CALM}
         events.append(Event(type="Normal" if calm else "Warning", reason=new.reason, message=after_.message or ""))
     return tuple(events)
+
+
+# -- its conditions: its state, how far its stages are, and what became of its version ---------------------------------
+
+
+def conditions(
+    *, status: FineTuneJobStatus, summary: Summary, suspended: bool, generation: int, now: datetime
+) -> list[Condition]:
+    """The conditions of a status whose stages and evaluation are up to date. `status.conditions`: those before."""
+    wanted = of_summary(summary)
+    if suspended:
+        wanted.append(Wanted("Suspended", "True", Reason.SUSPENDED, "spec.suspend is true"))
+    wanted += _stage_conditions(status)
+    if status.rollout is not None:
+        promoted = status.rollout.promoted
+        serves = promoted and summary.reason != Reason.ROLLED_BACK
+        wanted.append(Wanted("Promoted", "True" if promoted else "False", Reason.SERVING if serves else summary.reason))
+    return stamped(wanted, before=status.conditions, generation=generation, now=now)
+
+
+def _stage_conditions(status: FineTuneJobStatus) -> Sequence[Wanted]:
+    wanted = []
+    for record in ORDERED:
+        stage, type_ = status.stage(record.name), record.condition
+        if stage is not None and stage.state == "Complete":
+            verdict = status.evaluation.verdict if record is EVALUATE and status.evaluation else None
+            wanted.append(Wanted(type_, "True", verdict or Reason.COMPLETE))
+        elif stage is not None and stage.state == "Failed":
+            wanted.append(Wanted(type_, "False", Reason.FAILED))
+        else:
+            begun = stage is not None and (stage.state != "Pending" or stage.attempt > 1)
+            wanted.append(Wanted(type_, "False", Reason.IN_PROGRESS if begun else Reason.NOT_STARTED))
+    return wanted
+
+
+# -- what it waits for: nothing that changes while nothing happens, or it would be written at every look ---------------
+
+
+def next_of(*, phase: Phase, summary: Summary, until: datetime | None, planned: bool) -> NextStatus | None:
+    """None: it has ended, and waits for nothing. `planned`: all that it names was there."""
+    if phase in TERMINAL_PHASES:
+        return None
+    if summary.state == "Stalled":
+        return what_holds(summary)
+    if phase == "Suspended":
+        effect = "it goes on from the newest checkpoint"
+        return NextStatus(waits_for=["spec.suspend to be false"], release=[Release(action="Unsuspend", effect=effect)])
+    if not planned:
+        return NextStatus(waits_for=[summary.message], until=until, then=["not there by then: the job fails"])
+    if summary.reason in _WAITS:
+        then = [_THEN[summary.reason]] if until is not None and summary.reason in _THEN else []
+        return NextStatus(waits_for=[_wait(summary, paused=until is not None)], until=until, then=then)
+    work, following = _WORK.get(phase, ("its first pod", ""))
+    return NextStatus(waits_for=[work], then=[following] if following else [])
+
+
+def _wait(summary: Summary, *, paused: bool) -> str:
+    """What is waited for, as exactly as the message tells it."""
+    reason, message = summary.reason, summary.message
+    if reason == Reason.PODS_NOT_CREATED and (release := release_of(message)):
+        return f"its pods: {release}"
+    if reason == Reason.RESTARTING and paused:
+        return "the pause after a failure"
+    image, cannot, _ = message.partition(" cannot be pulled")
+    if reason == Reason.IMAGE_PULL_FAILING and cannot:
+        return f"{image} to be pushed, or its pods to get the right to pull it"
+    _, cannot, why = message.partition(" cannot start: ")
+    if reason == Reason.CONTAINER_CONFIG_INVALID and cannot:
+        return f"what its container needs: {why}"
+    return _WAITS[reason]
+
+
+# -- what to write -----------------------------------------------------------------------------------------------------
 
 
 def _worth_writing(*, before: FineTuneJobStatus, after_: FineTuneJobStatus, now: datetime) -> tuple[bool, float | None]:
@@ -121,15 +226,3 @@ def _worth_writing(*, before: FineTuneJobStatus, after_: FineTuneJobStatus, now:
 
 def _without(status: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in status.items() if name not in names}
-
-
-def _observations(*, before: FineTuneJobStatus, draft: Draft, new: FineTuneJobStatus) -> tuple[Observation, ...]:
-    found: list[Observation] = [draft.restarted] if draft.restarted else []
-    if before.phase is not None and before.phase != new.phase and before.phase_start_time and new.phase_start_time:
-        seconds = (new.phase_start_time - before.phase_start_time).total_seconds()
-        found.append(PhaseLeft(phase=before.phase, seconds=max(0.0, seconds)))
-    if new.evaluation is not None and before.evaluation is None:
-        found.append(Evaluated(verdict=new.evaluation.verdict))
-    if new.phase in TERMINAL_PHASES and before.phase != new.phase:
-        found.append(Finished(phase=new.phase))
-    return tuple(found)

@@ -9,25 +9,15 @@ from __future__ import annotations
 from finetune_api.base import VersionReference
 from finetune_api.finetunejob import FineTuneJobStatus, Phase, RolloutStatus
 from finetune_api.modelendpoint import ModelEndpoint
-from finetune_operator.job.conditions import Summary
+from finetune_api.shared_fields import NextStatus, Release
+from finetune_operator.core.reasons import Reason
+from finetune_operator.core.times import after
 from finetune_operator.job.decision import Draft
 from finetune_operator.job.observed import Observed
-from finetune_operator.job.times import after
 
 _SECONDS = 5.0
 """How often a job looks at its rollout."""
 _ENDS: dict[str, Phase] = {"Rejected": "Rejected", "RolledBack": "RolledBack", "Superseded": "Superseded"}
-_PHASES: dict[str, Phase] = {
-    "Empty": "Shadowing",
-    "Idle": "Queued",
-    "Shadowing": "Shadowing",
-    "Canary": "Canary",
-    "AwaitingApproval": "AwaitingApproval",
-    "Promoting": "Promoting",
-    "Guarding": "Guarding",
-    "Paused": "Paused",
-    "RollingBack": "RollingBack",
-}
 
 
 def mirror(*, observed: Observed, status: FineTuneJobStatus, version: VersionReference) -> Draft:
@@ -36,19 +26,22 @@ def mirror(*, observed: Observed, status: FineTuneJobStatus, version: VersionRef
     name = observed.job.spec.endpoint_ref.name if observed.job.spec.endpoint_ref else ""
     if endpoint is None:
         message = f"ModelEndpoint {name} is gone; {version.name} is kept: create the endpoint, and it is tried there"
-        summary = Summary(state="Stalled", reason="EndpointNotFound", message=message)
-        return Draft(status=status, phase="Failed", summary=summary, at_once=True)
+        reason = Reason.ENDPOINT_NOT_FOUND
+        return Draft(status=status, phase="Failed", state="Stalled", reason=reason, message=message, at_once=True)
     outcome = next((each for each in reversed(endpoint.status.versions) if each.uid == version.uid), None)
     if outcome is not None and outcome.outcome in _ENDS:
         message = f"{version.name}: {outcome.reason} (by {outcome.by})"
         recorded = _recorded(status, endpoint=endpoint, promoted=outcome.outcome == "RolledBack" and _was(status))
-        summary = Summary(state="Stalled", reason=outcome.outcome, message=message)
-        return Draft(status=recorded, phase=_ENDS[outcome.outcome], summary=summary, at_once=True)
+        return Draft(status=recorded, phase=_ENDS[outcome.outcome], state="Stalled", message=message, at_once=True)
     under_way = endpoint.status.step is not None and _serves(endpoint, version)
     if outcome is not None and outcome.outcome == "Promoted" and not under_way:
-        summary = Summary(state="Ready", reason="Succeeded", message=f"{version.name} serves {name}")
+        serves = f"{version.name} serves {name}"
+        if not _serves(endpoint, version):
+            after_it = endpoint.status.stable.name if endpoint.status.stable else "nothing"
+            serves = f"{version.name} was promoted at {name}, where {after_it} serves now"
+        serves += f"; not proven: {outcome.reason}" if outcome.proven is False else ""
         recorded = _recorded(status, endpoint=endpoint, promoted=True)
-        return Draft(status=recorded, phase="Succeeded", summary=summary, at_once=True)
+        return Draft(status=recorded, phase="Succeeded", state="Ready", message=serves, at_once=True)
     return _goes_on(observed, status=status, version=version, endpoint=endpoint, promoted=outcome is not None)
 
 
@@ -60,20 +53,41 @@ def _goes_on(
     endpoint: ModelEndpoint,
     promoted: bool,
 ) -> Draft:
-    candidate = endpoint.status.candidate
-    mine = promoted or (candidate is not None and candidate.uid == version.uid)
-    phase = _PHASES[endpoint.status.phase or "Idle"] if mine else "Queued"
-    message = endpoint.status.message or ""
-    if endpoint.status.held is not None and endpoint.status.held.uid == version.uid:
-        phase, message = "AwaitingApproval", f"{version.name} is held: {endpoint.status.held.reason}"
-    elif not mine:
-        message = f"{version.name} waits for its turn at {endpoint.metadata.name}: {message}"
+    name, pin, message = endpoint.metadata.name, endpoint.spec.version, endpoint.status.message or ""
+    candidate, held = endpoint.status.candidate, endpoint.status.held
+    found = endpoint.status.next or NextStatus()
+    phase: Phase = "Queued"
+    if held is not None and held.uid == version.uid:
+        message = f"{version.name} is held: {held.reason}; {name} says how to decide"
+        phase = "AwaitingApproval"
+    elif promoted or (candidate is not None and candidate.uid == version.uid):
+        phase = _phase(endpoint)
+        if endpoint.status.stable is None:
+            message = f"{version.name} is the first version of {name}, with nothing to compare it with: {message}"
+    elif pin and pin != version.name:
+        message = f"{version.name} is not tried while spec.version of {name} pins {pin}: {message}"
+        unpin = Release(action="Unpin", effect="leaves the choice to the operator: the newest proven version")
+        found = NextStatus(waits_for=[f"spec.version of {name} to name it, or nothing"], release=[unpin])
+    else:
+        message = f"{version.name} waits for its turn at {name}: {message}"
+        found = NextStatus(waits_for=[f"its turn at {name}", *found.waits_for])
     return Draft(
         status=_recorded(status, endpoint=endpoint, promoted=promoted),
         phase=phase,
-        summary=Summary(state="Reconciling", reason=phase, message=message),
+        message=message,
+        next=found,
         look_again=(after(observed.now, _SECONDS),),
     )
+
+
+def _phase(endpoint: ModelEndpoint) -> Phase:
+    """Of a job whose version is under way there, or is watched after its promotion."""
+    phase, asked = endpoint.status.phase, endpoint.status.next.release if endpoint.status.next else []
+    if phase == "Paused" or any(each.action == "Resume" for each in asked):
+        return "Paused"
+    if endpoint.status.stable is None:
+        return "Promoting"
+    return "Queued" if phase is None or phase == "Empty" or phase == "Idle" else phase
 
 
 def _recorded(status: FineTuneJobStatus, *, endpoint: ModelEndpoint, promoted: bool) -> FineTuneJobStatus:
@@ -81,7 +95,7 @@ def _recorded(status: FineTuneJobStatus, *, endpoint: ModelEndpoint, promoted: b
     live = step is not None and step.stage in ("Canary", "Approval", "Promoting", "Guard")
     rollout = RolloutStatus(
         endpoint=endpoint.metadata.name,
-        phase=endpoint.status.phase or "Idle",
+        phase=endpoint.status.phase or "Empty",
         weight=step.percent if live and step is not None else None,
         promoted=promoted,
         message=endpoint.status.message,

@@ -6,19 +6,14 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from finetune_api.base import ApiModel, Uri
-from finetune_api.finetunejob import EvaluationMetric, Source, StageName
+from finetune_api.base import ApiModel, Uri, first_problem
+from finetune_api.finetunejob import EvaluationMetric, Source
 from finetune_api.run import BaselineOrder, CheckpointOrder, MethodOrder, ModelOrder, Optimisation, SplitOrder
 from finetune_api.shared_fields import PodOverlay, Resources
+from finetune_operator.attempts.claims import Claim
+from finetune_operator.attempts.restarts import Budget
 
 PLAN_VERSION: Literal[1] = 1
-
-
-class Claim(ApiModel):
-    """A PersistentVolumeClaim that the run mounts."""
-
-    name: str
-    writable: bool
 
 
 class ResolvedPlan(ApiModel):
@@ -64,15 +59,19 @@ class ResolvedPlan(ApiModel):
     max_preemptions: int
     hang_seconds: int
 
-    def overlay(self, stage: StageName) -> PodOverlay | None:
-        """What is added to the pods of a stage."""
-        own = {"Prepare": self.prepare_pod_template, "Evaluate": self.evaluate_pod_template}.get(stage)
-        return own or self.pod_template
+    def allowance(self, budget: Budget) -> int:
+        """How many attempts a budget pays for."""
+        return {Budget.PREEMPTIONS: self.max_preemptions, Budget.FAILURES: self.max_failures}.get(budget, 0)
 
     @property
     def processes_per_node(self) -> int:
         """One for each GPU, one on a CPU."""
         return max(1, self.gpus_per_node)
+
+    @property
+    def baseline_name(self) -> str:
+        """What the candidate is compared with, in words."""
+        return self.baseline.name if self.baseline else "the base model"
 
     @property
     def machines(self) -> str:
@@ -91,6 +90,4 @@ def read_plan(stored: dict[str, Any]) -> ResolvedPlan | str:
     try:
         return ResolvedPlan.model_validate(stored)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return f"the plan's {where} cannot be read by this operator: {first['msg']}"
+        return f"the plan cannot be read by this operator: {first_problem(error)}"

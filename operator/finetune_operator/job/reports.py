@@ -7,10 +7,10 @@ from datetime import datetime
 
 from finetune_api.finetunejob import CheckpointStatus, FineTuneJobStatus, TrainerStatus
 from finetune_api.progress import CHECKPOINT_STEP, STEP
+from finetune_operator.attempts.pods import PodState
+from finetune_operator.core.times import after, whole_second
 from finetune_operator.job.observed import Observed
 from finetune_operator.job.plan import ResolvedPlan
-from finetune_operator.job.pods import PodState
-from finetune_operator.job.times import after, whole_second
 
 
 def with_progress(*, status: FineTuneJobStatus, observed: Observed, plan: ResolvedPlan) -> FineTuneJobStatus:

@@ -10,9 +10,10 @@ from finetune_api.finetunejob import EvaluationMetric, FineTuneJob, FineTuneJobS
 from finetune_api.metrics import metric_problems
 from finetune_api.run import BaselineOrder, CheckpointOrder, MethodOrder, ModelOrder, Optimisation, SplitOrder
 from finetune_api.shared_fields import Task
-from finetune_operator.config import OperatorConfig
+from finetune_operator.attempts.claims import Claim, claims_behind
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.reasons import Reason
 from finetune_operator.job.plan import ResolvedPlan
-from finetune_operator.job.uris import claims_of, refusal_of, uris_of
 
 DEFAULT_SPLIT = Split(train=0.8, validation=0.1, test=0.1, strategy="GroupHash")
 _DEFAULT_BATCH = 16
@@ -44,11 +45,11 @@ def unsupported(spec: FineTuneJobSpec) -> str | None:
     """
     strategy = spec.compute.strategy if spec.compute else None
     wishes = {
-        f"spec.method.type {spec.method.type}": spec.method.type not in ("LoRA", "Full"),
-        f"spec.model.task {spec.model.task}": spec.model.task not in _DEFAULT_METRICS,
-        "spec.model.uri version://": spec.model.uri.startswith("version://"),
-        "spec.artifacts.policy Delete": spec.artifacts.policy == "Delete",
-        f"spec.compute.strategy {strategy}": strategy not in (None, "Auto", "DDP"),
+        f"spec.method.type: {spec.method.type}": spec.method.type not in ("LoRA", "Full"),
+        f"spec.model.task: {spec.model.task}": spec.model.task not in _DEFAULT_METRICS,
+        "spec.model.uri: version://": spec.model.uri.startswith("version://"),
+        "spec.artifacts.policy: Delete": spec.artifacts.policy == "Delete",
+        f"spec.compute.strategy: {strategy}": strategy not in (None, "Auto", "DDP"),
     }
     return next((wish for wish, wished in wishes.items() if wished), None)
 
@@ -58,16 +59,16 @@ def refusal(*, job: FineTuneJob, config: OperatorConfig) -> Refusal | None:
     spec = job.spec
     problem = size_problem(spec)
     if problem:
-        return Refusal(reason="TooLarge", message=problem)
+        return Refusal(reason=Reason.TOO_LARGE, message=problem)
     for field, uri in uris_of(spec).items():
         problem = refusal_of(uri=uri, allowed_roots=config.allowed_roots)
         if problem:
-            return Refusal(reason="UriNotAllowed", message=f"{field}: {problem}")
+            return Refusal(reason=Reason.URI_NOT_ALLOWED, message=f"{field}: {problem}")
     problem = _batch_problem(spec)
     if problem:
-        return Refusal(reason="InvalidSpec", message=problem)
+        return Refusal(reason=Reason.INVALID_SPEC, message=problem)
     problems = metric_problems(_metrics(spec), task=spec.model.task)
-    return Refusal(reason="InvalidSpec", message=f"spec.{problems[0]}") if problems else None
+    return Refusal(reason=Reason.INVALID_SPEC, message=f"spec.{problems[0]}") if problems else None
 
 
 def resolve(*, job: FineTuneJob, config: OperatorConfig, baseline: BaselineOrder | None) -> ResolvedPlan:
@@ -233,3 +234,42 @@ def _secrets(spec: FineTuneJobSpec) -> list[str]:
     """The job's own Secrets whose keys become environment variables, in an order that does not depend on the spec's."""
     references = (spec.artifacts.secret_ref, spec.model.secret_ref, spec.data.secret_ref)
     return sorted({reference.name for reference in references if reference is not None})
+
+
+# -- its URIs: which there are, which may be used, which claims they mean ----------------------------------------------
+
+
+def uris_of(spec: FineTuneJobSpec) -> dict[str, str]:
+    """Every URI of a job by the field that holds it, the artifacts' first."""
+    uris = {"spec.artifacts.uri": spec.artifacts.uri, "spec.model.uri": spec.model.uri}
+    uris |= {f"spec.data.sources[{number}].uri": source.uri for number, source in enumerate(spec.data.sources)}
+    if spec.evaluation is not None and spec.evaluation.dataset is not None:
+        uris["spec.evaluation.dataset.uri"] = spec.evaluation.dataset.uri
+    return uris
+
+
+def refusal_of(*, uri: str, allowed_roots: tuple[str, ...]) -> str | None:
+    """Why a URI must not be used, or None."""
+    if ".." in uri.split("/"):
+        return f'{uri} contains ".."; write the path without it'
+    if uri.startswith("file://") and not uri.startswith("file:///"):
+        rest = uri.removeprefix("file://").removeprefix("./")
+        return (
+            f"{uri} names no absolute path; write file:///folder/{rest}, or, in local mode only, file://./{rest} for"
+            " what lies beside the manifest"
+        )
+    if not any(_is_under(uri=uri, root=root) for root in allowed_roots):
+        roots = ", ".join(allowed_roots) or "none"
+        return f"{uri} is outside the allowed roots ({roots}); move it there, or have an administrator allow its root"
+    return None
+
+
+def claims_of(spec: FineTuneJobSpec) -> list[Claim]:
+    """The claims behind the job's pvc:// URIs by name; writable where the artifacts are."""
+    return claims_behind(read=uris_of(spec).values(), written=[spec.artifacts.uri])
+
+
+def _is_under(*, uri: str, root: str) -> bool:
+    if root.endswith("/"):
+        return uri.startswith(root)
+    return uri == root or uri.startswith(f"{root}/")

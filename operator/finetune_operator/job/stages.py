@@ -1,46 +1,19 @@
-"""The stages of a run: how large each is, and the orders that its containers get."""
+"""The stages of a run, a record each: how large, with which orders, and how it is shown; and what they hand on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from finetune_api.finetunejob import STAGES, FineTuneJob, FineTuneJobStatus, Phase, StageName
+from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus, Phase, StageName
 from finetune_api.metrics import metrics_of
-from finetune_api.results import EvaluateResult, Failure, PrepareResult, TrainResult, result_adapter
+from finetune_api.results import EvaluateResult, PrepareResult, TrainResult, result_adapter
 from finetune_api.run import BaselineOrder, EvaluateRun, Identity, Locations, PrepareRun, TrainRun
-from finetune_api.shared_fields import Resources
-from finetune_operator.config import OperatorConfig
-from finetune_operator.job.evaluation import evaluation_order, evaluation_plan
+from finetune_api.shared_fields import PodOverlay
+from finetune_operator.attempts.evaluation import EvaluationPlan, evaluation_order
+from finetune_operator.attempts.manifests import Size
+from finetune_operator.core.names import of_kueue
 from finetune_operator.job.plan import ResolvedPlan
-
-PHASE_OF_STAGE: dict[StageName, Phase] = {"Prepare": "Preparing", "Train": "Training", "Evaluate": "Evaluating"}
-CONDITION_OF_STAGE: dict[StageName, str] = {"Prepare": "Prepared", "Train": "Trained", "Evaluate": "Evaluated"}
-GPU_RESOURCE = "nvidia.com/gpu"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageSize:
-    """What a stage asks of the cluster."""
-
-    pods: int
-    gpus: int
-    """GPUs of each pod."""
-    resources: Resources
-
-
-def size_of(*, stage: StageName, plan: ResolvedPlan) -> StageSize:
-    """How large a stage is: data are prepared on one CPU, models compared on one GPU (where training has any)."""
-    if stage == "Prepare":
-        return StageSize(pods=1, gpus=0, resources=plan.prepare_resources)
-    if stage == "Train":
-        return StageSize(pods=plan.nodes, gpus=plan.gpus_per_node, resources=plan.compute_resources)
-    return StageSize(pods=1, gpus=min(1, plan.gpus_per_node), resources=plan.compute_resources)
-
-
-def stage_after(stage: StageName) -> StageName | None:
-    """The next stage, None after the last."""
-    position = STAGES.index(stage) + 1
-    return STAGES[position] if position < len(STAGES) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,64 +27,57 @@ class Results:
 
 def recorded_results(status: FineTuneJobStatus) -> Results:
     """The results in a status. Raises pydantic.ValidationError for one that was tampered with."""
-    found: dict[str, PrepareResult | TrainResult | EvaluateResult | Failure] = {
-        stage.name: result_adapter.validate_python(stage.result) for stage in status.stages if stage.result is not None
-    }
-    prepare, train, evaluate = found.get("Prepare"), found.get("Train"), found.get("Evaluate")
+    found = [result_adapter.validate_python(stage.result) for stage in status.stages if stage.result is not None]
     return Results(
-        prepare=prepare if isinstance(prepare, PrepareResult) else None,
-        train=train if isinstance(train, TrainResult) else None,
-        evaluate=evaluate if isinstance(evaluate, EvaluateResult) else None,
+        prepare=next((each for each in found if isinstance(each, PrepareResult)), None),
+        train=next((each for each in found if isinstance(each, TrainResult)), None),
+        evaluate=next((each for each in found if isinstance(each, EvaluateResult)), None),
     )
 
 
-def order_of(
-    *,
-    stage: StageName,
-    attempt: int,
-    job: FineTuneJob,
-    plan: ResolvedPlan,
-    results: Results,
-    config: OperatorConfig,
-) -> PrepareRun | TrainRun | EvaluateRun:
-    """The run file of an attempt. Raises ValueError where the results that it builds on are not recorded."""
-    identity = Identity(namespace=job.metadata.namespace, job=job.metadata.name, uid=job.metadata.uid, attempt=attempt)
-    locations = Locations(
-        run=plan.run,
-        cache=plan.cache,
-        allowed_roots=list(config.allowed_roots),
-        mounts={claim.name: mount_path(claim=claim.name, config=config) for claim in plan.claims},
-    )
-    if stage == "Prepare":
-        return _prepare_run(identity=identity, locations=locations, plan=plan)
-    if results.prepare is None:
-        raise ValueError("the result of Prepare is not recorded")
-    if stage == "Train":
-        return _train_run(identity=identity, locations=locations, plan=plan, prepare=results.prepare)
-    if results.train is None:
-        raise ValueError("the result of Train is not recorded")
-    return evaluation_order(
-        identity=identity,
-        locations=locations,
-        plan=evaluation_plan(job=job, plan=plan),
-        model=plan.model,
-        base=results.prepare.base,
-        candidate=results.train.artifact,
-        labels=results.prepare.labels,
-        data_digest=results.prepare.data_digest,
-        baseline=plan.baseline or BaselineOrder(name="Base", base=results.prepare.base),
-    )
+@dataclass(frozen=True, kw_only=True)
+class Ordering:
+    """What the orders of an attempt are made of."""
+
+    job: FineTuneJob
+    plan: ResolvedPlan
+    results: Results
+    identity: Identity
+    locations: Locations
+
+    @property
+    def prepared(self) -> PrepareResult:
+        """The result of Prepare. Raises ValueError where it is not recorded."""
+        if self.results.prepare is None:
+            raise ValueError("the result of Prepare is not recorded")
+        return self.results.prepare
 
 
-def mount_path(*, claim: str, config: OperatorConfig) -> str:
-    """Where a claim is mounted in the containers."""
-    return f"{config.claim_mount_root}/{claim}"
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a run."""
+
+    name: StageName
+    phase: Phase
+    """Of the job while it lasts."""
+    condition: str
+    """That is true once it is complete."""
+    size: Callable[[ResolvedPlan], Size]
+    overlay: Callable[[ResolvedPlan], PodOverlay | None]
+    """What is added to its pods."""
+    activity: Callable[[ResolvedPlan], str]
+    """What it does, in words that stay the same while it does it."""
+    order: Callable[[Ordering], PrepareRun | TrainRun | EvaluateRun]
+    """The run file. Raises ValueError where a result that it builds on is not recorded."""
+    trains: bool = False
+    """It has a gang of processes that report and leave checkpoints."""
 
 
-def _prepare_run(*, identity: Identity, locations: Locations, plan: ResolvedPlan) -> PrepareRun:
+def _prepare(ordering: Ordering) -> PrepareRun:
+    plan = ordering.plan
     return PrepareRun(
-        identity=identity,
-        locations=locations,
+        identity=ordering.identity,
+        locations=ordering.locations,
         model=plan.model,
         sources=plan.sources,
         max_bad_rows=plan.max_bad_rows,
@@ -130,13 +96,14 @@ def _compares_answers(plan: ResolvedPlan) -> bool:
     return any(known[metric.name].from_answers for metric in plan.metrics if metric.name in known)
 
 
-def _train_run(*, identity: Identity, locations: Locations, plan: ResolvedPlan, prepare: PrepareResult) -> TrainRun:
+def _train(ordering: Ordering) -> TrainRun:
+    plan, prepared = ordering.plan, ordering.prepared
     return TrainRun(
-        identity=identity,
-        locations=locations,
+        identity=ordering.identity,
+        locations=ordering.locations,
         model=plan.model,
-        base=prepare.base,
-        data_digest=prepare.data_digest,
+        base=prepared.base,
+        data_digest=prepared.data_digest,
         method=plan.method,
         optimisation=plan.optimisation,
         checkpoint=plan.checkpoint,
@@ -144,3 +111,83 @@ def _train_run(*, identity: Identity, locations: Locations, plan: ResolvedPlan, 
         processes_per_node=plan.processes_per_node,
         strategy=plan.strategy,
     )
+
+
+def _evaluate(ordering: Ordering) -> EvaluateRun:
+    plan, prepared = ordering.plan, ordering.prepared
+    if ordering.results.train is None:
+        raise ValueError("the result of Train is not recorded")
+    return evaluation_order(
+        identity=ordering.identity,
+        locations=ordering.locations,
+        plan=evaluation_plan(job=ordering.job, plan=plan),
+        model=plan.model,
+        base=prepared.base,
+        candidate=ordering.results.train.artifact,
+        labels=prepared.labels,
+        data_digest=prepared.data_digest,
+        baseline=plan.baseline or BaselineOrder(name="Base", base=prepared.base),
+    )
+
+
+def evaluation_plan(*, job: FineTuneJob, plan: ResolvedPlan) -> EvaluationPlan:
+    """The part of a run's plan that an evaluation needs: its ModelVersion keeps it, to be compared again."""
+    return EvaluationPlan(
+        run=plan.run,
+        cache=plan.cache,
+        metrics=plan.metrics,
+        on_inconclusive=plan.on_inconclusive,
+        max_length=plan.optimisation.max_length,
+        max_new_tokens=plan.max_new_tokens,
+        batch_size=plan.evaluation_batch_size,
+        precision=plan.optimisation.precision,
+        seed=plan.optimisation.seed,
+        gpus=EVALUATE.size(plan).gpus,
+        resources=plan.compute_resources,
+        pod_template=EVALUATE.overlay(plan),
+        secrets=plan.secrets,
+        labels=of_kueue(job.metadata.labels),
+        annotations=of_kueue(job.metadata.annotations),
+    )
+
+
+PREPARE = Stage(
+    name="Prepare",
+    phase="Preparing",
+    condition="Prepared",
+    size=lambda plan: Size(pods=1, gpus=0, resources=plan.prepare_resources),
+    overlay=lambda plan: plan.prepare_pod_template or plan.pod_template,
+    activity=lambda _: "reading and checking the data and the base model",
+    order=_prepare,
+)
+TRAIN = Stage(
+    name="Train",
+    phase="Training",
+    condition="Trained",
+    size=lambda plan: Size(pods=plan.nodes, gpus=plan.gpus_per_node, resources=plan.compute_resources),
+    overlay=lambda plan: plan.pod_template,
+    activity=lambda plan: f"training on {plan.machines}",
+    order=_train,
+    trains=True,
+)
+EVALUATE = Stage(
+    name="Evaluate",
+    phase="Evaluating",
+    condition="Evaluated",
+    size=lambda plan: Size(pods=1, gpus=min(1, plan.gpus_per_node), resources=plan.compute_resources),
+    overlay=lambda plan: plan.evaluate_pod_template or plan.pod_template,
+    activity=lambda plan: f"comparing the candidate with {plan.baseline_name} on the held-out examples",
+    order=_evaluate,
+)
+ORDERED: tuple[Stage, ...] = (PREPARE, TRAIN, EVALUATE)
+"""As a run goes through them."""
+
+
+def stage_of(name: StageName) -> Stage:
+    """The record of a stage."""
+    return next(stage for stage in ORDERED if stage.name == name)
+
+
+def stage_after(name: StageName) -> Stage | None:
+    """The next stage, None after the last."""
+    return next(iter(ORDERED[ORDERED.index(stage_of(name)) + 1 :]), None)

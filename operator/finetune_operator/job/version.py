@@ -13,15 +13,15 @@ from finetune_api.modelversion import (
     ModelVersion,
     ModelVersionSpec,
 )
-from finetune_api.results import PrepareResult
-from finetune_api.run import BaselineOrder
+from finetune_api.results import EvaluateResult, PrepareResult
 from finetune_api.shared_fields import Software
+from finetune_operator.attempts.evaluation import EvaluationPlan
+from finetune_operator.core.names import ENDPOINT_LABEL, JOB_LABEL
+from finetune_operator.core.ports import Manifest
 from finetune_operator.gates.policy import Judgement
-from finetune_operator.job.evaluation import evaluation_plan
-from finetune_operator.job.names import ENDPOINT_LABEL, JOB_LABEL, version_name
+from finetune_operator.job.children import version_name
 from finetune_operator.job.plan import ResolvedPlan
-from finetune_operator.job.stages import Results
-from finetune_operator.ports import Manifest
+from finetune_operator.job.stages import Results, evaluation_plan
 
 
 def made_by(*, version: ModelVersion, job: FineTuneJob) -> bool:
@@ -91,27 +91,21 @@ def _spec(
             held=judgement.held or None,
             report=evaluation.report,
             results=evaluation.results,
-            plan=evaluation_plan(job=job, plan=plan).to_dict(),
+            precision=evaluate.precision,
+            plan=_evaluation_plan(job=job, plan=plan, result=evaluate).to_dict(),
         ),
         lineage=Lineage(job=JobReference(name=job.metadata.name, uid=job.metadata.uid)),
         software=Software(trainer_image=plan.trainer_image, packages=train.packages or None),
     )
 
 
+def _evaluation_plan(*, job: FineTuneJob, plan: ResolvedPlan, result: EvaluateResult) -> EvaluationPlan:
+    """When it is compared again it computes in what it was proven in, whatever machine that is on."""
+    made = evaluation_plan(job=job, plan=plan)
+    return made if result.precision is None else made.model_copy(update={"precision": result.precision})
+
+
 def _context_tokens(plan: ResolvedPlan, *, prepare: PrepareResult) -> int | None:
     """A classifier's texts were cut at maxLength when it was evaluated; what generates may fill its context."""
     cut = plan.optimisation.max_length if plan.model.task == "SequenceClassification" else None
     return min((each for each in (prepare.context_tokens, cut) if each is not None), default=None)
-
-
-def baseline_order(version: ModelVersion) -> BaselineOrder:
-    """How to compare with a ModelVersion."""
-    spec = version.spec
-    return BaselineOrder(
-        name=version.metadata.name,
-        uid=version.metadata.uid,
-        artifact=spec.artifact,
-        base=spec.base,
-        data_manifest=spec.data.manifest,
-        labels=spec.labels,
-    )

@@ -20,11 +20,12 @@ from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.config.incluster_config import load_incluster_config
 from kubernetes.aio.config.kube_config import load_kube_config
 
-from finetune_operator.ports import (
+from finetune_operator.core.ports import (
     AlreadyExistsError,
     ConflictError,
     InvalidError,
     Manifest,
+    NotAllowedError,
     NotFoundError,
     UnavailableError,
 )
@@ -48,6 +49,9 @@ _REFUSED_BY_POLICY = re.compile(r"ValidatingAdmissionPolicy|admission webhook|de
 
 # Server-side apply of a field that the type does not have is an internal error (500) to the apiserver.
 _NOT_IN_SCHEMA = "failed to create typed patch object"
+
+# A webhook with failurePolicy Fail whose pods are away: the apiserver itself is well.
+_DOES_NOT_ANSWER = "failed calling webhook"
 
 
 async def load_configuration(*, kubeconfig: str | None, context: str | None) -> Configuration:
@@ -116,6 +120,22 @@ class Api:
             raise error_of(status=status, answer=answer, request=f"{method} {path}")
         return answer
 
+    async def stream(self, *, path: str, query: Query = ()) -> AsyncIterator[bytes]:
+        """What a GET answers with, in pieces, for as long as they come. Raises UnavailableError where it breaks off."""
+        try:
+            request = await self._client.param_serialize(
+                "GET", path, query_params=list(query), header_params={}, auth_settings=["BearerToken"]
+            )
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
+            async with (await self._client.call_api(*request, _request_timeout=timeout)).response as answer:
+                if answer.status >= 400:
+                    told = _parsed(await answer.read())
+                    raise error_of(status=answer.status, answer=told, request=f"GET {path}")
+                async for piece in answer.content.iter_any():
+                    yield piece
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnavailableError(f"GET {path}: {error or type(error).__name__}") from error
+
     async def pages(self, *, path: str, query: Query = ()) -> AsyncIterator[Manifest]:
         """The items of a collection, read page by page."""
         token = ""
@@ -181,7 +201,8 @@ def error_of(*, status: int, answer: Manifest, request: str) -> Exception:
     by_schema = status == 500 and _NOT_IN_SCHEMA in message
     if refused or by_policy or by_schema:
         return InvalidError(message)
-    return UnavailableError(message)
+    not_now = status == 403 or (status == 500 and _DOES_NOT_ANSWER in message)
+    return NotAllowedError(message) if not_now else UnavailableError(message)
 
 
 def _parsed(text: bytes) -> Manifest:

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, TypedDict
 
+from finetune_operator.core.ports import FIELD_MANAGER, ConflictError, InvalidError, Kind, Manifest, NotFoundError
 from finetune_operator.kube.api import APPLY_PATCH, JSON, MERGE_PATCH, YAML, Api
 from finetune_operator.kube.kinds import PLACES, place_of
-from finetune_operator.ports import FIELD_MANAGER, ConflictError, InvalidError, Kind, Manifest, NotFoundError
 
 log = logging.getLogger(__name__)
 

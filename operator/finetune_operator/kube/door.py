@@ -15,25 +15,59 @@ import asyncio
 import logging
 import math
 import ssl
+import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
 from pydantic import ValidationError
 
+from finetune_api.base import first_problem
 from finetune_api.observations import OBSERVATIONS_ROUTE, Observations, ObservationsReply
 from finetune_api.progress import PROGRESS_ROUTE, ProgressReport
 from finetune_http.plain_errors import PlainRunner
+from finetune_operator.core.ports import Key, UnavailableError
 from finetune_operator.kube.gatekeeper import ForbiddenError, Gatekeeper, PodIdentity, UnauthenticatedError
-from finetune_operator.kube.observations import ObservationInbox
-from finetune_operator.kube.progress import ProgressInbox
-from finetune_operator.kube.rate_limit import RateLimit
-from finetune_operator.ports import Key, UnavailableError
+from finetune_operator.kube.inboxes import ObservationInbox, ProgressInbox
 
 log = logging.getLogger(__name__)
 
 MAXIMUM_BODY_BYTES = 64 * 1024
 READ_SECONDS = 10.0
+_CALLERS = 8192
+
+
+class RateLimit:
+    """Allows each caller `burst` calls at once and `per_second` on average; remembers a bounded number of callers."""
+
+    def __init__(self, *, per_second: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second = per_second
+        self._burst = float(burst)
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, *, caller: str) -> float:
+        """0 and the call is counted; or the seconds after which the caller may try again."""
+        wait = self.wait_seconds(caller=caller)
+        if wait == 0:
+            self._buckets[caller] = (self._level(caller=caller) - 1, self._clock())
+            self._buckets.move_to_end(caller)
+            if len(self._buckets) > _CALLERS:
+                self._buckets.popitem(last=False)
+        return wait
+
+    def wait_seconds(self, *, caller: str) -> float:
+        """The seconds after which a call would be allowed; 0: now. Counts nothing."""
+        return max(0.0, 1 - self._level(caller=caller)) / self._per_second
+
+    def _level(self, *, caller: str) -> float:
+        if caller not in self._buckets:
+            return self._burst
+        level, at = self._buckets[caller]
+        return min(self._burst, level + (self._clock() - at) * self._per_second)
+
+
 _GATEKEEPER = web.AppKey("gatekeeper", Gatekeeper)
 _INBOX = web.AppKey("inbox", ProgressInbox)
 _OBSERVATIONS = web.AppKey("observations", ObservationInbox)
@@ -147,9 +181,7 @@ async def _answer_in_json(request: web.Request, handler: Handler) -> web.StreamR
         headers = {name: error.headers[name] for name in ("Retry-After", "Allow") if name in error.headers}
         return _refusal(status=error.status, message=error.text or error.reason, headers=headers)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "body"
-        return _refusal(status=400, message=f"not a report: {where}: {first['msg']}")
+        return _refusal(status=400, message=f"not a report: {first_problem(error, root='body')}")
     except UnauthenticatedError as error:
         return _refusal(status=401, message=str(error), headers={"WWW-Authenticate": "Bearer"})
     except ForbiddenError as error:

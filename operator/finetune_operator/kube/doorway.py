@@ -20,11 +20,11 @@ from pathlib import Path
 
 from aiohttp import web
 
+from finetune_operator.core.ports import FIELD_MANAGER, Door, InvalidError, UnavailableError
 from finetune_operator.kube.api import APPLY_PATCH, Api
 from finetune_operator.kube.certificates import SERVING_LIFETIME, Authority, KeyPair, new_serving
 from finetune_operator.kube.door import serving
 from finetune_operator.kube.trust import Trust
-from finetune_operator.ports import FIELD_MANAGER, Door, InvalidError, UnavailableError
 
 log = logging.getLogger(__name__)
 

@@ -7,18 +7,21 @@ read live, must be one of the job's. Answers are remembered briefly, since a pod
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 from finetune_api import API_VERSION
+from finetune_operator.core.names import JOB_LABEL
+from finetune_operator.core.ownership import controller_of, is_owned
+from finetune_operator.core.ports import Cluster, Kind, Manifest
 from finetune_operator.endpoint.names import COMPONENT_LABEL, GATEWAY, gateway_name
-from finetune_operator.job.names import ENDPOINT_LABEL, JOB_LABEL
 from finetune_operator.kube.api import Api
-from finetune_operator.ports import Cluster, Manifest
 
 REMEMBERED_SECONDS = 60.0
 _REMEMBERED = 4096
@@ -75,45 +78,44 @@ class Gatekeeper:
 
     async def authorise(self, *, pod: PodIdentity, namespace: str, job: str) -> str:
         """The UID of the FineTuneJob that the pod works for. Raises ForbiddenError unless it is this one."""
-        known, uid = self._jobs.recall(f"{pod.uid}/{namespace}/{job}")
+        key = f"{pod.uid}/{namespace}/{job}"
+        known, uid = self._jobs.recall(key)
         if known and uid:
             return uid
-        refusal = ForbiddenError(f"pod {pod.namespace}/{pod.name} is not a pod of FineTuneJob {namespace}/{job}")
-        if pod.namespace != namespace:
-            raise refusal
-        child = await self._cluster.get(kind="Pod", namespace=namespace, name=pod.name)
-        if child is None or child["metadata"].get("uid") != pod.uid or _labels(child).get(JOB_LABEL) != job:
-            raise refusal
-        owner = _controller(child, api_version="batch/v1", kind="Job")
-        run = await self._cluster.get(kind="Job", namespace=namespace, name=owner["name"]) if owner else None
-        if run is None or owner is None or run["metadata"].get("uid") != owner["uid"]:
-            raise refusal
-        fine_tune_job = _controller(run, api_version=API_VERSION, kind="FineTuneJob")
-        if fine_tune_job is None or fine_tune_job["name"] != job:
-            raise refusal
-        uid = str(fine_tune_job["uid"])
-        self._jobs.keep(f"{pod.uid}/{namespace}/{job}", uid)
-        return uid
+        child = await self._pod(pod) if pod.namespace == namespace else None
+        run_ref = _controller(child, api_version="batch/v1", kind="Job")
+        run = await self._cluster.get(kind="Job", namespace=namespace, name=run_ref["name"]) if run_ref else None
+        owner = _controller(run, api_version=API_VERSION, kind="FineTuneJob")
+        genuine = run is not None and run["metadata"].get("uid") == run_ref.get("uid") and owner.get("name") == job
+        if not genuine or _labels(child).get(JOB_LABEL) != job:
+            raise ForbiddenError(f"pod {pod.namespace}/{pod.name} is not a pod of FineTuneJob {namespace}/{job}")
+        self._jobs.keep(key, str(owner["uid"]))
+        return str(owner["uid"])
 
     async def authorise_gateway(self, *, pod: PodIdentity, endpoint: str) -> None:
         """Raises ForbiddenError unless the pod is a gateway of this endpoint of its own namespace."""
-        known, uid = self._jobs.recall(f"{pod.uid}/gateway/{endpoint}")
-        if known and uid:
+        key = f"{pod.uid}/gateway/{endpoint}"
+        if self._jobs.recall(key)[0]:
             return
-        refusal = ForbiddenError(f"pod {pod.namespace}/{pod.name} is not a gateway of ModelEndpoint {endpoint}")
-        child = await self._cluster.get(kind="Pod", namespace=pod.namespace, name=pod.name)
-        labels = _labels(child) if child is not None else {}
-        if child is None or child["metadata"].get("uid") != pod.uid or labels.get(COMPONENT_LABEL) != GATEWAY:
-            raise refusal
-        name = gateway_name(endpoint)
-        deployment = await self._cluster.get(kind="Deployment", namespace=pod.namespace, name=name)
-        replicas = _controller(child, api_version="apps/v1", kind="ReplicaSet")
-        owner = _controller(deployment, api_version=API_VERSION, kind="ModelEndpoint") if deployment else None
-        if owner is None or owner["name"] != endpoint or replicas is None:
-            raise refusal
-        if labels.get(ENDPOINT_LABEL) != endpoint or not str(replicas["name"]).startswith(f"{name}-"):
-            raise refusal
-        self._jobs.keep(f"{pod.uid}/gateway/{endpoint}", str(owner["uid"]))
+        child = await self._pod(pod)
+        owners: list[Manifest | None] = [None]
+        if child is not None and _labels(child).get(COMPONENT_LABEL) == GATEWAY:
+            replicas = str(controller_of(child).get("name", "-"))
+            wanted: tuple[tuple[Kind, str], ...] = (
+                ("ReplicaSet", replicas), ("Deployment", gateway_name(endpoint)), ("ModelEndpoint", endpoint),
+            )  # fmt: skip
+            owners = await asyncio.gather(
+                *(self._cluster.get(kind=kind, namespace=pod.namespace, name=name) for kind, name in wanted)
+            )
+        for each, its_owner in pairwise((child, *owners)):
+            if each is None or its_owner is None or not is_owned(each, uid=its_owner["metadata"]["uid"]):
+                raise ForbiddenError(f"pod {pod.namespace}/{pod.name} is not a gateway of ModelEndpoint {endpoint}")
+        self._jobs.keep(key, pod.uid)
+
+    async def _pod(self, pod: PodIdentity) -> Manifest | None:
+        """The very pod that the token is bound to, read live; None: it is gone."""
+        found = await self._cluster.get(kind="Pod", namespace=pod.namespace, name=pod.name)
+        return found if found is not None and found["metadata"].get("uid") == pod.uid else None
 
     async def _review(self, *, token: str) -> Manifest:
         review = {
@@ -162,18 +164,11 @@ def _pod_of(*, review: Manifest, audience: str) -> PodIdentity | None:
     return PodIdentity(namespace=username.removeprefix(_USER_PREFIX).split(":")[0], name=name[0], uid=uid[0])
 
 
-def _labels(manifest: Manifest) -> dict[str, str]:
-    return manifest["metadata"].get("labels") or {}
+def _labels(manifest: Manifest | None) -> dict[str, str]:
+    return (manifest or {}).get("metadata", {}).get("labels") or {}
 
 
-def _controller(manifest: Manifest, *, api_version: str, kind: str) -> dict[str, Any] | None:
-    """The controlling owner, where it is of this kind."""
-    owners = manifest["metadata"].get("ownerReferences") or ()
-    return next(
-        (
-            owner
-            for owner in owners
-            if owner.get("controller") and owner.get("apiVersion") == api_version and owner.get("kind") == kind
-        ),
-        None,
-    )
+def _controller(manifest: Manifest | None, *, api_version: str, kind: str) -> dict[str, Any]:
+    """The controlling owner, where it is of this kind; else nothing."""
+    owner = controller_of(manifest) if manifest is not None else {}
+    return owner if (owner.get("apiVersion"), owner.get("kind")) == (api_version, kind) else {}

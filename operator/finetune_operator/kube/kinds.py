@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from finetune_api import API_VERSION
-from finetune_operator.ports import Kind, Manifest
+from finetune_api.crd import RESOURCES
+from finetune_operator.core.ports import Kind, Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +32,14 @@ class Place:
 
 
 PLACES: dict[Kind, Place] = {
-    "FineTuneJob": Place(api_version=API_VERSION, plural="finetunejobs"),
-    "ModelVersion": Place(api_version=API_VERSION, plural="modelversions"),
-    "ModelEndpoint": Place(api_version=API_VERSION, plural="modelendpoints"),
+    **{cast("Kind", each.kind): Place(api_version=API_VERSION, plural=each.plural) for each in RESOURCES},
     "Job": Place(api_version="batch/v1", plural="jobs"),
     "Pod": Place(api_version="v1", plural="pods"),
     "ConfigMap": Place(api_version="v1", plural="configmaps"),
     "Secret": Place(api_version="v1", plural="secrets"),
     "Service": Place(api_version="v1", plural="services"),
     "Deployment": Place(api_version="apps/v1", plural="deployments"),
+    "ReplicaSet": Place(api_version="apps/v1", plural="replicasets"),
     "ControllerRevision": Place(api_version="apps/v1", plural="controllerrevisions"),
     "PersistentVolumeClaim": Place(api_version="v1", plural="persistentvolumeclaims"),
     "PodDisruptionBudget": Place(api_version="policy/v1", plural="poddisruptionbudgets"),

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune_operator.core.ports import AlreadyExistsError, ConflictError, Manifest, NotFoundError, UnavailableError
 from finetune_operator.kube.api import Api, Method
-from finetune_operator.ports import AlreadyExistsError, ConflictError, Manifest, NotFoundError, UnavailableError
 
 log = logging.getLogger(__name__)
 
 API_VERSION = "coordination.k8s.io/v1"
-_STOP_SECONDS = 8.0
 _RELEASE_SECONDS = 5.0
 
 
@@ -59,14 +58,8 @@ class Elector:
         self._settings = settings
         self._on_change = on_change
         self._clock = clock
-        self._leading = False
         self._lease: Manifest = {}
         self._renewed_at = 0.0
-
-    @property
-    def is_leader(self) -> bool:
-        """Whether this process leads now."""
-        return self._leading
 
     async def run(self, *, lead: Callable[[], Awaitable[None]]) -> None:
         """Compete until cancelled; while leading, run `lead` and cancel it when the Lease is lost.
@@ -82,7 +75,7 @@ class Elector:
                 await self._hold(work=work)
             finally:
                 self._changed(leading=False)
-                await _stop(work)
+                await self._stop(work)
                 await self._release()
 
     async def _acquire(self) -> None:
@@ -104,7 +97,7 @@ class Elector:
                 log.debug("another candidate was faster")
             except UnavailableError as error:
                 log.warning("cannot compete for the lease: %s", error)
-            await self._pause()
+            await asyncio.sleep(self._interval())
 
     async def _hold(self, *, work: asyncio.Future[None]) -> None:
         """Renew until the Lease is lost or the work ends."""
@@ -116,15 +109,11 @@ class Elector:
             if left <= 0:
                 return log.error("leadership lost: the lease could not be renewed in time")
             try:
-                await self._renew(timeout_seconds=left)
+                await self._write_own({"renewTime": _now()}, timeout_seconds=left)
             except (ConflictError, NotFoundError):
                 return log.error("leadership lost: another process holds the lease")
             except UnavailableError as error:
                 log.warning("cannot renew the lease, %.1f s left: %s", left, error)
-
-    async def _renew(self, *, timeout_seconds: float) -> None:
-        """Renew. Raises ConflictError where another process holds the Lease."""
-        await self._write_own({"renewTime": _now()}, timeout_seconds=timeout_seconds)
 
     async def _take(self, *, lease: Manifest) -> None:
         transitions = int((lease.get("spec") or {}).get("leaseTransitions") or 0) + 1
@@ -154,6 +143,23 @@ class Elector:
             if lease is None or (lease.get("spec") or {}).get("holderIdentity") != self._settings.identity:
                 raise
             await write(lease)
+
+    async def _stop(self, work: asyncio.Future[None]) -> None:
+        """Cancel the work and wait until it has ended: for no longer than the Lease holds, which nobody renews now.
+
+        A process that was frozen finds its Lease over when it wakes up. Its work gets the time to end that the settings
+        leave between the deadline to renew and the end of the Lease.
+        """
+        if work.done():
+            return
+        work.cancel()
+        settings = self._settings
+        left = self._renewed_at + settings.duration_seconds - self._clock()
+        await asyncio.wait({work}, timeout=max(left, settings.duration_seconds - settings.renew_deadline_seconds))
+        if not work.done():
+            raise RuntimeError("the work of the leader did not stop while its lease held")
+        if not work.cancelled() and (error := work.exception()) is not None:
+            log.error("the work of the leader failed while it stopped", exc_info=error)
 
     async def _read(self) -> Manifest | None:
         settings = self._settings
@@ -192,27 +198,11 @@ class Elector:
         }
 
     def _changed(self, *, leading: bool) -> None:
-        self._leading = leading
         log.info("leading" if leading else "no longer leading", extra={"identity": self._settings.identity})
         self._on_change(leading)
 
     def _interval(self) -> float:
         return self._settings.retry_seconds * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing
-
-    async def _pause(self) -> None:
-        await asyncio.sleep(self._interval())
-
-
-async def _stop(work: asyncio.Future[None]) -> None:
-    """Cancel the work and wait until it has ended."""
-    if work.done():
-        return
-    work.cancel()
-    await asyncio.wait({work}, timeout=_STOP_SECONDS)
-    if not work.done():
-        raise RuntimeError(f"the work of the leader did not stop within {_STOP_SECONDS:.0f} s")
-    if not work.cancelled() and (error := work.exception()) is not None:
-        log.error("the work of the leader failed while it stopped", exc_info=error)
 
 
 def _now() -> str:

@@ -10,33 +10,43 @@ import asyncio
 import logging
 import signal
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 
-from finetune_operator.config import OperatorConfig
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.controller import Surroundings
+from finetune_operator.core.ports import Key, UnavailableError
+from finetune_operator.core.workqueue import WorkQueue
 from finetune_operator.kube.api import Api, load_configuration
 from finetune_operator.kube.cluster import KubernetesCluster
 from finetune_operator.kube.door import door_application, serving
 from finetune_operator.kube.doorway import DoorSettings, Doorway
 from finetune_operator.kube.gatekeeper import Gatekeeper
+from finetune_operator.kube.inboxes import ObservationInbox, ProgressInbox
 from finetune_operator.kube.leader import Elector, LeaseSettings
-from finetune_operator.kube.observations import ObservationInbox
-from finetune_operator.kube.probes import probes_application
-from finetune_operator.kube.progress import ProgressInbox
-from finetune_operator.kube.request_metrics import RequestMetrics
 from finetune_operator.kube.watch import KopfWatchSource
 from finetune_operator.metrics import Metrics
-from finetune_operator.ports import Key, UnavailableError
 from finetune_operator.reconcile import Reconciler
-from finetune_operator.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 
 LEASE = "finetune-operator"
 _RETRY_SECONDS = 2.0
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +109,15 @@ class OperatorProcess:
         inbox = ProgressInbox(enqueue=lambda key: queue.add(key), clock=_now)
         observations = ObservationInbox(enqueue=lambda key: queue.add(key), clock=_now)
         reconciler = Reconciler(
-            cluster=self._cluster,
-            config=self._config,
-            progress=inbox,
-            clock=_now,
             metrics=self._metrics,
-            door=lambda: self._doorway.door,
-            observations=observations,
+            around=Surroundings(
+                cluster=self._cluster,
+                config=self._config,
+                progress=inbox,
+                clock=_now,
+                door=lambda: self._doorway.door,
+                observations=observations,
+            ),
         )
         queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile, observer=self._metrics)
         gatekeeper = Gatekeeper(api=self._api, cluster=self._cluster, audience=self._config.token_audience)
@@ -178,3 +190,63 @@ def _stop(task: asyncio.Task[None], number: signal.Signals) -> None:
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+# -- what watches the operator: /healthz, /readyz and /metrics on one plain HTTP port ----------------------------------
+
+
+def probes_application(*, registry: CollectorRegistry, not_ready: Callable[[], str | None]) -> web.Application:
+    """The three routes. `not_ready` says why this replica could not take over, None where it could.
+
+    That the event loop turns is all that /healthz asks: a new process would help against nothing else, least of all an
+    apiserver that is away.
+    """
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        reason = not_ready()
+        return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    application = web.Application(client_max_size=1024)
+    application.router.add_get("/healthz", healthz)
+    application.router.add_get("/readyz", readyz)
+    application.router.add_get("/metrics", metrics)
+    return application
+
+
+class RequestMetrics:
+    """Counts and times calls (api.Observer)."""
+
+    def __init__(self, *, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "finetune_kubernetes_requests_total",
+            "Calls to the apiserver; status 0: no answer.",
+            ["method", "resource", "status"],
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "finetune_kubernetes_request_duration_seconds",
+            "Time of a call to the apiserver.",
+            ["method"],
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+
+    def __call__(self, method: str, path: str, status: int, seconds: float) -> None:
+        """A call has ended."""
+        self._requests.labels(method, resource_of(path), str(status)).inc()
+        self._seconds.labels(method).observe(seconds)
+
+
+def resource_of(path: str) -> str:
+    """The plural name in an API path: a closed set, unlike paths."""
+    parts = path.strip("/").split("/")
+    rest = parts[2:] if parts[0] == "api" else parts[3:]
+    if len(rest) > 2 and rest[0] == "namespaces":
+        rest = rest[2:]
+    return rest[0] if rest else "discovery"

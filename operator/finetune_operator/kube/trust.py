@@ -11,10 +11,7 @@ import binascii
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from finetune_operator.kube.api import APPLY_PATCH, Api
-from finetune_operator.kube.certificates import Authority, KeyPair, maintained
-from finetune_operator.kube.kinds import PLACES
-from finetune_operator.ports import (
+from finetune_operator.core.ports import (
     FIELD_MANAGER,
     AlreadyExistsError,
     ConflictError,
@@ -22,6 +19,9 @@ from finetune_operator.ports import (
     NotFoundError,
     UnavailableError,
 )
+from finetune_operator.kube.api import APPLY_PATCH, Api
+from finetune_operator.kube.certificates import Authority, KeyPair, maintained
+from finetune_operator.kube.kinds import PLACES
 
 NAME = "finetune-door-ca"
 """Of the Secret and of the ConfigMap."""

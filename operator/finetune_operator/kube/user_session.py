@@ -6,16 +6,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import aiohttp
-from kubernetes.aio.client.api_client import ApiClient
-from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.config.kube_config import list_kube_config_contexts
 
-from finetune_operator.kube.api import CONNECT_SECONDS, MERGE_PATCH, Api, load_configuration
+from finetune_operator.core.ports import InvalidError, Kind, Manifest, NotFoundError, UnavailableError
+from finetune_operator.kube.api import MERGE_PATCH, Api, load_configuration
 from finetune_operator.kube.cluster import KubernetesCluster
 from finetune_operator.kube.kinds import PLACES
-from finetune_operator.ports import Kind, Manifest, NotFoundError, UnavailableError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +23,6 @@ class UserSession:
     cluster: KubernetesCluster
     namespace: str
     server: str
-    configuration: Configuration
 
     async def version(self) -> str:
         """The apiserver's version, e.g. v1.36.3. Raises UnavailableError."""
@@ -76,29 +72,14 @@ class UserSession:
 
         Raises NotFoundError where the pod is gone or has not started, UnavailableError where the answer breaks off.
         """
-        headers = {"User-Agent": "finetune"}
-        token = await self.configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
-        if token:
-            headers["Authorization"] = token
-        context = ApiClient(configuration=self.configuration).rest_client.ssl_context
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-        query = {"container": container, "follow": "true" if follow else "false"}
-        path = f"{self.configuration.host}/api/v1/namespaces/{namespace}/pods/{pod}/log"
-        connector = aiohttp.TCPConnector(ssl=context)
+        path = f"{PLACES['Pod'].item(namespace=namespace, name=pod)}/log"
+        query = [("container", container), ("follow", "true" if follow else "false")]
         try:
-            async with (
-                aiohttp.ClientSession(
-                    connector=connector, timeout=timeout, proxy=self.configuration.proxy, trust_env=True
-                ) as session,
-                session.get(path, params=query, headers=headers) as answer,
-            ):
-                if answer.status in (400, 404):
-                    raise NotFoundError(f"pod {pod} has no log (yet): {await _message(answer)}")
-                if answer.status >= 400:
-                    raise UnavailableError(f"the log of pod {pod}: {await _message(answer)}")
-                async for piece in answer.content.iter_any():
-                    yield piece
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            async for piece in self.api.stream(path=path, query=query):
+                yield piece
+        except (InvalidError, NotFoundError) as error:  # 400: its container has not begun
+            raise NotFoundError(f"pod {pod} has no log (yet): {error}") from error
+        except UnavailableError as error:
             raise UnavailableError(f"the log of pod {pod}: {error}") from error
 
 
@@ -113,7 +94,6 @@ async def open_user_session(*, kubeconfig: str | None, context: str | None) -> A
             cluster=KubernetesCluster(api=api),
             namespace=_namespace_of(kubeconfig=kubeconfig, context=context),
             server=configuration.host,
-            configuration=configuration,
         )
     finally:
         await api.close()
@@ -126,10 +106,3 @@ def _namespace_of(*, kubeconfig: str | None, context: str | None) -> str:
         return "default"  # a pod's service account: kubectl, too, then asks for -n
     chosen = next((each for each in contexts if each["name"] == context), current) if context else current
     return str(((chosen or {}).get("context") or {}).get("namespace") or "default")
-
-
-async def _message(answer: aiohttp.ClientResponse) -> str:
-    try:
-        return str((await answer.json()).get("message", answer.reason))
-    except ValueError:
-        return str(answer.reason)

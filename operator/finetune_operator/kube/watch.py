@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import logging
 import random
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 from urllib.request import getproxies
 
 import aiohttp
@@ -25,20 +26,20 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
 from finetune_api import GROUP, VERSION
-from finetune_api.finetunejob import TERMINAL_PHASES
-from finetune_operator.job.names import ENDPOINT_LABEL, JOB_LABEL, OWNED_LABEL
+from finetune_operator.core.names import OWNED_LABEL
+from finetune_operator.core.ports import Enqueue, Key, Kind, Manifest, NotFoundError, UnavailableError
+from finetune_operator.core.status_writing import key_of
+from finetune_operator.kinds import FOLLOWED, RECONCILED, concerned, has_ended
 from finetune_operator.kube.api import PAGE_SIZE, Api
-from finetune_operator.kube.changes import Changes
 from finetune_operator.kube.kinds import PLACES
-from finetune_operator.ports import Enqueue, Key, Kind, Manifest, NotFoundError, UnavailableError
 
 log = logging.getLogger(__name__)
 
 CHILD_KINDS: tuple[Kind, ...] = ("Job", "Pod", "Deployment")
 """What tells of a run's progress. ConfigMaps and Services do not, and watching them would need the right to read all
 ConfigMaps of the cluster; one that somebody deleted is missed at the next look."""
-_OWN_KINDS: tuple[Literal["FineTuneJob", "ModelEndpoint"], ...] = ("FineTuneJob", "ModelEndpoint")
-_KINDS: tuple[Kind, ...] = (*_OWN_KINDS, "ModelVersion", *CHILD_KINDS)
+_OWN_KINDS = (*RECONCILED, *FOLLOWED)
+_KINDS = (*_OWN_KINDS, *CHILD_KINDS)
 RELIST_SECONDS = 600.0
 _RETRY_SECONDS = 2.0
 _STOP_SECONDS = 6.0
@@ -48,7 +49,7 @@ _GUARD_SECONDS = 1.0
 
 
 class KopfWatchSource:
-    """Watches FineTuneJobs and their children.
+    """Watches our objects and their children.
 
     `configure` loads the connection anew in kopf's own loop. `namespaces`: those watched; empty: all but
     `excluded_namespaces`. `instance`: objects that become, or are no more, another operator's are news.
@@ -97,8 +98,7 @@ class KopfWatchSource:
             log.warning("cannot watch: %s", error)
             return False
         plurals = {resource["name"] for resource in found.get("resources") or ()}
-        needed: tuple[Kind, ...] = (*_OWN_KINDS, "ModelVersion")
-        return {PLACES[kind].plural for kind in needed} <= plurals
+        return {PLACES[kind].plural for kind in _OWN_KINDS} <= plurals
 
     async def _run_kopf(self, *, enqueue: Enqueue) -> None:
         loop = asyncio.get_running_loop()
@@ -160,7 +160,7 @@ class KopfWatchSource:
 
         async def changed(event: kopf.RawEvent, **_: Any) -> None:
             manifest: Any = event["object"]
-            key = key_of(manifest=manifest)
+            key = concerned(manifest)
             if key is not None and changes.is_news(manifest=manifest, type=event["type"]):
                 notify(key)
 
@@ -175,12 +175,13 @@ class KopfWatchSource:
         while True:
             await asyncio.sleep(self._relist_seconds * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load
             try:
-                for namespace, kind in itertools.product(self._namespaces or (None,), _OWN_KINDS):
+                for namespace, kind in itertools.product(self._namespaces or (None,), RECONCILED):
                     path = PLACES[kind].collection(namespace=namespace)
                     query = [("fieldSelector", self._selector)] if self._selector else []
                     async for item in self._api.pages(path=path, query=query):
-                        if not _has_ended(item):
-                            enqueue(_own_key(item["metadata"], kind=kind))
+                        found = {**item, "kind": kind}  # items of a list do not say it
+                        if not has_ended(found):
+                            enqueue(key_of(found))
             except (NotFoundError, UnavailableError) as error:
                 log.warning("relisting failed: %s", error)
 
@@ -229,27 +230,6 @@ async def _ended(operator: asyncio.Task[None]) -> None:
         operator.result()
 
 
-def key_of(*, manifest: Any) -> Key | None:
-    """The object of ours that a changed object concerns: itself, or the one its labels name. None: nobody's child."""
-    metadata = manifest["metadata"]
-    for kind in _OWN_KINDS:
-        if manifest.get("kind") == kind:
-            return _own_key(metadata, kind=kind)
-    labels = metadata.get("labels") or {}
-    job, endpoint = labels.get(JOB_LABEL), labels.get(ENDPOINT_LABEL)
-    if endpoint and (manifest.get("kind") == "ModelVersion" or not job):
-        return Key(kind="ModelEndpoint", namespace=metadata["namespace"], name=endpoint)
-    return Key(kind="FineTuneJob", namespace=metadata["namespace"], name=job) if job else None
-
-
-def _own_key(metadata: Any, *, kind: Literal["FineTuneJob", "ModelEndpoint"]) -> Key:
-    return Key(kind=kind, namespace=metadata["namespace"], name=metadata["name"])
-
-
-def _has_ended(job: Manifest) -> bool:
-    return (job.get("status") or {}).get("phase") in TERMINAL_PHASES
-
-
 def _settings(*, field_selector: str) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False  # Events are ours to write
@@ -292,3 +272,49 @@ async def _session(*, configuration: Configuration) -> kopf.AiohttpSession:
         trust_env=bool(getproxies()),
     )
     return kopf.AiohttpSession(server=configuration.host, aiohttp_session=session)
+
+
+# -- which events tell something new -----------------------------------------------------------------------------------
+
+
+class Changes:
+    """Remembers what was seen of each object (a number each), by its UID.
+
+    Half of all events are echoes: of our own status writes, of finalizers that the Job controller puts on pods and
+    takes away, of counters in a Job's status. A look at an object costs calls to the apiserver; an echo costs none.
+    """
+
+    def __init__(self, *, instance: str = "") -> None:
+        """`instance`: whose objects are looked after."""
+        self._instance = instance
+        self._seen: dict[str, int] = {}
+
+    def is_news(self, *, manifest: Manifest, type: str | None) -> bool:
+        """Whether an event is worth a look. `type` is ADDED, MODIFIED, DELETED, or None for an object of a list.
+
+        Listed objects always are: a list begins a new watch, and what happened before it is unknown.
+        """
+        uid = str(manifest["metadata"].get("uid", ""))
+        if type == "DELETED":
+            self._seen.pop(uid, None)
+            return True
+        now = hash(json.dumps(relevant(manifest, instance=self._instance), sort_keys=True))
+        before = self._seen.get(uid)
+        self._seen[uid] = now
+        return type is None or now != before
+
+
+def relevant(manifest: Manifest, *, instance: str = "") -> list[Any]:
+    """The parts of an object that decisions rest on."""
+    metadata, spec, status = manifest["metadata"], manifest.get("spec") or {}, manifest.get("status") or {}
+    deleted = metadata.get("deletionTimestamp")
+    if manifest.get("kind") == "Pod":
+        return [deleted, spec.get("nodeName"), status]
+    if manifest.get("kind") == "Job":
+        return [deleted, spec.get("suspend"), status.get("conditions")]
+    if manifest.get("kind") == "Deployment":
+        counts = [status.get("replicas"), status.get("readyReplicas")]
+        return [deleted, metadata.get("generation"), *counts, status.get("conditions")]
+    # Our own types: the status is ours to write, and no news to us unless it says that another operator begins or ends.
+    other = (status.get("instance") or instance) != instance
+    return [deleted, metadata.get("generation"), metadata.get("labels"), metadata.get("annotations"), other]

@@ -9,14 +9,11 @@ import secrets
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from finetune_api import API_VERSION
-from finetune_operator.local.applying import APPLIED_ANNOTATION, applied_onto
-from finetune_operator.local.home import LocalHome
-from finetune_operator.local.secrets_files import secret_manifest
-from finetune_operator.local.store import ObjectStore
-from finetune_operator.ports import (
+from finetune_operator.core.ownership import controller_of
+from finetune_operator.core.ports import (
     AlreadyExistsError,
     Clock,
     ConflictError,
@@ -24,16 +21,16 @@ from finetune_operator.ports import (
     Manifest,
     NotFoundError,
 )
+from finetune_operator.local.home import LocalHome
+from finetune_operator.local.secrets_files import secret_manifest
+from finetune_operator.local.store import ObjectStore
 from finetune_operator.validation import admit, validate_status
 
 _SYSTEM_FIELDS = ("uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "managedFields")
 _DEFAULT_GRACE_SECONDS = 30
-# In the order in which dependants are looked for: owners before what they own.
-_KINDS: tuple[Kind, ...] = (
-    "FineTuneJob", "ModelVersion", "ModelEndpoint", "Deployment", "Job", "Pod", "ConfigMap", "Secret", "Service",
-    "ControllerRevision", "PersistentVolumeClaim", "PodDisruptionBudget", "NetworkPolicy", "ServiceAccount", "Role",
-    "RoleBinding", "Event",
-)  # fmt: skip
+_APPLIED_ANNOTATION = "local.finetune.dev/applied"
+"""Holds the operator's last applied configuration; shown to nobody."""
+_KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def utc_now() -> datetime:
@@ -99,8 +96,8 @@ class LocalCluster:
         current = self._read(wanted)
         if current is None or current["metadata"]["uid"] != uid:
             raise ConflictError(f'{wanted["kind"]} "{wanted["metadata"]["name"]}" is not the one with UID {uid}')
-        before = json.loads((current["metadata"].get("annotations") or {}).get(APPLIED_ANNOTATION, "{}"))
-        merged = applied_onto(current=current, before=before, wanted=wanted)
+        before = json.loads((current["metadata"].get("annotations") or {}).get(_APPLIED_ANNOTATION, "{}"))
+        merged = _applied_onto(current, before, wanted)
         return _shown(self._update(current, _with_applied(merged, wanted)))
 
     async def delete(self, *, kind: Kind, namespace: str, name: str, uid: str) -> None:
@@ -185,23 +182,53 @@ class LocalCluster:
 
     def set_status(self, manifest: Manifest, status: dict[str, Any]) -> Manifest | None:
         """Write the status of a Pod or a Job that nobody else writes. None: the object is gone, or another one."""
-        current = self._read(manifest)
-        if current is None or current["metadata"]["uid"] != manifest["metadata"]["uid"]:
-            return None
-        if current.get("status") == status:
+        current = self.current(manifest)
+        if current is None or current.get("status") == status:
             return current
         return self.store.write({**current, "status": status})
 
+    def current(self, manifest: Manifest) -> Manifest | None:
+        """The very object as it is now. None: it is gone, or another one has its name."""
+        found = self._read(manifest)
+        return found if found is not None and found["metadata"]["uid"] == manifest["metadata"]["uid"] else None
+
+    def owner_of(self, pod: Manifest) -> Manifest | None:
+        """The Job or the Deployment that a pod belongs to, None where it is gone."""
+        owner = controller_of(pod)
+        return self.current({**owner, "metadata": {**pod["metadata"], **owner}}) if owner else None
+
+    def add_pod(
+        self, owner: Manifest, *, part: str, labels: dict[str, str], annotations: dict[str, str], forever: bool
+    ) -> Manifest:
+        """A pod by its owner's template, `part` in its name. `forever`: its containers are started again and again."""
+        metadata, template, uid = owner["metadata"], owner["spec"]["template"], str(uuid.uuid4())
+        described, now = template.get("metadata") or {}, rfc3339(self._clock())
+        placed = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": now}]
+        pod: Manifest = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": f"{metadata['name']}-{part}-{uid[:5]}",
+                "namespace": metadata["namespace"],
+                "uid": uid,
+                "creationTimestamp": now,
+                "labels": {**(described.get("labels") or {}), **labels},
+                "annotations": {**(described.get("annotations") or {}), **annotations},
+                "ownerReferences": [{**_reference(owner), "controller": True, "blockOwnerDeletion": True}],
+            },
+            "spec": {**template["spec"], **({"restartPolicy": "Always"} if forever else {})},
+            "status": {"phase": "Pending", **({"conditions": placed} if forever else {})},
+        }
+        return self.store.write(pod)
+
     def finalize(self, pod: Manifest) -> None:
         """Remove a deleted pod whose processes have ended."""
-        current = self._read(pod)
-        if current is not None and current["metadata"]["uid"] == pod["metadata"]["uid"]:
+        if (current := self.current(pod)) is not None:
             self._remove(current)
 
     def delete_pod(self, pod: Manifest) -> None:
         """Delete a pod, gracefully where it runs."""
-        current = self._read(pod)
-        if current is not None and current["metadata"]["uid"] == pod["metadata"]["uid"]:
+        if (current := self.current(pod)) is not None:
             self._delete(current)
 
     def collect_garbage(self) -> None:
@@ -298,6 +325,17 @@ def _reference(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def _applied_onto(current: Any, before: Any, wanted: Any) -> Any:
+    """The object after server-side apply of `wanted` by one field manager, where it had applied `before`: what it
+    applies no more goes, the rest stays. Lists are replaced as a whole; the operator applies none that others write to.
+    """
+    if not isinstance(current, dict) or not isinstance(wanted, dict):
+        return wanted
+    earlier = before if isinstance(before, dict) else {}
+    kept = {key: value for key, value in current.items() if key in wanted or key not in earlier}
+    return kept | {key: _applied_onto(current.get(key), earlier.get(key), value) for key, value in wanted.items()}
+
+
 def _without_metadata(manifest: Manifest) -> Manifest:
     return {key: value for key, value in manifest.items() if key not in ("metadata", "status")}
 
@@ -307,15 +345,15 @@ def _with_applied(manifest: Manifest, applied: Manifest) -> Manifest:
     note = json.dumps(applied, sort_keys=True)
     return {
         **manifest,
-        "metadata": {**metadata, "annotations": {**(metadata.get("annotations") or {}), APPLIED_ANNOTATION: note}},
+        "metadata": {**metadata, "annotations": {**(metadata.get("annotations") or {}), _APPLIED_ANNOTATION: note}},
     }
 
 
 def _shown(manifest: Manifest) -> Manifest:
     """Without our own bookkeeping."""
     annotations = manifest["metadata"].get("annotations") or {}
-    if APPLIED_ANNOTATION not in annotations:
+    if _APPLIED_ANNOTATION not in annotations:
         return manifest
     metadata = {key: value for key, value in manifest["metadata"].items() if key != "annotations"}
-    rest = {key: value for key, value in annotations.items() if key != APPLIED_ANNOTATION}
+    rest = {key: value for key, value in annotations.items() if key != _APPLIED_ANNOTATION}
     return {**manifest, "metadata": {**metadata, "annotations": rest} if rest else metadata}

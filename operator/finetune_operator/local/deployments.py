@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections.abc import Callable
 from typing import Any
 
-from finetune_operator.local.cluster import LocalCluster, rfc3339
+from finetune_operator.core.ownership import is_owned
+from finetune_operator.core.ports import Manifest
+from finetune_operator.local.cluster import LocalCluster
 from finetune_operator.local.pod_status import is_over, is_ready
-from finetune_operator.ports import Clock, Manifest
 
 TEMPLATE_LABEL = "pod-template-hash"
 _SURGE = 1
@@ -23,9 +23,8 @@ _SURGE = 1
 class DeploymentController:
     """Keeps the pods of Deployments. `manage` starts, finds or ends the processes of a pod."""
 
-    def __init__(self, *, cluster: LocalCluster, clock: Clock, manage: Callable[[Manifest], None]) -> None:
+    def __init__(self, *, cluster: LocalCluster, manage: Callable[[Manifest], None]) -> None:
         self._cluster = cluster
-        self._clock = clock
         self._manage = manage
         self._closed: set[str] = set()
 
@@ -36,17 +35,17 @@ class DeploymentController:
 
     def sync(self, deployment: Manifest) -> None:
         """Look at a Deployment and do what it needs now. Every change of it or of its pods calls this again."""
-        metadata = deployment["metadata"]
-        current = self._cluster.store.read(kind="Deployment", namespace=metadata["namespace"], name=metadata["name"])
-        if current is None or current["metadata"]["uid"] != metadata["uid"]:
+        current = self._cluster.current(deployment)
+        if current is None:
             return
-        wanted = 0 if metadata["uid"] in self._closed else int(current["spec"].get("replicas", 1))
+        wanted = 0 if current["metadata"]["uid"] in self._closed else int(current["spec"].get("replicas", 1))
         revision = _revision(current)
         pods = self.pods(current)
         new = [pod for pod in pods if pod["metadata"]["labels"][TEMPLATE_LABEL] == revision]
         # A pod that is being ended still has its port: the one that takes its place waits for that.
         while len(new) < wanted and len(pods) < wanted + _SURGE:
-            made = self._cluster.store.write(self._pod(current, revision=revision))
+            labels = {TEMPLATE_LABEL: revision}
+            made = self._cluster.add_pod(current, part=revision, labels=labels, annotations={}, forever=True)
             self._manage(made)
             new.append(made)
             pods.append(made)
@@ -63,42 +62,8 @@ class DeploymentController:
         metadata = deployment["metadata"]
         labels = deployment["spec"]["selector"]["matchLabels"]
         found = self._cluster.store.find(kind="Pod", namespace=metadata["namespace"], labels=labels)
-        own = [pod for pod in found if _owner(pod).get("uid") == metadata["uid"]]
+        own = [pod for pod in found if is_owned(pod, uid=metadata["uid"])]
         return sorted(own, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
-
-    def owner_of(self, pod: Manifest) -> Manifest | None:
-        """The Deployment that a pod belongs to, None where it is gone or the pod is another's."""
-        owner = _owner(pod)
-        if owner.get("kind") != "Deployment":
-            return None
-        namespace = pod["metadata"]["namespace"]
-        found = self._cluster.store.read(kind="Deployment", namespace=namespace, name=owner["name"])
-        return found if found is not None and found["metadata"]["uid"] == owner["uid"] else None
-
-    def _pod(self, deployment: Manifest, *, revision: str) -> Manifest:
-        metadata, template = deployment["metadata"], deployment["spec"]["template"]
-        described = template.get("metadata") or {}
-        owner = {"apiVersion": "apps/v1", "kind": "Deployment", "name": metadata["name"], "uid": metadata["uid"]}
-        uid, now = secrets.token_hex(16), rfc3339(self._clock())
-        return {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": f"{metadata['name']}-{revision}-{uid[:5]}",
-                "namespace": metadata["namespace"],
-                "uid": f"{uid[:8]}-{uid[8:12]}-{uid[12:16]}-{uid[16:20]}-{uid[20:]}",
-                "creationTimestamp": now,
-                "labels": {**(described.get("labels") or {}), TEMPLATE_LABEL: revision},
-                "annotations": dict(described.get("annotations") or {}),
-                "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
-            },
-            # Containers of a Deployment are started again for as long as the pod is there.
-            "spec": {**template["spec"], "restartPolicy": "Always"},
-            "status": {
-                "phase": "Pending",
-                "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": now}],
-            },
-        }
 
     def _write_status(self, deployment: Manifest, *, wanted: int, revision: str) -> None:
         pods = [pod for pod in self.pods(deployment) if _lives(pod)]
@@ -126,11 +91,6 @@ class DeploymentController:
 def _revision(deployment: Manifest) -> str:
     template = json.dumps(deployment["spec"]["template"], sort_keys=True)
     return hashlib.sha256(template.encode()).hexdigest()[:8]
-
-
-def _owner(pod: Manifest) -> dict[str, Any]:
-    owners: list[dict[str, Any]] = pod["metadata"].get("ownerReferences") or [{}]
-    return owners[0]
 
 
 def _lives(pod: Manifest) -> bool:

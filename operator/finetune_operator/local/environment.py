@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.run import MASTER_ADDRESS_VARIABLE, MASTER_PORT_VARIABLE, NODE_RANK_VARIABLE, TERMINATION_LOG_VARIABLE
-from finetune_operator.job.names import ENDPOINT_LABEL, JOB_LABEL
-from finetune_operator.job.pod_template import RUN_KEY
+from finetune_operator.attempts.manifests import RUN_KEY
+from finetune_operator.core.names import ENDPOINT_LABEL, JOB_LABEL
+from finetune_operator.core.ports import Cluster, InvalidError, Kind, Manifest
 from finetune_operator.local.files import read_json, write_json
 from finetune_operator.local.home import LocalHome
 from finetune_operator.local.services import HOST
-from finetune_operator.ports import Cluster, InvalidError, Kind, Manifest
 
 PROGRESS_VARIABLE = "FINETUNE_PROGRESS_FILE"
 TRAINER_PACKAGE = "finetune_trainer"

@@ -1,11 +1,16 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and the reports that processes leave in them."""
 
 from __future__ import annotations
 
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+Report = TypeVar("Report", bound=BaseModel)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -28,4 +33,12 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def read_report(path: Path, form: type[Report]) -> tuple[Report, datetime] | None:
+    """The report in a file and when it was written; None where there is none, or it is none."""
+    try:
+        return form.model_validate_json(path.read_bytes()), datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except (OSError, ValidationError):
         return None

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from finetune_operator.ports import Manifest
+from finetune_operator.core.ports import Manifest
 
 GPU_RESOURCE = "nvidia.com/gpu"
 ASSIGNED_ANNOTATION = "local.finetune.dev/gpus"

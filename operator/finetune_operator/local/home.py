@@ -1,7 +1,7 @@
 """The folder that local mode lives in, and the lock that keeps a second process out of it.
 
 objects/KIND/NAMESPACE/NAME.json     the objects, as an apiserver would return them
-pods/NAMESPACE/POD/                  of each pod: its orders, process, volumes, last words
+pods/NAMESPACE/POD/                  of each pod: its volumes, what it reports, last words, how it ended
 logs/NAMESPACE/JOB/POD.log           what its container said; kept when the pod is gone
 endpoint-logs/NAMESPACE/ENDPOINT/    the same of an endpoint's gateway and servers
 services/NAMESPACE/NAME.json         where a Service's ports are on this machine
@@ -18,9 +18,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from finetune_operator.core.ports import UnavailableError
 
 DEFAULT_HOME = ".finetune"
 
@@ -45,7 +47,7 @@ class LocalHome:
     @classmethod
     def at(cls, path: str | Path) -> LocalHome:
         """The home at a path, which may be relative and need not exist."""
-        return cls(root=Path(path).expanduser().absolute())
+        return cls(root=Path(os.path.expanduser(path)).absolute())  # noqa: PTH111 - fails nowhere, HOME unset or not
 
     @property
     def objects(self) -> Path:
@@ -77,39 +79,54 @@ class LocalHome:
         """The file that says where a Service is."""
         return self.root / "services" / namespace / f"{name}.json"
 
+    def path_of(self, uri: str) -> Path | None:
+        """The file or folder behind a URI of this machine; None for one that is elsewhere."""
+        if uri.startswith("file://"):
+            return Path(uri.removeprefix("file://"))
+        return self.claims / uri.removeprefix("pvc://") if uri.startswith("pvc://") else None
+
     def secret(self, *, name: str) -> Path:
         """The file of a Secret."""
         return self.root / "secrets" / f"{name}.env"
 
     @contextmanager
     def locked(self, *, takes_jobs: bool = False) -> Iterator[None]:
-        """Work here alone: on every job (`takes_jobs`), or on chosen objects. Raises HomeLockedError.
+        """Work here alone: on every job (`takes_jobs`), or on chosen objects. Raises HomeLockedError, UnavailableError.
 
         The kernel opens the lock when this process ends, in any way.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        (self.root / ".gitignore").write_text("*\n")
-        # The environment of containers is in there, and with it the values of Secrets.
-        (self.root / "pods").mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / ".gitignore").write_text("*\n")
+            # Secrets that containers were given are in there.
+            (self.root / "pods").mkdir(mode=0o700, exist_ok=True)
+            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise self.unusable(error) from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise self._refusal(os.pread(descriptor, 4096, 0)) from None
-            os.ftruncate(descriptor, 0)
             owner = {"pid": os.getpid(), "command": sys.argv[1:], "takesJobs": takes_jobs}
-            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+            with suppress(OSError):  # who it is, is only for a message
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, json.dumps(owner).encode(), 0)
             yield
         finally:
             os.close(descriptor)
+
+    def unusable(self, error: OSError) -> UnavailableError:
+        """Why nothing can be written here, and the way out."""
+        where = error.filename or self.root
+        return UnavailableError(f"{where} cannot be written: {error.strerror}; --home names another folder")
 
     @property
     def is_in_use(self) -> bool:
         """Whether a process works here now."""
         try:
-            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
+            descriptor = os.open(self.root / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -5,14 +5,13 @@ Only what the operator's Jobs use: Indexed, backoffLimit 0, a podFailurePolicy o
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from typing import Any
 
-from finetune_operator.job.names import KUEUE_QUEUE_LABEL
-from finetune_operator.job.pods import INDEX_ANNOTATION
+from finetune_operator.attempts.pods import INDEX_ANNOTATION
+from finetune_operator.core.names import KUEUE_QUEUE_LABEL
+from finetune_operator.core.ports import Clock, Manifest
 from finetune_operator.local.cluster import LocalCluster, rfc3339
-from finetune_operator.ports import Clock, Manifest
 
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 CONTROLLER_LABEL = "batch.kubernetes.io/controller-uid"
@@ -35,16 +34,15 @@ class JobController:
 
     def sync(self, job: Manifest) -> None:
         """Look at a Job and do what it needs now. Every change of it or of its pods calls this again."""
-        metadata = job["metadata"]
-        current = self._cluster.store.read(kind="Job", namespace=metadata["namespace"], name=metadata["name"])
-        if current is None or current["metadata"]["uid"] != metadata["uid"] or is_finished(current):
+        current = self._cluster.current(job)
+        if current is None or is_finished(current):
             return
         if current["spec"].get("suspend") and KUEUE_QUEUE_LABEL in (current["metadata"].get("labels") or {}):
             # There is no queue here to wait in, and nobody else to make room for.
             self._cluster.store.write({**current, "spec": {**current["spec"], "suspend": False}})
             return
         pods = self._pods(current)
-        if metadata["uid"] in self._closed:
+        if job["metadata"]["uid"] in self._closed:
             self._stop(pods)
             return
         suspended = bool(current["spec"].get("suspend"))
@@ -54,15 +52,6 @@ class JobController:
         else:
             pods += self._create_missing(current, pods)
         self._write_status(current, pods=pods, failed=failed, suspended=suspended)
-
-    def owner_of(self, pod: Manifest) -> Manifest | None:
-        """The Job that a pod belongs to, None where it is gone."""
-        for owner in pod["metadata"].get("ownerReferences") or ():
-            if owner["kind"] == "Job":
-                job = self._cluster.store.read(kind="Job", namespace=pod["metadata"]["namespace"], name=owner["name"])
-                if job is not None and job["metadata"]["uid"] == owner["uid"]:
-                    return job
-        return None
 
     def _pods(self, job: Manifest) -> list[Manifest]:
         labels = {CONTROLLER_LABEL: job["metadata"]["uid"]}
@@ -74,37 +63,12 @@ class JobController:
         made = []
         for index in wanted:
             if index not in present:
-                pod = self._cluster.store.write(self._pod(job, index=index))
+                metadata, note = job["metadata"], {INDEX_ANNOTATION: index}
+                labels = {JOB_NAME_LABEL: metadata["name"], CONTROLLER_LABEL: metadata["uid"], INDEX_LABEL: index}
+                pod = self._cluster.add_pod(job, part=index, labels=labels, annotations=note, forever=False)
                 self._manage(pod)
                 made.append(pod)
         return made
-
-    def _pod(self, job: Manifest, *, index: str) -> Manifest:
-        metadata, template = job["metadata"], job["spec"]["template"]
-        described = template.get("metadata") or {}
-        labels = {
-            **(described.get("labels") or {}),
-            JOB_NAME_LABEL: metadata["name"],
-            CONTROLLER_LABEL: metadata["uid"],
-            INDEX_LABEL: index,
-        }
-        owner = {"apiVersion": "batch/v1", "kind": "Job", "name": metadata["name"], "uid": metadata["uid"]}
-        uid = secrets.token_hex(16)
-        return {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": f"{metadata['name']}-{index}-{uid[:5]}",
-                "namespace": metadata["namespace"],
-                "uid": f"{uid[:8]}-{uid[8:12]}-{uid[12:16]}-{uid[16:20]}-{uid[20:]}",
-                "creationTimestamp": rfc3339(self._clock()),
-                "labels": labels,
-                "annotations": {**(described.get("annotations") or {}), INDEX_ANNOTATION: index},
-                "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
-            },
-            "spec": template["spec"],
-            "status": {"phase": "Pending"},
-        }
 
     def _stop(self, pods: list[Manifest]) -> None:
         for pod in pods:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 
 from finetune_api.run import SERVE_HOST_VARIABLE, SERVE_PORT_VARIABLE
+from finetune_operator.core.names import ENDPOINT_LABEL
+from finetune_operator.core.ports import Manifest
 from finetune_operator.endpoint.names import COMPONENT_LABEL, GATEWAY, SERVER
-from finetune_operator.job.names import ENDPOINT_LABEL
 from finetune_operator.local.home import LocalHome
-from finetune_operator.local.services import HOST, HTTP_PORT, LocalServices, free_port
-from finetune_operator.ports import Manifest
+from finetune_operator.local.services import HOST, HTTP_PORT, STATUS_PORT, LocalServices, free_port
 
 PORTS_ANNOTATION = "local.finetune.dev/ports"
 OBSERVATIONS_FILE = "observations.json"
@@ -44,7 +44,7 @@ def variables(pod: Manifest, *, home: LocalHome) -> dict[str, str]:
         settings = {
             "HOST": HOST,
             "PORT": str(ports[HTTP_PORT]),
-            "STATUS_PORT": str(ports["status"]),
+            "STATUS_PORT": str(ports[STATUS_PORT]),
             # A new one listens before the one that it replaces has answered all of its requests.
             "SHARE_PORT": "true",
             "ROUTES_FILE": str(home.routes(namespace=namespace, endpoint=labels[ENDPOINT_LABEL])),

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from finetune_api.observations import Observations
+from finetune_operator.core.names import ENDPOINT_LABEL
+from finetune_operator.core.ports import Report
 from finetune_operator.endpoint.names import COMPONENT_LABEL, GATEWAY
-from finetune_operator.job.names import ENDPOINT_LABEL
 from finetune_operator.local.environment import pod_files
+from finetune_operator.local.files import read_report
 from finetune_operator.local.home import LocalHome
 from finetune_operator.local.listening import OBSERVATIONS_FILE
 from finetune_operator.local.store import ObjectStore
-from finetune_operator.ports import Manifest, Report
 
 
 class FileObservations:
@@ -29,8 +27,8 @@ class FileObservations:
 
     def reports(self, *, namespace: str, endpoint: str) -> tuple[Report, ...]:
         """The newest report of each gateway process of an endpoint."""
-        read = (_read(path) for path in self.files(namespace=namespace, endpoint=endpoint))
-        return tuple(report for report in read if report is not None)
+        read = (read_report(path, Observations) for path in self.files(namespace=namespace, endpoint=endpoint))
+        return tuple(Report(observations=each[0], received=each[1]) for each in read if each is not None)
 
     def counts_matter(self, *, namespace: str, endpoint: str, matter: bool) -> None:
         """Whether counts alone are worth a look: while something is under analysis."""
@@ -54,21 +52,10 @@ class FileObservations:
     def files(self, *, namespace: str, endpoint: str) -> list[Path]:
         """The reports of an endpoint's gateways, whether written yet or not."""
         labels = {ENDPOINT_LABEL: endpoint, COMPONENT_LABEL: GATEWAY}
-        return [self._file(pod) for pod in self._store.find(kind="Pod", namespace=namespace, labels=labels)]
-
-    def _file(self, pod: Manifest) -> Path:
-        return pod_files(home=self._home, pod=pod).folder / OBSERVATIONS_FILE
+        pods = self._store.find(kind="Pod", namespace=namespace, labels=labels)
+        return [pod_files(home=self._home, pod=pod).folder / OBSERVATIONS_FILE for pod in pods]
 
 
 def _worth_a_look(report: Observations, *, counts: bool) -> list[Any]:
     urgent = [report.boot_id, report.acknowledged_epoch, len(report.breakers), sorted(report.draining)]
     return [*urgent, report.arms, report.pairs, report.shadow] if counts else urgent
-
-
-def _read(path: Path) -> Report | None:
-    try:
-        received = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        observations = Observations.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None
-    return Report(observations=observations, received=received)

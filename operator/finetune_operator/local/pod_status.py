@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune_operator.core.ports import Manifest
 from finetune_operator.local.processes import Ended
-from finetune_operator.ports import Manifest
 
 CRASH_LOOP = "CrashLoopBackOff"
 
@@ -25,12 +25,6 @@ def waits_to_restart(pod: Manifest) -> bool:
     """Whether its container has ended, was counted, and was not started again yet."""
     waiting = (_before(pod).get("state") or {}).get("waiting") or {}
     return bool(waiting.get("reason") == CRASH_LOOP)
-
-
-def running_since(pod: Manifest) -> str | None:
-    """When the container began that the status tells of."""
-    since: str | None = (_before(pod).get("state") or {}).get("running", {}).get("startedAt")
-    return since
 
 
 def restarts(pod: Manifest) -> int:
@@ -73,7 +67,7 @@ def crashed(pod: Manifest, *, ended: Ended, message: str, now: str) -> dict[str,
     status = _container_status(pod, state=state)
     status |= {
         "restartCount": restarts(pod) + 1,
-        "lastState": {"terminated": _end(ended, message=message, now=now)},
+        "lastState": {"terminated": _end(pod, ended, message=message, now=now)},
     }
     return _status(
         phase="Running",
@@ -85,7 +79,7 @@ def crashed(pod: Manifest, *, ended: Ended, message: str, now: str) -> dict[str,
 
 def terminated(pod: Manifest, *, ended: Ended, message: str, now: str) -> dict[str, Any]:
     """The container has ended, and the pod with it."""
-    end = _end(ended, message=message, now=now)
+    end = _end(pod, ended, message=message, now=now)
     status = _container_status(pod, state={"terminated": end})
     return _status(
         phase="Succeeded" if ended.exit_code == 0 else "Failed",
@@ -101,11 +95,12 @@ def _before(pod: Manifest) -> dict[str, Any]:
     return before
 
 
-def _end(ended: Ended, *, message: str, now: str) -> dict[str, Any]:
+def _end(pod: Manifest, ended: Ended, *, message: str, now: str) -> dict[str, Any]:
+    since = (_before(pod).get("state") or {}).get("running", {}).get("startedAt")
     state: dict[str, Any] = {
         "exitCode": ended.exit_code,
-        "reason": "ContainerStatusUnknown" if ended.unknown else ended.reason or _reason(ended),
-        "startedAt": ended.started_at or now,
+        "reason": ended.reason or ("Completed" if ended.exit_code == 0 else "Error"),
+        "startedAt": ended.started_at or since or now,
         "finishedAt": ended.finished_at or now,
     }
     if message or ended.message:
@@ -113,10 +108,6 @@ def _end(ended: Ended, *, message: str, now: str) -> dict[str, Any]:
     if ended.signal is not None:
         state["signal"] = ended.signal
     return state
-
-
-def _reason(ended: Ended) -> str:
-    return "Completed" if ended.exit_code == 0 else "Error"
 
 
 def _status(*, phase: str, conditions: list[dict[str, Any]], **more: Any) -> dict[str, Any]:

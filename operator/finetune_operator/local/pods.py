@@ -9,8 +9,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from finetune_operator.job.pods import INDEX_ANNOTATION
-from finetune_operator.job.times import parse_time
+from finetune_operator.attempts.pods import INDEX_ANNOTATION
+from finetune_operator.core.ports import Clock, Manifest, UnavailableError
+from finetune_operator.core.times import parse_time
 from finetune_operator.local import gpus, listening, pod_status, probes
 from finetune_operator.local.cluster import LocalCluster, rfc3339
 from finetune_operator.local.environment import (
@@ -21,13 +22,11 @@ from finetune_operator.local.environment import (
     pod_files,
 )
 from finetune_operator.local.home import LocalHome
-from finetune_operator.local.processes import Container, Ended, Orders
+from finetune_operator.local.processes import Container, Ended, end_left_behind
 from finetune_operator.local.services import GANG_PORT, LocalServices
-from finetune_operator.ports import Clock, Manifest, UnavailableError
 
 log = logging.getLogger(__name__)
 
-NODE = "this-machine"
 _MESSAGE_BYTES = 4096
 _DEFAULT_GRACE_SECONDS = 30
 _CONFIG_RETRY_SECONDS = 2.0
@@ -53,21 +52,20 @@ class PodRunner:
         self._services = LocalServices(home=home)
         self._on_end = on_end
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._starting: set[str] = set()
+        self._containers: dict[str, Container] = {}
+        """By the pod's UID, from its start until its end was looked at."""
         cluster.runs_pods(is_running=self.is_running)
 
     def is_running(self, pod: Manifest) -> bool:
-        """Whether there are processes, or an end of theirs that the pod's status does not tell yet."""
-        if pod["metadata"]["uid"] in self._starting:
-            return True
-        return not pod_status.is_over(pod) and Container(folder=self._files(pod).folder).exists
+        """Whether there are processes, or will be, or an end of theirs that the pod's status does not tell yet."""
+        return pod["metadata"]["uid"] in self._tasks
 
     def manage(self, pod: Manifest) -> None:
-        """Run a pod, find its processes again, or end them: whatever its object asks for."""
+        """Run a pod, or end its processes: whatever its object asks for."""
         uid = pod["metadata"]["uid"]
         deleted = pod["metadata"].get("deletionTimestamp") is not None
-        if deleted:
-            Container(folder=self._files(pod).folder).stop()
+        if deleted and uid in self._containers:
+            self._containers[uid].stop()
         if uid not in self._tasks and (deleted or not pod_status.is_over(pod)):
             task = asyncio.create_task(self._run(pod), name=f"pod {pod['metadata']['name']}")
             self._tasks[uid] = task
@@ -75,14 +73,18 @@ class PodRunner:
 
     def kill(self, pod: Manifest) -> None:
         """End a pod's processes now, without grace."""
-        Container(folder=self._files(pod).folder).kill()
+        if (container := self._containers.get(pod["metadata"]["uid"])) is not None:
+            container.kill()
 
     async def close(self) -> None:
-        """Watch no longer. The processes go on."""
+        """End all processes, with their grace period. What became of them is seen by the next start."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for container in self._containers.values():
+            container.stop()
+        await asyncio.gather(*(container.wait() for container in self._containers.values()))
 
     def _forget(self, uid: str, done: asyncio.Task[None]) -> None:
         self._tasks.pop(uid, None)
@@ -94,15 +96,19 @@ class PodRunner:
     async def _run(self, pod: Manifest) -> None:
         """The life of a pod, from wherever it is now to its end."""
         files = self._files(pod)
+        ended = await end_left_behind(files.folder)
         while True:
-            container = await self._found_or_started(pod, files)
-            if container is None:
-                self._finish(pod, None)
-                return
-            ended = await self._watched(pod, container)
+            if ended is None:
+                container = await self._start(pod, files)
+                if container is None:
+                    self._finish(pod, None)
+                    return
+                ended = await self._watched(pod, container)
+                del self._containers[pod["metadata"]["uid"]]
             if pod["spec"].get("restartPolicy") != "Always" or not self._stays(pod):
                 break
             await self._rest(pod, ended=ended, message=_last_words(files))
+            ended = None
         clear_scratch(files=files, pod=pod)
         now = rfc3339(self._clock())
         status = pod_status.terminated(self._latest(pod), ended=ended, message=_last_words(files), now=now)
@@ -110,26 +116,9 @@ class PodRunner:
         await asyncio.sleep(0 if self._stays(pod) else _LAST_LOOK_SECONDS)
         self._finish(pod, status)
 
-    async def _found_or_started(self, pod: Manifest, files: PodFiles) -> Container | None:
-        """The container, started again where its end is known. None: the pod was deleted before."""
-        container = Container(folder=files.folder)
-        runs_again = container.exists and container.ended() is None
-        if container.exists and (runs_again or not pod_status.waits_to_restart(self._latest(pod))):
-            return container
-        if not self._stays(pod):
-            return None
-        if container.exists:
-            container.forget()
-            files.termination_log.unlink(missing_ok=True)
-        return await self._start(pod, files)
-
     async def _watched(self, pod: Manifest, container: Container) -> Ended:
         """How the container ends; meanwhile the pod's status says whether it is ready."""
-        if container.ended() is not None:
-            return await container.wait()
-        since = container.started_at or rfc3339(self._clock())
-        before = self._latest(pod)
-        ready = pod_status.is_ready(before) and pod_status.running_since(before) == since
+        since = rfc3339(self._clock())
 
         def show(ready: bool) -> None:
             current = self._latest(pod)
@@ -139,27 +128,23 @@ class PodRunner:
             log.warning("%s: %s; it is started again", pod["metadata"]["name"], why)
             container.stop()
 
-        probed = any(name.endswith("Probe") for name in pod["spec"]["containers"][0])
-        show(ready or not probed)
+        specified = pod["spec"]["containers"][0]
+        probed = any(name.endswith("Probe") for name in specified)
+        show(not probed)
         if not self._stays(pod):
             container.stop()  # deleted while it was being started
-        watching = asyncio.create_task(
-            probes.watch(
-                container=pod["spec"]["containers"][0],
-                ports=listening.assigned_ports(before),
-                ready=ready or not probed,
-                on_ready=show,
-                on_dead=give_up,
-            )
-        )
         builder = ContainerBuilder(cluster=self._cluster, home=self._home, pod=pod, files=self._files(pod))
-        following = asyncio.create_task(builder.follow_secrets())
+        beside = [asyncio.create_task(builder.follow_secrets())]
+        if probed:
+            ports = listening.assigned_ports(self._latest(pod))
+            watching = probes.watch(container=specified, ports=ports, on_ready=show, on_dead=give_up)
+            beside.append(asyncio.create_task(watching))
         try:
             return await container.wait()
         finally:
-            watching.cancel()
-            following.cancel()
-            await asyncio.gather(watching, following, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
 
     async def _rest(self, pod: Manifest, *, ended: Ended, message: str) -> None:
         """Count a container's end, and wait before it is started again, the longer the oftener it has ended."""
@@ -178,7 +163,6 @@ class PodRunner:
             current = self._current(pod)
             if current is None or current["metadata"].get("deletionTimestamp") is not None:
                 return None
-            self._starting.add(current["metadata"]["uid"])
             try:
                 return await self._try_to_start(current, files)
             except _NoRoomError as error:
@@ -188,8 +172,6 @@ class PodRunner:
             except OSError as error:
                 message = f"{error.strerror or error}: {error.filename or files.folder}"
                 self._set_status(pod, pod_status.cannot_start(current, message))
-            finally:
-                self._starting.discard(current["metadata"]["uid"])
             await asyncio.sleep(_CONFIG_RETRY_SECONDS)
 
     async def _try_to_start(self, pod: Manifest, files: PodFiles) -> Container:
@@ -205,14 +187,15 @@ class PodRunner:
             gpus=gpus.assigned(pod),
             more=listening.variables(pod, home=self._home),
         )
-        orders = Orders(
-            argv=builder.command(mounts=mounts),
-            env=environment,
-            cwd=str(files.folder),
-            log=str(files.log),
-            graceSeconds=pod["spec"].get("terminationGracePeriodSeconds", _DEFAULT_GRACE_SECONDS),
+        files.termination_log.unlink(missing_ok=True)
+        container = self._containers[pod["metadata"]["uid"]] = Container(
+            folder=files.folder,
+            log=files.log,
+            command=builder.command(mounts=mounts),
+            environment=environment,
+            grace_seconds=pod["spec"].get("terminationGracePeriodSeconds", _DEFAULT_GRACE_SECONDS),
         )
-        return await Container.start(folder=files.folder, orders=orders)
+        return container
 
     def _meeting_port(self, pod: Manifest) -> int:
         """Where the pods of a Job meet; 0 for pods of anything else."""
@@ -224,7 +207,7 @@ class PodRunner:
 
     def _with_ports(self, pod: Manifest) -> Manifest:
         """The pod with the ports that it listens at, recorded before they are used."""
-        if listening.assigned_ports(pod) or not pod["spec"]["containers"][0].get("ports"):
+        if not pod["spec"]["containers"][0].get("ports"):
             return pod
         return self._cluster.store.write(listening.with_ports(pod, services=self._services))
 

@@ -19,18 +19,17 @@ async def watch(
     *,
     container: Mapping[str, Any],
     ports: Mapping[str, int],
-    ready: bool,
     on_ready: Callable[[bool], None],
     on_dead: Callable[[str], None],
 ) -> None:
-    """Probe a container until it is given up or this is cancelled. `ready`: it is known to have been just now."""
-    if not ready and "startupProbe" in container and not await _started(container["startupProbe"], ports):
+    """Probe a container from its start until it is given up or this is cancelled."""
+    if "startupProbe" in container and not await _started(container["startupProbe"], ports):
         on_dead("the startup probe failed")
         return
     async with asyncio.TaskGroup() as group:
         if "readinessProbe" in container:
-            group.create_task(_watch_readiness(container["readinessProbe"], ports, ready=ready, on_ready=on_ready))
-        elif not ready:
+            group.create_task(_watch_readiness(container["readinessProbe"], ports, on_ready=on_ready))
+        else:
             on_ready(True)  # noqa: FBT003 - what it is told
         if "livenessProbe" in container:
             group.create_task(_watch_liveness(container["livenessProbe"], ports, on_dead=on_dead))
@@ -47,9 +46,9 @@ async def _started(probe: Mapping[str, Any], ports: Mapping[str, int]) -> bool:
 
 
 async def _watch_readiness(
-    probe: Mapping[str, Any], ports: Mapping[str, int], *, ready: bool, on_ready: Callable[[bool], None]
+    probe: Mapping[str, Any], ports: Mapping[str, int], *, on_ready: Callable[[bool], None]
 ) -> None:
-    failures = 0
+    ready, failures = False, 0
     while True:
         answered = await _answers(probe, ports)
         failures = 0 if answered else failures + 1

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from finetune_api.progress import ProgressReport
-from finetune_operator.job.names import JOB_UID_LABEL
+from finetune_operator.core.names import JOB_UID_LABEL
+from finetune_operator.core.ports import Clock, Progress
 from finetune_operator.local.environment import pod_files
+from finetune_operator.local.files import read_report
 from finetune_operator.local.home import LocalHome
 from finetune_operator.local.store import ObjectStore
-from finetune_operator.ports import Clock, Manifest, Progress
 
 
 class FileProgress:
@@ -32,7 +31,8 @@ class FileProgress:
 
     def latest(self, *, uid: str) -> Progress | None:
         """The newest report about a job that was not forgotten."""
-        reports = [report for path in self.files(uid=uid) if (report := _read(path)) is not None]
+        read = [each for path in self.files(uid=uid) if (each := read_report(path, ProgressReport)) is not None]
+        reports = [Progress(status=report.trainer_status, received=received) for report, received in read]
         newest = max(reports, key=lambda report: report.received, default=None)
         forgotten = self._forgotten.get(uid)
         return None if newest is None or (forgotten and newest.received <= forgotten) else newest
@@ -43,16 +43,5 @@ class FileProgress:
 
     def files(self, *, uid: str) -> list[Path]:
         """The reports of the job's pods, whether written yet or not."""
-        return [self._file(pod) for pod in self._store.find(kind="Pod", labels={JOB_UID_LABEL: uid})]
-
-    def _file(self, pod: Manifest) -> Path:
-        return pod_files(home=self._home, pod=pod).progress
-
-
-def _read(path: Path) -> Progress | None:
-    try:
-        received = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        report = ProgressReport.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None
-    return Progress(status=report.trainer_status, received=received)
+        pods = self._store.find(kind="Pod", labels={JOB_UID_LABEL: uid})
+        return [pod_files(home=self._home, pod=pod).progress for pod in pods]

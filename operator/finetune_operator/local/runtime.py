@@ -1,37 +1,43 @@
 """Local mode in motion: the operator's reconciler and work queue over a folder and processes.
 
 Only some objects are worked on: `finetune run` is there for one job, `finetune up` for its endpoints and for all jobs.
-What else lies in the folder is left as it is, processes included.
+What else lies in the folder is left as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager
 
 from prometheus_client import CollectorRegistry
 
-from finetune_operator.config import OperatorConfig
-from finetune_operator.endpoint.names import COMPARISON, COMPONENT_LABEL, GATEWAY
-from finetune_operator.job.names import JOB_LABEL
+from finetune_api.routes import ROUTES_KEY
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.controller import Surroundings
+from finetune_operator.core.names import ENDPOINT_LABEL, JOB_LABEL
+from finetune_operator.core.ports import Key, Kind, Manifest, UnavailableError
+from finetune_operator.core.status_writing import key_of
+from finetune_operator.core.workqueue import WorkQueue
+from finetune_operator.endpoint.names import COMPARISON, COMPONENT_LABEL, GATEWAY, routes_name
+from finetune_operator.kinds import concerned
 from finetune_operator.local.cluster import LocalCluster, utc_now
 from finetune_operator.local.deployments import DeploymentController
 from finetune_operator.local.environment import PodFiles, pod_files
+from finetune_operator.local.files import write_json
 from finetune_operator.local.home import LocalHome
 from finetune_operator.local.jobs import JobController
 from finetune_operator.local.observations import FileObservations
 from finetune_operator.local.pods import PodRunner
+from finetune_operator.local.processes import end_left_behind
 from finetune_operator.local.progress import FileProgress
-from finetune_operator.local.routes_files import write_routes
 from finetune_operator.local.services import LocalServices
-from finetune_operator.local.watch import LocalWatchSource, key_of
+from finetune_operator.local.watch import LocalWatchSource
 from finetune_operator.metrics import Metrics
-from finetune_operator.ports import Key, Kind, Manifest, UnavailableError
 from finetune_operator.reconcile import Reconciler
-from finetune_operator.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 _RETRY_SECONDS = 1.0
@@ -57,7 +63,7 @@ class LocalRuntime:
         self._open = True
         self._pods = PodRunner(cluster=self.cluster, home=home, clock=utc_now, on_end=self._pod_ended)
         self._jobs = JobController(cluster=self.cluster, clock=utc_now, manage=self._pods.manage)
-        self._deployments = DeploymentController(cluster=self.cluster, clock=utc_now, manage=self._pods.manage)
+        self._deployments = DeploymentController(cluster=self.cluster, manage=self._pods.manage)
         observations = FileObservations(store=self.cluster.store, home=home)
         self._watch = LocalWatchSource(
             store=self.cluster.store,
@@ -67,14 +73,16 @@ class LocalRuntime:
             works_on=self._works_on,
         )
         reconciler = Reconciler(
-            cluster=self.cluster,
-            config=config,
-            progress=self.progress,
-            clock=utc_now,
             metrics=Metrics(registry=CollectorRegistry()),
-            door=lambda: None,
-            observations=observations,
-            server_url=self.services.url,
+            around=Surroundings(
+                cluster=self.cluster,
+                config=config,
+                progress=self.progress,
+                clock=utc_now,
+                door=lambda: None,
+                observations=observations,
+                server_url=self.services.url,
+            ),
         )
         self._queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile, longest_backoff_seconds=10.0)
 
@@ -85,10 +93,12 @@ class LocalRuntime:
     ) -> AsyncIterator[LocalRuntime]:
         """Work in a home until the block ends, on these objects (None: on all) and, if so wished, on every job.
 
-        Processes that run then go on. Raises HomeLockedError.
+        No process of theirs outlives it. Raises HomeLockedError, UnavailableError.
         """
         with home.locked(takes_jobs=all_jobs):
             runtime = cls(home=home, config=config, keys=keys, all_jobs=all_jobs)
+            for pod in runtime._ours("Pod"):  # those of a finetune that was killed save, and end
+                await end_left_behind(runtime.files(pod).folder)
             runtime.cluster.collect_garbage()
             work = asyncio.create_task(runtime._work(), name="local operator")
             try:
@@ -133,7 +143,7 @@ class LocalRuntime:
         """End all processes: jobs save and are suspended, gateways answer what they have, then servers end."""
         for job in self._ours("FineTuneJob"):
             key = key_of(job)
-            if key is not None and self.has_living_pods(key=key):
+            if self.has_living_pods(key=key):
                 self.cluster.submit(manifest={**job, "spec": {**job["spec"], "suspend": True}})
         while self._close_comparisons() or self._close_deployments() or any(self._living_pods()):  # noqa: ASYNC110 - processes end when they end
             await asyncio.sleep(_POLL_SECONDS)
@@ -148,17 +158,6 @@ class LocalRuntime:
             self._deployments.close(deployment)
         for pod in list(self._living_pods()):
             self.kill_pod(pod)
-
-    def replace_pods(self, *, key: Key, component: str) -> None:
-        """Have an endpoint's gateway, or its servers, started anew."""
-        for pod in self._ours("Pod"):
-            if key_of(pod) == key and _component(pod) == component:
-                self.cluster.delete_pod(pod)
-
-    def is_listening(self, *, key: Key) -> bool:
-        """Whether an endpoint's gateway has processes, from this or from an earlier start."""
-        pods = [pod for pod in self._ours("Pod") if key_of(pod) == key and _component(pod) == GATEWAY]
-        return any(self._pods.is_running(pod) for pod in pods)
 
     def _close_comparisons(self) -> bool:
         """Have no more pods of endpoints' Jobs; the next start makes them anew. Whether there are any still."""
@@ -189,7 +188,7 @@ class LocalRuntime:
     async def _work(self) -> None:
         self.cluster.store.subscribe(self._changed)
         for config_map in self._ours("ConfigMap"):
-            write_routes(config_map, home=self._home)
+            self._write_routes(config_map)
         for kind in _RUNNING:
             for each in self._ours(kind):
                 self._look_at(each)
@@ -202,9 +201,17 @@ class LocalRuntime:
         if not self._open or not self._is_ours(manifest):
             return
         if manifest["kind"] == "ConfigMap":
-            write_routes(manifest, home=self._home)
+            self._write_routes(manifest)
         elif manifest["kind"] in _RUNNING:
             asyncio.get_running_loop().call_soon(self._look_at, manifest)
+
+    def _write_routes(self, config_map: Manifest) -> None:
+        """What the volume of a ConfigMap is to a pod: an endpoint's routes where its gateway follows them."""
+        metadata = config_map["metadata"]
+        endpoint = (metadata.get("labels") or {}).get(ENDPOINT_LABEL)
+        text = (config_map.get("data") or {}).get(ROUTES_KEY)
+        if endpoint is not None and metadata["name"] == routes_name(endpoint) and text is not None:
+            write_json(self._home.routes(namespace=metadata["namespace"], endpoint=endpoint), json.loads(text))
 
     def _look_at(self, manifest: Manifest) -> None:
         try:
@@ -216,7 +223,7 @@ class LocalRuntime:
     def _manage(self, manifest: Manifest) -> None:
         if not self._open:
             return
-        current = self._current(manifest)
+        current = self.cluster.current(manifest)
         if manifest["kind"] == "Pod":
             if current is not None:
                 self._pods.manage(current)
@@ -227,27 +234,19 @@ class LocalRuntime:
             self._deployments.sync(current)
 
     def _look_at_owner(self, pod: Manifest) -> None:
-        job = self._jobs.owner_of(pod)
-        if job is not None:
-            self._jobs.sync(job)
-        deployment = self._deployments.owner_of(pod)
-        if deployment is not None:
-            self._deployments.sync(deployment)
-
-    def _current(self, manifest: Manifest) -> Manifest | None:
-        metadata = manifest["metadata"]
-        found = self.cluster.store.read(kind=manifest["kind"], namespace=metadata["namespace"], name=metadata["name"])
-        return found if found is not None and found["metadata"]["uid"] == metadata["uid"] else None
+        owner = self.cluster.owner_of(pod)
+        if owner is not None:
+            (self._jobs.sync if owner["kind"] == "Job" else self._deployments.sync)(owner)
 
     def _pod_ended(self, pod: Manifest) -> None:
-        job = self._jobs.owner_of(pod)
-        if job is not None:
-            self._look_at(job)
+        owner = self.cluster.owner_of(pod)
+        if owner is not None and owner["kind"] == "Job":
+            self._look_at(owner)
 
     def _is_ours(self, manifest: Manifest) -> bool:
         if self._keys is None:
             return True
-        key = key_of(manifest)
+        key = concerned(manifest)
         return key is not None and self._works_on(key)
 
     def _works_on(self, key: Key) -> bool:

@@ -6,7 +6,7 @@ import base64
 import re
 from pathlib import Path
 
-from finetune_operator.ports import InvalidError, Manifest
+from finetune_operator.core.ports import InvalidError, Manifest
 
 _KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 """What the apiserver takes as a key of a Secret."""

@@ -12,6 +12,8 @@ GANG_PORT = "gang"
 """The name of the port at which the pods of a Job meet."""
 HTTP_PORT = "http"
 """The name of the port of servers and gateways."""
+STATUS_PORT = "status"
+"""The name of the port of gateways for probes and metrics; servers have those at their own."""
 
 
 class LocalServices:
@@ -47,7 +49,7 @@ class LocalServices:
         return number
 
     def url(self, namespace: str, name: str) -> str:
-        """Base URL of a version's servers (observe_endpoint.ServerUrl)."""
+        """Base URL of a version's servers (Surroundings.server_url)."""
         return f"http://{HOST}:{self.port(namespace=namespace, name=name, port=HTTP_PORT)}"
 
 

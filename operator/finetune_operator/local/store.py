@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from finetune_operator.core.ports import InvalidError, Kind, Manifest, UnavailableError
 from finetune_operator.local.files import read_json, write_json
 from finetune_operator.local.home import LocalHome
-from finetune_operator.ports import InvalidError, Kind, Manifest, UnavailableError
 
 Listener = Callable[[Manifest], None]
 """Told of an object after it was written or removed."""
@@ -100,8 +100,11 @@ class ObjectStore:
 
     def _lock(self) -> int:
         """Wait for the lock; closing the descriptor opens it. Others hold it for as long as one write takes."""
-        self._home.objects.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._home.objects / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self._home.objects.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._home.objects / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise self._home.unusable(error) from error
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         return descriptor
 

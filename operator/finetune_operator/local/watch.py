@@ -7,18 +7,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune_api.finetunejob import TERMINAL_PHASES
 from finetune_api.progress import MINIMUM_INTERVAL_SECONDS
-from finetune_operator.job.names import ENDPOINT_LABEL, JOB_LABEL, OWNED_LABEL
+from finetune_operator.core.ports import Enqueue, Key, Manifest
+from finetune_operator.core.status_writing import key_of
+from finetune_operator.kinds import FOLLOWED, RECONCILED, concerned, has_ended
 from finetune_operator.local.home import LocalHome
 from finetune_operator.local.observations import FileObservations
 from finetune_operator.local.progress import FileProgress
 from finetune_operator.local.store import ObjectStore
-from finetune_operator.ports import Enqueue, Key, Kind, Manifest
 
 _POLL_SECONDS = 0.25
-_OURS: tuple[Kind, ...] = ("FineTuneJob", "ModelVersion", "ModelEndpoint")
-_RECONCILED: tuple[Kind, ...] = ("FineTuneJob", "ModelEndpoint")
+_OURS = (*RECONCILED, *FOLLOWED)
 WorksOn = Callable[[Key], bool]
 """Whether an object is one that this process works on."""
 _Mark = tuple[int, int]
@@ -57,7 +56,7 @@ class LocalWatchSource:
             while True:
                 if time.monotonic() - listed >= self._relist_seconds:
                     listed = time.monotonic()
-                    for kind in _RECONCILED:
+                    for kind in RECONCILED:
                         for each in self._store.find(kind=kind):
                             self._changed(each)
                 self._look_at_objects()
@@ -76,7 +75,7 @@ class LocalWatchSource:
         self._changed(manifest)
 
     def _changed(self, manifest: Manifest) -> None:
-        key = key_of(manifest)
+        key = concerned(manifest)
         if self._enqueue is not None and key is not None and self._works_on(key):
             self._enqueue(key)
 
@@ -96,8 +95,7 @@ class LocalWatchSource:
         """Tell of newer reports, of each job as often as a cluster's pods would report."""
         for job in self._store.find(kind="FineTuneJob"):
             key = key_of(job)
-            ended = (job.get("status") or {}).get("phase") in TERMINAL_PHASES
-            if key is None or ended or not self._works_on(key):
+            if has_ended(job) or not self._works_on(key):
                 continue
             newest = max((_mark(path)[0] for path in self._progress.files(uid=job["metadata"]["uid"])), default=0)
             seen, told = self._reported.get(key, (0, float("-inf")))
@@ -109,23 +107,10 @@ class LocalWatchSource:
         """Tell of what gateways saw."""
         for endpoint in self._store.find(kind="ModelEndpoint"):
             key = key_of(endpoint)
-            if key is None or not self._works_on(key):
+            if not self._works_on(key):
                 continue
             if self._observations.are_news(namespace=key.namespace, endpoint=key.name):
                 self._changed(endpoint)
-
-
-def key_of(manifest: Manifest) -> Key | None:
-    """The object of ours that a changed object concerns, None where it concerns none."""
-    metadata, kind = manifest["metadata"], manifest["kind"]
-    labels = metadata.get("labels") or {}
-    if kind in _RECONCILED:
-        return Key(kind=kind, namespace=metadata["namespace"], name=metadata["name"])
-    if kind == "ModelVersion" or labels.get(OWNED_LABEL) == "ModelEndpoint":
-        endpoint = labels.get(ENDPOINT_LABEL)
-        return Key(kind="ModelEndpoint", namespace=metadata["namespace"], name=endpoint) if endpoint else None
-    job = labels.get(JOB_LABEL)
-    return Key(kind="FineTuneJob", namespace=metadata["namespace"], name=job) if job else None
 
 
 def _mark(path: Path) -> _Mark:

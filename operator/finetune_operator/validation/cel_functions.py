@@ -1,10 +1,11 @@
-"""The functions of lists that Kubernetes adds to CEL (`kubernetes.lists`), for rules evaluated without an apiserver.
+"""Functions that Kubernetes adds to CEL, of lists and of quantities, for rules evaluated without an apiserver.
 
-Source: https://kubernetes.io/docs/reference/using-api/cel/#kubernetes-list-library
+Source: https://kubernetes.io/docs/reference/using-api/cel/#cel-options-language-features-and-libraries
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import lark
 from celpy import celtypes
 from celpy.evaluation import CELEvalError
+
+from finetune_operator.validation.field_errors import go_float
 
 _MIN = "kubernetes_min"
 
@@ -73,13 +76,28 @@ def _last_index_of(items: Sequence[Any], item: Any) -> celtypes.IntType:
     return celtypes.IntType(max((index for index, each in enumerate(items) if each == item), default=-1))
 
 
-LIST_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+_QUANTITY = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]+)?")
+
+
+def _is_quantity(text: str) -> celtypes.BoolType:
+    return celtypes.BoolType(_QUANTITY.fullmatch(text) is not None)
+
+
+def _format(text: str, values: Sequence[Any]) -> celtypes.StringType:
+    """With `%s` for each value."""
+    said = (go_float(float(each)) if isinstance(each, celtypes.DoubleType) else each for each in values)
+    return celtypes.StringType(text % tuple(said))
+
+
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "isSorted": _is_sorted,
     "sum": _sum,
     _MIN: _min,
     "max": _max,
     "indexOf": _index_of,
     "lastIndexOf": _last_index_of,
+    "isQuantity": _is_quantity,
+    "format": _format,
 }
 """By the name that a rule calls them by, after `with_list_functions`."""
 

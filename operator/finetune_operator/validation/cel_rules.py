@@ -11,10 +11,10 @@ from celpy import celtypes
 from celpy.adapter import json_to_cel
 from celpy.evaluation import CELEvalError
 
-from finetune_operator.validation.cel_functions import LIST_FUNCTIONS, with_list_functions
+from finetune_operator.validation.cel_functions import FUNCTIONS, with_list_functions
 from finetune_operator.validation.decoding import Schema, schema_of_field, whole_numbers
 from finetune_operator.validation.field_errors import FieldError, invalid, invalid_structure
-from finetune_operator.validation.schema import ABSENT, old_field, old_item, same
+from finetune_operator.validation.schema import ABSENT, child_path, old_field, old_item, same
 
 _OLD_SELF = re.compile(r"\boldSelf\b")
 _STRING_LITERAL = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"")
@@ -26,6 +26,7 @@ _RESERVED = frozenset(
         " void while",
     )
 )
+_LONGEST_MESSAGE = 5 * 1024
 _OBJECT_META = {"type": "object", "properties": {"name": {"type": "string"}, "generateName": {"type": "string"}}}
 
 
@@ -44,9 +45,7 @@ def check_rules(value: Any, schema: Schema, path: str = "", old: Any = ABSENT) -
         for key, item in value.items():
             child = schema_of_field(key, schema)
             if child is not None:
-                declared = key in schema.get("properties", {})
-                name = f"{path}.{key}" if declared and path else key if declared else f"{path}[{key}]"
-                errors += check_rules(item, child, name, old_field(key, old))
+                errors += check_rules(item, child, child_path(path, key, schema), old_field(key, old))
     return errors
 
 
@@ -73,7 +72,7 @@ def _own_errors(value: Any, schema: Schema, path: str, old: Any) -> list[FieldEr
             detail = f"{error.args[0]} evaluating rule: {message or rule['rule'].strip()}"
             errors.append(invalid(field=field, value=schema.get("type", ""), detail=detail))
             continue
-        detail = message or f"failed rule: {rule['rule'].strip()}"
+        detail = _expressed(rule, variables) or message or f"failed rule: {rule['rule'].strip()}"
         if isinstance(value, dict | list):
             errors.append(invalid_structure(field=field, detail=detail))
         else:
@@ -81,10 +80,19 @@ def _own_errors(value: Any, schema: Schema, path: str, old: Any) -> list[FieldEr
     return errors
 
 
+def _expressed(rule: dict[str, str], variables: dict[str, Any]) -> str:
+    """What the rule's expression makes its message; empty where there is none, or it is no line of text."""
+    try:
+        said = str(_program(rule["messageExpression"]).evaluate(variables)).strip()
+    except (KeyError, CELEvalError):
+        return ""
+    return said if len(said.encode()) <= _LONGEST_MESSAGE and not re.search(r"[\r\n]", said) else ""
+
+
 @lru_cache(maxsize=512)
 def _program(rule: str) -> celpy.Runner:
     environment = celpy.Environment()
-    return environment.program(with_list_functions(environment.compile(rule)), functions=dict(LIST_FUNCTIONS))
+    return environment.program(with_list_functions(environment.compile(rule)), functions=dict(FUNCTIONS))
 
 
 @lru_cache(maxsize=512)

@@ -42,6 +42,8 @@ class FieldError:
     field: str
     reason: Reason
     message: str
+    hint: str = ""
+    """How to write what was meant; the apiserver gives none."""
 
     def __str__(self) -> str:
         if self.reason == "UnknownField":
@@ -65,12 +67,10 @@ def invalid_structure(*, field: str, detail: str) -> FieldError:
     return FieldError(field=field, reason="FieldValueInvalid", message=f"Invalid value: {detail}")
 
 
-def type_invalid(*, field: str, expected: str, found: str) -> FieldError:
+def type_invalid(*, field: str, expected: str, found: str, hint: str) -> FieldError:
     """The value has another JSON type than the schema."""
-    detail = f'{field} in body must be of type {expected}: "{found}"'
-    return FieldError(
-        field=field, reason="FieldValueTypeInvalid", message=f"Invalid value: {go_string(found)}: {detail}"
-    )
+    message = f'Invalid value: {go_string(found)}: {field} in body must be of type {expected}: "{found}"'
+    return FieldError(field=field, reason="FieldValueTypeInvalid", message=message, hint=hint)
 
 
 def not_supported(*, field: str, value: object, supported: Sequence[object]) -> FieldError:

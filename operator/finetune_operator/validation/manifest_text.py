@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from finetune_operator.ports import Manifest
+from finetune_operator.core.ports import Manifest
 from finetune_operator.validation.decoding import whole_numbers
 
 

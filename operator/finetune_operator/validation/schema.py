@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from functools import lru_cache
 from typing import Any, Final
 
 from finetune_operator.validation.decoding import Schema, schema_of_field
@@ -19,6 +17,7 @@ from finetune_operator.validation.field_errors import (
     too_many,
     type_invalid,
 )
+from finetune_operator.validation.meant import meant
 
 
 class _Absent:
@@ -45,10 +44,8 @@ def _own_errors(value: Any, schema: Schema, path: str) -> list[FieldError]:
         errors += _string_errors(value, schema, path)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         errors += _number_errors(value, schema, path)
-    elif isinstance(value, list):
-        errors += _length_errors(value, schema, path)
-    elif isinstance(value, dict):
-        errors += _size_errors(value, schema, path)
+    elif isinstance(value, list | dict):
+        errors += _count_errors(value, schema, path)
     allowed = schema.get("enum")
     if allowed and not any(value == item and type(value) is type(item) for item in allowed):
         errors.append(not_supported(field=path, value=value, supported=allowed))
@@ -80,21 +77,16 @@ def _type_errors(value: Any, schema: Schema, path: str) -> list[FieldError]:
     whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53 and "integer" in types
     if found in types or (found == "integer" and "number" in types) or whole:
         return []
-    return [type_invalid(field=path, expected=",".join(str(name) for name in types), found=found)]
+    hint = meant(value, expected=str(types[0]), field=path)
+    return [type_invalid(field=path, expected=",".join(str(name) for name in types), found=found, hint=hint)]
 
 
 def _string_errors(value: str, schema: Schema, path: str) -> list[FieldError]:
     if len(value) > schema.get("maxLength", len(value)):
         return [too_long(field=path, maximum=schema["maxLength"])]
     if len(value) < schema.get("minLength", 0):
-        return [
-            invalid(
-                field=path, value=value, detail=f"{path} in body should be at least {schema['minLength']} chars long"
-            )
-        ]
-    pattern = schema.get("pattern")
-    if pattern and not _regex(pattern).search(value):
-        return [invalid(field=path, value=value, detail=f"{path} in body should match '{pattern}'")]
+        detail = f"{path} in body should be at least {schema['minLength']} chars long"
+        return [invalid(field=path, value=value, detail=detail)]
     return []
 
 
@@ -104,21 +96,12 @@ def _number_errors(value: float, schema: Schema, path: str) -> list[FieldError]:
         detail = f"Checked value must be of type integer (default format) in {path}"
         # The apiserver gives this one no path and no value.
         errors.append(invalid(field="<nil>", value="", detail=detail))
-    maximum, minimum = schema.get("maximum"), schema.get("minimum")
-    if maximum is not None:
-        exclusive = schema.get("exclusiveMaximum", False)
-        if value > maximum or (exclusive and value == maximum):
-            rule = "less than" if exclusive else "less than or equal to"
-            errors.append(
-                invalid(field=path, value=value, detail=f"{path} in body should be {rule} {_bound(maximum, value)}")
-            )
-    if minimum is not None:
-        exclusive = schema.get("exclusiveMinimum", False)
-        if value < minimum or (exclusive and value == minimum):
-            rule = "greater than" if exclusive else "greater than or equal to"
-            errors.append(
-                invalid(field=path, value=value, detail=f"{path} in body should be {rule} {_bound(minimum, value)}")
-            )
+    for name, side, sign in (("Maximum", "less", 1), ("Minimum", "greater", -1)):
+        bound, exclusive = schema.get(name.lower()), schema.get(f"exclusive{name}", False)
+        if bound is not None and (value * sign > bound * sign or (exclusive and value == bound)):
+            rule = f"{side} than" if exclusive else f"{side} than or equal to"
+            detail = f"{path} in body should be {rule} {_bound(bound, value)}"
+            errors.append(invalid(field=path, value=value, detail=detail))
     return errors
 
 
@@ -127,23 +110,14 @@ def _bound(bound: float, value: float) -> str:
     return str(int(bound)) if isinstance(value, int) else go_float(float(bound))
 
 
-def _length_errors(value: list[Any], schema: Schema, path: str) -> list[FieldError]:
-    errors = []
-    if len(value) < schema.get("minItems", 0):
-        detail = f"{path} in body should have at least {schema['minItems']} items"
+def _count_errors(value: list[Any] | dict[str, Any], schema: Schema, path: str) -> list[FieldError]:
+    what = "Items" if isinstance(value, list) else "Properties"
+    errors, least, most = [], schema.get(f"min{what}", 0), schema.get(f"max{what}", len(value))
+    if len(value) < least:
+        detail = f"{path} in body should have at least {least} {what.lower()}"
         errors.append(invalid(field=path, value=len(value), detail=detail))
-    if len(value) > schema.get("maxItems", len(value)):
-        errors.append(too_many(field=path, count=len(value), maximum=schema["maxItems"]))
-    return errors
-
-
-def _size_errors(value: dict[str, Any], schema: Schema, path: str) -> list[FieldError]:
-    errors = []
-    if len(value) < schema.get("minProperties", 0):
-        detail = f"{path} in body should have at least {schema['minProperties']} properties"
-        errors.append(invalid(field=path, value=len(value), detail=detail))
-    if len(value) > schema.get("maxProperties", len(value)):
-        errors.append(too_many(field=path, count=len(value), maximum=schema["maxProperties"]))
+    if len(value) > most:
+        errors.append(too_many(field=path, count=len(value), maximum=most))
     return errors
 
 
@@ -159,10 +133,15 @@ def check_list_maps(value: Any, schema: Schema | None, path: str) -> list[FieldE
             errors += check_list_maps(item, schema.get("items"), f"{path}[{index}]")
     elif isinstance(value, dict):
         for key, item in value.items():
-            declared = key in schema.get("properties", {})
-            child = f"{path}.{key}" if declared and path else key if declared else f"{path}[{key}]"
-            errors += check_list_maps(item, schema_of_field(key, schema), child)
+            errors += check_list_maps(item, schema_of_field(key, schema), child_path(path, key, schema))
     return errors
+
+
+def child_path(path: str, key: str, schema: Schema) -> str:
+    """Where a field is: a declared one behind a dot, another one in brackets."""
+    if key not in schema.get("properties", {}):
+        return f"{path}[{key}]"
+    return f"{path}.{key}" if path else key
 
 
 def _duplicate_keys(items: list[Any], names: list[str], path: str) -> list[FieldError]:
@@ -209,10 +188,3 @@ def json_type(value: Any) -> str:
     if isinstance(value, bool):
         return "boolean"
     return {str: "string", int: "integer", float: "number", list: "array", dict: "object"}[type(value)]
-
-
-@lru_cache(maxsize=256)
-def _regex(pattern: str) -> re.Pattern[str]:
-    """A pattern of Go's RE2, whose `$` is the end of the text, where Python's also stands before a last line break."""
-    python = re.sub(r"(\\.)|(\[(?:\\.|[^\]\\])*\])|(\$)", lambda match: r"\Z" if match[3] else match[0], pattern)
-    return re.compile(python)

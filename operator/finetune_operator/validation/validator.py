@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_api import API_VERSION
 from finetune_api.crd import RESOURCES, object_schema
-from finetune_operator.ports import InvalidError, Manifest
+from finetune_operator.core.ports import InvalidError, Manifest
 from finetune_operator.validation.cel_rules import check_rules
 from finetune_operator.validation.decoding import Schema, decode_numbers, drop_nulls, prune
 from finetune_operator.validation.field_errors import BLOCKING, FieldError, go_string, refusal

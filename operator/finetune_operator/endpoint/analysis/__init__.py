@@ -1,0 +1,1 @@
+"""What gateways report about two versions, counted and judged."""

@@ -1,0 +1,186 @@
+"""What is new in the gateways' reports: pairs and requests that were not taken in before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+from finetune_api.observations import ArmCounts, Observations, PairCounts
+from finetune_operator.core.ports import Report
+from finetune_operator.endpoint.analysis.reports import Gateways, source_of
+from finetune_operator.endpoint.analysis.state import AnalysisState, Scope
+from finetune_stats.ledger import Ledger, absorb
+from finetune_stats.two_rates import NO_OUTCOMES
+from finetune_stats.two_rates import ArmCounts as Outcomes
+
+Counts = tuple[float, ...]
+PairSource = Literal["Shadow", "Probe"]
+SOURCES: tuple[PairSource, ...] = ("Shadow", "Probe")
+"""Of pairs. Each has its share of a metric's error probability."""
+
+
+def new_pairs(
+    state: AnalysisState, *, scope: Scope, gateways: Gateways
+) -> tuple[AnalysisState, dict[tuple[str, PairSource], Counts]]:
+    """New pairs by metric and source: pairs, bad with the candidate only, bad with stable only."""
+    state = _with_probe_gateway(state, scope=scope, gateways=gateways)
+    ledgers, seen = dict(state.pair_ledgers), dict(state.epochs)
+    new: dict[tuple[str, PairSource], Counts] = {}
+    for report in gateways.reports:
+        epochs: dict[tuple[str, PairSource], dict[int, Counts]] = {}
+        for metric in scope.metrics:
+            for pair in _pairs_of(report.observations, scope=scope, metric=metric.name):
+                if pair.source == "Shadow" or source_of(report) == state.probe_gateway:
+                    counted = (pair.pairs, pair.candidate_only, pair.stable_only, pair.both)
+                    known = epochs.setdefault((metric.name, pair.source), {})
+                    known[pair.epoch] = _plus(known.get(pair.epoch), counted)
+        for key, found in epochs.items():
+            name, source = "/".join(key), source_of(report)
+            counts = _since_the_start(seen, name=name, source=source, epochs=found)
+            ledgers[name], gained = absorb(ledgers.get(name, Ledger(width=3)), source=source, cumulative=counts[:3])
+            # A ledger of its own: the first one is as operators kept it that did not show both rates.
+            both = ledgers.get(f"{name}/both", Ledger(width=1))
+            ledgers[f"{name}/both"], _ = absorb(both, source=source, cumulative=counts[3:])
+            if any(gained):
+                new[key] = _plus(new.get(key), gained)
+    return replace(state, pair_ledgers=tuple(sorted(ledgers.items())), epochs=tuple(sorted(seen.items()))), new
+
+
+def _since_the_start(seen: dict[str, Ledger], *, name: str, source: str, epochs: dict[int, Counts]) -> Counts:
+    """What a start of a gateway has counted in this part: of the epochs that it tells of, and of those that it told of
+    and has forgotten. `seen` keeps each of the former, and the sum of the latter (its epoch is `..N`, the last one)."""
+    width = len(next(iter(epochs.values())))
+    of_all = dict(seen.get(name, Ledger(width=width)).sources)
+    mine = {key.rpartition("@")[2]: of_all.pop(key) for key in list(of_all) if key.rpartition("@")[0] == source}
+    forgotten = max((int(epoch[2:]) for epoch in mine if epoch.startswith("..")), default=-1)
+    for epoch, counts in epochs.items():
+        if epoch > forgotten:
+            mine[str(epoch)] = tuple(map(max, counts, mine.get(str(epoch), counts)))
+    gone = [epoch for epoch in mine if epoch.startswith("..") or int(epoch) < min(epochs)]
+    if gone:
+        last = max(int(epoch.removeprefix("..")) for epoch in gone)
+        mine[f"..{last}"] = tuple(map(sum, zip(*[mine.pop(epoch) for epoch in gone], strict=True)))
+    if len(mine) > 1:  # nothing is forgotten before there are several
+        of_all |= {f"{source}@{epoch}": counts for epoch, counts in mine.items()}
+        seen[name] = Ledger(width=width, sources=tuple(sorted(of_all.items())))
+    return tuple(map(sum, zip(*mine.values(), strict=True)))
+
+
+def _plus(one: Counts | None, other: Counts) -> Counts:
+    return other if one is None else tuple(a + b for a, b in zip(one, other, strict=True))
+
+
+def _with_probe_gateway(state: AnalysisState, *, scope: Scope, gateways: Gateways) -> AnalysisState:
+    """Choose whose probes count, since all gateways send the same prompts: the first that has any. Where that one has
+    ended, those of another count, from its first on: some prompts twice rather than a step that waits for ever."""
+    chosen = state.probe_gateway
+    if chosen is not None and not gateways.is_gone(chosen):
+        return state
+    for report in sorted(gateways.newest().values(), key=source_of):
+        if any(
+            pair.source == "Probe"
+            for metric in scope.metrics
+            for pair in _pairs_of(report.observations, scope=scope, metric=metric.name)
+        ):
+            return replace(state, probe_gateway=source_of(report))
+    return state
+
+
+def _pairs_of(observations: Observations, *, scope: Scope, metric: str) -> Iterator[PairCounts]:
+    for pair in observations.pairs:
+        if pair.metric == metric and pair.candidate == scope.candidate and pair.epoch >= scope.since_epoch:
+            yield pair
+
+
+def new_arms(
+    state: AnalysisState, *, scope: Scope, reports: tuple[Report, ...]
+) -> tuple[AnalysisState, dict[tuple[str, str], Counts]]:
+    """New requests by rule and variant: requests, errors, slow, bad, clients, client errors. Beside a shadow those of
+    stable, which no rule shares then."""
+    ledgers, seen = dict(state.arm_ledgers), dict(state.epochs)
+    new: dict[tuple[str, str], Counts] = {}
+    for report in reports:
+        epochs: dict[tuple[str, str], dict[int, Counts]] = {}
+        for arm in report.observations.arms:
+            if (arm.rule in scope.rules or scope.part == "Shadow") and arm.epoch >= scope.since_epoch:
+                known = epochs.setdefault((arm.rule, arm.variant), {})
+                known[arm.epoch] = _plus(known.get(arm.epoch), _counts(arm))
+        for (rule, variant), found in epochs.items():
+            if variant not in (scope.candidate, scope.stable):
+                continue
+            source = source_of(report)
+            gained: Counts = ()
+            counts = _since_the_start(seen, name=f"{rule}/{variant}", source=source, epochs=found)
+            # Two ledgers: the first one is as operators kept it that knew no client errors.
+            for name, part in ((f"{rule}/{variant}", counts[:4]), (f"{rule}/{variant}/clients", counts[4:])):
+                ledger = ledgers.get(name, Ledger(width=len(part)))
+                ledgers[name], more = absorb(ledger, source=source, cumulative=_with_room(ledger, source, part))
+                gained = (*gained, *more)
+            if any(gained):
+                new[rule, variant] = _plus(new.get((rule, variant)), gained)
+    return replace(state, arm_ledgers=tuple(sorted(ledgers.items())), epochs=tuple(sorted(seen.items()))), new
+
+
+def shown(state: AnalysisState, *, scope: Scope, metric: str) -> list[tuple[Outcomes, Outcomes]]:
+    """What candidate and stable have shown in this part, of each kind of requests: those of clients, then pairs. Under
+    guard stable's rate is that from before the promotion where no users were left with it; held-out prompts, which are
+    asked again and again, tell there what has changed, not how many answers are bad."""
+    arms, pairs = dict(state.arm_ledgers), dict(state.pair_ledgers)
+
+    def of_clients(variant: str | None) -> Outcomes:
+        found = NO_OUTCOMES
+        for name in (f"{rule}/{variant}" for rule in scope.rules):
+            if name in arms:
+                found = found.plus(bad_of((*arms[name].total, *arms[f"{name}/clients"].total), metric=metric))
+        return found
+
+    stable = of_clients(scope.stable)
+    if scope.part == "Guard" and not stable.total:
+        before = {name: Outcomes(bad=bad, total=total) for name, bad, total in state.rates}
+        stable = before.get(metric, NO_OUTCOMES)
+    found = [(of_clients(scope.candidate), stable)]
+    for source in SOURCES:
+        name = f"{metric}/{source}"
+        if name in pairs and not (source == "Probe" and scope.part == "Guard"):
+            total, candidate_only, stable_only = pairs[name].total
+            both = sum(pairs[f"{name}/both"].total) if f"{name}/both" in pairs else 0.0
+            found.append(
+                (Outcomes(bad=candidate_only + both, total=total), Outcomes(bad=stable_only + both, total=total))
+            )
+    return found
+
+
+def bad_of(counts: Counts, *, metric: str) -> Outcomes:
+    """What of an arm's counts a metric is about."""
+    requests, errors, slow, bad, clients, client_errors = counts
+    if metric == "client_error_rate":
+        return Outcomes(bad=client_errors, total=clients)
+    return Outcomes(bad={"error_rate": errors, "latency_seconds": slow, "quality": bad}[metric], total=requests)
+
+
+def shown_before(*, scope: Scope, reports: tuple[Report, ...]) -> Counts:
+    """What the version that is compared with has shown in earlier epochs, as far as gateways still tell."""
+    found: Counts = (0.0,) * 6
+    for report in reports:
+        for arm in report.observations.arms:
+            if arm.variant == scope.stable and arm.epoch < scope.since_epoch:
+                found = _plus(found, _counts(arm))
+    return found
+
+
+def _with_room(ledger: Ledger, source: str, counts: Counts) -> Counts:
+    """The counts, with as many requests as it takes for every new bad outcome to be one of them.
+
+    A vote may come long after its request was taken in as a good one. It is an outcome at once, and the next good ones
+    make up for it: none is lost, none counts twice, and bad outcomes are to requests what the gateway says they are.
+    """
+    before = dict(ledger.sources).get(source, (0.0,) * ledger.width)
+    gained = max(now - then for now, then in zip(counts[1:], before[1:], strict=True))
+    return (max(counts[0], before[0] + gained), *counts[1:])
+
+
+def _counts(arm: ArmCounts) -> Counts:
+    # An overdue request is an error before it counts as a request that was answered.
+    requests = max(arm.requests, arm.errors, arm.slow)
+    return tuple(float(each) for each in (requests, arm.errors, arm.slow, arm.bad, arm.clients, arm.client_errors))

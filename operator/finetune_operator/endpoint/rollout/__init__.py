@@ -1,0 +1,1 @@
+"""Which version is next, by which plan, where its rollout is, and the routes that follow."""

@@ -1,0 +1,1 @@
+"""Model servers and gateways as objects."""
