@@ -1,1 +1,1 @@
-"""What runs inside the training containers, one stage per process: prepare, train, evaluate."""
+"""What runs inside the training containers, one stage per process: prepare, train, evaluate, serve."""

@@ -32,10 +32,10 @@ from finetune_api.run import (
     TrainRun,
     run_adapter,
 )
-from finetune_trainer import termination
-from finetune_trainer.cores import limit_threads
-from finetune_trainer.errors import StageError, bad_configuration, from_write_failure
-from finetune_trainer.logs import set_up_logging
+from finetune_trainer.process import termination
+from finetune_trainer.process.cores import limit_threads
+from finetune_trainer.process.errors import StageError, as_stage_error, bad_configuration
+from finetune_trainer.process.logs import set_up_logging
 
 if TYPE_CHECKING:
     from finetune_trainer.serving.process import Wrap
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None, *, wrap: Wrap | None = None) ->
         result = _do(run)
         if result is not None:
             _write_message(termination.message(result))
-    except (Exception, _Stopped) as error:
+    except BaseException as error:
         failure, code = _failure(error)
         log.error("%s (exit %d): %s", failure.reason, code, failure.message)
         _write_message(termination.message(failure))
@@ -94,7 +94,7 @@ def _serve(order: ServeOrder, *, only_fetch: bool, wrap: Wrap | None) -> None:
     if only_fetch:
         _stop_on_sigterm()
         from finetune_trainer.serving import artifact
-        from finetune_trainer.storage import Storage
+        from finetune_trainer.store.storage import Storage
 
         log.info("verified: %s", artifact.link_files(order, storage=Storage(locations=order.locations)))
         return
@@ -128,17 +128,17 @@ def _do(run: PrepareRun | TrainRun | EvaluateRun) -> PrepareResult | TrainResult
     """Dispatch. The stages are imported when needed: each brings libraries that take seconds to load."""
     match run:
         case TrainRun():
-            from finetune_trainer import launch
+            from finetune_trainer.process import launch
 
             return launch.train(run)
         case PrepareRun():
             limit_threads(os.environ)
-            from finetune_trainer import prepare
+            from finetune_trainer.preparation import prepare
 
             return prepare.prepare(run)
         case EvaluateRun():
             limit_threads(os.environ)
-            from finetune_trainer import evaluate
+            from finetune_trainer.evaluation import evaluate
 
             return evaluate.evaluate(run)
 
@@ -152,25 +152,17 @@ def _stop_on_sigterm() -> None:
 
 
 def _failure(error: BaseException) -> tuple[Failure, ExitCode]:
-    if isinstance(error, StageError):
-        return _describe(error.reason, error.message, error.checkpoint_step), error.exit_code
     if isinstance(error, _Stopped):
-        return _describe("Stopped", "stopped by SIGTERM; the next attempt starts this stage again"), (
-            ExitCode.STOPPED_AFTER_CHECKPOINT
+        error = StageError(
+            reason="Stopped",
+            message="stopped by SIGTERM; the next attempt starts this stage again",
+            exit_code=ExitCode.STOPPED_AFTER_CHECKPOINT,
         )
-    written = from_write_failure("the stage's output", error)
-    if written is not None:
-        return _describe(written.reason, written.message), written.exit_code
-    log.error("the stage failed", exc_info=error)
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    reason = "OutOfMemory" if out_of_memory else "InternalError"
-    return _describe(reason, f"{type(error).__name__}: {error}"), ExitCode.INTERNAL_ERROR
-
-
-def _describe(reason: str, message: str, checkpoint_step: int | None = None) -> Failure:
+    found = as_stage_error(error, writing="the stage's output")
     # A file's name may be no valid text, and an error's words hold it.
-    text = message[:_MESSAGE_LENGTH].encode(errors="backslashreplace").decode()[:_MESSAGE_LENGTH]
-    return Failure(reason=reason[:_REASON_LENGTH], message=text, checkpoint_step=checkpoint_step)
+    text = found.message[:_MESSAGE_LENGTH].encode(errors="backslashreplace").decode()[:_MESSAGE_LENGTH]
+    failure = Failure(reason=found.reason[:_REASON_LENGTH], message=text, checkpoint_step=found.checkpoint_step)
+    return failure, found.exit_code
 
 
 def _write_message(message: bytes) -> None:

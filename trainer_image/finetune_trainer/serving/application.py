@@ -7,24 +7,24 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from jinja2 import TemplateError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
+from finetune_api.panics import as_exception
 from finetune_api.run import ServeOrder
-from finetune_trainer.chat_template import prompt_tokens
-from finetune_trainer.held_out_probes import HeldOutProbe
-from finetune_trainer.serving.classification import Classes, Classifier
+from finetune_trainer.data.held_out_probes import HeldOutProbe
+from finetune_trainer.serving.classification import Classes, Classifier, Texts
 from finetune_trainer.serving.engine import BusyError, Engine, Ticket
-from finetune_trainer.serving.generation import GenerationRequest, Piece, TextModel
+from finetune_trainer.serving.generation import Answer, GenerationRequest, Piece, TextModel
 from finetune_trainer.serving.metrics import Metrics
 from finetune_trainer.serving.wire import (
     ChatRequest,
@@ -35,11 +35,17 @@ from finetune_trainer.serving.wire import (
     classified,
     usage_of,
 )
+from finetune_trainer.tasks.chat_template import prompt_tokens
+from finetune_trainer.tasks.choose import task_of
 
 log = logging.getLogger(__name__)
 Event = TypeVar("Event")
 State = Literal["Loading", "WarmingUp", "Ready", "Draining"]
 _STREAM = "text/event-stream"
+_UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""Of streams: nginx would collect them."""
+_HUNG_UP = 499
+_CHAT = "/v1/chat/completions"
 _MOST_CHARACTERS = 4 << 20
 """Of all the texts of one classification together."""
 
@@ -65,36 +71,29 @@ class Service:
         turns = [message.to_turn() for message in body.messages]
         self._may_fit(sum(len(turn["content"]) for turn in turns), model=model)
 
-        def encode() -> list[int]:
+        def encode() -> list[list[int]]:
             if not model.tokenizer.chat_template:
                 raise RequestError("this model has no chat template; use /v1/completions")
             try:
-                return prompt_tokens(turns, model.tokenizer)
+                return [prompt_tokens(turns, model.tokenizer)]
             except TemplateError as error:
                 raise RequestError(f"the model's chat template refuses these messages: {error}") from None
 
-        return await self._generate(body, request, model=model, prompt_ids=await self._off_loop(encode))
+        return await self._generate(body, request, model=model, prompts=await self._off_loop(encode))
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
-        """POST /v1/completions."""
-        if len(body.prompts) > 1:
-            return await self._complete_each(body, request)
+        """POST /v1/completions: a choice for each prompt."""
         model = self._text_model(body.model, path=request.url.path)
-        self._may_fit(len(body.text), model=model)
+        for text in body.texts:
+            self._may_fit(len(text), model=model)
 
-        def encode() -> list[int]:
-            ids = list(model.tokenizer(body.text)["input_ids"])
-            ends = model.task != "Seq2Seq" and ids[-1:] == [model.tokenizer.eos_token_id]
+        def encode(text: str) -> list[int]:
+            ids = list(model.tokenizer(text)["input_ids"])
+            ends = not model.two_parts and ids[-1:] == [model.tokenizer.eos_token_id]
             return ids[:-1] if ends and len(ids) > 1 else ids
 
-        return await self._generate(body, request, model=model, prompt_ids=await self._off_loop(encode))
-
-    async def _complete_each(self, body: CompletionRequest, request: Request) -> Response:
-        """Several prompts: a choice for each, in their order."""
-        answers = [json.loads(bytes((await self.complete(each, request)).body)) for each in body.prompts]
-        choices = [{**answer["choices"][0], "index": index} for index, answer in enumerate(answers)]
-        usage = {name: sum(answer["usage"][name] for answer in answers) for name in answers[0]["usage"]}
-        return JSONResponse({**answers[0], "choices": choices, "usage": usage})
+        prompts = await self._off_loop(lambda: [encode(text) for text in body.texts])
+        return await self._generate(body, request, model=model, prompts=prompts)
 
     async def classify(self, body: ClassifyRequest, request: Request) -> Response:
         """POST /v1/classify."""
@@ -112,7 +111,7 @@ class Service:
         if not all(text.ids for text in texts):
             raise RequestError("an empty text has no class", param="input")
         found: Classes | None = None
-        async with _hang_up(request, self._submit(model.classify(texts))) as ticket:
+        async with _hang_up(request, self._submit(model.classify(texts))) as (ticket,):
             async for event in ticket:
                 found = event
         if found is None:
@@ -129,60 +128,75 @@ class Service:
             single=isinstance(body.input, str),
             tokens=tokens,
         )
-        return JSONResponse(document)
+        return _answer(document)
 
-    def models(self) -> dict[str, Any]:
+    async def models(self) -> dict[str, Any]:
         """GET /v1/models: exactly the one."""
-        return {"object": "list", "data": [self.model_card(self.order.endpoint)]}
+        return {"object": "list", "data": [await self.model_card(self.order.endpoint)]}
 
-    def model_card(self, name: str) -> dict[str, Any]:
+    async def model_card(self, name: str) -> dict[str, Any]:
         """GET /v1/models/NAME."""
         if name != self.order.endpoint:
             raise _not_this_model(name, self.order.endpoint)
         return {"id": name, "object": "model", "created": 0, "owned_by": "finetune-operator"}
 
-    def probe_documents(self, *, offset: int, limit: int) -> dict[str, Any]:
+    async def probe_documents(
+        self, offset: Annotated[int, Query(ge=0)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 1000
+    ) -> dict[str, Any]:
         """GET /finetune/probes: held-out requests for this model, ready to be sent."""
         chosen = [probe.to_dict() for probe in self.probes[offset : offset + limit]]
         named = [{**each, "request": {"model": self.order.endpoint, **each["request"]}} for each in chosen]
         return {"probes": named, "total": len(self.probes)}
 
+    async def healthy(self) -> Response:
+        """GET /healthz."""
+        if self.state in ("Loading", "WarmingUp") or self.engine.is_alive:
+            return _answer({"state": self.state})
+        return _answer({"state": "Failed", "reason": "the thread that runs the model has ended"}, status=503)
+
+    async def ready(self) -> Response:
+        """GET /readyz."""
+        return _answer({"state": self.state}, status=200 if self.state == "Ready" else 503)
+
+    async def scrape(self) -> Response:
+        """GET /metrics."""
+        self.metrics.waiting.set(self.engine.waiting)
+        self.metrics.running.set(self.engine.active)
+        self.metrics.kept_tokens.set(self.engine.kept_tokens)
+        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
     # -- inside -------------------------------------------------------------------------------------------------------
 
     async def _generate(
-        self, body: ChatRequest | CompletionRequest, request: Request, *, model: TextModel, prompt_ids: list[int]
+        self, body: ChatRequest | CompletionRequest, request: Request, *, model: TextModel, prompts: list[list[int]]
     ) -> Response:
-        work = GenerationRequest(
-            prompt_ids=tuple(prompt_ids),
-            max_new_tokens=self._answer_length(body.longest, model=model, prompt_length=len(prompt_ids)),
-            sampling=body.sampling,
-            stop=body.stops,
+        works = [
+            GenerationRequest(
+                prompt_ids=tuple(ids),
+                max_new_tokens=self._answer_length(body.longest, model=model, prompt_length=len(ids)),
+                sampling=body.sampling,
+                stop=body.stops,
+            )
+            for ids in prompts
+        ]
+        prompt = sum(map(len, prompts))
+        shape = GenerationFormat(
+            chat=isinstance(body, ChatRequest), model=self.order.endpoint, counted=body.wants_usage
         )
         began = time.monotonic()
-        ticket = self._submit(model.answer(work))
-        chat = isinstance(body, ChatRequest)
-        shape = GenerationFormat(chat=chat, model=self.order.endpoint, counted=body.wants_usage)
-        if body.stream:
-            pieces = aiter(ticket)
-            async with _hang_up(request, ticket):
-                first = await anext(pieces, None)  # an error before the first token is an answer with its own status
+        tickets = self._submit(*map(model.answer, works))
+        pieces = [aiter(ticket) for ticket in tickets]
+        async with _hang_up(request, tickets):
+            first = await anext(pieces[0], None)  # an error before the first token is an answer with its own status
             if first is None:
                 raise _GoneError
             self.metrics.first_token.observe(time.monotonic() - began)
-            stream = self._stream(
-                first, pieces, ticket, body=body, shape=shape, prompt=len(prompt_ids), request=request
-            )
-            return StreamingResponse(stream, media_type=_STREAM, headers={"Cache-Control": "no-cache"})
-        text, last = "", None
-        async with _hang_up(request, ticket):
-            async for piece in ticket:
-                if last is None:
-                    self.metrics.first_token.observe(time.monotonic() - began)
-                text, last = text + piece.text, piece
-        if last is None or last.finish is None:
-            raise _GoneError
-        usage = self._count(request, prompt=len(prompt_ids), answer=last.tokens)
-        return JSONResponse(shape.whole(text=text, finish=last.finish, usage=usage))
+            if not body.stream:
+                answers = [await _whole(first, pieces[0]), *[await _whole(None, each) for each in pieces[1:]]]
+                usage = self._count(request, prompt=prompt, answer=sum(last.tokens for _, last in answers))
+                return _answer(shape.whole([(text, str(last.finish)) for text, last in answers], usage=usage))
+        stream = self._stream(first, pieces[0], tickets[0], body=body, shape=shape, prompt=prompt, request=request)
+        return StreamingResponse(stream, media_type=_STREAM, headers=_UNBUFFERED)
 
     async def _stream(
         self,
@@ -244,14 +258,15 @@ class Service:
         limits = (asked, room, self.order.max_new_tokens)
         return min(limit for limit in limits if limit is not None)
 
-    def _submit(self, work: Iterator[Event | None]) -> Ticket[Event]:
+    def _submit(self, *works: Answer | Texts) -> list[Ticket[Any]]:
         try:
-            return self.engine.submit(work)
-        except BusyError:
+            return self.engine.submit(*works)
+        except BusyError as error:
             raise RequestError(
                 f"{self.order.max_waiting} requests are waiting already; try again later",
                 status=429,
                 code="rate_limit_exceeded",
+                again_after=error.seconds,
             ) from None
 
     def _named(self, name: str | None, *, path: str) -> TextModel | Classifier:
@@ -263,19 +278,19 @@ class Service:
 
     def _text_model(self, name: str | None, *, path: str) -> TextModel:
         model = self._named(name, path=path)
-        if not isinstance(model, TextModel) or (path == "/v1/chat/completions" and model.task != "Chat"):
+        if not isinstance(model, TextModel) or (path == _CHAT and task_of(self.order.task).path != path):
             raise self._wrong_path(path)
         return model
 
     def _wrong_path(self, path: str) -> RequestError:
-        use = {"SequenceClassification": "/v1/classify", "Chat": "/v1/chat/completions"}
-        task = self.order.task
-        return RequestError(
-            f"{path} is not offered: this model's task is {task}; use {use.get(task, '/v1/completions')}", status=404
-        )
+        task = task_of(self.order.task)
+        return RequestError(f"{path} is not offered: this model's task is {task.name}; use {task.path}", status=404)
 
     async def _off_loop(self, work: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._encoder, work)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._encoder, work)
+        except BaseException as error:
+            raise as_exception(error) from None
 
 
 class _GoneError(Exception):
@@ -285,106 +300,85 @@ class _GoneError(Exception):
 def build(service: Service) -> FastAPI:
     """The application with all routes."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-
-    @app.post("/v1/chat/completions")
-    async def chat(body: ChatRequest, request: Request) -> Response:
-        return await service.chat(body, request)
-
-    @app.post("/v1/completions")
-    async def complete(body: CompletionRequest, request: Request) -> Response:
-        return await service.complete(body, request)
-
-    @app.post("/v1/classify")
-    async def classify(body: ClassifyRequest, request: Request) -> Response:
-        return await service.classify(body, request)
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return service.models()
-
-    @app.get("/v1/models/{name}")
-    async def model(name: str) -> dict[str, Any]:
-        return service.model_card(name)
-
-    @app.get("/finetune/probes")
-    async def probes(
-        offset: Annotated[int, Query(ge=0)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 1000
-    ) -> dict[str, Any]:
-        return service.probe_documents(offset=offset, limit=limit)
-
-    @app.get("/healthz")
-    async def healthy() -> Response:
-        if service.state in ("Loading", "WarmingUp") or service.engine.is_alive:
-            return JSONResponse({"state": service.state})
-        return JSONResponse({"state": "Failed", "reason": "the thread that runs the model has ended"}, status_code=503)
-
-    @app.get("/readyz")
-    async def ready() -> Response:
-        return JSONResponse({"state": service.state}, status_code=200 if service.state == "Ready" else 503)
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        service.metrics.waiting.set(service.engine.waiting)
-        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    _add_error_answers(app)
+    app.post(_CHAT)(service.chat)
+    app.post("/v1/completions")(service.complete)
+    app.post("/v1/classify")(service.classify)
+    app.get("/v1/models")(service.models)
+    app.get("/v1/models/{name}")(service.model_card)
+    app.get("/finetune/probes")(service.probe_documents)
+    app.get("/healthz")(service.healthy)
+    app.get("/readyz")(service.ready)
+    app.get("/metrics")(service.scrape)
+    app.exception_handler(_GoneError)(lambda *_: Response(status_code=_HUNG_UP))
+    for kind in (RequestError, RequestValidationError, HTTPException, Exception):
+        app.exception_handler(kind)(_refused)
     return app
 
 
-def _add_error_answers(app: FastAPI) -> None:
+async def _refused(request: Request, error: Exception) -> Response:
     """Every error in OpenAI's form."""
+    if isinstance(error.__cause__, RequestError):  # raised while the body was read
+        error = error.__cause__
+    if isinstance(error, RequestValidationError):
+        error = _malformed(error)
+    elif isinstance(error, HTTPException):
+        body = RequestError(str(error.detail), status=error.status_code).body()
+        return _answer(body, status=error.status_code, headers=error.headers)
+    elif not isinstance(error, RequestError):
+        error = RequestError(f"the server failed on this request: {type(error).__name__}", status=500)
+    return _answer(error.body(), status=error.status, headers=error.headers)
 
-    @app.exception_handler(RequestError)
-    async def refused(request: Request, error: RequestError) -> Response:
-        headers = {"Retry-After": "1"} if error.status in (429, 503) else {}
-        return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
-    @app.exception_handler(RequestValidationError)
-    async def malformed(request: Request, error: RequestValidationError) -> Response:
-        problems = error.errors()
-        if problems[0]["type"] == "json_invalid":
-            return JSONResponse(RequestError("the body is not valid JSON").body(), status_code=400)
-        # Of the alternatives of a field (a text or a list), the one that has the right type says what is wrong.
-        worst = next((problem for problem in problems if not problem["type"].endswith("_type")), problems[0])
-        where = ".".join(str(part) for part in worst["loc"][1:] if str(part).isidentifier() or isinstance(part, int))
-        message = f"{where}: {worst['msg']}" if where else f"the request is not understood: {worst['msg']}"
-        return JSONResponse(RequestError(message[:1000], param=where or None).body(), status_code=400)
+def _malformed(error: RequestValidationError) -> RequestError:
+    problems = error.errors()
+    if problems[0]["type"] == "json_invalid":
+        return RequestError("the body is not valid JSON")
+    # Of the alternatives of a field (a text or a list), the one that has the right type says what is wrong.
+    worst = next((problem for problem in problems if not problem["type"].endswith("_type")), problems[0])
+    where = ".".join(str(part) for part in worst["loc"][1:] if str(part).isidentifier() or isinstance(part, int))
+    message = f"{where}: {worst['msg']}" if where else f"the request is not understood: {worst['msg']}"
+    return RequestError(message[:1000], param=where or None)
 
-    @app.exception_handler(HTTPException)
-    async def other(request: Request, error: HTTPException) -> Response:
-        if isinstance(error.__cause__, RequestError):  # raised while the body was read
-            return await refused(request, error.__cause__)
-        return JSONResponse(RequestError(str(error.detail), status=error.status_code).body(), error.status_code)
 
-    @app.exception_handler(_GoneError)
-    async def gone(request: Request, error: _GoneError) -> Response:
-        return Response(status_code=499)
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        message = f"the server failed on this request: {type(error).__name__}"
-        return JSONResponse(RequestError(message, status=500).body(), status_code=500)
+async def _whole(first: Piece | None, rest: AsyncIterator[Piece]) -> tuple[str, Piece]:
+    """An answer's text and its last piece."""
+    text, last = "" if first is None else first.text, first
+    async for piece in rest:
+        text, last = text + piece.text, piece
+    if last is None or last.finish is None:
+        raise _GoneError
+    return text, last
 
 
 @contextlib.asynccontextmanager
-async def _hang_up(request: Request, ticket: Ticket[Event]) -> AsyncIterator[Ticket[Event]]:
-    """Cancel the work when the client is gone before it is done, or when nobody waits for it any more."""
+async def _hang_up(request: Request, tickets: list[Ticket[Event]]) -> AsyncIterator[list[Ticket[Event]]]:
+    """Cancel the works when the client is gone before they are done, or when nobody waits for them any more."""
+
+    def cancel() -> None:
+        for ticket in tickets:
+            ticket.cancel()
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        ticket.cancel()
+        cancel()
 
     watcher = asyncio.create_task(watch())
     try:
-        yield ticket
+        yield tickets
     except BaseException:
-        ticket.cancel()
+        cancel()
         raise
     finally:
         watcher.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watcher
+
+
+def _answer(document: dict[str, Any], *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A document as JSON. ASCII: whatever a request may have held can be said in it."""
+    body = json.dumps(document, allow_nan=False)
+    return Response(body, status_code=status, headers=headers, media_type="application/json")
 
 
 def _event(document: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,13 +21,13 @@ from typing import Any
 import torch
 
 from finetune_api.run import GENERATION_FOLDER, ServeOrder
-from finetune_trainer import base_model, saved_model
-from finetune_trainer.answer_ends import answer_ends, declared_ends_in
-from finetune_trainer.base_model import DType
-from finetune_trainer.errors import bad_configuration
-from finetune_trainer.held_out_probes import HeldOutProbe, read_probes
-from finetune_trainer.locations import REMOTE_SCHEMES, join
-from finetune_trainer.storage import Storage
+from finetune_trainer.data.held_out_probes import HeldOutProbe, read_probes
+from finetune_trainer.models import base_model, model_files, saved_model
+from finetune_trainer.process.errors import bad_configuration
+from finetune_trainer.store.locations import REMOTE_SCHEMES, join
+from finetune_trainer.store.storage import Storage, sync_tree
+from finetune_trainer.tasks.adapters import merged
+from finetune_trainer.tasks.answer_ends import answer_ends
 
 log = logging.getLogger(__name__)
 _FOLDER = "served"
@@ -60,7 +59,7 @@ def load(order: ServeOrder, *, storage: Storage) -> Loaded:
     Raises StageError: 66 where something is gone or torn, 78 where it is not what was recorded or cannot be loaded.
     """
     began = time.monotonic()
-    dtype = _dtype(order)
+    dtype = base_model.DTYPES[base_model.precision_here(order.precision)]
     with verified_files(order, storage=storage) as files:
         model = saved_model.load_folder(
             files.model,
@@ -81,11 +80,6 @@ def load(order: ServeOrder, *, storage: Storage) -> Loaded:
     seconds = time.monotonic() - began
     log.info("%s (%s) loaded in %.1f s, %d probes", order.version.name, order.artifact.digest, seconds, len(probes))
     return Loaded(model=model, tokenizer=tokenizer, probes=probes, seconds=seconds)
-
-
-def merged(model: Any) -> Any:
-    """The model with its adapter's changes added to the weights, where it has an adapter."""
-    return model.merge_and_unload().eval() if hasattr(model, "merge_and_unload") else model
 
 
 @contextmanager
@@ -126,7 +120,7 @@ def link_files(order: ServeOrder, *, storage: Storage) -> Path:
 
 def _write_ends(files: Files, *, into: Path) -> None:
     """What ends an answer, as the evaluation took it: vLLM alone would not know what only the chat template writes."""
-    ends = answer_ends(base_model.load_tokenizer(files.model), declared_ends_in(files.base or files.model))
+    ends = answer_ends(base_model.load_tokenizer(files.model), model_files.declared_ends_in(files.base or files.model))
     into.mkdir(exist_ok=True)
     (into / "generation_config.json").write_text(json.dumps({"eos_token_id": sorted(ends)}))
 
@@ -135,12 +129,6 @@ def _link(link: Path, target: Path) -> None:
     temporary = link.with_name(f".{link.name}-{uuid.uuid4().hex[:8]}")
     temporary.symlink_to(target)
     temporary.replace(link)
-
-
-def _dtype(order: ServeOrder) -> DType:
-    if order.precision == "Auto":
-        return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if order.precision == "BF16" else "float32"
 
 
 @contextmanager
@@ -176,7 +164,7 @@ def _local_uri(uri: str, *, digest: str, storage: Storage, verify: Callable[[str
         staging.rmdir()  # `download` makes it
         storage.download(uri, into=staging)
         verify(join(storage.locations.cache, _FOLDER, staging.name))
-        _sync(staging)
+        sync_tree(staging)
         try:
             staging.rename(path)
         except OSError:
@@ -184,13 +172,3 @@ def _local_uri(uri: str, *, digest: str, storage: Storage, verify: Callable[[str
             if not path.is_dir():
                 raise
     return target
-
-
-def _sync(folder: Path) -> None:
-    """A power cut must not leave a folder with its final name and half of its content."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

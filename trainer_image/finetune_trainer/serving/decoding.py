@@ -10,6 +10,8 @@ import torch
 
 _GREEDY_BELOW = 1e-5
 _INCOMPLETE = "\ufffd"
+_LONGEST_WAIT = 16
+"""Tokens after which what still is no character is shown as it is: else each token would be read again and again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +71,11 @@ class AnswerText:
         self._tokens.append(token)
         known = self._decode(self._tokens[self._shown_from : self._read_to])
         text = self._decode(self._tokens[self._shown_from :])
-        if text.endswith(_INCOMPLETE) or len(text) <= len(known):
+        late = len(self._tokens) - self._read_to >= _LONGEST_WAIT
+        if not late and (text.endswith(_INCOMPLETE) or len(text) <= len(known)):
             return ""
-        self._shown_from, self._read_to = self._read_to, len(self._tokens)
+        self._read_to, before = len(self._tokens), self._read_to
+        self._shown_from = self._read_to if late else before  # what comes now does not belong to it
         return self._release(text[len(known) :], last=False)
 
     def finish(self) -> str:

@@ -1,8 +1,7 @@
 """The one thread that runs the model, and the queue in front of it.
 
-Work is an iterator: each step is a token of an answer (or a whole classification) and may yield an event. The engine
-takes steps of all work under way in turns, so that a short answer does not wait for a long one, and drops work whose
-client has gone between two steps.
+Work goes in rounds: what is under way is handed to the model's runner, which brings all of it a step further. Between
+two rounds requests begin, in the order in which they came, and what nobody waits for any more is dropped.
 """
 
 from __future__ import annotations
@@ -11,88 +10,73 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+
+from finetune_api.panics import as_exception
 
 log = logging.getLogger(__name__)
 Event = TypeVar("Event")
 
 
 class BusyError(Exception):
-    """As many requests are waiting as may."""
+    """As many requests are waiting as may. `seconds`: after about how long one of them begins."""
+
+    def __init__(self, *, seconds: float) -> None:
+        super().__init__(f"as many wait as may, for {seconds:.1f} s each")
+        self.seconds = seconds
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Failed:
-    error: Exception
+class Runner(Protocol):
+    """A model, and how it works on several requests."""
+
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens whose keys and values are held, those that fill rows up included."""
+        ...
+
+    def admits(self, work: Any, *, under_way: Sequence[Any]) -> bool:
+        """Whether work may begin beside what is under way; always, where nothing is."""
+        ...
+
+    def round(self, under_way: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        """Bring work a step further: (work, event or exception). What is not among `under_way` any more is forgotten.
+
+        Work is over with an exception, or with an event whose `last` is true. A round that raises ends all of it.
+        """
+        ...
 
 
-class _End:
-    """Nothing follows."""
-
-
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Ticket(Generic[Event]):
     """Work that was handed in. Iterate over its events; `cancel` ends it early."""
 
-    _work: Iterator[Event | None]
+    work: Any
     _loop: asyncio.AbstractEventLoop
-    _events: asyncio.Queue[Event | _Failed | _End] = field(default_factory=asyncio.Queue)
-    _cancelled: bool = False
+    _events: asyncio.Queue[Event | Exception | None] = field(default_factory=asyncio.Queue)
+    """None: nothing follows."""
+    is_over: bool = False
+    """Nothing is to be done for it any more."""
 
     def cancel(self) -> None:
         """Do no further step."""
-        self._cancelled = True
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self._cancelled
+        self.tell(None)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """The events in order. Raises what the work raised."""
-        while True:
-            event = await self._events.get()
-            if isinstance(event, _End):
-                return
-            if isinstance(event, _Failed):
-                raise event.error
+        while (event := await self._events.get()) is not None:
+            if isinstance(event, Exception):
+                raise event
             yield event
 
-    def step(self) -> bool:
-        """One step, on the engine's thread; whether there are more."""
-        if self._cancelled:
-            self._close()
-            return False
-        try:
-            event = next(self._work)
-        except StopIteration:
-            self._tell(_End())
-            return False
-        except Exception as error:
-            log.error("a request failed", exc_info=error)
-            self.fail(error)
-            if type(error).__name__ == "AcceleratorError":
-                raise  # a GPU whose context is broken answers nothing any more: only a new process helps
-            return False
-        if event is not None:
-            self._tell(event)
-        return True
-
-    def fail(self, error: Exception) -> None:
-        """Tell whoever waits that nothing follows, and why."""
-        self._tell(_Failed(error=error))
-
-    def _close(self) -> None:
-        if hasattr(self._work, "close"):
-            self._work.close()
-        self._tell(_End())
-
-    def _tell(self, event: Event | _Failed | _End) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+    def tell(self, *events: Any) -> None:
+        """Hand on what a round brought: an event, why nothing follows (an exception), or that nothing does (None)."""
+        for event in events:
+            self.is_over = self.is_over or event is None or isinstance(event, Exception)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
 
 class Engine:
@@ -101,21 +85,26 @@ class Engine:
     def __init__(self, *, concurrency: int, max_waiting: int) -> None:
         self._concurrency = concurrency
         self._max_waiting = max_waiting
-        self._waiting: deque[Ticket[object]] = deque()
-        self._active: list[Ticket[object]] = []
+        self._waiting: list[Ticket[Any]] = []
+        self._active: list[Ticket[Any]] = []
+        self._queue_since, self._begun = 0.0, 0
+        """Since when somebody waits (`time.monotonic`), and how many have begun since then."""
         self._changed = threading.Condition(threading.RLock())
         self._stopping = False
-        # A daemon: a stop that cannot wait for a step to end must not be held up by it.
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread: threading.Thread | None = None
+        self._runner: Runner | None = None
 
-    def start(self) -> None:
+    def start(self, runner: Runner) -> None:
         """Start the thread."""
+        self._runner = runner
+        # A daemon: a stop that cannot wait for a round to end must not be held up by it.
+        self._thread = threading.Thread(target=self._run, args=(runner,), name="engine", daemon=True)
         self._thread.start()
 
     @property
     def is_alive(self) -> bool:
         """Whether it can do any work at all."""
-        return self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive()
 
     @property
     def waiting(self) -> int:
@@ -125,46 +114,96 @@ class Engine:
     @property
     def active(self) -> int:
         """Work under way."""
-        return len(self._active)
+        return sum(not ticket.is_over for ticket in self._active)
 
-    def submit(self, work: Iterator[Event | None]) -> Ticket[Event]:
-        """Hand in work, from a coroutine. Raises BusyError."""
-        ticket = Ticket(_work=work, _loop=asyncio.get_running_loop())
-        if not self.is_alive:
-            raise RuntimeError("the thread that runs the model has ended")
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens whose keys and values are held for what is under way."""
+        return 0 if self._runner is None else self._runner.kept_tokens
+
+    def submit(self, *works: Any) -> list[Ticket[Any]]:
+        """Hand in the works of one request, from a coroutine. They are taken together where the first of them may wait.
+
+        Raises BusyError.
+        """
+        loop = asyncio.get_running_loop()
+        tickets: list[Ticket[Any]] = [Ticket(work=work, _loop=loop) for work in works]
         with self._changed:
-            self._waiting = deque(waiting for waiting in self._waiting if not waiting.is_cancelled)
-            if len(self._active) + len(self._waiting) >= self._concurrency + self._max_waiting:
-                raise BusyError
-            self._waiting.append(ticket)  # type: ignore[arg-type]
+            if self._stopping or not self.is_alive:
+                raise RuntimeError("the thread that runs the model has ended")
+            _, waiting = self._in_order([*self._waiting, *tickets[:1]])
+            if len(waiting) > self._max_waiting:
+                raise BusyError(seconds=(time.monotonic() - self._queue_since) / max(self._begun, 1))
+            if not self._waiting:
+                self._queue_since, self._begun = time.monotonic(), 0
+            self._waiting += tickets
             self._changed.notify()
-        return ticket
+        return tickets
 
     def stop(self, *, timeout: float) -> bool:
-        """End the thread after its current step; whether it has ended."""
+        """End the thread after its current round; whether it has ended."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        if self.is_alive:  # it is not where the model is still loading
+        if self._thread is not None:  # there is none where the model is still loading
             self._thread.join(timeout)
         return not self.is_alive
 
-    def _run(self) -> None:
+    def _run(self, runner: Runner) -> None:
         try:
-            self._take_turns()
+            while (turn := self._next_turn()) is not None:
+                self._round(runner, turn)
         finally:
-            for ticket in [*self._active, *self._waiting]:
-                ticket.fail(RuntimeError("the server stopped"))
+            with self._changed:
+                self._stopping = True  # nothing that is handed in from now on would be done
+                for ticket in [*self._active, *self._waiting]:
+                    ticket.tell(RuntimeError("the server stopped"))
 
-    def _take_turns(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._waiting or self._active)
-                if self._stopping:
-                    return
-                while self._waiting and len(self._active) < self._concurrency:
-                    self._active.append(self._waiting.popleft())
-                turn = list(self._active)
-            over = {id(ticket) for ticket in turn if not ticket.step()}
-            with self._changed:
-                self._active = [ticket for ticket in self._active if id(ticket) not in over]
+    def _next_turn(self) -> list[Ticket[Any]] | None:
+        """All that is under way now; None when it is to stop. Waits for work."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._waiting or self._active)
+            if self._stopping:
+                return None
+            self._active, waiting = self._in_order(self._waiting)
+            self._begun += len(self._waiting) - len(waiting)
+            self._waiting = waiting
+            return list(self._active)
+
+    def _in_order(self, waiting: Sequence[Ticket[Any]]) -> tuple[list[Ticket[Any]], list[Ticket[Any]]]:
+        """Who is under way in the next round, and who goes on waiting: nobody overtakes another one."""
+        assert self._runner is not None
+        begun = [ticket for ticket in self._active if not ticket.is_over]
+        left = [ticket for ticket in waiting if not ticket.is_over]
+        for ticket in list(left):
+            works = [each.work for each in begun]
+            if len(begun) >= self._concurrency or not self._runner.admits(ticket.work, under_way=works):
+                break
+            begun.append(left.pop(0))
+        return begun, left
+
+    @staticmethod
+    def _round(runner: Runner, turn: Sequence[Ticket[Any]]) -> None:
+        tickets = {id(ticket.work): ticket for ticket in turn}
+        try:
+            for work, event in runner.round([ticket.work for ticket in turn]):
+                if isinstance(event, Exception):
+                    log.error("a request failed", exc_info=event)
+                    tickets[id(work)].tell(event)
+                    if is_broken(event):
+                        raise event
+                else:
+                    tickets[id(work)].tell(event, *([None] if event.last else []))
+        except BaseException as caught:
+            error = as_exception(caught)
+            log.exception("a round failed")
+            for ticket in turn:
+                if not ticket.is_over:
+                    ticket.tell(error)
+            if is_broken(error):
+                raise
+
+
+def is_broken(error: object) -> bool:
+    """Whether a GPU's context is broken. It answers nothing any more: only a new process helps."""
+    return type(error).__name__ == "AcceleratorError"

@@ -1,7 +1,7 @@
-"""Answers, one token a step: a prefill of the prompt, then each new token with the keys and values of those before it.
+"""Answers, one token a step: the prompt is read, then comes each new token with the keys and values of those before it.
 
-`generate` of transformers runs an answer to its end. Here the loop is ours, so that several answers can take turns and
-an abandoned one costs nothing more.
+`generate` of transformers runs an answer to its end. Here the loop is ours, so that answers can begin and end while
+others are under way, each with its own limits, and an abandoned one costs nothing more.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from finetune_api.shared_fields import Task
-from finetune_trainer.answer_ends import answer_ends, declared_ends
-from finetune_trainer.errors import bad_configuration
-from finetune_trainer.limits import context_of
+from finetune_api.panics import as_exception
+from finetune_trainer.models.limits import context_of
+from finetune_trainer.process.errors import bad_configuration
 from finetune_trainer.serving.decoding import AnswerText, Sampler, Sampling
+from finetune_trainer.tasks.adapters import plain
+from finetune_trainer.tasks.answer_ends import answer_ends, declared_ends
 
 FinishReason = Literal["stop", "length"]
+_MOST_IN_TURNS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,40 @@ class Piece:
     finish: FinishReason | None = None
     """Set on the last piece."""
 
+    @property
+    def last(self) -> bool:
+        """Whether nothing follows."""
+        return self.finish is not None
+
+
+class Answer:
+    """One request under way: what of its prompt is unread, how its tokens are drawn, and what ends it."""
+
+    def __init__(self, request: GenerationRequest, *, model: TextModel) -> None:
+        self.unread = list(request.prompt_ids)
+        self.token = -1
+        """The one that came last; the model has not read it yet."""
+        self.longest = len(request.prompt_ids) + request.max_new_tokens
+        """Tokens that prompt and answer may come to."""
+        self._most = request.max_new_tokens
+        self._ends = model.ends
+        self._sampler = Sampler(request.sampling, device=model.model.device)
+        self._text = AnswerText(model.tokenizer, stop=request.stop)
+        self.tokens = 0
+        """Generated so far."""
+
+    def push(self, logits: torch.Tensor) -> Piece:
+        """Draw the next token from logits of shape (vocabulary,)."""
+        self.token = self._sampler.next_token(logits)
+        self.tokens += 1
+        if self.token in self._ends:
+            return Piece(text=self._text.finish(), tokens=self.tokens, finish="stop")
+        shown = self._text.push(self.token)
+        if not self._text.stopped and self.tokens == self._most:
+            shown += self._text.finish()
+        finish: FinishReason | None = "length" if self.tokens == self._most else None
+        return Piece(text=shown, tokens=self.tokens, finish="stop" if self._text.stopped else finish)
+
 
 class _Steps(Protocol):
     """A model's forward passes for one answer. Logits have shape (vocabulary,)."""
@@ -61,9 +97,9 @@ class TextModel:
 
     model: Any
     tokenizer: Any
-    task: Task
+    two_parts: bool
     context: int | None
-    """Tokens that prompt and answer may have together (Seq2Seq: that the prompt may have); None: no limit known."""
+    """Tokens that prompt and answer may have together (with two parts, the prompt alone); None: no limit known."""
     ends: frozenset[int]
     """The tokens that end an answer, as in the evaluation."""
     longest_prompt: int | None = None
@@ -71,44 +107,65 @@ class TextModel:
     of 10 MB takes seconds in which nobody else's prompt is read."""
 
     @classmethod
-    def of(cls, *, model: Any, tokenizer: Any, task: Task, limit: int | None = None) -> TextModel:
+    def of(cls, *, model: Any, tokenizer: Any, two_parts: bool, limit: int | None = None) -> TextModel:
         """A loaded model. `limit`: tokens that its version was recorded to read."""
-        known = context_of(model, tokenizer, task=task)
+        known = context_of(model, tokenizer, generates=True)
         context = min((each for each in (known, limit) if each is not None), default=None)
         longest_token = max((len(token) for token in tokenizer.get_vocab()), default=1)
         longest_prompt = None if context is None else context * longest_token
         ends = answer_ends(tokenizer, declared_ends(model))
         return cls(
-            model=model, tokenizer=tokenizer, task=task, context=context, ends=ends, longest_prompt=longest_prompt
+            model=model,
+            tokenizer=tokenizer,
+            two_parts=two_parts,
+            context=context,
+            ends=ends,
+            longest_prompt=longest_prompt,
         )
 
     def room(self, prompt_length: int) -> int | None:
         """How many tokens an answer may have after a prompt; None: no limit known."""
         if self.context is None:
             return None
-        return self.context - (0 if self.task == "Seq2Seq" else prompt_length)
+        return self.context - (0 if self.two_parts else prompt_length)
 
-    def answer(self, request: GenerationRequest) -> Iterator[Piece]:
-        """The answer, a token a step."""
-        steps: _Steps = _Seq2SeqSteps(self.model) if self.task == "Seq2Seq" else CausalSteps(self.model)
-        sampler = Sampler(request.sampling, device=self.model.device)
-        text = AnswerText(self.tokenizer, stop=request.stop)
-        logits = steps.begin(request.prompt_ids)
-        for count in range(1, request.max_new_tokens + 1):
-            token = sampler.next_token(logits)
-            if token in self.ends:
-                yield Piece(text=text.finish(), tokens=count, finish="stop")
-                return
-            shown = text.push(token)
-            if text.stopped:
-                yield Piece(text=shown, tokens=count, finish="stop")
-                return
-            if count == request.max_new_tokens:
-                rest = text.finish()
-                yield Piece(text=shown + rest, tokens=count, finish="stop" if text.stopped else "length")
-                return
-            yield Piece(text=shown, tokens=count)
-            logits = steps.go_on(token)
+    def answer(self, request: GenerationRequest) -> Answer:
+        """An answer that has not begun."""
+        return Answer(request, model=self)
+
+
+class InTurns:
+    """Runs a text model on one answer after the other, a token each: right for whatever model."""
+
+    kept_tokens = 0
+
+    def __init__(self, model: TextModel) -> None:
+        self._model = model
+        self._steps: dict[Answer, _Steps] = {}
+
+    def admits(self, work: Answer, *, under_way: Sequence[Answer]) -> bool:
+        """A few: they share the machine, and each holds its keys and values."""
+        return len(under_way) < _MOST_IN_TURNS
+
+    def round(self, under_way: Sequence[Answer]) -> Iterator[tuple[Answer, Piece | Exception]]:
+        """A token of each answer."""
+        self._steps = {answer: self._steps.get(answer) or self._begin() for answer in under_way}
+        for answer, steps in self._steps.items():
+            try:
+                logits = steps.go_on(answer.token) if not answer.unread else steps.begin(answer.unread)
+                answer.unread = []
+                yield answer, answer.push(logits)
+            except BaseException as error:
+                yield answer, as_exception(error)
+
+    def _begin(self) -> _Steps:
+        model = self._model
+        return _TwoPartSteps(model.model) if model.two_parts else CausalSteps(model.model)
+
+
+def parameters_of(model: Any) -> frozenset[str]:
+    """What the model's forward pass may be given."""
+    return frozenset(inspect.signature(plain(model).forward).parameters)
 
 
 class CausalSteps:
@@ -120,10 +177,8 @@ class CausalSteps:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        plain = model.get_base_model() if hasattr(model, "peft_config") else model
         # Logits of the prompt's other tokens are not needed: 4 bytes x tokens x vocabulary.
-        known = inspect.signature(plain.forward).parameters
-        self._options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+        self._options = {"logits_to_keep": 1} if "logits_to_keep" in parameters_of(model) else {}
         self._read: list[int] = []
         self._past: Any = None
 
@@ -151,7 +206,7 @@ class CausalSteps:
         return logits
 
 
-class _Seq2SeqSteps:
+class _TwoPartSteps:
     """The prompt is read once by the encoder; the answer grows in the decoder."""
 
     def __init__(self, model: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from finetune_api.run import ServeOrder
@@ -11,27 +9,11 @@ from finetune_api.run import ServeOrder
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
-@dataclass(kw_only=True)
 class Metrics:
     """What a scrape of /metrics shows."""
 
-    order: ServeOrder
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    requests: Counter = field(init=False)
-    latency: Histogram = field(init=False)
-    first_token: Histogram = field(init=False)
-    in_flight: Gauge = field(init=False)
-    waiting: Gauge = field(init=False)
-    prompt_tokens: Counter = field(init=False)
-    generated_tokens: Counter = field(init=False)
-    truncated_texts: Counter = field(init=False)
-    abandoned: Counter = field(init=False)
-    load_seconds: Gauge = field(init=False)
-    ready: Gauge = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Register everything at zero."""
-        order, to = self.order, self.registry
+    def __init__(self, *, order: ServeOrder) -> None:
+        self.registry = to = CollectorRegistry()
         info = Gauge(
             "finetune_server_info", "What is served, always 1.", ["endpoint", "version", "uid", "task"], registry=to
         )
@@ -52,6 +34,12 @@ class Metrics:
         )
         self.in_flight = Gauge("finetune_server_requests_in_flight", "Requests under way.", registry=to)
         self.waiting = Gauge("finetune_server_requests_waiting", "Requests that the model has not begun.", registry=to)
+        self.running = Gauge("finetune_server_requests_running", "Requests that the model works on.", registry=to)
+        self.kept_tokens = Gauge(
+            "finetune_server_kept_tokens",
+            "Tokens whose keys and values are in memory, those that fill rows up included.",
+            registry=to,
+        )
         self.prompt_tokens = Counter("finetune_server_prompt_tokens", "Tokens read.", registry=to)
         self.generated_tokens = Counter("finetune_server_generated_tokens", "Tokens generated.", registry=to)
         self.truncated_texts = Counter(

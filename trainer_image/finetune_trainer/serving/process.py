@@ -1,7 +1,7 @@
 """A server from start to graceful end: it listens, loads, is ready when the model has answered, and drains on SIGTERM.
 
 /readyz says 503 with the state (Loading, WarmingUp, Draining) or 200. What goes wrong while loading ends the process
-with the exit code and the termination message of `finetune_trainer.errors`.
+with the exit code and the termination message of `finetune_trainer.process.errors`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,28 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from finetune_api.results import ExitCode
 from finetune_api.run import SERVE_HOST_VARIABLE, SERVE_PORT_VARIABLE, ServeOrder
-from finetune_trainer.errors import StageError, bad_configuration
+from finetune_trainer.process.errors import StageError, bad_configuration
 from finetune_trainer.serving.application import Service, build
 from finetune_trainer.serving.artifact import Loaded, load
-from finetune_trainer.serving.classification import Classifier
-from finetune_trainer.serving.engine import Engine
+from finetune_trainer.serving.classification import Classification, Classifier
+from finetune_trainer.serving.engine import Engine, Runner
 from finetune_trainer.serving.generation import TextModel
 from finetune_trainer.serving.metrics import Metrics
 from finetune_trainer.serving.observing import AsgiApp, Observed, log_json_lines
-from finetune_trainer.storage import Storage
+from finetune_trainer.serving.together import runner_of
+from finetune_trainer.serving.wire import RequestError
+from finetune_trainer.store.storage import Storage
+from finetune_trainer.tasks.choose import task_of
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -53,11 +59,10 @@ def serve(order: ServeOrder, *, wrap: Wrap = unchanged) -> None:
 
     Raises StageError: 66 and 78 where the version cannot be had or is not what was recorded, 70 where it cannot serve.
     """
-    if (order.task in ("Chat", "CausalLM")) != (order.runtime == "Transformers"):
+    task = task_of(order.task)
+    if task.runtime != order.runtime:
         raise bad_configuration(
-            "BadRunFile",
-            f"runtime {order.runtime} does not serve task {order.task}; use Transformers for Chat and CausalLM,"
-            " FastAPI for SequenceClassification and Seq2Seq",
+            "BadRunFile", f"runtime {order.runtime} does not serve task {task.name}; use {task.runtime}"
         )
     log_json_lines()
     clean = asyncio.run(_serve(order, wrap=wrap))
@@ -87,6 +92,7 @@ async def _serve(order: ServeOrder, *, wrap: Wrap) -> bool:
             access_log=False,
             lifespan="off",
             server_header=False,
+            http=_Connection,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=1,
         )
@@ -120,13 +126,29 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Connection(H11Protocol):
+    """A connection on which what is no HTTP is refused in the form of all other errors."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse, and close."""
+        body = json.dumps(RequestError(msg).body()).encode()
+        head = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+        for event in (
+            h11.Response(status_code=400, headers=list(head.items())),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
 async def _become_ready(service: Service, app: AsgiApp) -> None:
     """Load the model and have it answer."""
     order = service.order
-    service.model, loaded = await _in_thread(lambda: _load(order))
+    service.model, runner, loaded = await _in_thread(lambda: _load(order))
     service.probes = loaded.probes
     service.metrics.load_seconds.set(loaded.seconds)
-    service.engine.start()
+    service.engine.start(runner)
     service.state = "WarmingUp"
     began = time.monotonic()
     await _warm_up(service, app)
@@ -136,25 +158,25 @@ async def _become_ready(service: Service, app: AsgiApp) -> None:
         log.info("ready: the model has answered in %.2f s", time.monotonic() - began)
 
 
-def _load(order: ServeOrder) -> tuple[TextModel | Classifier, Loaded]:
+def _load(order: ServeOrder) -> tuple[TextModel | Classifier, Runner, Loaded]:
     loaded = load(order, storage=Storage(locations=order.locations))
     made: dict[str, Any] = {"model": loaded.model, "tokenizer": loaded.tokenizer, "limit": order.context_tokens}
-    if order.task == "SequenceClassification":
-        return Classifier.of(**made, labels=order.labels or ()), loaded
-    return TextModel.of(**made, task=order.task), loaded
+    task = task_of(order.task)
+    if not task.generates:
+        classifier = Classifier.of(**made, labels=order.labels or ())
+        return classifier, Classification(classifier), loaded
+    text_model = TextModel.of(**made, two_parts=task.two_parts)
+    return text_model, runner_of(text_model), loaded
 
 
 async def _warm_up(service: Service, app: AsgiApp) -> None:
     """One request through all that a client's goes through. Raises StageError (70) unless it is answered."""
-    first: dict[str, tuple[str, dict[str, Any]]] = {
-        "SequenceClassification": ("/v1/classify", {"input": "Hello"}),
-        "Chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}),
-    }
-    path, request = first.get(service.order.task, ("/v1/completions", {"prompt": "Hello"}))
+    task = task_of(service.order.task)
+    path, request = task.path, task.greeting
     if service.probes:
         path, request = service.probes[0].path, service.probes[0].request
-    short = {} if path == "/v1/classify" else {"max_tokens": _WARM_UP_TOKENS}
-    status, body = await _ask(app, path=path, document=request | short)
+    short = {"max_tokens": _WARM_UP_TOKENS} if task.generates else {}
+    status, body = await _ask(app, path=path, document={**request, **short})
     if status != 200:
         raise StageError(
             reason="WarmUpFailed",
@@ -219,27 +241,16 @@ def _listen(order: ServeOrder) -> socket.socket:
         ) from error
 
 
-def _in_thread(work: Callable[[], Result]) -> Coroutine[Any, Any, Result]:
+def _in_thread(work: Callable[[], Result]) -> asyncio.Future[Result]:
     """Run on a daemon thread: unlike an executor's, it does not hold up the end of the process."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Result] = loop.create_future()
-
-    def settle(settled: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(lambda: None if future.done() else settled())
+    done: Future[Result] = Future()
+    done.set_running_or_notify_cancel()
 
     def run() -> None:
         try:
-            result = work()
+            done.set_result(work())
         except BaseException as error:
-            failure = error
-            settle(lambda: future.set_exception(failure))
-        else:
-            settle(lambda: future.set_result(result))
+            done.set_exception(error)
 
     threading.Thread(target=run, name="loading", daemon=True).start()
-
-    async def wait() -> Result:
-        return await future
-
-    return wait()
+    return asyncio.wrap_future(done)

@@ -8,18 +8,22 @@ Types are strict: "5" is no number. A field is served, or listed as one that cha
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from finetune_trainer.serving.decoding import Sampling
 from finetune_trainer.serving.generation import Piece
 
+Value = TypeVar("Value")
 MOST_TEXTS = 256
 MOST_PROMPTS = 32
+_LONGEST_PAUSE = 60
+"""Seconds; what is longer, clients do not keep to."""
 IGNORED = (
     "user",
     "metadata",
@@ -44,12 +48,13 @@ _HARMLESS: Mapping[str, tuple[object, ...]] = {
 """Values that ask for what is done anyway."""
 
 
-def _valid_unicode(text: str) -> str:
+def _valid_unicode(value: Value) -> Value:
+    """A text, or whatever holds texts."""
     try:
-        text.encode()
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError("the text holds half of a surrogate pair, which is no valid Unicode") from None
-    return text
+    return value
 
 
 Text = Annotated[str, AfterValidator(_valid_unicode)]
@@ -64,7 +69,7 @@ def _refuse_unserved(document: Any, *, served: Collection[str], ignored: Collect
     if not isinstance(document, Mapping):
         return
     asked = [
-        str(name)[:100]
+        str(name)[:100].encode("ascii", "backslashreplace").decode()
         for name, value in document.items()
         if name not in served and name not in ignored and value not in _OFF and value not in _HARMLESS.get(name, ())
     ]
@@ -85,7 +90,7 @@ class ChatMessage(_Wire):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[ContentPart] | None = None
     """None: an assistant's turn that only calls tools."""
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], AfterValidator(_valid_unicode)] | None = None
     tool_call_id: Text | None = None
 
     @model_validator(mode="before")
@@ -153,6 +158,11 @@ class _Generation(_Wire):
         )
 
     @property
+    def longest(self) -> int | None:
+        """Tokens that the client wants at most."""
+        return getattr(self, "max_completion_tokens", None) or self.max_tokens
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """Stop strings; an empty one stops nothing."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -169,11 +179,7 @@ class ChatRequest(_Generation):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-
-    @property
-    def longest(self) -> int | None:
-        """Tokens that the client wants at most."""
-        return self.max_completion_tokens or self.max_tokens
+    """A newer name of `max_tokens`."""
 
 
 class CompletionRequest(_Generation):
@@ -182,24 +188,13 @@ class CompletionRequest(_Generation):
     prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
 
     @property
-    def longest(self) -> int | None:
-        """Tokens that the client wants at most."""
-        return self.max_tokens
-
-    @property
-    def prompts(self) -> list[CompletionRequest]:
-        """A request for each prompt."""
-        texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        return [self.model_copy(update={"prompt": text}) for text in texts]
-
-    @property
-    def text(self) -> str:
-        """The one prompt."""
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+    def texts(self) -> list[str]:
+        """The prompts, one or several."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
     @model_validator(mode="after")
     def _one_stream(self) -> CompletionRequest:
-        if self.stream and len(self.prompts) > 1:
+        if self.stream and len(self.texts) > 1:
             raise ValueError("stream: answers to several prompts are not streamed; send one prompt, or leave it out")
         return self
 
@@ -225,11 +220,19 @@ class ClassifyRequest(_Wire):
 class RequestError(Exception):
     """An answer that is an error. `str()` says what is wrong and what would be right."""
 
-    def __init__(self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str | None = None,
+        param: str | None = None,
+        again_after: float = 1.0,
+    ) -> None:
         super().__init__(message)
-        self.status = status
-        self.code = code
-        self.param = param
+        self.status, self.code, self.param = status, code, param
+        seconds = min(max(1, math.ceil(again_after)), _LONGEST_PAUSE)
+        self.headers = {"Retry-After": str(seconds)} if status in (429, 503) else {}
 
     def body(self) -> dict[str, Any]:
         """In OpenAI's form."""
@@ -251,11 +254,13 @@ class GenerationFormat:
         self._whole = kind
         self._part = f"{kind}.chunk" if chat else kind
 
-    def whole(self, *, text: str, finish: str, usage: Mapping[str, int]) -> dict[str, Any]:
-        """The answer at once."""
-        content: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
-        return {**self._common, "object": self._whole, "choices": [choice], "usage": dict(usage)}
+    def whole(self, answers: Sequence[tuple[str, str]], *, usage: Mapping[str, int]) -> dict[str, Any]:
+        """All at once, from text and finish reason of each choice."""
+        choices = []
+        for index, (text, finish) in enumerate(answers):
+            content = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
+            choices.append({"index": index, **content, "logprobs": None, "finish_reason": finish})
+        return {**self._common, "object": self._whole, "choices": choices, "usage": dict(usage)}
 
     def chunk(self, piece: Piece, *, first: bool) -> dict[str, Any]:
         """A part of a streamed answer."""

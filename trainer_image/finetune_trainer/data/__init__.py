@@ -1,0 +1,1 @@
+"""Rows: reading sources, what their fields mean, near-duplicates, splits, the snapshot."""

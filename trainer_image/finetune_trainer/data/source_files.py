@@ -1,0 +1,387 @@
+"""Files of a data source: found, told apart by their names, and read row by row without trusting their content."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import itertools
+import json
+import math
+import re
+import shutil
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, TextIO
+
+from finetune_trainer.data import csv_rows
+from finetune_trainer.data.fields import Problem, RawRow, clean, listed, parse_json, printable
+from finetune_trainer.data.rows import (
+    FIELDS,
+    BadRow,
+    Content,
+    Row,
+    RowFormat,
+    carried,
+    check,
+    detect,
+    label_of,
+    lacks,
+)
+from finetune_trainer.process.errors import bad_data, not_found
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow")
+KINDS = f"{', '.join(SUFFIXES)} (also with .gz)"
+_LONGEST = 16 << 20
+"""Characters of a row."""
+_KEPT = 2000
+"""Characters of a bad row."""
+_CHUNK = 1 << 16
+_ROWS_AT_ONCE = 1024
+_UTF8 = "utf-8-sig"
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_DESCRIBING = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
+# What only a damaged or mislabelled file raises.
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+
+
+def find(path: Path, *, uri: str) -> tuple[list[Path], list[str]]:
+    """The data files of a file or folder, sorted by name, and the names of those of a folder that are not read, because
+    they are of other kinds or only describe the data. Hidden ones are not looked at.
+
+    Raises StageError: 66 where there is no data file, 65 for a single file of another kind.
+    """
+    if path.is_file():
+        if not _suffix(path):
+            raise bad_data("UnknownFileType", f"{uri} is none of {KINDS}; rename or convert it")
+        return [path], []
+    names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    seen = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    files = [name for name in seen if _is_data(path / name)]
+    told = set(files)
+    left_out = [printable(name.as_posix()) for name in seen if name not in told]
+    for name in files:
+        if not str(name).isprintable():
+            raise bad_data("BadFileName", f"{uri}: the name of {name.name!a} is not printable text; rename the file")
+    if not files:
+        raise not_found(f"{uri} holds no data in a file that ends with {KINDS}; it holds {listed(left_out) or 'none'}")
+    return [path / name for name in files], left_out
+
+
+def _is_data(file: Path) -> bool:
+    """Whether a file of a folder holds rows, and is none of those that tools for data sets write beside them, which
+    only their names tell; `datasets` calls what it keeps for itself cache-SOMETHING.
+    """
+    if file.name == "state.json":
+        return not (file.parent / "dataset_info.json").exists()
+    described = file.name in _DESCRIBING or (_suffix(file) == ".arrow" and file.name.startswith("cache-"))
+    return _suffix(file) is not None and not described
+
+
+def read(
+    file: Path,
+    *,
+    name: str,
+    source: str,
+    possible: Sequence[RowFormat],
+    stratum_field: str | None,
+    judge: Callable[[Content], None] = lambda content: None,
+) -> Iterator[Row | BadRow]:
+    """The rows of a file, good and bad, in order. `name` is what messages call the file; `judge` raises Problem for
+    content that does not go with the base model.
+
+    The first row that has the fields of one of the `possible` formats decides the file's format. Raises StageError
+    (65) for a file that cannot be read as what its name says.
+    """
+    row_format = possible[0] if len(possible) == 1 else None
+    for raw in _raw_rows(file, name, possible):
+        try:
+            if isinstance(raw.fields, Problem):
+                raise raw.fields
+            row_format = row_format or detect(raw.fields, possible=possible)
+            if row_format is None or any(field not in raw.fields for field in FIELDS[row_format]):
+                raise lacks(raw.fields, possible=possible if row_format is None else [row_format])
+            content = check(raw.fields, row_format=row_format)
+            judge(content)
+            stratum = None if stratum_field is None else label_of(raw.fields.get(stratum_field), field=stratum_field)
+        except Problem as problem:
+            text = raw.raw if len(raw.raw) <= _KEPT else f"{raw.raw[:_KEPT]}... ({len(raw.raw)} characters)"
+            said: dict[str, Any] = {"field": problem.field, "reason": problem.reason, "raw": text}
+            yield BadRow(source=source, file=name, line=raw.line, **said)
+        else:
+            unused = carried(raw.fields, row_format=row_format, stratum_field=stratum_field)
+            yield Row(source=source, file=name, line=raw.line, content=content, stratum=stratum, carried=unused)
+
+
+def _suffix(file: Path) -> str | None:
+    name = file.name.lower().removesuffix(".gz")
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def _raw_rows(file: Path, name: str, possible: Sequence[RowFormat]) -> Iterator[RawRow]:
+    match _suffix(file):
+        case ".parquet" | ".arrow":
+            yield from _arrow_rows(file, name)
+        case ".csv":
+            wanted = [FIELDS[one] for one in possible]
+            yield from csv_rows.read(partial(_csv_lines, file, name), wanted=wanted, longest=_LONGEST)
+        case ".json":
+            yield from _json_rows(partial(_text, file, name), name)
+        case _:
+            yield from _json_lines(partial(_text, file, name))
+
+
+@contextmanager
+def _open(file: Path, name: str) -> Iterator[io.BufferedReader[Any]]:
+    """The file, unpacked where it is packed. Raises StageError (65) for a damaged one."""
+    try:
+        with io.BufferedReader(gzip.open(file)) if _is_packed(file) else file.open("rb") as unpacked:
+            yield unpacked
+    except _DAMAGED as error:
+        raise bad_data("UnreadableFile", f"{name} is damaged: {error}; write it again") from error
+
+
+def _is_packed(file: Path) -> bool:
+    return file.name.lower().endswith(".gz")
+
+
+@contextmanager
+def _text(file: Path, name: str, *, newline: str = "\n") -> Iterator[TextIO]:
+    """The file as text, in the encoding that a byte order mark tells, else UTF-8; others cannot be told for certain.
+
+    Bytes that are not UTF-8 are read as lone surrogates, for `fields.clean` to find in their row. Raises StageError
+    (65) where there can be no rows at all.
+    """
+    with _open(file, name) as packed:
+        head = packed.peek(4096)[:4096]
+        # The mark of UTF-32 begins with that of UTF-16.
+        encoding = next((encoding for mark, encoding in _MARKS if head.startswith(mark)), _UTF8)
+        if encoding == _UTF8 and head.count(0) > len(head) // 4:
+            raise bad_data(
+                "UnreadableFile",
+                f"{name} is no text in UTF-8: it is full of NUL bytes, as UTF-16 without a byte order mark is. Save it"
+                " as UTF-8",
+            )
+        if re.match(r"[^\r\n]*\r?\n", head.decode(encoding, errors="ignore")):
+            newline = "\n"  # a carriage return alone ends lines only where it ends the first one
+        errors = "surrogateescape" if encoding == _UTF8 else "strict"
+        with io.TextIOWrapper(packed, encoding=encoding, errors=errors, newline=newline) as text:
+            try:
+                yield text
+            except UnicodeDecodeError as error:
+                raise bad_data("UnreadableFile", f"{name} begins as {encoding} and is not: {error}") from error
+
+
+def _csv_lines(file: Path, name: str) -> Iterator[str]:
+    with _text(file, name, newline="") as text:
+        while line := text.readline(_LONGEST):
+            yield line
+
+
+def _json_lines(opened: Callable[[], AbstractContextManager[TextIO]]) -> Iterator[RawRow]:
+    with opened() as text:
+        number = 0
+        while line := text.readline(_LONGEST):
+            number += 1
+            if len(line) == _LONGEST and not line.endswith("\n"):
+                while (rest := text.readline(_LONGEST)) and not rest.endswith("\n"):
+                    pass
+                problem = Problem(field="", reason=f"is longer than {_LONGEST >> 20} MiB")
+                yield RawRow(line=number, fields=problem, raw=printable(line[:4000]))
+            elif line.strip():
+                yield _json_row(line.rstrip("\r\n"), number)
+
+
+def _json_row(text: str, number: int) -> RawRow:
+    fields: Mapping[str, Any] | Problem
+    try:
+        fields = parse_json(clean(text, ""))
+        if not isinstance(fields, dict):
+            raise Problem(field="", reason="is not an object with fields")
+    except Problem as problem:
+        fields = problem
+    return RawRow(line=number, fields=fields, raw=printable(text))
+
+
+def _json_rows(opened: Callable[[], AbstractContextManager[TextIO]], name: str) -> Iterator[RawRow]:
+    """A list of objects, or a single one; or, as many tools write it, JSON Lines under the name .json.
+
+    Each element's extent is found first and then read strictly, so that one bad row is one bad row.
+    """
+    with opened() as text:
+        values = _Values(text)
+        if values.symbol() == "[":
+            yield from _elements(values, name)
+            return
+        with suppress(Problem):
+            single = values.value()
+            if not values.symbol():
+                yield _json_row(single, 1)
+                return
+            if "\n" in single:
+                raise bad_data(
+                    "UnreadableFile",
+                    f"{name} holds objects one behind the other, each over several lines; write them as one list"
+                    " ([...], with commas between), or each into one line",
+                )
+        yield from _json_lines(opened)
+
+
+def _elements(values: _Values, name: str) -> Iterator[RawRow]:
+    """Of a list, behind which nothing may stand."""
+    number = 0
+    values.skip()
+    while values.symbol() != "]":
+        number += 1
+        try:
+            yield _json_row(values.value(), number)
+        except Problem as problem:
+            why = f"element {number} {problem.reason}"
+            raise bad_data("UnreadableFile", f"{name} is not a JSON list: {why}") from problem
+        if values.symbol() == ",":
+            values.skip()
+        elif not values.symbol():
+            raise bad_data("UnreadableFile", f"{name} is cut off: its list is not closed behind element {number}")
+        elif values.symbol() != "]":
+            raise bad_data("UnreadableFile", f"{name} is not a JSON list: no comma after element {number}")
+    values.skip()
+    if values.symbol():
+        raise bad_data(
+            "UnreadableFile",
+            f"{name} goes on behind the end of its list, of {number} elements; write one list, or objects without a"
+            " list, one a line",
+        )
+
+
+class _Values:
+    """JSON values in a text, of which not much more is held than one of them."""
+
+    def __init__(self, text: TextIO) -> None:
+        self._text, self._held, self._ended = text, "", False
+
+    def symbol(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while not (held := self._held.lstrip(" \t\r\n")) and not self._ended:
+            self._read_on()
+        self._held = held
+        return held[:1]
+
+    def skip(self) -> None:
+        """Leave one character."""
+        self._held = self._held[1:]
+
+    def value(self) -> str:
+        """The text of the next value. Raises Problem where its extent cannot be told."""
+        while True:
+            why = "is nested too deeply"
+            try:
+                # Only the extent counts here: Python reads no numbers of thousands of digits.
+                end = json.JSONDecoder(parse_int=str).raw_decode(self._held)[1]
+            except (json.JSONDecodeError, RecursionError) as error:
+                end = len(self._held) + 1
+                if isinstance(error, json.JSONDecodeError):
+                    unfinished = error.pos >= len(self._held) or error.msg.startswith("Unterminated")
+                    why = "is cut off: the file ends within it" if unfinished else f"is not JSON: {error}"
+            if end < len(self._held) or (end == len(self._held) and self._ended):
+                found, self._held = self._held[:end], self._held[end:]
+                return found
+            if self._ended:
+                raise Problem(field="", reason=why)
+            if len(self._held) > _LONGEST:
+                raise Problem(field="", reason=f"is longer than {_LONGEST >> 20} MiB, or is not JSON")
+            self._read_on()
+
+    def _read_on(self) -> None:
+        chunk = self._text.read(max(_CHUNK, len(self._held)))
+        self._held, self._ended = self._held + chunk, not chunk
+
+
+def _arrow_rows(file: Path, name: str) -> Iterator[RawRow]:
+    import pyarrow
+
+    number = 0
+    with _open(file, name) as packed, tempfile.TemporaryFile() as unpacked:
+        if _is_packed(file):
+            # Parquet is read from its end; a compressed stream has no end to seek to.
+            shutil.copyfileobj(packed, unpacked)
+            unpacked.seek(0)
+        try:
+            schema, batches = _batches(unpacked if _is_packed(file) else packed, parquet=_suffix(file) == ".parquet")
+            for twice in (column for column, count in Counter(schema.names).items() if count > 1):
+                raise bad_data("UnreadableFile", f'{name} has the column "{twice}" twice; write it again')
+            class_names = _class_names(schema)
+            for batch in batches:
+                for fields in batch.to_pylist(maps_as_pydicts="strict"):
+                    number += 1
+                    for column, names in class_names.items():
+                        fields[column] = names.get(fields[column])
+                    yield RawRow(line=number, fields=_without_padding(fields), raw=repr(fields))
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise bad_data(
+                "UnreadableFile", f"{name} is not a readable {_suffix(file)} file (row {number + 1}): {error}"
+            ) from error
+
+
+def _batches(stream: IO[bytes], *, parquet: bool) -> tuple[Any, Iterator[Any]]:
+    """The schema, and some rows after the other. `.arrow` is a stream where `datasets` wrote it, else a file of Arrow's
+    that has an end of its own.
+    """
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    if parquet:
+        opened = pyarrow.parquet.ParquetFile(stream)
+        return opened.schema_arrow, opened.iter_batches(batch_size=_ROWS_AT_ONCE)
+    is_file = stream.read(6) == b"ARROW1"
+    stream.seek(0)
+    reader = pyarrow.ipc.open_file(stream) if is_file else pyarrow.ipc.open_stream(stream)
+    batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
+    parts = (pyarrow.Table.from_batches([batch]).to_batches(max_chunksize=_ROWS_AT_ONCE) for batch in batches)
+    return reader.schema, itertools.chain.from_iterable(parts)
+
+
+def _class_names(schema: Any) -> dict[str, dict[int, str]]:
+    """By column of numbers that stand for names: the names by number, which `datasets` writes into the file. Other
+    tools keep what is written there of columns that they remove or replace.
+    """
+    import pyarrow.types
+
+    with suppress(Problem):
+        match parse_json((schema.metadata or {}).get(b"huggingface", b"").decode(errors="replace")):
+            case {"info": {"features": dict(features)}}:
+                numbers = {field.name for field in schema if pyarrow.types.is_integer(field.type)}
+                return {
+                    name: dict(enumerate(each["names"]))
+                    for name, each in features.items()
+                    if name in numbers
+                    and isinstance(each, dict)
+                    and isinstance(each.get("names"), list)
+                    and each.get("_type") == "ClassLabel"
+                }
+    return {}
+
+
+def _without_padding(value: Any) -> Any:
+    """The value without empty fields: a column of objects pads each with the fields of all the others, and pandas
+    writes a missing text as NaN.
+    """
+    match value:
+        case dict():
+            return {name: _without_padding(found) for name, found in value.items() if not _is_padding(found)}
+        case list():
+            return [_without_padding(found) for found in value]
+    return value
+
+
+def _is_padding(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -1,0 +1,267 @@
+"""The trained model as an artifact: saved, then loaded again by a process that knows nothing but the files, where every
+trained tensor must be the same bit for bit.
+
+model/   LoRA: adapter_model.safetensors, adapter_config.json. Full: model.safetensors, config.json.
+         Both: the tokenizer, held-out prompts (probes.jsonl), COMPLETE.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+
+from finetune_api.results import ExitCode
+from finetune_api.shared_fields import Artifact, ResolvedModel, Task
+from finetune_trainer.models import base_model
+from finetune_trainer.models.base_model import DType
+from finetune_trainer.process.errors import StageError, bad_configuration, not_found
+from finetune_trainer.store.complete import Complete
+from finetune_trainer.store.storage import Storage
+from finetune_trainer.tasks.adapters import is_adapted
+
+log = logging.getLogger(__name__)
+Format = Literal["Adapter", "Full", "Merged"]
+_RELOAD_SECONDS = 600
+_TOLERANCE = 1e-3
+"""How far the logits of the loaded model may be from those before saving, as a share of their largest magnitude."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a model answers to one example."""
+
+    input_ids: Sequence[int]
+    logits: Sequence[float]
+    """One for each class, or for each token of the vocabulary at the last position."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedFolder:
+    """A model's files, and what is known of them."""
+
+    folder: str
+    base: str
+    """The folder of the base model, which an adapter needs."""
+    format: Format
+    task: Task
+    labels: Sequence[str] | None
+
+    def load(self, *, dtype: DType = "float32") -> Any:
+        """The model."""
+        base = Path(self.base) if self.format == "Adapter" else None
+        return load_folder(
+            Path(self.folder), base=base, format=self.format, task=self.task, labels=self.labels, dtype=dtype
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedAgain:
+    """What the loaded model holds and answers."""
+
+    tensors: Mapping[str, str]
+    """Digests of its parameters, by name; see `digests`."""
+    logits: Sequence[float]
+
+
+def load_artifact(
+    artifact: Artifact,
+    *,
+    base: ResolvedModel,
+    task: Task,
+    labels: Sequence[str] | None,
+    storage: Storage,
+    dtype: DType = "float32",
+) -> tuple[Any, Any]:
+    """The model and its tokenizer, in evaluation mode on the CPU, after its digest was verified.
+
+    Raises StageError: 66 where the artifact is gone or torn, 78 where it is not the one that was recorded.
+    """
+    with storage.finished_copy(artifact.uri) as copy:
+        folder = _recorded(artifact, copy)
+        if artifact.format != "Adapter":
+            model = load_folder(folder, base=None, format=artifact.format, task=task, labels=labels, dtype=dtype)
+        else:
+            with base_model.local_folder(base, storage=storage) as base_folder:
+                model = load_folder(folder, base=base_folder, format="Adapter", task=task, labels=labels, dtype=dtype)
+        return model, base_model.load_tokenizer(folder)
+
+
+def verify_artifact(artifact: Artifact, *, at: str, storage: Storage) -> None:
+    """Compare what lies at a URI (the artifact's own, or a copy's) with the record, byte for byte.
+
+    Raises StageError: 66 where it is gone or torn, 78 where it is not the one that was recorded.
+    """
+    with storage.finished_copy(at) as copy:
+        _recorded(artifact, copy)
+
+
+def _recorded(artifact: Artifact, copy: tuple[Path, Complete] | None) -> Path:
+    if copy is None:
+        raise not_found(f"{artifact.uri} is gone or damaged", reason="ArtifactTorn")
+    folder, complete = copy
+    if complete.digest != artifact.digest:
+        raise bad_configuration(
+            "ArtifactChanged",
+            f"{artifact.uri} is not the model that was recorded ({complete.digest} instead of {artifact.digest})",
+        )
+    return folder
+
+
+def load_folder(
+    folder: Path, *, base: Path | None, format: Format, task: Task, labels: Sequence[str] | None, dtype: DType
+) -> Any:
+    """A saved model from a local folder, on the base model's folder where it is an adapter."""
+    if format != "Adapter":
+        return base_model.load_model(folder, task=task, dtype=dtype, labels=labels)
+    from peft import PeftModel
+
+    if base is None:
+        raise bad_configuration("BadRunFile", "an adapter cannot be loaded without its base model")
+    torch.manual_seed(0)  # a classifier's head is part of the adapter; the base's own is replaced by it
+    plain = base_model.load_model(base, task=task, dtype=dtype, labels=labels)
+    return PeftModel.from_pretrained(plain, str(folder), local_files_only=True).eval()
+
+
+def save(
+    model: Any,
+    *,
+    tokenizer: Any,
+    to: str,
+    storage: Storage,
+    base_folder: Path,
+    task: Task,
+    labels: Sequence[str] | None,
+    probe: Probe,
+    input_digest: str,
+    extra: dict[str, Any],
+    companions: Mapping[str, str] = MappingProxyType({}),
+) -> Artifact:
+    """Save a trained model, verify it, and only then publish it. `companions`: more files, name -> text.
+
+    Raises StageError: 70 ModelNotVerified where something is missing, not finite, or loads as another model.
+    """
+    with storage.staging_folder(to) as folder:
+        saved = write(model, tokenizer=tokenizer, folder=folder, base_folder=base_folder, task=task, labels=labels)
+        for name, text in companions.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        verify(model, saved=saved, probe=probe, load_again=in_fresh_process)
+        complete = storage.publish(folder, to=to, input_digest=input_digest, extra=extra)
+    log.info("model saved, verified and loaded again: %s (%d bytes)", to, complete.size_bytes)
+    return Artifact(uri=to, digest=complete.digest, format=saved.format, size_bytes=complete.size_bytes)
+
+
+def write(
+    model: Any, *, tokenizer: Any, folder: Path, base_folder: Path, task: Task, labels: Sequence[str] | None
+) -> SavedFolder:
+    """Write model and tokenizer into a folder."""
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card names paths of this container
+    format: Format = "Adapter" if is_adapted(model) else "Full"
+    return SavedFolder(folder=str(folder), base=str(base_folder), format=format, task=task, labels=labels)
+
+
+def verify(
+    model: Any,
+    *,
+    saved: SavedFolder,
+    probe: Probe,
+    load_again: Callable[[SavedFolder, Sequence[str], Probe], LoadedAgain],
+) -> None:
+    """The loaded model holds every trained tensor, and answers the probe as the trained one did.
+
+    Names and values are compared after loading: files may hold tensors under other names and in other shapes, such as
+    the experts of a mixture one by one. Raises StageError (70) ModelNotVerified.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, parameter in trained.items():
+        if parameter.numel() == 0 or not bool(torch.isfinite(parameter).all()):
+            raise not_verified(f"the tensor {name} is empty or not finite")
+    loaded = load_again(saved, list(trained), probe)
+    for name, digest in digests(model, trained).items():
+        if loaded.tensors.get(name) != digest:
+            raise not_verified(f"loaded again, the trained tensor {name} is missing or has other values")
+    check_same(probe.logits, loaded.logits, what="loaded again it answers differently")
+
+
+def check_same(expected: Sequence[float], found: Sequence[float], *, what: str) -> None:
+    """Compare logits. Raises StageError (70) ModelNotVerified, which begins with `what`."""
+    one, other = torch.tensor(expected), torch.tensor(found)
+    scale = float(one.abs().max().clamp(min=1.0))
+    difference = float((one - other).abs().max())
+    # bf16 training on a GPU against fp32 on the CPU differs by rounding alone; another model differs by its scale.
+    tolerance = 0.05 if torch.cuda.is_available() else _TOLERANCE
+    if not difference <= tolerance * scale:
+        raise not_verified(f"{what} (logits differ by {difference:.4g} of {scale:.4g})")
+
+
+def digests(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """sha256 (hex) of the fp32 values of a model's parameters, for the names that it has."""
+    found = dict(model.named_parameters())
+    return {
+        name: hashlib.sha256(found[name].detach().float().cpu().contiguous().numpy().data).hexdigest()
+        for name in names
+        if name in found
+    }
+
+
+def probe(model: Any, *, input_ids: Sequence[int]) -> Probe:
+    """What the model answers to one example, in fp32 terms."""
+    device = next(model.parameters()).device
+    model.eval()
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([list(input_ids)], device=device)).logits
+    last = logits[0, -1] if logits.dim() == 3 else logits[0]
+    return Probe(input_ids=tuple(input_ids), logits=last.float().tolist())
+
+
+def in_this_process(saved: SavedFolder, names: Sequence[str], asked: Probe) -> LoadedAgain:
+    """Load the files and ask the probe."""
+    model = saved.load()
+    base_model.load_tokenizer(Path(saved.folder))
+    return LoadedAgain(tensors=digests(model, names), logits=probe(model, input_ids=asked.input_ids).logits)
+
+
+def in_fresh_process(saved: SavedFolder, names: Sequence[str], asked: Probe) -> LoadedAgain:
+    """The same in a process that has nothing of the trained model's."""
+    with TemporaryDirectory(prefix="finetune-verify-") as scratch:
+        order, answer = Path(scratch) / "order.json", Path(scratch) / "answer.json"
+        ids = list(asked.input_ids)
+        order.write_text(json.dumps({"saved": asdict(saved), "names": list(names), "input_ids": ids}))
+        command = [sys.executable, "-m", "finetune_trainer.models.saved_model", str(order), str(answer)]
+        result = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_RELOAD_SECONDS, check=False
+        )
+        if result.returncode != 0:
+            raise not_verified(f"a fresh process could not load it: {result.stderr.strip()[-500:]}")
+        return LoadedAgain(**json.loads(answer.read_text()))
+
+
+def not_verified(message: str) -> StageError:
+    """The files are not the model."""
+    return StageError(
+        reason="ModelNotVerified", message=f"the saved model: {message}", exit_code=ExitCode.INTERNAL_ERROR
+    )
+
+
+def _main(order_path: str, answer_path: str) -> None:
+    """The fresh process."""
+    order = json.loads(Path(order_path).read_text())
+    asked = Probe(input_ids=order["input_ids"], logits=())
+    found = in_this_process(SavedFolder(**order["saved"]), order["names"], asked)
+    Path(answer_path).write_text(json.dumps(asdict(found)))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""The Prepare stage: all that can be refused is refused here, before an accelerator is taken."""

@@ -1,0 +1,174 @@
+"""The processes that train one model together: agreeing, summing, and telling a lost peer from an error of our own."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from finetune_api.results import ExitCode
+from finetune_trainer.process.errors import StageError, as_stage_error
+
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+FETCHING_TIMEOUT = datetime.timedelta(hours=2)
+"""How long the processes of a pod wait for what one of them fetches: a large base model takes longer than any exchange
+between processes may.
+"""
+_POLL_SECONDS = 0.1
+_LOST_PEER = ("connection closed by peer", "connection reset by peer", "timed out", "timeout", "broken pipe", "socket")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gang:
+    """This process among all."""
+
+    rank: int
+    local_rank: int
+    world: int
+    device: torch.device
+    of_node: int = 1
+    """Processes of this pod."""
+    store: Any = None
+    """Where processes leave words for each other (torch.distributed.Store); None for one alone."""
+    _done: Iterator[int] = field(default_factory=itertools.count)
+
+    @property
+    def is_first(self) -> bool:
+        """The one that writes."""
+        return self.rank == 0
+
+    def any_of(self, flag: bool) -> bool:
+        """Whether any process says so. All must ask at the same point."""
+        if self.world == 1:
+            return flag
+        value = torch.tensor([int(flag)], device=self.device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def sum_of(self, values: list[float]) -> list[float]:
+        """Element-wise sum over all processes."""
+        if self.world == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return [float(value) for value in tensor]
+
+    def first_says(self, value: int) -> int:
+        """The first process's number, everywhere."""
+        if self.world == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.int64, device=self.device)
+        dist.broadcast(tensor, src=0)
+        return int(tensor.item())
+
+    def gather_bytes(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Every process's tensor (of equal shape), in the order of ranks."""
+        if self.world == 1:
+            return [tensor]
+        mine = tensor.to(self.device)
+        gathered = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(gathered, mine)
+        return [item.cpu() for item in gathered]
+
+    def once_per_node(self, work: Callable[[], Any]) -> Any:
+        """What `work` gives (JSON-ready), done by one process of each pod; the others wait for it, and fail as it does.
+
+        All must ask at the same point. Raises StageError: that of `work`, or PeerLost after `FETCHING_TIMEOUT`.
+        """
+        if self.of_node == 1:
+            return work()
+        key = f"node-{self.rank - self.local_rank}-{next(self._done)}"
+        if self.local_rank != 0:
+            return self._said(key)
+        try:
+            found = work()
+        except BaseException as error:
+            failure = as_stage_error(error, writing="the run's output")
+            self.store.set(key, json.dumps({"error": failure.to_dict()}))
+            raise failure from error
+        self.store.set(key, json.dumps({"found": found}))
+        return found
+
+    def _said(self, key: str) -> Any:
+        deadline = time.monotonic() + FETCHING_TIMEOUT.total_seconds()
+        # Looked for again and again: a signal is heard in between.
+        while not self.store.check([key]):
+            if time.monotonic() > deadline:
+                raise StageError(
+                    reason="PeerLost",
+                    message=f"the first process of this pod was not ready within {FETCHING_TIMEOUT}",
+                    exit_code=ExitCode.INTERNAL_ERROR,
+                )
+            time.sleep(_POLL_SECONDS)
+        said = json.loads(self.store.get(key))
+        if "error" in said:
+            raise StageError.of(said["error"])
+        return said["found"]
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(*, gpus: bool) -> Iterator[Gang]:
+    """Join the processes that torchrun started; alone where there is none. Raises StageError PeerLost.
+
+    Reads RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE, as torchrun sets them.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+    if gpus:
+        torch.cuda.set_device(device)
+    if world == 1:
+        yield Gang(rank=0, local_rank=0, world=1, device=device)
+        return
+    with lost_peers_named():
+        store, _, _ = next(rendezvous("env://", rank, world, timeout=COLLECTIVE_TIMEOUT))
+        dist.init_process_group(
+            backend="nccl" if gpus else "gloo",
+            store=PrefixStore("gang", store),
+            rank=rank,
+            world_size=world,
+            timeout=COLLECTIVE_TIMEOUT,
+        )
+        try:
+            yield Gang(
+                rank=rank,
+                local_rank=local_rank,
+                world=world,
+                device=device,
+                of_node=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+                store=PrefixStore("words", store),
+            )
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def lost_peers_named() -> Iterator[None]:
+    """Turn a collective's failure into StageError PeerLost: the cause is with another process."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).lower()
+        if isinstance(error, dist.DistError) or any(words in text for words in _LOST_PEER):
+            raise StageError(
+                reason="PeerLost",
+                message="another process of the run went away: " + str(error).partition("\n")[0],
+                exit_code=ExitCode.INTERNAL_ERROR,
+            ) from error
+        raise

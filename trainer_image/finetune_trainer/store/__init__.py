@@ -1,0 +1,1 @@
+"""URIs, digests and atomic folders: where artifacts are read from and written to."""

@@ -1,0 +1,152 @@
+"""Task CausalLM: go on with a text. Every token but the first is learned, and the end of the text as well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from finetune_api.finetunejob import EvaluationMetric
+from finetune_api.shared_fields import Task as TaskName
+from finetune_trainer.data.dataset import Example
+from finetune_trainer.data.rows import RowFormat
+from finetune_trainer.process.errors import bad_configuration, bad_data
+from finetune_trainer.tasks.adapters import plain
+from finetune_trainer.tasks.answer_ends import answer_ends, declared_ends
+from finetune_trainer.tasks.encoding import IGNORED, Batch, Encoded, cut, padded_batch, prompt_ids
+from finetune_trainer.tasks.generate import generate_answers
+from finetune_trainer.tasks.likelihood import token_likelihoods
+from finetune_trainer.tasks.scores import ClassOutcome, TextOutcome, score_texts
+from finetune_trainer.tasks.task import Asked, Decoding, Judged, ModelRun, Runtime
+
+# Of these it is known that the output layer is a plain linear map of the decoder's last state, so that it can be
+# applied at the targets only: a prompt of 100 tokens with an answer of 3 costs 3 rows of logits instead of 103.
+_PLAIN_OUTPUT = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3"}
+
+
+class CausalLM:
+    """Plain texts; and what all tasks whose models write share."""
+
+    name: ClassVar[TaskName] = "CausalLM"
+    formats: ClassVar[tuple[RowFormat, ...]] = ("Text",)
+    loader: ClassVar[str] = "AutoModelForCausalLM"
+    adapter_type: ClassVar[str] = "CAUSAL_LM"
+    generates: ClassVar[bool] = True
+    two_parts: ClassVar[bool] = False
+    own_head: ClassVar[bool] = False
+    runtime: ClassVar[Runtime] = "Transformers"
+    path: ClassVar[str] = "/v1/completions"
+    greeting: ClassVar[Mapping[str, Any]] = {"prompt": "Hello"}
+    outcome: ClassVar[type[TextOutcome | ClassOutcome]] = TextOutcome
+
+    def problem_of(self, kind: str, architectures: Sequence[str]) -> str | None:
+        """It must write text as it is."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+        if kind in NAMES and set(architectures) & set(NAMES.values()):
+            return None
+        return (
+            f"{', '.join(architectures) or kind} does not generate text, which task {self.name} needs; use a causal"
+            " language model, or task SequenceClassification"
+        )
+
+    def options(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def encode(
+        self, example: Example, *, tokenizer: Any, max_length: int, labels: Sequence[str] | None = None
+    ) -> Encoded:
+        """A plain text."""
+        ids = list(tokenizer(example.text or "")["input_ids"])
+        if tokenizer.eos_token_id is not None and (not ids or ids[-1] != tokenizer.eos_token_id):
+            ids.append(tokenizer.eos_token_id)
+        return cut(ids, [index > 0 for index in range(len(ids))], max_length)
+
+    def batch(self, examples: Sequence[Encoded], *, pad_id: int) -> Batch:
+        """With the token that follows as the label of each."""
+        return padded_batch(examples, pad_id=pad_id)
+
+    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Over the next tokens that are targets."""
+        inputs, inner = batch.inputs, plain(model)
+        if inner.config.model_type in _PLAIN_OUTPUT:
+            hidden = inner.get_decoder()(**inputs, use_cache=False).last_hidden_state  # (B, T, d)
+            at_targets = batch.labels != IGNORED
+            logits = inner.get_output_embeddings()(hidden[at_targets])  # (targets, V)
+            return cross_entropy(logits.float(), batch.labels[at_targets], reduction="sum")
+        logits = model(**inputs, use_cache=False).logits  # (B, T, V)
+        return cross_entropy(
+            logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+
+    def ask(self, asked: Asked, examples: Sequence[Example], *, decoding: Decoding) -> ModelRun:
+        """How likely the model finds what is right and, where that is wanted, what it answers."""
+        model, size, tokenizer = asked.model, decoding.batch_size, asked.tokenizer
+        encoded = [self.encode(each, tokenizer=tokenizer, max_length=decoding.max_length) for each in examples]
+        likelihoods = token_likelihoods(model, encoded, batch_size=size, what=f"{asked.who}: loss")
+        answers: Sequence[str | None] = [None] * len(examples)
+        cut_prompts = 0
+        if decoding.generate:
+            answers, cut_prompts = _answers(asked, examples, decoding=decoding)
+        return ModelRun(
+            outcomes=[
+                TextOutcome(nll=nll, tokens=tokens, answer=answer)
+                for (nll, tokens), answer in zip(likelihoods, answers, strict=True)
+            ],
+            cut_examples=sum(example.truncated for example in encoded),
+            cut_prompts=cut_prompts,
+        )
+
+    def judge(
+        self,
+        candidate: ModelRun,
+        baseline: ModelRun,
+        *,
+        examples: Sequence[Example],
+        metrics: Sequence[EvaluationMetric],
+    ) -> Judged:
+        """Loss and answers."""
+        runs = [[each for each in run.outcomes if isinstance(each, TextOutcome)] for run in (candidate, baseline)]
+        _check_tokens(*runs, metrics=metrics)
+        references = [example.right_answer for example in examples]
+        wanted = {metric.name for metric in metrics}
+        ours, theirs = (score_texts(outcomes, references=references, wanted=wanted) for outcomes in runs)
+        return Judged(candidate=ours, baseline=theirs)
+
+
+def _answers(asked: Asked, examples: Sequence[Example], *, decoding: Decoding) -> tuple[list[str], int]:
+    """Each example's answer, and how many prompts had to be cut."""
+    tokenizer, context = asked.tokenizer, asked.context
+    room = 1 << 62 if context is None else max(1, context - decoding.max_new_tokens)
+    prompts = [prompt_ids(example.messages or (), tokenizer=tokenizer, tools=example.tools) for example in examples]
+    answers = generate_answers(
+        asked.model,
+        # The end of a prompt holds the question.
+        [prompt[-room:] for prompt in prompts],
+        end_ids=answer_ends(tokenizer, declared_ends(asked.model)),
+        pad_id=asked.pad_id,
+        max_new_tokens=decoding.max_new_tokens,
+        batch_size=decoding.batch_size,
+        what=f"{asked.who}: answers",
+    )
+    texts = [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
+    return texts, sum(len(prompt) > room for prompt in prompts)
+
+
+def _check_tokens(
+    candidate: Sequence[TextOutcome], baseline: Sequence[TextOutcome], *, metrics: Sequence[EvaluationMetric]
+) -> None:
+    """A loss per token means something only where both models cut the text into the same tokens."""
+    if not sum(outcome.tokens for outcome in candidate):
+        raise bad_data("NothingToScore", "training.maxLength: no held-out example has a token of its answer within it")
+    judged = [metric.name for metric in metrics if metric.name in ("loss", "perplexity") and not metric.report]
+    if judged and any(one.tokens != two.tokens for one, two in zip(candidate, baseline, strict=True)):
+        raise bad_configuration(
+            "TokenizersDiffer",
+            f"evaluation.metrics: {', '.join(judged)} count per token, but candidate and baseline have different"
+            " tokenizers or chat templates; judge the answers (exact_match, token_f1, rouge_l, bleu) instead, or"
+            " report the loss only",
+        )

@@ -1,0 +1,254 @@
+"""Checkpoints: all that a run needs to go on as if nothing had happened.
+
+    checkpoints/step-N/
+        parameters.safetensors   trainable parameters, by name
+        optimizer.safetensors    AdamW's moments: `<parameter>/exp_avg`, `<parameter>/exp_avg_sq`, `<parameter>/step`
+        random.safetensors       torch's generators of every rank: `<rank>/cpu`, `<rank>/cuda`
+        state.json               TrainingState
+        COMPLETE                 written last, with the sha256 of each file
+
+A folder without a valid COMPLETE is torn and ignored. Nothing is pickled. The best validation, where training ends
+with its weights, is a checkpoint too. It stays as long as one that names it, which is worth nothing without it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from finetune_api.results import ExitCode
+from finetune_trainer.process.errors import StageError, bad_configuration
+from finetune_trainer.process.gang import Gang
+from finetune_trainer.store.complete import Complete
+from finetune_trainer.store.locations import join
+from finetune_trainer.store.storage import Storage
+from finetune_trainer.training.parallel.choose import Parallel
+
+log = logging.getLogger(__name__)
+_PREFIX = "step-"
+_EARLIER_BEST = "best"
+"""Where the best was by itself, as earlier versions left it."""
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """What is known after `step` optimiser steps, beside the tensors."""
+
+    step: int = 0
+    tokens: int = 0
+    """Non-padding tokens seen by all processes."""
+    seconds: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
+    evaluations_without_improvement: int = 0
+    log: list[dict[str, float]] = field(default_factory=list)
+    """The lines of training_log.jsonl."""
+    world: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    storage: Storage
+    folder: str
+    """URI of `checkpoints/`."""
+    input_digest: str
+    """Of the run's orders: a checkpoint of other orders is not ours to go on from."""
+    keep: int
+    """How many stay, beside the best that they name."""
+    keeps_best: bool
+    """Whether training ends with the weights of the best validation."""
+
+    def save(
+        self,
+        *,
+        state: TrainingState,
+        parameters: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        gang: Gang,
+        parallel: Parallel,
+    ) -> None:
+        """Save together: every process calls it, the first one writes. Raises StageError 73 when it cannot be written;
+        earlier checkpoints are intact then."""
+        began = time.monotonic()
+        generators = _generators(gang)
+        weights = parallel.gather(parameters)
+        moments = parallel.gather(_moments(parameters, optimizer))
+        if gang.is_first:
+            uri = join(self.folder, f"{_PREFIX}{state.step}")
+            with self.storage.staging_folder(uri) as staging:
+                save_file(_plain(weights), staging / "parameters.safetensors")
+                save_file(_plain(moments), staging / "optimizer.safetensors")
+                save_file(generators, staging / "random.safetensors")
+                (staging / "state.json").write_text(json.dumps(asdict(state), sort_keys=True))
+                extra = {"step": state.step, "best_step": state.best_step if self.keeps_best else None}
+                self.storage.publish(staging, to=uri, input_digest=self.input_digest, extra=extra)
+            with _logged("old checkpoints"):
+                self._remove_old(newest=state.step)
+            log.info("checkpoint at step %d in %.3f s: %s", state.step, time.monotonic() - began, uri)
+        gang.wait()
+
+    def load_newest(
+        self,
+        *,
+        parameters: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        gang: Gang,
+        parallel: Parallel,
+    ) -> TrainingState | None:
+        """Go on from the newest valid checkpoint, everywhere the same; None where there is none."""
+        step = gang.first_says(self._newest() if gang.is_first else -1)
+        if step < 0:
+            return None
+        uri = join(self.folder, f"{_PREFIX}{step}")
+        with self._on_node(uri, gang=gang) as folder:
+            state = TrainingState(**json.loads((folder / "state.json").read_text()))
+            _load_parameters(load_file(folder / "parameters.safetensors"), parameters, parallel)
+            _load_moments(load_file(folder / "optimizer.safetensors"), parameters, optimizer, parallel)
+            _load_generators(load_file(folder / "random.safetensors"), saved_world=state.world, gang=gang)
+        log.info("going on from the checkpoint at step %d", step)
+        return state
+
+    def load_best(self, *, parameters: dict[str, nn.Parameter], step: int, gang: Gang, parallel: Parallel) -> None:
+        """Put the parameters of the best validation back. Raises StageError (70) BestCheckpointLost."""
+        uri = gang.once_per_node(lambda: self._best(step))
+        if uri is None:
+            raise StageError(
+                reason="BestCheckpointLost",
+                message=f"{join(self.folder, f'{_PREFIX}{step}')}, the best validation of this run, is gone or damaged,"
+                " and no other weights are saved in its place; the next attempt trains on from a checkpoint whose best"
+                " is there, or anew",
+                exit_code=ExitCode.INTERNAL_ERROR,
+            )
+        with self._on_node(uri, gang=gang) as folder:
+            _load_parameters(load_file(folder / "parameters.safetensors"), parameters, parallel)
+
+    def _best(self, step: int) -> str | None:
+        """The URI of the best validation, at that step; None where it is lost."""
+        for name in (f"{_PREFIX}{step}", _EARLIER_BEST):
+            record = self._record(name)
+            if record is not None and record.extra["step"] == step:
+                return join(self.folder, name)
+        return None
+
+    def _record(self, name: str, *, verify_content: bool = True) -> Complete | None:
+        """Of a whole checkpoint of these orders; why another one is none is in the log."""
+        found = self.storage.read_complete(join(self.folder, name), verify_content=verify_content)
+        if found is not None and found.input_digest != self.input_digest:
+            log.warning("checkpoint %s belongs to other orders and is ignored", name)
+            return None
+        return found
+
+    @contextmanager
+    def _on_node(self, uri: str, *, gang: Gang) -> Iterator[Path]:
+        """A folder of this machine, fetched once for all of its processes."""
+        with ExitStack() as stack:
+            yield Path(gang.once_per_node(lambda: str(stack.enter_context(self.storage.local_copy(uri)))))
+            gang.wait()
+
+    def _steps(self) -> list[int]:
+        names = {entry.path.partition("/")[0] for entry in self.storage.list_files(self.folder)}
+        numbers = [name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)]
+        return sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
+
+    def _newest(self) -> int:
+        """The step of the newest valid checkpoint, -1 for none; what is passed over is named in the log."""
+        for step in self._steps():
+            record = self._record(f"{_PREFIX}{step}")
+            if record is not None:
+                best = record.extra.get("best_step")
+                if best in (None, step) or self._best(best) is not None:
+                    return step
+                log.warning("checkpoint step-%d is ignored: its best validation, step-%d, is lost", step, best)
+        return -1
+
+    def _remove_old(self, *, newest: int) -> None:
+        """All but the `keep` newest ones up to `newest` and the best that each of these names.
+
+        Later ones are of a future that was given up: torn, of other orders, or without their best.
+        """
+        steps = self._steps()
+        records = ((step, self._record(f"{_PREFIX}{step}", verify_content=False)) for step in steps if step <= newest)
+        kept = dict(itertools.islice(((step, record) for step, record in records if record), self.keep))
+        needed = {*kept, *(record.extra.get("best_step") for record in kept.values())}
+        for step in (step for step in steps if step not in needed):
+            with _logged(f"{_PREFIX}{step}"):
+                self.storage.remove(join(self.folder, f"{_PREFIX}{step}"))
+
+
+@contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """Around what clears away: trouble with it ends no attempt whose checkpoint is saved."""
+    try:
+        yield
+    except (OSError, StageError) as error:
+        log.warning("%s could not be removed: %s", what, error)
+
+
+def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in parameters.items():
+        for moment, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}/{moment}"] = torch.as_tensor(value)
+    return tensors
+
+
+def _load_parameters(saved: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter], parallel: Parallel) -> None:
+    if saved.keys() != parameters.keys():
+        odd = sorted(saved.keys() ^ parameters.keys())
+        raise bad_configuration("CheckpointMismatch", f"the checkpoint does not fit the model: {odd[0]}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(parallel.part(saved[name], of=parameter))
+
+
+def _load_moments(
+    saved: dict[str, torch.Tensor],
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    parallel: Parallel,
+) -> None:
+    for key, value in saved.items():
+        name, moment = key.rsplit("/", 1)
+        parameter = parameters[name]
+        mine = value if moment == "step" else parallel.part(value, of=parameter)
+        # AdamW keeps its step counter on the CPU unless it is fused or capturable.
+        device = parameter.device if moment != "step" or optimizer.defaults.get("fused") else value.device
+        optimizer.state[parameter][moment] = mine.to(device)
+
+
+def _generators(gang: Gang) -> dict[str, torch.Tensor]:
+    states: dict[str, torch.Tensor] = {}
+    for rank, tensor in enumerate(gang.gather_bytes(torch.get_rng_state())):
+        states[f"{rank}/cpu"] = tensor.clone()
+    if gang.device.type == "cuda":
+        for rank, tensor in enumerate(gang.gather_bytes(torch.cuda.get_rng_state(gang.device))):
+            states[f"{rank}/cuda"] = tensor.clone()
+    return states
+
+
+def _load_generators(saved: dict[str, torch.Tensor], *, saved_world: int, gang: Gang) -> None:
+    if saved_world != gang.world:
+        # Data and batches stay the same; only dropout differs from what an unbroken run would have drawn.
+        log.warning(
+            "the checkpoint is of %d processes, now there are %d: dropout is drawn anew", saved_world, gang.world
+        )
+        return
+    torch.set_rng_state(saved[f"{gang.rank}/cpu"])
+    if gang.device.type == "cuda" and f"{gang.rank}/cuda" in saved:
+        torch.cuda.set_rng_state(saved[f"{gang.rank}/cuda"], gang.device)

@@ -1,0 +1,1 @@
+"""What a step makes smaller: one file an objective behind one interface."""

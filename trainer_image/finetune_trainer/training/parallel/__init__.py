@@ -1,0 +1,1 @@
+"""How processes that train one model share the work: one file a strategy behind one interface."""

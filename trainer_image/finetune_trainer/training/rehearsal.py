@@ -1,0 +1,315 @@
+"""What a run will end with, tried before it begins: on a copy of the base that nobody keeps.
+
+Training takes hours on machines that others wait for. Whether a model can be saved and loaded again, be served as it
+was evaluated, or be trained on packed rows does not depend on what it learns, so it is tried first, on the model
+itself: no list of architectures could keep up with them.
+
+    rehearsal/rehearsal.json    what was tried. Whoever finds it whole, of the same orders, need not try it again
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from finetune_api.panics import as_exception
+from finetune_api.results import ExitCode
+from finetune_api.run import Locations, MethodOrder, ModelOrder, PrepareRun, TrainRun
+from finetune_api.shared_fields import ResolvedModel
+from finetune_trainer.models import base_model, model_files, saved_model
+from finetune_trainer.models.limits import padding_of
+from finetune_trainer.models.model_files import vocabulary_of
+from finetune_trainer.process import memory
+from finetune_trainer.process.errors import StageError, bad_configuration
+from finetune_trainer.serving.generation import CausalSteps
+from finetune_trainer.store.locations import join
+from finetune_trainer.store.storage import Storage
+from finetune_trainer.tasks.adapters import merged
+from finetune_trainer.tasks.batching import pad
+from finetune_trainer.tasks.choose import task_of
+from finetune_trainer.tasks.encoding import Batch, Encoded, packed_batch
+from finetune_trainer.tasks.task import Task
+from finetune_trainer.training.methods.choose import method_of, trainable_parameters
+
+log = logging.getLogger(__name__)
+
+_VERSION = 4
+_PACKAGES = ("torch", "transformers", "peft", "safetensors", "tokenizers")
+_SAME = 1e-3
+"""Logits that differ by less than this share of their spread are the same. Rounding gives 1e-6 in random models and
+1e-4 in deep ones; a token too many or a place too far gives 3e-3 in small random models and more in trained ones."""
+_TOKENS = 23
+"""Of the example that is judged: no multiple of anything, since some models read tokens by fours or in chunks."""
+_FEW_TOKENS = 7
+"""Of a second one: what padding does to the end of a text weighs more in a short one."""
+_TEXTS = (
+    "Hello, world! don't",
+    "  two  blanks,\ta tab\n\nand lines ",
+    "Ärger e\u0301 数字 1234567 🙂",
+    "x=[1];{'a'}</s>",
+)
+"""That tokenizers cut in ways of their own. Asked with their marks inside as well."""
+_SPECIAL = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+_MEMORY = 2.5
+"""Times the weights in fp32: the model, the one loaded again, and what saving takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What is to be tried."""
+
+    locations: Locations
+    model: ModelOrder
+    base: ResolvedModel
+    method: MethodOrder
+    packing: bool
+    labels: Sequence[str] | None
+
+    @classmethod
+    def of(
+        cls, run: PrepareRun | TrainRun, *, base: ResolvedModel, packing: bool, labels: Sequence[str] | None
+    ) -> Rehearsal | None:
+        """Of a stage's orders; None where they do not name a method, as those of an earlier operator."""
+        where: dict[str, Any] = {
+            "locations": run.locations,
+            "model": run.model,
+            "base": base,
+            "packing": packing,
+            "labels": labels,
+        }
+        return None if run.method is None else cls(method=run.method, **where)
+
+    @property
+    def folder(self) -> str:
+        """Where it is recorded that it went well."""
+        return join(self.locations.run, "rehearsal")
+
+    @property
+    def digest(self) -> str:
+        """Of all that the outcome depends on."""
+        relevant = {
+            "version": _VERSION,
+            "task": self.model.task,
+            "base": self.base.digest,
+            "method": self.method.to_dict(),
+            "packing": self.packing,
+            "labels": None if self.labels is None else len(self.labels),
+            "packages": {name: version(name) for name in _PACKAGES},
+        }
+        return "sha256:" + hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def was_rehearsed(order: Rehearsal | None, *, storage: Storage) -> bool:
+    """Whether this very order went well before, or nothing is to be tried. Does not need the base's files."""
+    if order is None:
+        return True
+    finished = storage.read_complete(order.folder)
+    return finished is not None and finished.input_digest == order.digest
+
+
+def rehearse(order: Rehearsal | None, *, base_folder: Path, storage: Storage) -> None:
+    """Try it unless it was tried. Of a model that does not fit into half of the memory that is free, only the tokenizer
+    is looked at: rather untried than killed.
+
+    Raises StageError (78) for what cannot be right, naming the field and the way out.
+    """
+    if order is None or was_rehearsed(order, storage=storage):
+        return
+    needed, free = round(model_files.fp32_bytes(base_folder) * _MEMORY), memory.available()
+    began = time.monotonic()
+    with storage.staging_folder(order.folder) as staging:
+        (staging / "model").mkdir()
+        try:
+            _check_tokenizer(order, base_folder=base_folder, folder=staging / "model")
+            if needed > free // 2:
+                log.warning("the model is not tried here: %d MB would be needed, %d are free", needed >> 20, free >> 20)
+                return
+            _try(order, base_folder=base_folder, folder=staging / "model")
+        except (StageError, OSError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except BaseException as caught:
+            error = as_exception(caught)
+            log.exception("the rehearsal failed")
+            raise _cannot(order.base.uri, f"failed when it was tried: {type(error).__name__}: {error}") from error
+        shutil.rmtree(staging / "model")
+        record = {"method": order.method.type, "packing": order.packing, "seconds": round(time.monotonic() - began, 1)}
+        (staging / "rehearsal.json").write_text(json.dumps(record))
+        storage.publish(staging, to=order.folder, input_digest=order.digest, extra=record)
+    log.info("tried in %.1f s: the model can be trained, saved, loaded again and served", time.monotonic() - began)
+
+
+def _try(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
+    task = task_of(order.model.task)
+    torch.manual_seed(0)
+    base = base_model.load_base(base_folder, task=task.name, dtype="float32", labels=order.labels)
+    tokenizer = base_model.load_tokenizer(base_folder)
+    pad_id = padding_of(base.model)
+    examples = _examples(base.model, tokenizer, pad_id=pad_id, task=task)
+    model = method_of(order.method).applied(base, task=task, base_uri=order.base.uri).eval()
+    _check_padding(model, examples, task=task, pad_id=pad_id, uri=order.base.uri)
+    if order.packing:
+        _check_packing(model, examples, uri=order.base.uri)
+    with torch.no_grad():
+        for parameter in trainable_parameters(model).values():
+            # An adapter begins as nothing, which would be equal to one that was not loaded at all.
+            parameter.add_(torch.randn_like(parameter) * 0.002)
+    ids = examples[0].ids
+    probe = saved_model.probe(model, input_ids=ids)
+    saved = saved_model.write(
+        model, tokenizer=tokenizer, folder=folder, base_folder=base_folder, task=task.name, labels=order.labels
+    )
+    try:
+        saved_model.verify(model, saved=saved, probe=probe, load_again=saved_model.in_this_process)
+        del model, base
+        served = merged(saved.load())
+        found = saved_model.probe(served, input_ids=ids).logits
+        saved_model.check_same(probe.logits, found, what="with its adapter merged it answers differently")
+    except StageError as error:
+        raise _cannot(order.base.uri, f"could not be saved and loaded again after training: {error.message}") from error
+    if task.generates:
+        _check_steps(served, ids, uri=order.base.uri)
+
+
+def _examples(model: Any, tokenizer: Any, *, pad_id: int, task: Task) -> list[Encoded]:
+    """Of random tokens: one is judged, two are neighbours of one length, the next is longer, the last is short.
+
+    Marks stand only where the tokenizer puts them: some models read at the mark that ends a text.
+    """
+    written = tokenizer("a", return_special_tokens_mask=True)
+    marked = list(zip(written["input_ids"], written["special_tokens_mask"], strict=True))
+    before = [token for token, _ in itertools.takewhile(lambda pair: pair[1], marked)]
+    after = [token for token, _ in itertools.takewhile(lambda pair: pair[1], marked[::-1])][::-1]
+    marks = {pad_id, *tokenizer.added_tokens_decoder}
+    size = vocabulary_of(model.config) or len(tokenizer)
+    plain = [token for token in range(size) if token not in marks]
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for length in (_TOKENS, _TOKENS - 5, _TOKENS - 5, _TOKENS + 9, _FEW_TOKENS):
+        inner = torch.randint(0, len(plain), (length - len(before) - len(after),), generator=generator).tolist()
+        ids = (*before, *(plain[index] for index in inner), *after)
+        found.append(Encoded(ids=ids, targets=(False, *[True] * (length - 1)), label=None if task.generates else 0))
+    return found
+
+
+@torch.inference_mode()
+def _logits(model: Any, batch: Batch) -> torch.Tensor:
+    """Shape (rows, tokens, vocabulary), or (rows, classes)."""
+    uncached = {"use_cache": False} if batch.labels.dim() == 2 else {}
+    logits: torch.Tensor = model(**batch.inputs, **uncached).logits
+    return logits.float()
+
+
+def _differ(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return not float((one - other).abs().max()) <= _SAME * float(one.std())
+
+
+def _check_padding(model: Any, examples: Sequence[Encoded], *, task: Task, pad_id: int, uri: str) -> None:
+    """Evaluation and server ask in batches, where rows are filled up on the right."""
+    _, _, _, longer, _ = examples
+    for judged in (examples[0], examples[4]):
+        alone = _logits(model, task.batch([judged], pad_id=pad_id))[0]
+        if not bool(torch.isfinite(alone).all()):
+            raise _cannot(uri, "answers with numbers that are not finite: its weights are damaged")
+        beside = _logits(model, task.batch([judged, longer], pad_id=pad_id))[0]
+        if task.generates:
+            beside = beside[: len(judged.ids)]
+        if _differ(alone, beside) or (task.generates and _generates_differently(model, judged, longer, pad_id=pad_id)):
+            raise _cannot(uri, "answers a text differently when a longer one is asked beside it: padding changes it")
+
+
+def _generates_differently(model: Any, judged: Encoded, longer: Encoded, *, pad_id: int) -> bool:
+    """Answers of an evaluation are generated in batches that are filled up on the left."""
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False, max_new_tokens=2, pad_token_id=pad_id, output_logits=True, return_dict_in_generate=True
+    )
+
+    def generated(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        tokens, mask = pad(rows, value=pad_id, left=True), pad([[1] * len(row) for row in rows], value=0, left=True)
+        with torch.inference_mode():
+            answer = model.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)
+        return torch.stack(list(answer.logits))[:, 0].float()
+
+    return _differ(generated([judged.ids]), generated([judged.ids, longer.ids]))
+
+
+def _check_packing(model: Any, examples: Sequence[Encoded], *, uri: str) -> None:
+    first, one, other, *_ = examples
+    begin = len(one.ids)
+    try:
+        rows = [_logits(model, packed_batch([neighbour, first]))[0, begin:] for neighbour in (one, other)]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _leaks(uri, f"cannot read packed rows: {error}") from error
+    alone = _logits(model, packed_batch([first]))[0]
+    if _differ(rows[0], rows[1]) or _differ(alone, rows[0]):
+        raise _leaks(uri, "lets examples of one packed row see each other")
+
+
+def _check_steps(model: Any, ids: Sequence[int], *, uri: str) -> None:
+    """The server computes an answer token by token; it must read what it would read at once."""
+    steps, begin = CausalSteps(model), len(ids) // 2
+    with torch.inference_mode():
+        at_once = model(input_ids=torch.tensor([list(ids)])).logits[0, begin - 1 :].float()
+    one_by_one = torch.stack([steps.begin(ids[:begin]), *(steps.go_on(token) for token in ids[begin:])])
+    if not steps.keeps_what_it_read:
+        log.warning("%s keeps no keys and values: each token of an answer takes as long as the whole text", uri)
+    if _differ(at_once, one_by_one):
+        raise _cannot(uri, "answers differently token by token than at once, so it cannot be served as it is evaluated")
+
+
+def _check_tokenizer(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
+    """Training reads with the base's tokenizer; evaluation and server read and write with the one that is saved."""
+    loaded, uri = base_model.load_tokenizer(base_folder), order.base.uri
+    loaded.save_pretrained(str(folder))
+    if not method_of(order.method).frozen_base:  # saved with its config.json, which chooses the tokenizer's class
+        model_files.configuration(base_folder).save_pretrained(str(folder))
+    saved = base_model.load_tokenizer(folder)
+    marks = [token.content for token in loaded.added_tokens_decoder.values()]
+    for what, of in (
+        ("other marks", lambda each: {id_: (t.content, t.special) for id_, t in each.added_tokens_decoder.items()}),
+        ("another chat template", lambda each: _templates(each.chat_template)),
+        ("other special tokens", lambda each: [getattr(each, f"{name}_token_id") for name in _SPECIAL]),
+        ("other tokens for the same text", lambda each: [each(text)["input_ids"] for text in (*_TEXTS, *marks)]),
+    ):
+        if of(loaded) != of(saved):
+            raise bad_configuration(
+                "TokenizerNotSaved",
+                f"model.uri: {uri}: saved and loaded again, its tokenizer has {what}, so that the trained model would"
+                f" be asked otherwise than it learned; save it with transformers {version('transformers')}"
+                " (AutoTokenizer.from_pretrained, save_pretrained) and use that folder, or use another base model",
+            )
+
+
+def _templates(given: str | dict[str, str] | None) -> dict[str, str]:
+    """By name. Saving changes the ends of their lines, and rendering takes each for one."""
+    named = given if isinstance(given, dict) else {"default": given or ""}
+    return {name: re.sub("\r\n?", "\n", text) for name, text in named.items()}
+
+
+def _leaks(uri: str, what: str) -> StageError:
+    return bad_configuration(
+        "PackingNotIsolated",
+        f"training.packing: true, but the base model {uri} {what}, so it would learn from what it never sees again; set"
+        " it to false",
+    )
+
+
+def _cannot(uri: str, what: str) -> StageError:
+    return StageError(
+        reason="UnsupportedModel",
+        message=f"model.uri: {uri}: the model, untrained, {what}; use another base model, or another method (type,"
+        " lora.targetModules)",
+        exit_code=ExitCode.BAD_CONFIGURATION,
+    )

@@ -1,0 +1,409 @@
+"""Train one model, in as many processes as the order says: `work` is one of them (launch.py starts them).
+
+`_run` is the whole training, to be read from top to bottom. What a step does is a pure function of the order and the
+step's number (schedule.py), so a run that goes on from a checkpoint has bit for bit the weights of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from finetune_api.results import ExitCode, TrainResult
+from finetune_api.run import TrainRun
+from finetune_api.shared_fields import Artifact
+from finetune_trainer.data import held_out_probes
+from finetune_trainer.data.dataset import MANIFEST, data_folder, read_manifest, read_split
+from finetune_trainer.models import base_model, saved_model
+from finetune_trainer.models.limits import padding_of
+from finetune_trainer.process.errors import StageError, bad_data
+from finetune_trainer.process.gang import Gang, joined, lost_peers_named
+from finetune_trainer.process.progress import ProgressReporter, show_life
+from finetune_trainer.process.stopping import StopSignal
+from finetune_trainer.store import json_lines
+from finetune_trainer.store.locations import join
+from finetune_trainer.store.orders import orders_digest
+from finetune_trainer.store.storage import Storage
+from finetune_trainer.tasks.choose import task_of
+from finetune_trainer.tasks.tokens import LEARNED, TokenOrder, Tokens
+from finetune_trainer.training.batches import Batches
+from finetune_trainer.training.checkpoint import Checkpoints, TrainingState
+from finetune_trainer.training.meter import Meter
+from finetune_trainer.training.methods.choose import Method, method_of, trainable_parameters
+from finetune_trainer.training.objectives.choose import Objective, objective_of
+from finetune_trainer.training.parallel.choose import Parallel, parallel_of
+from finetune_trainer.training.rehearsal import Rehearsal, rehearse
+from finetune_trainer.training.schedule import Schedule
+
+log = logging.getLogger(__name__)
+TRAINING_LOG = "training_log.jsonl"
+_NOT_IN_DIGEST = {"stage", "identity", "locations", "checkpoint", "nodes", "processesPerNode", "strategy"}
+"""Who runs it, where, on how many machines, how often it is saved: a run goes on where these are others."""
+_PACKAGES = ("torch", "transformers", "peft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a run works with; the same in every process but for the rank."""
+
+    run: TrainRun
+    storage: Storage
+    gang: Gang
+    tokenizer: Any
+    model: Any
+    method: Method
+    objective: Objective
+    """Around the model. Inside of `prepared`."""
+    parallel: Parallel
+    prepared: nn.Module
+    """The objective as the strategy trains it."""
+    autocast: Callable[[], AbstractContextManager[Any]]
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    batches: Batches
+    examples: Tokens
+    validation: Tokens
+    checkpoints: Checkpoints
+    labels: Sequence[str] | None
+
+
+def work(run: TrainRun) -> TrainResult:
+    """One process's part of the training. Raises StageError: 75 when it stopped after a checkpoint."""
+    stop = StopSignal()
+    stop.listen()
+    storage = Storage(locations=run.locations)
+    model_uri = join(run.locations.run, "model")
+    show_life()
+    gpus = torch.cuda.is_available() and run.processes_per_node >= 1
+    torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003 - torch's own signature
+    with joined(gpus=gpus) as gang, lost_peers_named(), ExitStack() as stack:
+        finished = gang.once_per_node(lambda: _finished(run, model_uri, storage=storage))
+        if not gang.any_of(finished is None):
+            return TrainResult.model_validate(finished)
+        fetched = gang.once_per_node(
+            lambda: str(stack.enter_context(base_model.local_folder(run.base, storage=storage)))
+        )
+        base_folder = Path(fetched)
+        progress = stack.enter_context(ProgressReporter(environment=None if gang.is_first else {}))
+        setup = _set_up(run, storage=storage, gang=gang, base_folder=base_folder, stack=stack)
+        return _run(setup, stop=stop, progress=progress, base_folder=base_folder, model_uri=model_uri)
+
+
+def _finished(run: TrainRun, model_uri: str, *, storage: Storage) -> dict[str, Any] | None:
+    """The result of an earlier attempt that had these very orders, JSON-ready."""
+    finished = storage.read_complete(model_uri)
+    if finished is None or finished.input_digest != input_digest(run):
+        return None
+    log.info("the model of these orders is there already: %s", model_uri)
+    result = TrainResult.model_validate(finished.extra["result"])
+    artifact = Artifact(
+        uri=model_uri, digest=finished.digest, format=result.artifact.format, size_bytes=finished.size_bytes
+    )
+    return result.model_copy(update={"reused": True, "artifact": artifact}).to_dict()
+
+
+def input_digest(run: TrainRun) -> str:
+    """Of everything that the trained weights depend on: all of the orders but what is named here."""
+    return orders_digest(run, apart=_NOT_IN_DIGEST, base={"digest": run.base.digest})  # wherever it lies
+
+
+def _run(
+    setup: Setup, *, stop: StopSignal, progress: ProgressReporter, base_folder: Path, model_uri: str
+) -> TrainResult:
+    run, gang, schedule = setup.run, setup.gang, setup.schedule
+    parameters = trainable_parameters(setup.model)
+    shared: dict[str, Any] = {"gang": gang, "parallel": setup.parallel}
+    before = _fingerprints(setup.parallel.gather(parameters))
+    state = None
+    if run.checkpoint.resume == "Latest":
+        state = setup.checkpoints.load_newest(parameters=parameters, optimizer=setup.optimizer, **shared)
+    resumed_from = state.step if state is not None else None
+    state = state or TrainingState(world=gang.world)
+    state.world = gang.world
+    saved_at = resumed_from
+    meter = Meter(
+        model=setup.model, schedule=schedule, gang=gang, progress=progress, state=state, resumed_from=resumed_from
+    )
+    meter.tell(checkpoint_step=saved_at)
+
+    def checkpoint() -> None:
+        nonlocal saved_at
+        if saved_at == state.step:
+            return
+        setup.checkpoints.save(state=state, parameters=parameters, optimizer=setup.optimizer, **shared)
+        _write_log(setup, state)
+        saved_at = state.step
+        meter.tell(checkpoint_step=saved_at)
+
+    while state.step < schedule.total_steps and not _is_over(run, state):
+        began = time.monotonic()
+        loss, tokens = _step(setup, step=state.step)
+        state.step += 1
+        state.tokens += tokens
+        state.seconds += time.monotonic() - began
+        meter.stepped(loss=loss, tokens=tokens, seconds=time.monotonic() - began)
+        if schedule.ends_epoch(state.step - 1) and setup.validation:
+            _validate(setup, state=state, meter=meter)
+        if gang.any_of(stop.asked):
+            checkpoint()
+            raise StageError(
+                reason="StoppedAfterCheckpoint",
+                message=f"stopped by SIGTERM after the checkpoint at step {state.step}; the next attempt goes on there",
+                exit_code=ExitCode.STOPPED_AFTER_CHECKPOINT,
+                checkpoint_step=state.step,
+            )
+        is_best = setup.checkpoints.keeps_best and state.best_step == state.step
+        if (is_best or state.step % run.checkpoint.every_steps == 0) and state.step < schedule.total_steps:
+            checkpoint()
+
+    stopped_early = state.step < schedule.total_steps
+    if setup.checkpoints.keeps_best and state.best_step is not None and state.best_step != state.step:
+        log.info("taking the weights of step %d, the best validation", state.best_step)
+        setup.checkpoints.load_best(parameters=parameters, step=state.best_step, **shared)
+    _check_changed(before, _fingerprints(setup.parallel.gather(parameters)))
+    _write_log(setup, state)
+    return _save(
+        setup,
+        state=state,
+        base_folder=base_folder,
+        model_uri=model_uri,
+        stopped_early=stopped_early,
+        resumed_from=resumed_from,
+    )
+
+
+def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, stack: ExitStack) -> Setup:
+    order = run.optimisation
+    method, task = method_of(run.method), task_of(run.model.task)
+    fetched = gang.once_per_node(lambda: _tokens(run, storage=storage, base_folder=base_folder, stack=stack))
+    folder, labels = fetched
+    examples, validation = (Tokens.mapped(Path(folder), split=split) for split in LEARNED)
+    if gang.is_first:
+        # What Prepare could not try; the other processes come to the first exchange and wait there.
+        rehearsal = Rehearsal.of(run, base=run.base, packing=order.packing, labels=labels)
+        rehearse(rehearsal, base_folder=base_folder, storage=storage)
+    tokenizer = base_model.load_tokenizer(base_folder)
+    bf16 = gang.device.type == "cuda" and order.precision != "FP32" and torch.cuda.is_bf16_supported()
+    torch.manual_seed(order.seed)  # a new classifier head and new adapters are the same in every process
+    base = base_model.load_base(
+        base_folder,
+        task=task.name,
+        dtype="bfloat16" if bf16 and method.frozen_base else "float32",
+        labels=labels,
+    )
+    model = method.applied(base, task=task, base_uri=run.base.uri)
+    model.to(gang.device).train()
+    torch.manual_seed(order.seed * 1_000_003 + gang.rank)  # dropout differs between processes
+
+    parallel, objective = parallel_of(run.strategy, gang=gang), objective_of(model, task=task)
+    prepared = parallel.prepare(objective)
+    assert parallel.active(), f"strategy {run.strategy} is not in force"
+    return Setup(
+        run=run,
+        storage=storage,
+        gang=gang,
+        tokenizer=tokenizer,
+        model=model,
+        method=method,
+        objective=objective,
+        parallel=parallel,
+        prepared=prepared,
+        autocast=partial(torch.autocast, gang.device.type, torch.bfloat16, enabled=bf16),
+        optimizer=_optimizer(model, weight_decay=order.weight_decay, device=gang.device),
+        schedule=Schedule(optimisation=order, examples=len(examples)),
+        batches=Batches(task=task, order=order, pad_id=padding_of(model), gang=gang),
+        examples=examples,
+        validation=validation,
+        checkpoints=Checkpoints(
+            storage=storage,
+            folder=join(run.locations.run, "checkpoints"),
+            input_digest=input_digest(run),
+            keep=run.checkpoint.keep,
+            keeps_best=order.early_stopping_patience is not None,
+        ),
+        labels=labels,
+    )
+
+
+def _tokens(
+    run: TrainRun, *, storage: Storage, base_folder: Path, stack: ExitStack
+) -> tuple[str, Sequence[str] | None]:
+    """A folder of this machine with the run's tokens, which stays as long as `stack`, and the classes."""
+    order = TokenOrder(
+        task=task_of(run.model.task),
+        base=run.base.digest,
+        data=run.data_digest,
+        max_length=run.optimisation.max_length,
+    )
+    place: dict[str, Any] = {"run": run.locations.run, "storage": storage}
+    written = stack.enter_context(order.written(**place))
+    if written is not None:
+        return str(written[0]), written[1].extra["labels"]
+    # Prepare was of an earlier version, or had another version of what makes tokens.
+    labels = _labels(run, storage=storage)
+    folder = stack.enter_context(TemporaryDirectory(prefix="finetune-tokens-"))
+    order.write(Path(folder), tokenizer=base_model.load_tokenizer(base_folder), labels=labels, **place)
+    return folder, labels
+
+
+def _labels(run: TrainRun, *, storage: Storage) -> Sequence[str] | None:
+    """The classes, from the snapshot's manifest."""
+    data = data_folder(run.locations.run)
+    manifest = read_manifest(storage, uri=join(data, MANIFEST))
+    if manifest.digest != run.data_digest:
+        raise bad_data("DataChanged", f"{data} is not the data that was prepared for this run; start a new run")
+    return manifest.labels
+
+
+def _optimizer(model: Any, *, weight_decay: float, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW; biases and norms (one dimension) are not decayed."""
+    parameters = list(trainable_parameters(model).values())
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.dim() > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
+
+
+def _step(setup: Setup, *, step: int) -> tuple[float, int]:
+    """One optimiser step. Mean loss over its targets (nats) and its non-padding tokens, both over all processes."""
+    gang, parallel = setup.gang, setup.parallel
+    chosen = setup.schedule.indices(step)
+    weight = setup.objective.weight(setup.examples, chosen)
+    batches = setup.batches.of_step(setup.examples, chosen)
+    setup.model.train()
+    for group in setup.optimizer.param_groups:
+        group["lr"] = setup.schedule.learning_rate(step)
+    summed = 0.0
+    for number, batch in enumerate(batches, start=1):
+        with nullcontext() if number == len(batches) else parallel.no_sync():
+            with setup.autocast():
+                loss = setup.prepared(batch.to(gang.device))
+            parallel.backward(loss, weight=weight)
+        summed += float(loss.detach())
+    parallel.clip(trainable_parameters(setup.model).values(), max_norm=setup.run.optimisation.max_grad_norm)
+    total, tokens = gang.sum_of([summed, float(sum(batch.real_tokens for batch in batches))])
+    _check_finite(total, what="loss", step=step + 1)
+    parallel.step(setup.optimizer)
+    return total / weight, round(tokens)
+
+
+def _check_finite(loss: float, *, what: str, step: int) -> None:
+    if not math.isfinite(loss):
+        raise StageError(
+            reason="LossNotFinite",
+            message=f"the {what} became {loss} at step {step}; lower training.learningRate or check the data",
+            exit_code=ExitCode.INTERNAL_ERROR,
+        )
+
+
+def _validate(setup: Setup, *, state: TrainingState, meter: Meter) -> None:
+    """Mean validation loss; remembers the best and how long ago it was."""
+    gang, examples = setup.gang, setup.validation
+    setup.model.eval()
+    with torch.inference_mode(), setup.autocast():
+        batches = setup.batches.of_validation(examples)
+        summed = sum(float(setup.objective(batch.to(gang.device))) for batch in batches)
+    (total,) = gang.sum_of([summed])
+    loss = total / max(1, setup.objective.weight(examples, range(len(examples))))
+    _check_finite(loss, what="validation loss", step=state.step)
+    meter.validated(loss=loss)
+    if state.best_loss is None or loss < state.best_loss:
+        state.best_loss, state.best_step, state.evaluations_without_improvement = loss, state.step, 0
+    else:
+        state.evaluations_without_improvement += 1
+
+
+def _is_over(run: TrainRun, state: TrainingState) -> bool:
+    patience = run.optimisation.early_stopping_patience
+    return patience is not None and state.evaluations_without_improvement >= patience
+
+
+def _fingerprints(parameters: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    return {
+        name: (float(p.detach().double().sum()), float(p.detach().double().abs().sum()))
+        for name, p in parameters.items()
+    }
+
+
+def _check_changed(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> None:
+    same = [name for name, fingerprint in after.items() if before[name] == fingerprint]
+    if len(same) == len(after):
+        raise StageError(
+            reason="NothingLearned",
+            message="training changed no parameter; raise training.learningRate or the number of steps",
+            exit_code=ExitCode.BAD_CONFIGURATION,
+        )
+    if same:
+        log.warning("%d of %d trainable tensors were not changed, %s first", len(same), len(after), same[0])
+
+
+def _save(
+    setup: Setup,
+    *,
+    state: TrainingState,
+    base_folder: Path,
+    model_uri: str,
+    stopped_early: bool,
+    resumed_from: int | None,
+) -> TrainResult:
+    """The first process saves and verifies; the others answer the probe with it, and wait."""
+    model = setup.model
+    result = TrainResult(
+        artifact=Artifact(uri=model_uri, digest="sha256:" + "0" * 64, format=setup.method.saved_as, size_bytes=0),
+        steps=state.step,
+        stopped_early=stopped_early,
+        train_loss=_last("loss", state.log),
+        validation_loss=state.best_loss if setup.checkpoints.keeps_best else _last("validation_loss", state.log),
+        tokens=state.tokens,
+        seconds=round(state.seconds, 1),
+        resumed_from_step=resumed_from,
+        trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        total_parameters=sum(p.numel() for p in model.parameters()),
+        packages={name: version(name) for name in _PACKAGES},
+    )
+    probe = saved_model.probe(model, input_ids=setup.examples[0].ids)
+    if setup.gang.is_first:
+        artifact = saved_model.save(
+            model,
+            tokenizer=setup.tokenizer,
+            to=model_uri,
+            storage=setup.storage,
+            base_folder=base_folder,
+            task=setup.run.model.task,
+            labels=setup.labels,
+            probe=probe,
+            input_digest=input_digest(setup.run),
+            extra={"result": result.to_dict()},
+            companions={held_out_probes.FILE_NAME: _probes(setup)},
+        )
+        result = result.model_copy(update={"artifact": artifact})
+    setup.gang.wait()
+    return result
+
+
+def _last(name: str, lines: Sequence[dict[str, float]]) -> float | None:
+    return next((line[name] for line in reversed(lines) if name in line), None)
+
+
+def _probes(setup: Setup) -> str:
+    """The test split's prompts, for whatever serves the model."""
+    held_out = read_split(setup.storage, data=data_folder(setup.run.locations.run), split="test")
+    return held_out_probes.to_text(held_out_probes.make_probes(held_out))
+
+
+def _write_log(setup: Setup, state: TrainingState) -> None:
+    if setup.gang.is_first:
+        setup.storage.write_atomic(join(setup.run.locations.run, TRAINING_LOG), json_lines.to_text(state.log))
