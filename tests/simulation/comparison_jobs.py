@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from tests.simulation.memory_cluster import MemoryCluster
 from tests.simulation.world import void
 
 from finetune_api.results import EvaluateResult, ExitCode, Failure
 from finetune_api.run import EvaluateRun, run_adapter
 from finetune_api.shared_fields import MetricResult, Verdict
-from finetune_operator.memory.cluster import MemoryCluster
-from finetune_operator.ports import Manifest
+from finetune_operator.core.ports import Manifest
 
 Ends = Verdict | Literal["Crash", "Interrupted", "BadConfiguration", "NoNode", "NoPods", "Runs"]
 """A verdict; or how the container fails; or why it does not end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_operator.ports import Cluster, Kind, Manifest
+from finetune_operator.core.ports import Cluster, Kind, Manifest
 
 
 class KilledError(BaseException):

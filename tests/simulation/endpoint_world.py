@@ -16,6 +16,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from tests.conformance.objects import BASE, START, digest
 from tests.simulation.comparison_jobs import ComparisonJobs
+from tests.simulation.memory_cluster import MemoryCluster
 from tests.simulation.world import Reports, void
 
 from finetune_api.finetunejob import EvaluationMetric
@@ -23,14 +24,14 @@ from finetune_api.modelendpoint import ModelEndpoint, ModelEndpointStatus
 from finetune_api.observations import ArmCounts, BreakerTrip, Observations, PairCounts, ShadowCounts
 from finetune_api.routes import ROUTES_KEY, Routes, ShadowOrder
 from finetune_api.shared_fields import Resources
-from finetune_operator.config import OperatorConfig
-from finetune_operator.endpoint.comparison import MOST_FAILURES
+from finetune_operator.attempts.evaluation import EvaluationPlan
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.controller import Surroundings
+from finetune_operator.core.ports import Cluster, ConflictError, Door, Key, Manifest, UnavailableError
+from finetune_operator.endpoint.comparison.comparison import MOST_FAILURES
 from finetune_operator.endpoint.names import COMPARISON_LABEL, COMPONENT_LABEL, GATEWAY, VERSION_UID_LABEL
-from finetune_operator.job.evaluation import EvaluationPlan
-from finetune_operator.kube.observations import ObservationInbox
-from finetune_operator.memory.cluster import MemoryCluster
+from finetune_operator.kube.inboxes import ObservationInbox
 from finetune_operator.metrics import Metrics
-from finetune_operator.ports import Cluster, ConflictError, Door, Key, Manifest, UnavailableError
 from finetune_operator.reconcile import Reconciler
 
 TICK = timedelta(seconds=1)
@@ -82,6 +83,8 @@ class GatewayProcess:
     trips: list[BreakerTrip] = field(default_factory=list)
     deaf: bool = False
     """It does not see new routes."""
+    unheard: bool = False
+    """Its reports do not arrive."""
 
     def observations(self) -> Observations:
         """Its report."""
@@ -178,17 +181,21 @@ class EndpointWorld:
         """Requests for which there was no server."""
         self.restart_operator()
 
-    def restart_operator(self, *, cluster: Callable[[Cluster], Cluster] = lambda cluster: cluster) -> None:
+    def restart_operator(
+        self, *, cluster: Callable[[Cluster], Cluster] = lambda cluster: cluster, config: OperatorConfig = CONFIG
+    ) -> None:
         """A new operator process: all that the old one kept in memory is gone."""
         self.inbox = ObservationInbox(enqueue=lambda key: None, clock=lambda: self.now)
         self.reconciler = Reconciler(
-            cluster=cluster(self.cluster),
-            config=CONFIG,
-            progress=Reports(listening_since=self.now),
-            clock=lambda: self.now,
             metrics=Metrics(registry=CollectorRegistry()),
-            door=lambda: DOOR,
-            observations=self.inbox,
+            around=Surroundings(
+                cluster=cluster(self.cluster),
+                config=config,
+                progress=Reports(listening_since=self.now),
+                clock=lambda: self.now,
+                door=lambda: DOOR,
+                observations=self.inbox,
+            ),
         )
 
     # -- what a user does and sees ------------------------------------------------------------------------------------
@@ -317,7 +324,8 @@ class EndpointWorld:
                 await self._check_ready(routes, before=gateway.routes)
                 gateway.routes = routes
             await self._serve(gateway)
-            self.inbox.report(namespace="ml", observations=gateway.observations())
+            if not gateway.unheard:
+                self.inbox.report(namespace="ml", observations=gateway.observations())
 
     async def _deployment(self, uid: str) -> Manifest | None:
         found = await self.cluster.list(kind="Deployment", namespace="ml", labels={VERSION_UID_LABEL: uid})

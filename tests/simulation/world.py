@@ -12,14 +12,15 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 from tests.conformance.objects import CONFIG, START, evaluate_result, prepare_result, train_result
+from tests.simulation.memory_cluster import MemoryCluster
 from tests.simulation.script import Disrupt, Exit, Fate, Hang, Script, Succeed, Wait, stopped
 
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus, ProgressMetric, TrainerStatus
-from finetune_operator.config import OperatorConfig
-from finetune_operator.kube.observations import ObservationInbox
-from finetune_operator.memory.cluster import MemoryCluster
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.controller import Surroundings
+from finetune_operator.core.ports import Cluster, ConflictError, Door, Key, Manifest, Progress, UnavailableError
+from finetune_operator.kube.inboxes import ObservationInbox
 from finetune_operator.metrics import Metrics
-from finetune_operator.ports import Cluster, ConflictError, Door, Key, Manifest, Progress, UnavailableError
 from finetune_operator.reconcile import Reconciler
 
 TICK = timedelta(seconds=5)
@@ -81,13 +82,15 @@ class World:
         self.observations = ObservationInbox(enqueue=lambda key: None, clock=lambda: self.now)
         self.metrics = Metrics(registry=CollectorRegistry())
         self.reconciler = Reconciler(
-            cluster=cluster(self.cluster),
-            config=self.config,
-            progress=self.reports,
-            clock=lambda: self.now,
             metrics=self.metrics,
-            door=lambda: DOOR,
-            observations=self.observations,
+            around=Surroundings(
+                cluster=cluster(self.cluster),
+                config=self.config,
+                progress=self.reports,
+                clock=lambda: self.now,
+                door=lambda: DOOR,
+                observations=self.observations,
+            ),
         )
 
     # -- what a user sees ---------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_operator.config import ConfigError, OperatorConfig
+from finetune_gateway.config import GatewayConfig
+from finetune_http.settings import ConfigError
+from finetune_operator.core.config import OperatorConfig
 
 IMAGE = {"FINETUNE_TRAINER_IMAGE": "trainer:1"}
 
@@ -43,10 +45,11 @@ def test_settings_are_read() -> None:
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({}, "FINETUNE_TRAINER_IMAGE is not set"),
+        ({}, "FINETUNE_TRAINER_IMAGE is not set; name the image built from trainer_image/Dockerfile"),
+        ({**IMAGE, "FINETUNE_TRAINER_IMAGE": ""}, "FINETUNE_TRAINER_IMAGE is not set"),
         ({**IMAGE, "FINETUNE_WORKERS": "many"}, "FINETUNE_WORKERS: 'many' cannot be read; expected a number"),
         ({**IMAGE, "FINETUNE_WORKERS": "0"}, "greater than 0"),
-        ({**IMAGE, "FINETUNE_TRUST_REMOTE_CODE": "yes"}, "expected true or false"),
+        ({**IMAGE, "FINETUNE_TRUST_REMOTE_CODE": "yes"}, "'yes' cannot be read; expected true or false"),
         ({**IMAGE, "FINETUNE_RUN_AS_USER": "0"}, "expected a number greater than 0, or none"),
         ({**IMAGE, "FINETUNE_SECCOMP_PROFILE": "Unconfined"}, "expected RuntimeDefault or none"),
         ({**IMAGE, "FINETUNE_METRICS_FROM": "monitoring"}, "expected a JSON list"),
@@ -60,3 +63,39 @@ def test_settings_are_read() -> None:
 def test_wrong_settings_are_named(environment: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         OperatorConfig.from_environment(environment)
+
+
+def test_what_the_environment_says_is_read_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local mode and tests make settings of their own: those of the shell are not mixed in."""
+    monkeypatch.setenv("FINETUNE_WORKERS", "3")
+    assert OperatorConfig(trainer_image="trainer:1").workers == 8
+
+
+def test_a_gateways_settings_are_read() -> None:
+    given = {
+        "ENDPOINT": "router",
+        "PORT": "9",
+        "SHARE_PORT": "true",
+        "ALLOWED_ORIGINS": "https://a https://b",
+        "NAME": "",
+    }
+    config = GatewayConfig.from_environment({f"FINETUNE_GATEWAY_{name}": text for name, text in given.items()})
+    assert (config.endpoint, config.name, config.port, config.share_port) == ("router", "gateway", 9, True)
+    assert config.allowed_origins == {"https://a", "https://b"}
+    assert (config.routes_file, config.door_url, config.access_log) == (None, None, True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, "FINETUNE_GATEWAY_ENDPOINT is not set"),
+        ({"FINETUNE_GATEWAY_ENDPOINT": "a", "FINETUNE_GATEWAY_PORT": "x"}, "FINETUNE_GATEWAY_PORT: 'x' cannot be read"),
+        (
+            {"FINETUNE_GATEWAY_ENDPOINT": "a", "FINETUNE_GATEWAY_ACCESS_LOG": "on"},
+            "'on' cannot be read; expected true or false",
+        ),
+    ],
+)
+def test_wrong_settings_of_a_gateway_are_named(environment: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        GatewayConfig.from_environment(environment)

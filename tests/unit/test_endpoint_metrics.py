@@ -7,10 +7,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from finetune_api.base import ObjectMeta
 from finetune_api.modelendpoint import ComparisonStatus, ModelEndpointStatus
+from finetune_operator.core.ports import Key
 from finetune_operator.endpoint.facts import MOST_OUTCOMES, with_comparison, with_outcome
-from finetune_operator.endpoint_metrics import EndpointMetrics
-from finetune_operator.ports import Key
+from finetune_operator.endpoint.metrics import EndpointMetrics
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 KEY = Key(kind="ModelEndpoint", namespace="ml", name="router")
@@ -40,7 +41,9 @@ def canary() -> ModelEndpointStatus:
 
 def with_rejected(status: ModelEndpointStatus, *, number: int) -> ModelEndpointStatus:
     now = NOW + timedelta(seconds=number)
-    return with_outcome(status, name=f"v{number}", uid=f"u{number}", outcome="Rejected", reason="bad", now=now)
+    return with_outcome(
+        status, ObjectMeta(name=f"v{number}", uid=f"u{number}"), outcome="Rejected", reason="bad", now=now
+    )
 
 
 def compared(*, baseline: str) -> ComparisonStatus:
@@ -81,6 +84,17 @@ def test_an_endpoint_is_shown_as_it_is_and_goes_away(metrics: EndpointMetrics, r
     metrics.forget(key=KEY)
     assert registry.get_sample_value("finetune_endpoints", {"phase": "Canary"}) == 0
     assert [registry.get_sample_value(name, labels) for name in expected] == [None] * 3
+
+
+@pytest.mark.parametrize(("proven", "shown"), [(True, 1), (False, 0), (None, None)])
+def test_what_is_not_proven_is_not_shown_as_proven(
+    metrics: EndpointMetrics, registry: CollectorRegistry, proven: bool | None, shown: float | None
+) -> None:
+    stable = {"name": "v1", "uid": "u1", "digest": f"sha256:{'1' * 64}", "revision": "r", "proven": proven}
+    for each in (stable | {"proven": True}, stable):
+        metrics.show(key=KEY, status=ModelEndpointStatus.model_validate({"phase": "Idle", "stable": each}))
+    labels = {"namespace": "ml", "name": "router"}
+    assert registry.get_sample_value("finetune_endpoint_proven", labels) == shown
 
 
 def test_each_outcome_is_counted_once_however_many_there_have_been(

@@ -10,7 +10,7 @@ from tests.simulation.script import Hang, Script
 from tests.simulation.world import World
 
 from finetune_api.finetunejob import FineTuneJobStatus
-from finetune_operator.ports import Key, Manifest
+from finetune_operator.core.ports import AlreadyExistsError, Key, Manifest
 
 REAL = "router-train-1"
 
@@ -128,3 +128,25 @@ async def test_the_attempt_before_is_waited_for_also_where_no_uid_was_recorded()
     await world.reconcile(key)
     status: FineTuneJobStatus = await world.status(key)
     assert status.message == "waiting until the pods of the attempt before have ended"
+
+
+async def test_a_job_that_somebody_made_under_the_next_name_is_neither_believed_nor_deleted() -> None:
+    """With all the labels of the real one, and a pod of its own that says what it came to."""
+    world = World(script=Script(fates={("Prepare", 1): Hang()}))
+    key = await world.submit(job_manifest())
+    await world.run(key, until=lambda status: bool(status.stages) and status.stages[0].state == "Running")
+    job = await world.cluster.get(kind="Job", namespace="ml", name="router-prepare-1")
+    assert job is not None
+    forged = failed(job)
+    labels = {**forged["metadata"]["labels"], "finetune.dev/attempt": "2"}
+    made = await make(world, {**forged, "metadata": {"namespace": "ml", "labels": labels, "name": "router-prepare-2"}})
+    await world.cluster.delete(kind="Job", namespace="ml", name="router-prepare-1", uid=job["metadata"]["uid"])
+    for pod in await world.cluster.list(kind="Pod", namespace="ml"):
+        world.cluster.remove(kind="Pod", namespace="ml", name=pod["metadata"]["name"])
+    with pytest.raises(AlreadyExistsError):
+        await world.reconciler.reconcile(key)
+    status = await world.status(key)
+    ready = status.condition("Ready")
+    assert ready is not None
+    assert (status.stages[0].attempt, ready.reason) == (2, "NameTaken")
+    assert await world.cluster.get(kind="Job", namespace="ml", name="router-prepare-2") == made

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
 from tests.conformance.objects import START, job_manifest
 from tests.simulation.crashing import CrashingCluster, KilledError
 from tests.simulation.endpoint_world import CONFIG, endpoint_manifest, version_manifest
+from tests.simulation.memory_cluster import MemoryCluster
 from tests.simulation.world import DOOR, Reports, claim
 
-from finetune_operator.kube.observations import ObservationInbox
-from finetune_operator.memory.cluster import MemoryCluster
+from finetune_operator.core.controller import Surroundings
+from finetune_operator.core.ports import Cluster, Key, Manifest
+from finetune_operator.kube.inboxes import ObservationInbox
 from finetune_operator.metrics import Metrics
-from finetune_operator.ports import Cluster, Key, Manifest
 from finetune_operator.reconcile import Reconciler
 
 JOB = Key(kind="FineTuneJob", namespace="ml", name="router")
@@ -31,13 +31,15 @@ class Operator(CrashingCluster):
         self.metrics = Metrics(registry=CollectorRegistry())
         self.before_write: Callable[[], Awaitable[object]] | None = None
         self.look = Reconciler(
-            cluster=self,
-            config=replace(CONFIG, instance=instance, excluded_namespaces=excluded),
-            progress=Reports(listening_since=START),
-            clock=lambda: START,
             metrics=self.metrics,
-            door=lambda: DOOR,
-            observations=ObservationInbox(enqueue=lambda key: None, clock=lambda: START),
+            around=Surroundings(
+                cluster=self,
+                config=CONFIG.model_copy(update={"instance": instance, "excluded_namespaces": excluded}),
+                progress=Reports(listening_since=START),
+                clock=lambda: START,
+                door=lambda: DOOR,
+                observations=ObservationInbox(enqueue=lambda key: None, clock=lambda: START),
+            ),
         ).reconcile
 
     async def replace_status(self, *, manifest: Manifest) -> Manifest:

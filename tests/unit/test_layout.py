@@ -8,12 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import yaml
 
 from finetune_api.__main__ import to_yaml
 from finetune_api.crd import RESOURCES, Resource, custom_resource_definition, object_schema
+from finetune_api.finetunejob import MethodType
+from finetune_api.shared_fields import Task
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,7 +75,49 @@ def test_no_json_lines_are_split_at_other_line_ends() -> None:
         if re.search(r"\b(splitlines|a?iter_lines|getreader)\b", text := path.read_text())
         for node in _broken_at_any_line_end(ast.parse(text), product=folder.name != "tests")
     ]
-    assert found == [], 'use text.split("\\n"), or finetune_trainer.json_lines'
+    assert found == [], 'use text.split("\\n"), or finetune_trainer.store.json_lines'
+
+
+def test_only_the_choosers_of_the_trainer_ask_which_task_or_method_it_is() -> None:
+    """A new one is a file and a row. Everybody else asks what it does (`tasks/task.py`, `methods/choose.py`)."""
+    trainer, names = ROOT / "trainer_image" / "finetune_trainer", {*get_args(Task), *get_args(MethodType)}
+    found = [
+        f"{path.relative_to(trainer)}:{node.lineno}: {ast.unparse(node).partition(chr(10))[0]}"
+        for path in sorted(trainer.rglob("*.py"))
+        if path.name != "choose.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Compare | ast.Match | ast.keyword)
+        and re.search(r"task|method", ast.unparse(node.subject if isinstance(node, ast.Match) else node))
+        and any(isinstance(each, ast.Constant) and each.value in names for each in ast.walk(node))
+    ]
+    assert found == []
+
+
+def test_no_test_sleeps_a_fixed_time() -> None:
+    """It waits for something, with a deadline, or watches that something stays as it is (tests/staying.py). What fakes
+    do, in classes and inner functions, is not meant: there a sleep is what is shown."""
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        if "bench" not in path.parts
+        for function in ast.parse(path.read_text()).body
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for line in _sleeps_outside_of_loops(function)
+    ]
+    assert found == []
+
+
+def _sleeps_outside_of_loops(node: ast.AST) -> Iterator[int]:
+    """Lines of sleeps that are not in a loop which ends on a condition; `sleep(0)` only lets others run."""
+    for child in ast.iter_child_nodes(node):
+        polls = isinstance(child, ast.For) and any(isinstance(each, ast.Break | ast.Return) for each in ast.walk(child))
+        if polls or isinstance(child, ast.While | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            continue
+        if isinstance(child, ast.Call) and ast.unparse(child.func).rpartition(".")[2] == "sleep":
+            if ast.unparse(child) not in ("asyncio.sleep(0)", "time.sleep(0)"):
+                yield child.lineno
+        else:
+            yield from _sleeps_outside_of_loops(child)
 
 
 def _broken_at_any_line_end(module: ast.Module, *, product: bool) -> list[ast.Attribute]:
@@ -85,3 +130,14 @@ def _broken_at_any_line_end(module: ast.Module, *, product: bool) -> list[ast.At
         for node in ast.walk(place)
         if isinstance(node, ast.Attribute) and node.attr in ("splitlines", "iter_lines", "aiter_lines", "getreader")
     ]
+
+
+def test_what_the_readme_says_to_type_is_there() -> None:
+    typed = "\n".join((ROOT / "README.md").read_text().split("```")[1::2])
+    named = set(re.findall(r"(?<![\w./-])(?:manifests|demo|charts|operator|trainer_image)/[\w./-]*\w", typed))
+    assert {"demo/cluster-storage.yaml", "manifests/default", "operator/Dockerfile"} <= named
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+    (kustomization,) = yaml.safe_load_all((ROOT / "manifests" / "operator" / "kustomization.yaml").read_text())
+    images = {f"{each['newName']}:{each['newTag']}" for each in kustomization["images"]}
+    assert set(re.findall(r"-t (\S+)", typed)) == images, "what is built is what the manifests ask for"
+    assert set(re.findall(r"ghcr\.io/\S+", typed)) == images

@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 from tests.conformance.cluster_conformance import ClusterConformance
-
-from finetune_operator.memory.cluster import MemoryCluster
+from tests.simulation.memory_cluster import MemoryCluster
 
 
 class TestMemoryCluster(ClusterConformance):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from tests.conformance.objects import evaluate_result
 
-from finetune_api.finetunejob import EvaluationStatus, TrainerStatus
-from finetune_operator.metrics import EVALUATIONS_SHOWN, Metrics
-from finetune_operator.ports import Key
+from finetune_api.finetunejob import EvaluationStatus, FineTuneJobStatus, TrainerStatus
+from finetune_operator.attempts.restarts import Cause
+from finetune_operator.core.ports import Key
+from finetune_operator.job.decision import Restarted
+from finetune_operator.job.metrics import EVALUATIONS_SHOWN, JobMetrics
+from finetune_operator.metrics import Metrics
 
 
 @pytest.fixture
@@ -18,6 +23,12 @@ def metrics() -> Metrics:
 
 def key(name: str = "router") -> Key:
     return Key(kind="FineTuneJob", namespace="ml", name=name)
+
+
+def _jobs(metrics: Metrics) -> JobMetrics:
+    found = metrics.kinds["FineTuneJob"]
+    assert isinstance(found, JobMetrics)
+    return found
 
 
 def text(metrics: Metrics) -> str:
@@ -62,38 +73,60 @@ def test_metrics_are_there_from_the_start(metrics: Metrics, line: str) -> None:
 
 def test_a_job_is_counted_in_one_phase(metrics: Metrics) -> None:
     for phase in ("Pending", "Pending", "Training"):
-        metrics.show_phase(key=key(), phase=phase)
-    metrics.show_phase(key=key("other"), phase="Training")
+        _jobs(metrics).phases.show(key(), phase)
+    _jobs(metrics).phases.show(key("other"), "Training")
     assert metrics.registry.get_sample_value("finetune_jobs", {"phase": "Pending"}) == 0
     assert metrics.registry.get_sample_value("finetune_jobs", {"phase": "Training"}) == 2
-    metrics.forget(key=key())
-    metrics.forget(key=key())
+    _jobs(metrics).forget(key=key())
+    _jobs(metrics).forget(key=key())
     assert metrics.registry.get_sample_value("finetune_jobs", {"phase": "Training"}) == 1
 
 
 def test_progress_is_shown_as_numbers_and_goes_away(metrics: Metrics) -> None:
-    metrics.show_training(key=key(), status=TRAINING)
+    _jobs(metrics).show_training(key=key(), status=TRAINING)
     labels = {"namespace": "ml", "name": "router"}
     assert metrics.registry.get_sample_value("finetune_training_step", labels) == 120
     assert metrics.registry.get_sample_value("finetune_training_loss", labels) == 1.83
     assert metrics.registry.get_sample_value("finetune_training_progress_ratio", labels) == 0.35
     assert metrics.registry.get_sample_value("finetune_training_mfu_ratio", labels) is None
     assert "user_metric" not in text(metrics)
-    metrics.hide_training(key=key())
+    _jobs(metrics).hide_training(key=key())
     assert 'name="router"' not in text(metrics)
 
 
 def test_evaluations_go_with_their_job(metrics: Metrics) -> None:
-    metrics.show_evaluation(key=key(), evaluation=EVALUATION)
+    _jobs(metrics).show_evaluation(key=key(), evaluation=EVALUATION)
     labels = {"namespace": "ml", "name": "router", "metric": "exact_match", "role": "candidate"}
     assert metrics.registry.get_sample_value("finetune_eval_metric", labels) == 0.89
-    metrics.forget(key=key())
+    _jobs(metrics).forget(key=key())
     assert 'name="router"' not in text(metrics)
 
 
 def test_the_number_of_series_is_bounded(metrics: Metrics) -> None:
     for number in range(EVALUATIONS_SHOWN + 50):
-        metrics.show_evaluation(key=key(f"job-{number}"), evaluation=EVALUATION)
+        _jobs(metrics).show_evaluation(key=key(f"job-{number}"), evaluation=EVALUATION)
     shown = [line for line in text(metrics).splitlines() if line.startswith("finetune_eval_metric{")]
     assert len(shown) == 2 * EVALUATIONS_SHOWN
     assert any('name="job-549"' in line for line in shown)
+
+
+def test_what_ended_is_counted_once() -> None:
+    registry = CollectorRegistry()
+    metrics = JobMetrics(registry=registry)
+    before = FineTuneJobStatus(phase="Evaluating", phase_start_time=datetime(2026, 11, 21, 12, 0, tzinfo=UTC))
+    later = datetime(2026, 11, 21, 12, 1, 30, tzinfo=UTC)
+    after = FineTuneJobStatus(phase="Rejected", phase_start_time=later, evaluation=EVALUATION)
+    restarted = Restarted(cause=Cause.PREEMPTED, steps_lost=17)
+    metrics.show(key=key(), before=before, status=after, restarted=restarted)
+    metrics.show(key=key(), before=after, status=after)
+    counted = {
+        ("finetune_jobs_finished_total", "phase", "Rejected"): 1,
+        ("finetune_eval_verdicts_total", "verdict", "Pass"): 1,
+        ("finetune_restarts_total", "reason", "Preempted"): 1,
+        ("finetune_job_phase_duration_seconds_sum", "phase", "Evaluating"): 90,
+        ("finetune_job_phase_duration_seconds_count", "phase", "Evaluating"): 1,
+        ("finetune_jobs", "phase", "Rejected"): 1,
+    }
+    assert {each: registry.get_sample_value(each[0], {each[1]: each[2]}) for each in counted} == counted
+    assert registry.get_sample_value("finetune_preemptions_total") == 1
+    assert registry.get_sample_value("finetune_steps_lost_total") == 17

@@ -14,7 +14,7 @@ from tests.simulation.script import BAD_DATA, CRASH, Disrupt, Hang, Script
 from tests.simulation.world import World
 
 from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJobStatus
-from finetune_operator.ports import Key
+from finetune_operator.core.ports import Key
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,17 +10,19 @@ from tests.simulation.crashing import CrashingCluster
 from tests.simulation.world import World
 
 from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJobStatus
-from finetune_operator import job_controller
-from finetune_operator.job.observed import Observed
-from finetune_operator.ports import (
+from finetune_api.panics import PanicError
+from finetune_operator.core.ports import (
     AlreadyExistsError,
     Cluster,
     ConflictError,
     InvalidError,
     Key,
     Manifest,
+    NotAllowedError,
     UnavailableError,
 )
+from finetune_operator.job import controller as job_controller
+from finetune_operator.job.observed import Observed
 
 
 class FailingCluster(CrashingCluster):
@@ -58,6 +60,27 @@ def ready(status: FineTuneJobStatus) -> tuple[str, str]:
 
 def errors(world: World, reason: str) -> float | None:
     return world.metrics.registry.get_sample_value("finetune_reconcile_errors_total", {"reason": reason})
+
+
+async def test_a_quota_that_is_used_up_is_said_while_it_is_tried_again() -> None:
+    """By the queue, which waits longer and longer: an administrator may raise it at any time."""
+    world = World()
+    quota = 'jobs.batch "router-prepare-1" is forbidden: exceeded quota: small, requested: count/jobs.batch=1'
+    cluster = failing(world, kind="Job", error=NotAllowedError(quota))
+    key = await world.submit(job_manifest())
+    for _ in range(2):
+        with pytest.raises(NotAllowedError):
+            await world.reconciler.reconcile(key)
+    status = await world.status(key)
+    assert ready(status) == ("False", "ChildRefused")
+    assert quota in (status.message or "")
+    writes = len(cluster.writes)
+    with pytest.raises(NotAllowedError):
+        await world.reconciler.reconcile(key)
+    assert [what for what in cluster.writes[writes:] if what.startswith("status")] == [], "said once"
+    cluster.error = None
+    status = await world.run(key, until=lambda status: status.phase in TERMINAL_PHASES)
+    assert status.phase == "Succeeded"
 
 
 async def test_a_child_that_is_refused_is_held_and_tried_again() -> None:
@@ -144,7 +167,16 @@ async def test_a_job_that_is_deleted_meanwhile_is_let_go() -> None:
     assert await world.reconciler.reconcile(key) is None
 
 
-async def test_a_fault_of_ours_shows_and_stays_with_its_object(monkeypatch: pytest.MonkeyPatch) -> None:
+class PanicException(BaseException):
+    """No Exception, nor in a module that could be imported."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "shown"), [(ZeroDivisionError("by zero"), ZeroDivisionError), (PanicException("gave up"), PanicError)]
+)
+async def test_a_fault_of_ours_shows_and_stays_with_its_object(
+    fault: BaseException, shown: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = World()
     key = await world.submit(job_manifest())
     other = await world.submit(job_manifest(name="other"))
@@ -152,15 +184,15 @@ async def test_a_fault_of_ours_shows_and_stays_with_its_object(monkeypatch: pyte
 
     def faulty(observed: Observed) -> Any:
         if observed.job.metadata.name == "router":
-            raise ZeroDivisionError("division by zero")
+            raise fault
         return original(observed)
 
     monkeypatch.setattr(job_controller, "decide", faulty)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(shown):
         await world.reconciler.reconcile(key)
     status = await world.status(key)
     assert ready(status) == ("False", "InternalError")
-    assert "ZeroDivisionError" in (status.message or "")
+    assert shown.__name__ in (status.message or "")
     assert errors(world, "Internal") == 1
     await world.reconciler.reconcile(other)
     assert (await world.status(other)).phase == "Preparing"

@@ -11,7 +11,7 @@ from tests.simulation.world import World
 
 from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJobStatus
 from finetune_api.results import Failure
-from finetune_operator.ports import Key
+from finetune_operator.core.ports import Key
 
 
 def ended(status: FineTuneJobStatus) -> bool:
@@ -225,6 +225,9 @@ async def test_what_cannot_start_is_named_and_bounded(how: Any, waiting: str, fa
     assert status.phase == "Preparing"
     assert status.message is not None
     assert world.config.trainer_image in status.message
+    assert status.next is not None
+    assert status.next.waits_for != ["Prepare to end"]
+    assert status.next.until is not None
     status = await world.run(key, until=ended)
     assert reasons(status)["Stalled"] == ("True", failed)
     assert world.created == ["router-prepare-1"]

@@ -9,7 +9,9 @@ from tests.unit.cli.jobs import at
 from tests.wrong_manifests import valid
 
 from finetune_api.modelendpoint import ModelEndpoint, ModelEndpointSpec
-from finetune_operator.endpoint.plan import resolve, stored
+from finetune_operator.core.conditions import Summary
+from finetune_operator.endpoint.next_steps import next_of
+from finetune_operator.endpoint.rollout.plan import resolve, stored
 
 V1, V2, V3 = (f"7a6f5f0e-0000-4000-8000-00000000000{number}" for number in (1, 2, 3))
 EPOCH = {"epoch": 7, "acknowledged": 2, "gateways": 2}
@@ -26,6 +28,11 @@ def served(name: str, uid: str) -> dict[str, Any]:
 def outcome(name: str, uid: str, what: str, *, reason: str = "proven", by: str = "operator") -> dict[str, Any]:
     """What became of a version."""
     return {"name": name, "uid": uid, "outcome": what, "reason": reason, "by": by, "time": at(10)}
+
+
+def given(hold: str, *, used: bool = False) -> dict[str, Any]:
+    """An approval of v2 by ann, as the operator took note of it."""
+    return {"uid": V2, "by": "ann", "hold": hold, "used": used}
 
 
 def row(metric: str, *, samples: int, verdict: str = "Inconclusive", reason: str | None = None) -> dict[str, Any]:
@@ -45,9 +52,15 @@ def endpoint(
     annotations: dict[str, str] | None = None,
     reason: str = "",
     stalled: bool = False,
+    now: datetime = NOW,
+    waits_for: tuple[str, ...] = (),
+    pin: str = "",
     **status: Any,
 ) -> ModelEndpoint:
-    """An endpoint `router` with this status. `rollout`: changes of spec.rollout, in force for the rollout under way."""
+    """An endpoint `router` with this status, and what the operator says at `now` of what comes next.
+
+    `rollout`: changes of spec.rollout, in force for the rollout under way.
+    """
     manifest = valid("endpoint")
     manifest["metadata"] |= {
         "namespace": "ml",
@@ -57,6 +70,7 @@ def endpoint(
         "annotations": annotations or {},
     }
     manifest["spec"]["rollout"] |= rollout or {}
+    manifest["spec"] |= {"version": pin} if pin else {}
     message = str(status.get("message", ""))
     conditions = [
         condition("Ready", "False", reason or "Serving", message),
@@ -68,7 +82,10 @@ def endpoint(
     if "step" in status:
         plan = resolve(spec=ModelEndpointSpec.model_validate(manifest["spec"]), fast=False)
         complete["plan"] = stored(plan).to_dict()
-    return ModelEndpoint.from_object({**manifest, "status": complete})
+    found = ModelEndpoint.from_object({**manifest, "status": complete})
+    summary = Summary(state="Stalled" if stalled else "Reconciling", reason=reason or "Serving", message=message)
+    following = next_of(found, status=found.status, summary=summary, now=now, waits_for=waits_for, due=NOW)
+    return found.model_copy(update={"status": found.status.model_copy(update={"next": following})})
 
 
 def condition(type_: str, status: str, reason: str, message: str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def training() -> FineTuneJob:
         {
             "phase": "Training",
             "message": "training on 1 node (CPU)",
+            "next": {"waitsFor": ["Train to end"], "then": ["Evaluate"]},
             "startTime": at(1),
             "stages": [
                 {

@@ -19,6 +19,7 @@ from tests.unit.cli.endpoints import (
     canary,
     condition,
     endpoint,
+    given,
     guarding,
     idle,
     outcome,
@@ -29,9 +30,10 @@ from tests.unit.cli.endpoints import (
 )
 
 from finetune_api.modelendpoint import APPROVE, PAUSE, REJECT, REQUESTED_BY, ROLLBACK, ModelEndpoint
+from finetune_operator.cli import act
 from finetune_operator.cli.__main__ import main
-from finetune_operator.cli.errors import CommandError
-from finetune_operator.cli.follow_ups import what_follows
+from finetune_operator.cli.act import what_follows
+from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.wishes import (
     Verb,
     decision_changes,
@@ -41,17 +43,21 @@ from finetune_operator.cli.wishes import (
     version_meant,
     withdraws_approval,
 )
+from finetune_operator.core.ports import ConflictError, Key, Manifest
 from finetune_operator.local.cluster import LocalCluster, utc_now
 from finetune_operator.local.home import LocalHome
 from finetune_operator.local.observations import FileObservations
 from finetune_operator.local.progress import FileProgress
 from finetune_operator.local.watch import LocalWatchSource
-from finetune_operator.ports import ConflictError, Key, Manifest
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 HELD = {"step": {"held": "quality: worse"}, "rollout": {"onRegression": "Pause"}, "phase": "Paused"}
 
 # -- which version ----------------------------------------------------------------------------------------------------
+
+
+LEAVE_TOO = "to leave that one as well: --version v1"
+FORMER = [outcome("v0", V3, "Promoted"), outcome("v1", V1, "Promoted"), outcome("v2", V2, "RolledBack")]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +73,7 @@ HELD = {"step": {"held": "quality: worse"}, "rollout": {"onRegression": "Pause"}
         ("rollback", canary(versions=[outcome("v0", V3, "Promoted"), outcome("v1", V1, "Promoted")]), "v1", "v1"),
         ("rollback", guarding(), None, "v2"),
         ("rollback", idle(), None, "v2"),
-        ("rollback", rolling_back(), "v1", "v1"),
+        ("rollback", rolling_back(versions=FORMER), "v1", "v1"),
     ],
 )
 def test_the_version_that_is_meant(verb: Verb, found: ModelEndpoint, name: str | None, meant: str) -> None:
@@ -85,7 +91,9 @@ def test_the_version_that_is_meant(verb: Verb, found: ModelEndpoint, name: str |
         ("approve", canary(), "v9", "--version v9: not a version to approve at router now; it can be done with v2"),
         ("reject", guarding(), None, "v2 is promoted and under guard: finetune rollback router leaves it"),
         ("reject", guarding(), "v2", "--version v2: not a version to reject at router now (v2 was promoted"),
-        ("rollback", rolling_back(), None, "router is going back to v1 already; to leave that one as well: --v"),
+        ("rollback", rolling_back(), None, "router is going back to v1 already"),
+        ("rollback", rolling_back(), "v1", "router cannot leave v1: there is no other"),
+        ("rollback", rolling_back(versions=FORMER), None, f"router is going back to v1 already; {LEAVE_TOO}"),
         ("rollback", idle(versions=[outcome("v2", V2, "Promoted")]), None, "router cannot leave v2: there is no other"),
         ("rollback", endpoint(phase="Empty"), None, "nothing to roll back: router serves no version and tries none"),
     ],
@@ -150,6 +158,14 @@ def test_resuming_leaves_what_is_in_force(known: dict[str, str], changes: dict[s
     assert resume_changes(canary(annotations=known)) == changes
 
 
+def test_an_approval_that_was_used_is_in_force_no_more() -> None:
+    known = {APPROVE: V2, REQUESTED_BY: "ann"}
+    found = canary(annotations=known | {PAUSE: "true"}, approval=given("quality: worse", used=True))
+    assert resume_changes(found) == {PAUSE: None, APPROVE: None, REQUESTED_BY: None}
+    found = canary(annotations=known, approval=given("quality: worse", used=True))
+    assert not withdraws_approval(found, changes=pause_changes(found, by="bob"))
+
+
 # -- how far it is ----------------------------------------------------------------------------------------------------
 
 
@@ -185,21 +201,25 @@ def test_when_it_is_done(verb: Verb, found: ModelEndpoint, reached: bool, failed
 @pytest.mark.parametrize(
     ("verb", "found", "words"),
     [
-        ("approve", awaiting(), "v2 is promoted: all requests move to it, and it is watched for 1 h 0 min"),
-        ("approve", awaiting(annotations={PAUSE: "true"}), "first, the pause must end: finetune resume"),
-        ("approve", canary(), "it is promoted after the last one without waiting for a person"),
-        ("approve", canary(rollout={"approval": "Automatic"}), "its rollout asks for no approval"),
-        ("approve", canary(**HELD), "v2 goes on to its next step in spite of quality: worse"),
-        ("approve", guarding(**HELD), "v2 stays stable in spite of quality: worse"),
+        ("approve", awaiting(), "v2 is promoted: all requests move to it, and it is watched for 3600 s"),
+        ("approve", awaiting(annotations={PAUSE: "true"}), "first, the pause must end"),
+        (
+            "approve",
+            canary(),
+            "it still has to pass its steps; where approval is Manual, it is promoted after the last one",
+        ),
+        ("approve", canary(**HELD), "v2 goes on to its next step in spite of it"),
+        ("approve", guarding(**HELD), "v2 stays, and its guard goes on, in spite of it"),
+        ("approve", idle(held={"name": "v3", "uid": V3, "reason": "x"}), "v3 is tried although it is not proven"),
         ("reject", canary(), "v2 is given up and not tried again; v1 answers all requests"),
-        ("rollback", guarding(), "all requests move back to v1, which is warm"),
-        ("rollback", idle(), "the servers of the version before are started"),
-        ("rollback", idle(annotations={PAUSE: "true"}), "once the pause ends (finetune resume), the servers"),
-        ("pause", idle(), "no version is tried until finetune resume"),
-        ("pause", canary(), "a regression still rolls it back"),
-        ("pause", canary(rollout={"onRegression": "Pause"}), "a regression holds it for a person"),
-        ("resume", canary(), "it goes on from where it is"),
-        ("resume", canary(**HELD), "a regression still holds it (quality: worse)"),
+        ("rollback", canary(), "v2 is given up and not tried again; v1 answers all requests"),
+        ("rollback", guarding(), "all requests go back to v1 at once; v2 is not tried again"),
+        ("rollback", idle(), "starts the servers of the version that was stable before"),
+        ("rollback", idle(annotations={PAUSE: "true"}), "first, the pause must end"),
+        ("pause", idle(), "nothing moves on until finetune resume"),
+        ("resume", canary(annotations={PAUSE: "true"}), "it still waits for 600 s to pass"),
+        ("resume", canary(**HELD, annotations={PAUSE: "true"}), "it still waits for a person to decide about v2"),
+        ("resume", idle(annotations={PAUSE: "true"}), "it goes on from where it is"),
     ],
 )
 def test_what_follows(verb: Verb, found: ModelEndpoint, words: str) -> None:
@@ -251,9 +271,30 @@ def test_approve_beside_a_process_that_works_in_the_folder(home: LocalHome, caps
     assert after["metadata"]["generation"] == before["metadata"]["generation"], "a request is no change of the spec"
     assert capsys.readouterr().out.splitlines() == [
         "v2 at router: approved",
-        "next: v2 is promoted: all requests move to it, and it is watched for 1 h 0 min",
+        "next: v2 is promoted: all requests move to it, and it is watched for 3600 s",
         "how it goes: finetune explain endpoint router --local",
     ]
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["an operator works", "none does"])
+def test_who_approves_a_second_thing_takes_the_first_approval_away(
+    home: LocalHome, noted: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(act, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(act, "_NOTED_SECONDS", 5.0 if noted else 0.05)
+    known = {APPROVE: V2, REQUESTED_BY: ME}
+    cluster = store(home, awaiting(annotations=known, approval=given("quality: worse", used=True)))
+
+    def note() -> None:
+        wait_until(lambda: APPROVE not in asked(cluster), what="the withdrawal", timeout_s=10)
+        cluster.set_status(stored(cluster), awaiting().to_dict()["status"])
+
+    with ThreadPoolExecutor(1) as others:
+        noting = others.submit(note if noted else lambda: None)
+        assert main(["approve", "router", "--local"]) == (ExitStatus.DONE if noted else ExitStatus.FAILED)
+        noting.result()
+    assert asked(cluster) == (known if noted else {REQUESTED_BY: ME})
+    assert noted or "no operator took note within" in capsys.readouterr().err
 
 
 async def test_a_status_that_was_computed_before_the_request_does_not_undo_it(home: LocalHome) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.conformance.objects import job_manifest
+from tests.patience import HANGS_S
 from tests.unit.cli.jobs import ended
 from tests.wrong_manifests import valid
 
@@ -242,7 +243,7 @@ def test_words_that_the_terminal_cannot_show_end_no_command(command: list[str], 
     LocalCluster(home=stored).store.write(manifest)
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "FINETUNE_TERMINATION_LOG": "ended"}
     finished = subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, env=environment, timeout=120, check=False
+        [sys.executable, "-m", *command], capture_output=True, env=environment, timeout=HANGS_S, check=False
     )
     said = (finished.stdout + finished.stderr).decode()
     assert "gr\\xf6\\xdfe.yaml" in said

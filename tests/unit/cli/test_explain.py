@@ -1,4 +1,4 @@
-"""What `explain` says of an endpoint and of a job, in every phase and under every policy."""
+"""What holds an endpoint and a job and what would release them, in every phase; and what `explain` prints of it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from tests.simulation.endpoint_world import EndpointWorld, Quality, endpoint_manifest, version_manifest
 from tests.unit.cli.endpoints import (
     NOW,
-    V1,
     V2,
     V3,
     awaiting,
     canary,
     condition,
     endpoint,
+    given,
     guarding,
     idle,
     outcome,
@@ -29,241 +29,201 @@ from tests.unit.cli.jobs import NOW as JOB_NOW
 from tests.unit.cli.jobs import ended, job_with, reported, training
 from tests.unit.cli.test_output import assert_golden
 
-from finetune_api.modelendpoint import APPROVE, PAUSE, REJECT, REQUESTED_BY, ROLLBACK, ModelEndpoint
-from finetune_operator.cli.explain_endpoint import explain_endpoint
-from finetune_operator.cli.explain_job import explain_job
-from finetune_operator.cli.explanation import Explanation, Shell, at_this_rate
+from finetune_api.finetunejob import Phase
+from finetune_api.modelendpoint import APPROVE, PAUSE, REQUESTED_BY, ModelEndpoint
+from finetune_api.shared_fields import NextStatus
+from finetune_operator.cli.explain import at_this_rate, explain_endpoint, explain_job
+from finetune_operator.cli.target import Shell
+from finetune_operator.core.conditions import State, Summary
+from finetune_operator.job.finish import next_of
 
 SHELL = Shell(namespace="ml", flags=("-n", "ml"))
 LOCAL = Shell(namespace="default", flags=("--local",), local=True)
 PAUSED = {PAUSE: "true", REQUESTED_BY: "bob"}
 LATE = NOW + timedelta(seconds=3601)
+NO_PROBES = {"shadow": {"percent": 20, "minSamples": 300}}
 
 
-def explained(found: ModelEndpoint, *, now: datetime = NOW, shell: Shell = SHELL) -> Explanation:
+def explained(found: ModelEndpoint, *, now: datetime = NOW, shell: Shell = SHELL) -> str:
     return explain_endpoint(found, now=now, shell=shell)
 
 
-def typed(explanation: Explanation) -> list[str]:
-    """The verbs that are offered."""
-    return [each.command.split()[1] for each in explanation.release]
+def next_at(found: ModelEndpoint) -> NextStatus:
+    assert found.status.next is not None
+    return found.status.next
 
 
-STATES: dict[str, tuple[ModelEndpoint, str, str, list[str]]] = {
-    "not seen": (endpoint(observedGeneration=None), "no operator has looked", "the operator", ["doctor"]),
-    "empty": (endpoint(phase="Empty"), "no version has been proven", "FineTuneJob with endpointRef router", ["apply"]),
-    "idle": (idle(), "v2 answers all requests", "", ["rollback"]),
-    "idle, first version": (idle(versions=[outcome("v2", V2, "Promoted")]), "v2 answers all requests", "", []),
+def actions(found: NextStatus) -> list[str]:
+    """What a person may do."""
+    return [each.action for each in found.release]
+
+
+STATES: dict[str, tuple[ModelEndpoint, str, list[str]]] = {
+    "empty": (endpoint(phase="Empty"), "FineTuneJob with endpointRef router", []),
+    "idle": (idle(), "", ["RollBack"]),
+    "idle, first version": (idle(versions=[outcome("v2", V2, "Promoted")]), "", []),
     "idle, a version waits": (
-        idle(message="v2 serves all requests; v3 was compared with v1, and v2 is stable now"),
-        "v2 answers all requests",
+        idle(reason="BaselineChanged", waits_for=("v3 was compared with v1, and v2 is stable now",)),
         "v3 was compared with v1, and v2 is stable now",
-        ["rollback"],
+        ["RollBack"],
     ),
-    "idle, a version is compared again": (
-        idle(reason="Comparing", message="v2 serves all requests; comparing v3 with v2, which is stable now"),
-        "comparing v3 with v2, which is stable now",
-        "the evaluation to end",
-        ["rollback"],
+    "idle, a version is held": (
+        idle(reason="AwaitingApproval", held={"name": "v3", "uid": V3, "reason": "not decided"}),
+        "a person to decide about v3",
+        ["Approve", "Reject", "RollBack"],
     ),
-    "idle, paused": (idle(phase="Paused", annotations=PAUSED), "no version is tried", "bob paused it", ["resume"]),
-    "stalled, pin": (
-        idle(reason="NotProven", stalled=True, message="v3 did not pass its evaluation (Fail)"),
-        "stalled (NotProven): v2 serves as before",
-        "v3 did not pass its evaluation (Fail)",
-        [],
-    ),
+    "idle, a version is compared again": (idle(reason="Comparing"), "the evaluation of the next", ["RollBack"]),
+    "idle, paused": (idle(phase="Paused", annotations=PAUSED), "bob paused it", ["Resume", "RollBack"]),
+    "stalled": (idle(reason="NotProven", stalled=True, message="v3 did not pass"), "somebody to put that right", []),
+    "stalled, pin": (idle(reason="NotProven", stalled=True, pin="v3"), "somebody to put that right", ["Unpin"]),
     "stalled, plan": (
-        canary(reason="PlanUnsupported", stalled=True, message="the rollout's plan has version 2"),
-        "stalled (PlanUnsupported)",
-        "this is for whoever runs the operator",
+        canary(reason="PlanUnsupported", stalled=True),
+        "the version of the operator that began this",
         [],
     ),
-    "stalled, no former": (
-        idle(reason="NothingToRollBackTo", stalled=True, message="there is no other version"),
-        "stalled",
-        "there is no other version",
-        ["annotate"],
-    ),
+    "stalled, no former": (idle(reason="NothingToRollBackTo", stalled=True), "put that right", ["Withdraw"]),
     "starting": (
-        trying("Starting", phase="Shadowing", reason="Starting", message="starting the servers of v2"),
-        "starting the servers of v2",
+        trying("Starting", phase="Shadowing", reason="Starting"),
         "v2 to answer a first request",
-        ["reject"],
+        ["Reject"],
     ),
     "starting, no GPU": (
-        trying("Starting", phase="Shadowing", reason="WaitingForNode", message="v2 waits for a node: 0/2 nodes"),
-        "v2 cannot start: 0/2 nodes",
+        trying("Starting", phase="Shadowing", reason="WaitingForNode"),
         "a node with room for it",
-        ["reject"],
+        ["Reject"],
     ),
+    "starting, name taken": (trying("Starting", phase="Shadowing", reason="NameTaken"), "to be free", ["Reject"]),
     "starting, paused": (
         trying("Starting", phase="Paused", reason="Paused", annotations=PAUSED),
-        "the servers of v2 are ready",
         "bob paused it",
-        ["resume", "reject"],
+        ["Resume", "Reject"],
     ),
-    "shadow": (
-        shadowing(),
-        "copies of 20 % of the requests",
-        "88 more pairs of each metric: at the rate so far (42.4 a minute) about 2 min 5 s more",
-        ["reject"],
-    ),
+    "shadow": (shadowing(), "300 pairs of each metric", ["Reject"]),
     "shadow, silent": (
-        shadowing(analysis=[], step={"samples": 0}, rollout={"shadow": {"percent": 20, "minSamples": 300}}),
-        "v2 answers copies",
-        "300 more pairs of each metric: none has come so far; clients must send requests",
-        ["reject"],
-    ),
-    "shadow, probes only": (
-        shadowing(analysis=[], step={"samples": 0, "percent": 0}),
-        "no copies of requests and 2 held-out prompts a second",
-        "the first probes take a moment",
-        ["reject"],
+        shadowing(analysis=[], step={"samples": 0}, rollout=NO_PROBES),
+        "300 pairs of each metric: clients must send requests",
+        ["Reject"],
     ),
     "shadow, load": (
         shadowing(
             analysis=[row("error_rate", samples=300, verdict="Pass")],
             step={"samples": 300},
-            message="v2 answers copies of requests; waits for 90 of 100 shadow requests were dropped under load",
+            waits_for=("more than 50 % of the shadow's requests are dropped under load",),
         ),
-        "v2 answers copies",
-        "90 of 100 shadow requests were dropped under load",
-        ["reject"],
+        "more than 50 % of the shadow's requests are dropped under load",
+        ["Reject"],
     ),
     "shadow, undecided": (
-        shadowing(
-            analysis=[row("quality", samples=400, reason="the rate seen is higher by 0.03")], step={"samples": 400}
-        ),
-        "v2 answers copies",
-        "quality to be decided: the rate seen is higher by 0.03",
-        ["reject"],
+        shadowing(analysis=[row("quality", samples=400)], step={"samples": 400}),
+        "more requests, until quality can be told",
+        ["Reject"],
     ),
     "gateways behind": (
-        canary(routes={"epoch": 7, "acknowledged": 1, "gateways": 3}),
-        "v2 answers clients' requests",
-        "2 of 3 gateways to take the newest routes (epoch 7)",
-        ["reject"],
+        shadowing(analysis=[row("quality", samples=400, verdict="Pass")], step={"samples": 400}),
+        "all gateways to follow the newest routes",
+        ["Reject"],
     ),
-    "canary": (canary(), "at step five, 5 % of the users", "5 min to pass (minDurationSeconds 600)", ["reject"]),
-    "canary, paused": (
-        canary(phase="Paused", reason="Paused", annotations=PAUSED),
-        "at step five",
-        "bob paused it",
-        ["resume", "reject"],
-    ),
-    "canary by header, probes": (
-        canary(analysis=[], step={"index": 0, "name": "internal", "samples": 0, "needed": 50, "percent": 80}),
-        "80 % of the users whose requests have x-team: ml",
-        "none has come so far; the first probes take a moment",
-        ["reject"],
-    ),
+    "canary": (canary(), "600 s to pass (minDurationSeconds)", ["Reject"]),
+    "canary, paused": (canary(phase="Paused", reason="Paused", annotations=PAUSED), "bob", ["Resume", "Reject"]),
     "canary by header": (
-        canary(
-            analysis=[],
-            step={"index": 0, "name": "internal", "samples": 0, "needed": 50, "percent": 80},
-            rollout={"shadow": {"percent": 20, "minSamples": 300}},
-        ),
-        "80 % of the users whose requests have x-team: ml",
-        "only requests with the headers of this step count",
-        ["reject"],
+        canary(analysis=[], step={"index": 0, "name": "internal", "samples": 0, "needed": 50}, rollout=NO_PROBES),
+        "50 samples of each metric: only requests with the headers of this step count",
+        ["Reject"],
     ),
-    "approval": (awaiting(), "v2 has passed all steps", "a person to approve v2", ["approve", "reject"]),
+    "approval": (awaiting(), "a person to approve v2", ["Approve", "Reject"]),
     "approval given": (
-        awaiting(annotations={APPROVE: V2, REQUESTED_BY: "ann"}),
-        "v2 has passed all steps",
-        "the operator to act on the approval by ann",
-        ["reject"],
+        awaiting(annotations={APPROVE: V2}, approval=given("the promotion")),
+        "all gateways",
+        ["Reject"],
+    ),
+    "approval given before, for a regression": (
+        awaiting(annotations={APPROVE: V2}, approval=given("quality: worse", used=True)),
+        "a person to approve v2",
+        ["Approve", "Reject"],
     ),
     "approval, paused": (
         awaiting(phase="Paused", annotations=PAUSED),
-        "v2 has passed",
-        "bob paused it; and an approval",
-        ["resume", "reject"],
+        "bob paused it\na person to approve v2",
+        ["Resume", "Approve", "Reject"],
     ),
-    "promoting": (
-        guarding(phase="Promoting", stage="Promoting"),
-        "v2 is promoted: all requests move to it",
-        "gateways",
-        [],
-    ),
-    "guard": (guarding(), "v1 stays warm", "55 min of the guard to pass without a regression", ["rollback"]),
-    "guard, paused": (
-        guarding(phase="Paused", annotations=PAUSED),
-        "v1 stays warm",
-        "the guard does not end",
-        ["resume", "rollback"],
-    ),
-    "rolling back": (
-        rolling_back(),
-        "all requests move back to v1 after v2 was rolled back: error_rate: up",
-        "1 of 2 gateways",
-        [],
-    ),
+    "promoting": (guarding(phase="Promoting", stage="Promoting"), "all gateways", []),
+    "guard": (guarding(), "the 3600 s of the guard to pass without a regression", ["RollBack"]),
+    "guard, paused": (guarding(phase="Paused", annotations=PAUSED), "bob paused it", ["Resume", "RollBack"]),
+    "rolling back": (rolling_back(), "all gateways to follow the newest routes", []),
 }
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_what_happens_what_it_waits_for_and_what_to_type(state: str) -> None:
-    found, now, waits_for, commands = STATES[state]
-    explanation = explained(found)
-    assert now in "\n".join(explanation.now)
-    assert waits_for in "\n".join(explanation.waits_for)
-    assert bool(explanation.waits_for) == bool(waits_for)
-    assert typed(explanation) == commands
+def test_what_an_endpoint_waits_for_and_what_releases_it(state: str) -> None:
+    found, waits_for, expected = STATES[state]
+    following = next_at(found)
+    assert waits_for in "\n".join(following.waits_for)
+    assert bool(following.waits_for) == bool(waits_for)
+    assert actions(following) == expected
+    text = explained(found)
+    for line in (*following.waits_for, *following.then, *(each.effect for each in following.release)):
+        assert line in text
+
+
+def test_a_candidate_that_is_ready_waits_for_the_end_of_the_pause_alone() -> None:
+    found = next_at(trying("Starting", phase="Paused", reason="Paused", annotations=PAUSED))
+    assert found.waits_for == ["finetune.dev/pause to be removed: bob paused it"]
+    assert not any("not ready by then" in each for each in found.then)
 
 
 @pytest.mark.parametrize("stage", ["Shadow", "Canary", "Guard"])
 @pytest.mark.parametrize("policy", ["RollBack", "Pause"])
 def test_what_a_regression_does(stage: str, policy: str) -> None:
     make = {"Shadow": shadowing, "Canary": canary, "Guard": guarding}[stage]
-    lines = "\n".join(explained(make(rollout={"onRegression": policy})).by_itself)
     expected = {
         ("Shadow", "RollBack"): "a regression that is proven rejects it",
         ("Canary", "RollBack"): "a regression that is proven sends all requests back to v1 at once",
         ("Guard", "RollBack"): "a regression that is proven sends all requests back to v1 at once",
     }.get((stage, policy), "a regression that is proven holds it until a person decides")
-    assert f"{expected} (onRegression {policy})" in lines
+    assert f"{expected} (onRegression {policy})" in next_at(make(rollout={"onRegression": policy})).then
 
 
 @pytest.mark.parametrize(
-    ("make", "commands", "place"),
+    ("make", "expected"),
     [
-        (shadowing, ["reject", "approve"], "v2 stays in shadow"),
-        (canary, ["reject", "approve"], "v2 stays at step five"),
-        (awaiting, ["reject", "approve"], "v2 stays at step quarter"),
-        (guarding, ["rollback", "approve"], "v2 answers all requests"),
+        (shadowing, ["Reject", "Approve"]),
+        (canary, ["Reject", "Approve"]),
+        (awaiting, ["Reject", "Approve"]),
+        (guarding, ["RollBack", "Approve"]),
     ],
 )
-def test_held_by_a_regression(make: Any, commands: list[str], place: str) -> None:
+def test_held_by_a_regression(make: Any, expected: list[str]) -> None:
     held = make(phase="Paused", reason="Regression", rollout={"onRegression": "Pause"}, step={"held": "quality: worse"})
-    explanation = explained(held)
-    assert place in explanation.now[0]
-    assert "a regression is proven: quality: worse" in explanation.now[0]
-    assert explanation.waits_for == ("a person to decide about v2 (onRegression Pause): there is no time limit",)
-    assert typed(explanation) == commands
-    approved = make(
-        phase="Paused", rollout={"onRegression": "Pause"}, step={"held": "quality: worse"},
-        annotations={APPROVE: V2, REQUESTED_BY: "ann"},
-    )  # fmt: skip
-    assert "a person to decide" not in explained(approved).text()
+    assert next_at(held).waits_for == ["a person to decide about v2 (onRegression Pause): there is no time limit"]
+    assert actions(next_at(held)) == expected
 
 
 @pytest.mark.parametrize(
-    ("policy", "before", "after", "commands"),
+    ("policy", "before", "after"),
     [
-        ("Hold", "it waits for a person (onInconclusive Hold)", "", ["approve", "reject"]),
-        ("Reject", "it is rejected (onInconclusive Reject)", "not decided in time: it is rejected", ["reject"]),
-        ("Proceed", "it goes on all the same (onInconclusive Proceed)", "not decided in time: it goes on", ["reject"]),
+        ("Hold", "it waits for a person (onInconclusive Hold)", ["Approve", "Reject"]),
+        ("Reject", "it is rejected (onInconclusive Reject)", ["Reject"]),
+        ("Proceed", "it goes on all the same (onInconclusive Proceed)", ["Reject"]),
     ],
 )
-def test_when_the_time_of_the_shadow_is_over(policy: str, before: str, after: str, commands: list[str]) -> None:
+def test_when_the_time_of_the_shadow_is_over(policy: str, before: str, after: list[str]) -> None:
     found = shadowing(rollout={"onInconclusive": policy})
-    assert f"not decided by 13:05:00 UTC, in 55 min: {before}" in explained(found).by_itself
-    late = explained(found, now=LATE)
-    assert after in "\n".join(late.by_itself)
-    assert typed(late) == commands
+    assert f"not decided by then: {before}" in next_at(found).then
+    assert "until 2026-01-05 13:05:00 UTC, in 55 min" in explained(found)
+    late = next_at(shadowing(rollout={"onInconclusive": policy}, now=LATE))
+    assert late.until is None
+    assert actions(late) == after
     assert ("shadow.maxDurationSeconds is over" in "\n".join(late.waits_for)) == (policy == "Hold")
+
+
+@pytest.mark.parametrize(
+    "found", [awaiting(), guarding(), idle(), canary()], ids=["approval", "guard", "idle", "canary"]
+)
+def test_a_version_that_spec_pins_is_named(found: ModelEndpoint) -> None:
+    pinned = endpoint(pin="v2", **{**found.status.to_dict(), "next": None, "plan": None})
+    leaving = [each.effect for each in next_at(pinned).release if each.action in ("Reject", "RollBack")]
+    assert leaving
+    assert all("spec.version still pins v2" in each for each in leaving)
 
 
 @pytest.mark.parametrize(
@@ -273,61 +233,67 @@ def test_when_the_time_of_the_shadow_is_over(policy: str, before: str, after: st
             idle(conditions=[condition("Available", "False", "GatewayNotReady", "no gateway is ready")]),
             "no gateway is ready",
         ),
-        (
-            canary(annotations={APPROVE: V3}),
-            f"finetune.dev/approve is void: it is for another version ({V3}), not for v2",
-        ),
-        (
-            awaiting(annotations={APPROVE: V1}),
-            f"finetune.dev/approve is void: it is for another version, v1 ({V1}), not for v2",
-        ),
-        (
-            idle(annotations={REJECT: V2}),
-            f"finetune.dev/reject is void: it is for a version that is not under way, v2 ({V2})",
-        ),
+        (canary(conditions=[condition("RequestVoid", "True", "AnotherVersion", "x is void")]), "x is void"),
+        (canary(conditions=[condition("Contested", "True", "ChangedByOthers", "y changes z")]), "y changes z"),
         (idle(observedGeneration=0), "has not seen the newest change of the spec"),
         (
             idle(versions=[outcome("v2", V2, "Promoted"), outcome("v3", V3, "RolledBack", reason="error_rate: up")]),
-            "the last one tried, v3, was rolled back by operator at 2026-01-05 12:00:10 UTC: error_rate: up",
+            "the last one tried, v3: RolledBack by operator at 2026-01-05 12:00:10 UTC: error_rate: up",
         ),
         (canary(), "need the verb approve on modelendpoints (ClusterRole finetune-approve)"),
     ],
 )
 def test_notes(found: ModelEndpoint, note: str) -> None:
-    assert note in "\n".join(explained(found).notes)
+    assert note in explained(found).rpartition("Note:")[2]
 
 
-@pytest.mark.parametrize("decision", [{APPROVE: V2}, {APPROVE: V1}, {ROLLBACK: V3}])
-def test_a_decision_that_was_carried_out_is_no_news(decision: dict[str, str]) -> None:
-    found = idle(
-        annotations=decision | {REQUESTED_BY: "ann"},
-        versions=[outcome("v1", V1, "Promoted"), outcome("v2", V2, "Promoted"), outcome("v3", V3, "RolledBack")],
-    )
-    assert "void" not in explained(found, shell=LOCAL).text()
+def test_how_far_gateways_and_samples_are() -> None:
+    text = explained(canary(routes={"epoch": 7, "acknowledged": 1, "gateways": 3}))
+    assert "1 of 3 gateways follow the newest routes (epoch 7)" in text
+    assert "error_rate: 300 samples, 0.01 against 0.012, difference -0.03 to +0.02: Pass" in text
+
+
+def test_what_is_not_proven_is_told() -> None:
+    first = served("v2", V2) | {"proven": False, "unproven": "the first version"}
+    assert "v2 is not proven: the first version" in explained(idle(stable=first))
 
 
 def test_an_early_approval_is_told() -> None:
-    lines = explained(canary(annotations={APPROVE: V2, REQUESTED_BY: "ann"})).by_itself
-    assert "ann has approved v2 already: after the last step it is promoted at once" in lines
+    lines = next_at(canary(annotations={APPROVE: V2}, approval=given("the promotion"))).then
+    assert "ann has approved it already: after the last step it is promoted at once" in lines
 
 
-def test_commands_can_be_copied() -> None:
-    release = explained(awaiting(), shell=Shell(namespace="my ns", flags=("-n", "my ns"))).release[0]
-    assert release.command == "finetune approve router -n 'my ns'"
-    local = explained(awaiting(), shell=LOCAL)
-    assert local.release[0].command == "finetune approve router --local"
-    assert "ClusterRole" not in local.text()
-    pinned = idle(reason="VersionNotFound", stalled=True, message="gone")
-    pinned = pinned.model_copy(update={"spec": pinned.spec.model_copy(update={"version": "v9"})})
-    assert [each.command for each in explained(pinned).release] == [
-        "finetune get versions -n ml",
-        """kubectl patch modelendpoint router --type=merge -p '{"spec":{"version":""}}' -n ml""",
-    ]
+@pytest.mark.parametrize(
+    ("found", "shell", "command"),
+    [
+        (awaiting(), Shell(namespace="my ns", flags=("-n", "my ns")), "finetune approve router -n 'my ns'"),
+        (awaiting(), LOCAL, "finetune approve router --local"),
+        (idle(reason="VersionNotFound", stalled=True, pin="v9"), SHELL,
+         """kubectl patch modelendpoint router --type=merge -p '{"spec":{"version":""}}' -n ml"""),
+        (idle(reason="VersionNotFound", stalled=True, pin="v9"), LOCAL, "finetune up -f FILE --local"),
+        (idle(reason="NothingToRollBackTo", stalled=True), SHELL,
+         "kubectl annotate modelendpoint router finetune.dev/rollback- -n ml"),
+        (endpoint(observedGeneration=None), SHELL, "finetune doctor -n ml"),
+    ],
+)  # fmt: skip
+def test_commands_can_be_copied(found: ModelEndpoint, shell: Shell, command: str) -> None:
+    text = explained(found, shell=shell)
+    assert f"  {command}\n" in text
+    assert not (shell.local and "ClusterRole" in text)
 
 
 def test_the_whole_text() -> None:
-    assert_golden("explain-shadow", explained(shadowing()).text())
-    assert_golden("explain-approval", explained(awaiting()).text())
+    assert_golden("explain-shadow", explained(shadowing()))
+    assert_golden("explain-approval", explained(awaiting()))
+
+
+def test_a_status_of_the_version_before_is_shown_without_what_it_lacks() -> None:
+    old = canary(message="v2 answers requests; waits for 600 s to pass")
+    old = old.model_copy(update={"status": old.status.model_copy(update={"next": None})})
+    text = explained(old)
+    assert "v2 answers requests; waits for 600 s to pass" in text
+    assert "error_rate: 300 samples" in text
+    assert "Waits for:" not in text
 
 
 @pytest.mark.parametrize(
@@ -335,31 +301,18 @@ def test_the_whole_text() -> None:
     [
         (0, 10, 10, ""),
         (5, 0, 10, ""),
-        (90, 60, 60, "at the rate so far (1 a second) about 1 min 30 s more"),
-        (10, 30, 60, "at the rate so far (30 a minute) about 20 s more"),
+        (90, 60, 60, "; at the rate so far (1 a second) the rest takes about 1 min 30 s"),
+        (10, 30, 60, "; at the rate so far (30 a minute) the rest takes about 20 s"),
     ],
 )
 def test_the_time_that_is_left(missing: int, seen: int, seconds: float, text: str) -> None:
     assert at_this_rate(missing=missing, seen=seen, seconds=seconds) == text
 
 
-async def test_every_state_of_real_rollouts_is_understood() -> None:
-    """The operator's own statuses, look by look: none falls through to the bare message."""
+async def test_every_state_of_a_real_rollout_says_what_it_waits_for() -> None:
     world = EndpointWorld()
     await world.create(endpoint_manifest(approval="Manual"))
     seen: set[str] = set()
-
-    async def look() -> None:
-        found = await world.cluster.get(kind="ModelEndpoint", namespace="ml", name="router")
-        assert found is not None
-        current = ModelEndpoint.from_object(found)
-        explanation = explained(current, now=world.now)
-        stage = current.status.step.stage if current.status.step else "None"
-        seen.add(stage)
-        assert explanation.now != (current.status.message,) or stage == "Starting", explanation
-        assert explanation.waits_for or stage == "None", explanation
-        assert "None" not in explanation.text(), explanation
-
     await world.create(version_manifest("v1"))
     uid = ""
     for tick in range(400):
@@ -368,8 +321,11 @@ async def test_every_state_of_real_rollouts_is_understood() -> None:
             uid = made["metadata"]["uid"]
         await world.tick()
         await world.reconcile()
-        await look()
         status = await world.status()
+        stage = status.step.stage if status.step else "None"
+        seen.add(stage)
+        assert status.next is not None
+        assert bool(status.next.waits_for) == (stage != "None" or status.stable is None), status
         if status.phase == "AwaitingApproval":
             world.annotate(approve=uid, requested_by="ann")
         if status.phase == "Guarding":
@@ -380,82 +336,84 @@ async def test_every_state_of_real_rollouts_is_understood() -> None:
 # -- jobs -------------------------------------------------------------------------------------------------------------
 
 
-def job_explained(job: Any, *, found: ModelEndpoint | None = None, shell: Shell = SHELL) -> Explanation:
-    return explain_job(job, endpoint=found, now=JOB_NOW, shell=shell)
+@pytest.mark.parametrize(
+    ("phase", "state", "reason", "planned", "waits_for", "then"),
+    [
+        ("Pending", "Reconciling", "ClaimNotFound", False, "the message", "not there by then: the job fails"),
+        ("Pending", "Reconciling", "Pending", True, "its first pod", ""),
+        ("Pending", "Stalled", "NotSupported", False, "a newer version of the operator", ""),
+        ("Queued", "Reconciling", "Queued", True, "room in its queue", ""),
+        ("Queued", "Reconciling", "Unschedulable", True, "a node with room for it", "nodes on which the last"),
+        ("Queued", "Reconciling", "PodsNotCreated", True, "a quota or a policy", ""),
+        ("Training", "Reconciling", "Restarting", True, "the pause after a failure", ""),
+        ("Preparing", "Reconciling", "ImagePullFailing", True, "its image", "not there by then: the job fails"),
+        ("Training", "Reconciling", "ContainerConfigInvalid", True, "a Secret may be missing", "the job fails"),
+        ("Training", "Reconciling", "Training", True, "Train to end", "Evaluate"),
+        ("Evaluating", "Reconciling", "Evaluating", True, "Evaluate to end", "the verdict"),
+        ("Suspended", "Reconciling", "Suspended", True, "spec.suspend to be false", ""),
+    ],
+)
+def test_what_a_job_waits_for(
+    phase: Phase, state: State, reason: str, planned: bool, waits_for: str, then: str
+) -> None:
+    summary = Summary(state=state, reason=reason, message="the message")
+    found = next_of(phase=phase, summary=summary, until=NOW, planned=planned)
+    assert found is not None
+    assert waits_for in found.waits_for[0]
+    assert then in "".join(found.then)
+    assert bool(then) == bool(found.then)
+    assert actions(found) == (["Unsuspend"] if phase == "Suspended" else [])
 
 
-def in_rollout(phase: str) -> Any:
-    rollout = {"endpoint": "router", "phase": phase, "promoted": False}
-    version = {"name": "v2", "uid": V2}
-    return job_with(
-        {"phase": phase, "message": "m", "rollout": rollout, "modelVersion": version}, endpointRef={"name": "router"}
-    )
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed", "Rejected", "RolledBack", "Superseded"])
+def test_a_job_that_has_ended_waits_for_nothing(phase: Phase) -> None:
+    summary = Summary(state="Ready" if phase == "Succeeded" else "Stalled", reason=phase, message="m")
+    assert next_of(phase=phase, summary=summary, until=None, planned=True) is None
+    assert "Waits for:\n  nothing" in explain_job(job_with({"phase": phase}), now=JOB_NOW, shell=SHELL)
 
 
-def waiting(phase: str, reason: str, message: str) -> Any:
-    conditions = [condition("Ready", "False", reason, message)]
-    return job_with({"phase": phase, "message": message, "conditions": conditions})
+UNSUSPEND = """kubectl patch finetunejob router --type=merge -p '{"spec":{"suspend":false}}' -n ml"""
+SUSPENDED = {
+    "phase": "Suspended",
+    "next": {"waitsFor": ["spec.suspend to be false"], "release": [{"action": "Unsuspend", "effect": "it goes on"}]},
+}
 
 
 @pytest.mark.parametrize(
-    ("job", "now", "waits_for", "commands"),
+    ("job", "shell", "command"),
     [
-        (job_with({"observedGeneration": None}), "no operator has looked", "the operator", ["doctor"]),
-        (waiting("Pending", "ClaimNotFound", "no claim x"), "no pod of it runs (ClaimNotFound)", "no claim x", []),
-        (waiting("Queued", "Kueue", "no quota"), "no pod of it runs", "no quota\nquota: whoever runs the queue", []),
-        (job_with({"phase": "Suspended"}), "spec.suspend is true", "spec.suspend to be false", ["patch"]),
-        (training(), "attempt 2", "Train to end", ["logs"]),
-        (ended(), "proven against the base model", "", ["report"]),
-        (ended(phase="Rejected", verdict="Inconclusive"), "router", "", ["report"]),
-        (job_with({"phase": "Failed", "message": "out of memory"}), "out of memory", "", []),
-        (job_with({"phase": "RolledBack", "message": "v2: error_rate"}, endpointRef={"name": "router"}),
-         "v2: error_rate", "", ["describe"]),
+        (job_with({"observedGeneration": None}), SHELL, "finetune doctor -n ml"),
+        (job_with({"observedGeneration": None}), LOCAL, "finetune run -f FILE --local"),
+        (job_with(SUSPENDED), SHELL, UNSUSPEND),
+        (job_with(SUSPENDED), LOCAL, "finetune run -f FILE --local"),
+        (training(), SHELL, "finetune logs router -f --stage Train -n ml"),
+        (ended(), SHELL, "finetune report router -n ml"),
     ],
-)  # fmt: skip
-def test_a_job(job: Any, now: str, waits_for: str, commands: list[str]) -> None:
-    explanation = job_explained(job)
-    assert now in "\n".join(explanation.now)
-    assert waits_for in "\n".join(explanation.waits_for)
-    assert bool(explanation.waits_for) == bool(waits_for)
-    assert typed(explanation) == commands
+)
+def test_commands_about_a_job(job: Any, shell: Shell, command: str) -> None:
+    assert f"  {command}\n" in explain_job(job, now=JOB_NOW, shell=shell)
 
 
 def test_a_run_that_trains_says_how_far_it_is() -> None:
     job = training()
     trainer = reported(step=12, loss=1.25).model_copy(update={"last_updated_time": JOB_NOW})
     job = job.model_copy(update={"status": job.status.model_copy(update={"trainer_status": trainer})})
-    explanation = job_explained(job)
-    assert explanation.samples == (
-        "step 12/48, loss 1.25, 412 tokens/s, 1 min 20 s left; its newest checkpoint is step 10",
+    text = explain_job(job, now=JOB_NOW, shell=SHELL)
+    assert "step 12/48, loss 1.25, 412 tokens/s, 1 min 20 s left\n  the newest checkpoint is step 10" in text
+    assert "tried again: a training process was killed" in text
+
+
+def test_a_run_that_was_not_decided_says_what_would_decide_it() -> None:
+    text = explain_job(ended(phase="Rejected", verdict="Inconclusive"), now=JOB_NOW, shell=SHELL)
+    assert "a run is a record" in text
+
+
+def test_a_job_in_its_rollout_offers_what_the_endpoint_offers() -> None:
+    rollout = {"endpoint": "router-b", "phase": "AwaitingApproval", "promoted": False}
+    following = next_at(awaiting()).to_dict()
+    text = explain_job(
+        job_with({"phase": "AwaitingApproval", "rollout": rollout, "next": following}), now=JOB_NOW, shell=SHELL
     )
-    assert explanation.waits_for == ("Train to end: about 1 min 20 s more",)
-    assert explanation.now[1] == "tried again: a training process was killed"
-
-
-def test_a_job_in_its_rollout_is_explained_by_the_endpoint() -> None:
-    explanation = job_explained(in_rollout("AwaitingApproval"), found=awaiting())
-    assert explanation.headline == "FineTuneJob router (AwaitingApproval)"
-    assert explanation.now[0] == "v2 is proven; router rolls it out"
-    assert typed(explanation) == ["approve", "reject"]
-
-
-def test_a_job_whose_version_waits_for_its_turn() -> None:
-    explanation = job_explained(in_rollout("Queued"), found=canary())
-    assert explanation.now[0] == "v2 is proven and waits for its turn at router"
-    assert explanation.waits_for == explained(canary()).waits_for
-
-
-def test_a_job_says_what_became_of_its_version() -> None:
-    job = job_with({"phase": "Succeeded", "modelVersion": {"name": "v2", "uid": V2}}, endpointRef={"name": "router"})
-    assert job_explained(job, found=idle()).by_itself == ("router serves v2 until a better one is proven",)
-    later = idle(stable=served("v3", V3))
-    assert job_explained(job, found=later).by_itself == ("router serves v3 now",)
-    assert "no endpoint serves it" in job_explained(job).by_itself[0]
-
-
-def test_a_step_without_a_plan_says_what_the_operator_says() -> None:
-    bare = endpoint(phase="Canary", message="v2 answers requests", candidate=served("v2", V2), stable=served("v1", V2))
-    bare = bare.model_copy(
-        update={"status": bare.status.model_copy(update={"step": canary().status.step, "plan": None})}
-    )
-    assert explained(bare).now == ("v2 answers requests",)
+    assert "a person to approve v2" in text
+    assert "  finetune approve router-b -n ml\n" in text
+    assert "  finetune explain endpoint router-b -n ml\n" in text

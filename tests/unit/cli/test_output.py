@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
-from tests.unit.cli.endpoints import V1, V2, canary, idle, rolling_back
+from rich.console import Console, Group
+from rich.text import Text
+from tests.unit.cli.endpoints import V1, V2, canary, given, idle, rolling_back, served
 from tests.unit.cli.jobs import NOW, at, ended, job_with, reported, snapshot_of, training
 from tests.wrong_manifests import valid
 
@@ -26,9 +28,10 @@ from finetune_operator.cli.describe_endpoint import describe_endpoint
 from finetune_operator.cli.errors import CommandError
 from finetune_operator.cli.outcome import outcome
 from finetune_operator.cli.report import comparison
+from finetune_operator.cli.run_view import RunShows
 from finetune_operator.cli.snapshot import Snapshot
 from finetune_operator.cli.tables import age
-from finetune_operator.cli.views import LiveView, PlainView
+from finetune_operator.cli.view import View
 from finetune_operator.local.home import LocalHome
 
 GOLDEN = Path(__file__).resolve().parents[2] / "data" / "cli"
@@ -59,8 +62,14 @@ def test_describe_a_version() -> None:
     assert_golden("describe-version", describe_version(ModelVersion.model_validate(manifest), now=NOW))
 
 
+def test_a_version_that_is_not_proven_is_described_as_such() -> None:
+    let_go = served("v2", V2) | {"proven": False, "unproven": "not decided against v1 (approved by ann)"}
+    text = describe_endpoint(idle(stable=let_go), events=[], now=NOW)
+    assert re.search(r"Stable: +v2 \(.*\), not proven: not decided against v1 \(approved by ann\)", text)
+
+
 def test_describe_an_endpoint() -> None:
-    asked = canary(annotations={APPROVE: V2, REQUESTED_BY: "ann"})
+    asked = canary(annotations={APPROVE: V2, REQUESTED_BY: "ann"}, approval=given("the promotion"))
     assert_golden("describe-endpoint-canary", describe_endpoint(asked, events=[EVENT], now=NOW))
     assert_golden("describe-endpoint-back", describe_endpoint(rolling_back(), events=[], now=NOW))
 
@@ -123,9 +132,8 @@ def test_report() -> None:
         comparison(training())
 
 
-def test_plain_lines() -> None:
-    stream = io.StringIO()
-    view = PlainView(stream=stream)
+def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    view = View(RunShows())
     view.show(snapshot_of(job_with({"phase": "Preparing", "message": "reading the data"}), seconds=3))
     view.show(snapshot_of(job_with({"phase": "Preparing", "message": "reading the data"}), seconds=4))
     for seconds, step in ((110, 2), (112, 3), (120, 5), (126, 12)):
@@ -133,19 +141,25 @@ def test_plain_lines() -> None:
         view.show(snapshot_of(training(), seconds=seconds, trainer=trainer))
     view.say("warning: something")
     view.show(snapshot_of(ended(), seconds=200))
-    lines = [line if line.startswith("warning") else line.split(" ", 1)[1] for line in stream.getvalue().splitlines()]
+    lines = [
+        line if line.startswith("warning") else line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()
+    ]
     assert_golden("plain", "\n".join(lines))
+
+
+HINT = "Ctrl-C stops after a checkpoint."
 
 
 def live(*snapshots: Any, width: int = 120) -> str:
     """The last drawing of a live view, as plain text."""
     console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None, legacy_windows=False)
-    view = LiveView(console=console, hint="Ctrl-C stops after a checkpoint.")
+    shows = RunShows()
+    view = View(shows, console=console, hint=HINT)
     for snapshot in snapshots:
         view.show(snapshot)
-    drawn = Console(width=width, file=io.StringIO(), color_system=None)
-    drawn.print(view.render(snapshots[-1]))
     view.close()
+    drawn = Console(width=width, file=io.StringIO(), color_system=None)
+    drawn.print(Group(*shows.drawing(snapshots[-1]), Text(HINT)))
     text = drawn.file.getvalue()  # type: ignore[attr-defined] # a StringIO
     return "\n".join(line.rstrip() for line in text.replace(text[text.find("Train") - 3], "*").splitlines())
 

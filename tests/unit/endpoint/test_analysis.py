@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -9,12 +10,12 @@ import pytest
 
 from finetune_api.modelendpoint import AnalysisRow, LiveMetric, ModelEndpointSpec
 from finetune_api.observations import ArmCounts, Observations, PairCounts
-from finetune_operator.endpoint.analysis import advance
-from finetune_operator.endpoint.analysis_rows import rows
-from finetune_operator.endpoint.analysis_state import AnalysisState, Part, Scope
-from finetune_operator.endpoint.plan import CLIENT_ERRORS, resolve
-from finetune_operator.endpoint.reports import Gateways
-from finetune_operator.ports import Report
+from finetune_operator.core.ports import Report
+from finetune_operator.endpoint.analysis.analysis import advance, begun
+from finetune_operator.endpoint.analysis.reports import Gateways
+from finetune_operator.endpoint.analysis.rows import rows
+from finetune_operator.endpoint.analysis.state import AnalysisState, Part, Scope, state_from_dict
+from finetune_operator.endpoint.rollout.plan import CLIENT_ERRORS, resolve
 
 SCOPE = Scope(
     part="Canary",
@@ -32,23 +33,22 @@ NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
 
 def report(
-    *, gateway: str = "g", boot: str = "b", clients: tuple[int, int] = (0, 0), prompts: tuple[int, int] = (0, 0)
+    *,
+    gateway: str = "g",
+    boot: str = "b",
+    clients: tuple[int, int] = (0, 0),
+    prompts: tuple[int, int] = (0, 0),
+    copies: tuple[int, int] = (0, 0),
 ) -> Report:
     """What a gateway says; each pair of numbers: answers of the candidate, and how many of them were bad."""
     arms = [
         ArmCounts(epoch=1, rule="default", variant="new", requests=clients[0], bad=clients[1]),
         ArmCounts(epoch=1, rule="default", variant="old", requests=clients[0]),
     ]
+    told = {"epoch": 1, "candidate": "new", "stable": "old", "metric": "quality"}
     pairs = [
-        PairCounts(
-            epoch=1,
-            source="Probe",
-            candidate="new",
-            stable="old",
-            metric="quality",
-            pairs=prompts[0],
-            candidate_only=prompts[1],
-        )
+        PairCounts.model_validate({**told, "source": source, "pairs": each[0], "candidate_only": each[1]})
+        for source, each in (("Probe", prompts), ("Shadow", copies))
     ]
     said = Observations(endpoint="e", gateway=gateway, boot_id=boot, acknowledged_epoch=1, arms=arms, pairs=pairs)
     return Report(observations=said, received=NOW)
@@ -74,6 +74,45 @@ def test_requests_and_prompts_are_samples_alike() -> None:
 
 def test_prompts_that_went_well_do_not_make_up_for_clients_who_fare_badly() -> None:
     assert row(after(report(clients=(10, 2), prompts=(190, 0)))) == ("Inconclusive", 200)
+
+
+def test_copies_that_cannot_tell_do_not_make_up_for_held_out_prompts_that_can() -> None:
+    """Wrong labels look well to whoever does not know the right ones."""
+    assert row(after(report(copies=(1000, 0), prompts=(200, 60)))) == ("Fail", 1200)
+    assert row(after(report(copies=(1000, 0), prompts=(200, 20)))) == ("Inconclusive", 1200)
+    assert row(after(report(copies=(200, 60), prompts=(1000, 0)))) == ("Fail", 1200)
+    assert row(after(report(copies=(1000, 0), prompts=(200, 0)))) == ("Pass", 1200)
+
+
+def rises_under_guard(state: AnalysisState, *, scope: Scope, errors: int) -> bool:
+    """Whether a promoted version is caught that gives so many errors among 400 requests."""
+    watched = ArmCounts(epoch=3, rule="default", variant="new", requests=400, errors=errors)
+    said = Observations(endpoint="e", gateway="g", boot_id="b", acknowledged_epoch=3, arms=[watched])
+    gateways = Gateways(names=("g",), reports=(Report(observations=said, received=NOW),), now=NOW)
+    scope = replace(scope, reference=state.reference())
+    found = rows(advance(state, scope=scope, gateways=gateways, elapsed_seconds=60.0), scope=scope, needed=0)
+    return any(each.verdict == "Fail" for each in found)
+
+
+ERRORS = replace(SCOPE, metrics=(LiveMetric(name="error_rate", max_regression=0.01),), alpha={"error_rate": 0.01})
+OF_OLD = ArmCounts(epoch=2, rule="default", variant="old", requests=500, errors=10)
+
+
+@pytest.mark.parametrize("shadowed", [True, False], ids=["after a shadow", "after nothing"])
+def test_a_guard_without_a_step_before_it_knows_what_stable_has_shown(shadowed: bool) -> None:
+    said = Observations(endpoint="e", gateway="g", boot_id="b", acknowledged_epoch=2, arms=[OF_OLD])
+    gateways = Gateways(names=("g",), reports=(Report(observations=said, received=NOW),), now=NOW)
+    guard = replace(ERRORS, part="Guard", key="guard", since_epoch=3, guard_seconds=3600.0)
+    if shadowed:
+        shadow = replace(ERRORS, part="Shadow", rules=(), since_epoch=2)
+        before = advance(AnalysisState(key="shadow"), scope=shadow, gateways=gateways, elapsed_seconds=60.0)
+        assert rows(before, scope=shadow, needed=1)[0].samples == 0, "its own requests are no samples"
+        state = replace(before, key="guard", metrics=(), arm_ledgers=())
+    else:
+        state = begun(scope=guard, before=None, gateways=gateways)
+    assert state.rates == (("error_rate", 10.0, 500.0),)
+    assert rises_under_guard(state, scope=guard, errors=100)
+    assert not rises_under_guard(state, scope=guard, errors=8)
 
 
 def test_nor_the_other_way_round() -> None:
@@ -116,6 +155,17 @@ def test_votes_that_come_after_their_requests_count_once() -> None:
     state = after(report(clients=(200, 100)), state=state)
     assert quality(state) == (100, 200)
     assert row(state)[0] == "Fail"
+
+
+def test_a_version_that_gets_worse_while_nobody_asks_the_other_has_not_passed() -> None:
+    """Stable's few users are capped or gone. Nothing can be proven without them, and what was seen is no pass."""
+    early, later = report(clients=(60, 0)), report(clients=(160, 60))
+    stable_stands_still = [*later.observations.arms[:1], *early.observations.arms[1:]]
+    later = replace(later, observations=later.observations.model_copy(update={"arms": stable_stands_still}))
+    state = after(early)
+    state = after(later, state=state)
+    assert row(state) == ("Inconclusive", 160)
+    assert rows(state, scope=SCOPE, needed=100)[0].candidate == 0.375
 
 
 def test_late_votes_on_both_arms_alike_prove_nothing() -> None:
@@ -176,3 +226,89 @@ def test_refusals_are_judged_whether_they_are_named_or_not(named: dict[str, obje
     assert [(each.name, each.max_regression) for each in plan.metrics] == [
         ("quality", 0.1), ("client_error_rate", margin)
     ]  # fmt: skip
+
+
+PAIRS = PairCounts.model_validate(
+    {"epoch": 1, "source": "Shadow", "candidate": "new", "stable": "old", "metric": "quality"}
+    | {"pairs": 100, "candidateOnly": 6, "stableOnly": 1, "both": 20}
+)
+
+
+def shown(
+    scope: Scope, *, arms: tuple[ArmCounts, ...] = (), pairs: tuple[PairCounts, ...] = ()
+) -> tuple[object, object]:
+    """Of the one row: the candidate's rate, and the one that it is compared with."""
+    said = Observations(
+        endpoint="e", gateway="g", boot_id="b", acknowledged_epoch=1, arms=list(arms), pairs=list(pairs)
+    )
+    gateways = Gateways(names=("g",), reports=(Report(observations=said, received=NOW),), now=NOW)
+    state = AnalysisState(key=scope.key, rates=(("quality", 5.0, 50.0),))
+    (found,) = rows(advance(state, scope=scope, gateways=gateways, elapsed_seconds=60.0), scope=scope, needed=1)
+    return found.candidate, found.baseline
+
+
+@pytest.mark.parametrize("part", ["Shadow", "Canary", "Guard"])
+def test_pairs_show_the_rates_of_both(part: Part) -> None:
+    assert shown(replace(SCOPE, part=part, guard_seconds=60.0), pairs=(PAIRS,)) == (0.26, 0.21)
+
+
+def test_a_guard_shows_the_rates_of_both() -> None:
+    guard = replace(SCOPE, part="Guard", guard_seconds=60.0, reference={"quality": 0.2})
+    new = ArmCounts(epoch=1, rule="default", variant="new", requests=200, bad=24)
+    assert shown(guard, arms=(new,)) == (0.12, 0.1), "of the version before what it showed before the promotion"
+    held_back = ArmCounts(epoch=1, rule="default", variant="old", requests=50, bad=4)
+    assert shown(guard, arms=(new, held_back)) == (0.12, 0.08), "of its own users, where it has some"
+
+
+def test_a_shadow_that_an_older_operator_began_goes_on() -> None:
+    told = replace(SCOPE, part="Shadow")
+    said = Observations(endpoint="e", gateway="g", boot_id="b", acknowledged_epoch=1, pairs=[PAIRS])
+    gateways = Gateways(names=("g",), reports=(Report(observations=said, received=NOW),), now=NOW)
+    before = advance(AnalysisState(key=SCOPE.key), scope=told, gateways=gateways, elapsed_seconds=60.0)
+    kept = tuple(each for each in before.pair_ledgers if not each[0].endswith("/both"))
+    after_it = advance(replace(before, pair_ledgers=kept), scope=told, gateways=gateways, elapsed_seconds=61.0)
+    assert rows(after_it, scope=told, needed=1) == rows(before, scope=told, needed=1)
+
+
+def test_what_a_gateway_forgets_of_old_epochs_stays_counted() -> None:
+    """Somebody puts the routes back again and again within one step; a gateway keeps the last few epochs."""
+    state = AnalysisState(key=SCOPE.key)
+    pair = {"source": "Probe", "candidate": "new", "stable": "old", "metric": "quality", "pairs": 3}
+    for newest in range(1, 21):
+        kept = range(max(1, newest - 8), newest + 1)
+        arms = [ArmCounts(epoch=epoch, rule="default", variant="new", requests=10) for epoch in kept]
+        pairs = [PairCounts.model_validate({"epoch": epoch, **pair}) for epoch in kept]
+        said = Observations(endpoint="e", gateway="g", boot_id="b", acknowledged_epoch=newest, arms=arms, pairs=pairs)
+        state = after(Report(observations=said, received=NOW), state=state)
+    assert row(state)[1] == 20 * 13
+    assert all(len(ledger.sources) <= 10 for _, ledger in state.epochs), "what is kept of old epochs does not grow"
+    assert state_from_dict(json.loads(json.dumps(state.to_dict()))) == state
+
+
+def of_epochs(*arms: tuple[int, int, int]) -> Report:
+    """A gateway's report: epoch, requests and bad answers of the candidate."""
+    found = [ArmCounts(epoch=epoch, rule="default", variant="new", requests=n, bad=bad) for epoch, n, bad in arms]
+    said = Observations(endpoint="e", gateway="g", boot_id="b", acknowledged_epoch=2, arms=found)
+    return Report(observations=said, received=NOW)
+
+
+def test_the_epochs_of_a_part_that_an_older_operator_began_count_once() -> None:
+    """It kept the sum of all epochs, and nothing of each."""
+    before = replace(after(of_epochs((1, 200, 20))), epochs=())
+    state = after(of_epochs((1, 100, 10), (2, 100, 10)), state=before)
+    assert dict(state.arm_ledgers)["default/new"].total == (200, 0, 0, 20)
+    assert dict(after(of_epochs((1, 100, 10), (2, 130, 11)), state=state).arm_ledgers)["default/new"].total[0] == 230
+
+
+def test_a_late_vote_about_an_old_epoch_makes_no_request_more() -> None:
+    state = after(of_epochs((1, 100, 0), (2, 10, 0)), state=after(of_epochs((1, 100, 0))))
+    state = after(of_epochs((1, 100, 5), (2, 10, 0)), state=state)
+    state = after(of_epochs((1, 100, 5), (2, 30, 0)), state=state)
+    assert dict(state.arm_ledgers)["default/new"].total == (130, 0, 0, 5)
+
+
+def test_a_guard_calls_no_share_of_changed_answers_a_rate() -> None:
+    """Held-out prompts are asked again and again there; what counts of each round is what has changed."""
+    guard = replace(SCOPE, part="Guard", guard_seconds=60.0, reference={"quality": 0.2})
+    probes = PAIRS.model_copy(update={"source": "Probe"})
+    assert shown(guard, pairs=(probes,)) == (None, 0.1)

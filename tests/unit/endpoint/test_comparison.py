@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.conformance.golden import check
-from tests.simulation import endpoint_world
 from tests.simulation.comparison_jobs import Ends
 from tests.simulation.endpoint_world import (
     CONFIG,
@@ -19,9 +17,9 @@ from tests.simulation.endpoint_world import (
 
 from finetune_api.modelendpoint import ModelEndpoint, ModelEndpointStatus
 from finetune_api.modelversion import ModelVersion
-from finetune_operator.endpoint import comparison
-from finetune_operator.endpoint.comparison_job import comparison_manifests
-from finetune_operator.ports import Manifest
+from finetune_operator.core.ports import Manifest
+from finetune_operator.endpoint.comparison import comparison
+from finetune_operator.endpoint.comparison.comparison_job import comparison_manifests
 
 COMPARING = "v1 serves all requests; comparing v2 with v1, which is stable now"
 
@@ -140,13 +138,9 @@ async def test_servers_are_guarded_while_they_serve() -> None:
     assert budgets == {"router-gateway", served.revision}
 
 
-async def test_without_the_policy_that_was_made_before_everybody_reaches_the_servers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_without_the_policy_that_was_made_before_everybody_reaches_the_servers() -> None:
     world = await with_stable()
-    off = replace(endpoint_world.CONFIG, server_network_policy=False)
-    monkeypatch.setattr(endpoint_world, "CONFIG", off)
-    world.restart_operator()
+    world.restart_operator(config=CONFIG.model_copy(update={"server_network_policy": False}))
     await world.settle(ticks=3)
     assert not [name for kind, _, name in world.cluster.snapshot() if kind == "NetworkPolicy"]
 

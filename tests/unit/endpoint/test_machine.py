@@ -111,6 +111,8 @@ async def play(events: list[str], *, policy: dict[str, str]) -> None:
         quality.error = 0.0
     status = await world.status()
     for _ in range(4):
+        world.annotate(approve=None)
+        await world.settle(ticks=2)
         if status.candidate is not None:
             world.annotate(approve=status.candidate.uid, requested_by="ann")
         elif status.step is not None and status.step.held and status.stable is not None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.simulation.crashing import CrashingCluster, KilledError
 from tests.simulation.endpoint_world import PROMPTS, EndpointWorld, Quality, endpoint_manifest, version_manifest
 from tests.simulation.world import void
 
 from finetune_api.modelendpoint import ModelEndpointStatus
+from finetune_operator.core.ports import Manifest
+from finetune_operator.endpoint.finish import ANALYSIS_KEY
 
 
 def serving(name: str) -> Any:
@@ -245,11 +250,280 @@ async def test_an_undecided_version_under_hold_waits_for_an_approval(pinned: boo
     status = await world.settle(ticks=10)
     assert (status.held.name if status.held else "", outcomes(status)) == ("v2", [("v1", "Promoted")])
     (waits,) = [each for each in status.conditions if each.type == "AwaitingApproval"]
-    assert "v2: not decided against before (onInconclusive Hold); approve or reject it" in waits.message
+    assert "v2: not decided against before (evaluation.onInconclusive: Hold); approve it or reject it" in waits.message
     world.annotate(approve=uid, requested_by="ann")
     status = await world.run(until=serving("v2"))
     assert status.held is None
     assert not [each for each in status.conditions if each.type in ("RequestVoid", "AwaitingApproval")]
+
+
+AGAIN = "remove the annotation finetune.dev/approve, then approve it"
+
+
+def told(status: ModelEndpointStatus) -> str:
+    return next((each.message for each in status.conditions if each.type == "RequestVoid"), "")
+
+
+async def approve_again(world: EndpointWorld, uid: str) -> None:
+    """As the operator says: take the one before away, then approve."""
+    world.annotate(approve=None)
+    await world.settle(ticks=2)
+    world.annotate(approve=uid, requested_by="bob")
+
+
+@pytest.mark.parametrize("hold", ["evaluation", "shadow", "regression"])
+async def test_an_approval_counts_for_the_hold_that_it_was_given_in_and_for_nothing_else(hold: str) -> None:
+    policy = {"shadow": {"shadow": {"percent": 100, "minSamples": 40, "maxDurationSeconds": 20}}}.get(hold, {})
+    world = await with_stable(approval="Manual", onRegression="Pause", **policy)
+    world.requests_per_tick = 0 if hold == "shadow" else 20
+    uid = await offer(world, "v2", **(HELD if hold == "evaluation" else {}))
+    if hold == "regression":
+        await world.run(until=lambda status: status.step is not None and status.step.name == "half")
+        world.qualities["v2"].bad = 0.9
+    holds: dict[str, Callable[[ModelEndpointStatus], object]] = {
+        "evaluation": lambda status: status.held,
+        "shadow": lambda status: "is over" in (status.message or ""),
+        "regression": lambda status: status.phase == "Paused",
+    }
+    await world.run(until=holds[hold])
+    world.annotate(approve=uid, requested_by="ann")
+    await world.settle(ticks=3)
+    world.requests_per_tick = 20
+    await world.run(until=lambda status: status.step is not None and status.step.stage == "Approval")
+    status = await world.settle(ticks=10)
+    assert status.phase == "AwaitingApproval", "nobody has approved the promotion"
+    assert AGAIN in (status.message or "")
+    assert AGAIN in told(status)
+    await approve_again(world, uid)
+    status = await world.run(until=lambda status: status.candidate is None)
+    assert (outcomes(status)[-1], status.versions[-1].by) == (("v2", "Promoted"), "bob")
+
+
+async def test_an_approval_against_one_baseline_is_none_against_the_next() -> None:
+    world = await with_stable(supersede=False)
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.candidate)
+    world.comparisons.ends["v3"] = ["Inconclusive"]
+    uid = await offer(world, "v3", planned=True, **HELD)
+    await world.run(until=lambda status: status.held)
+    world.annotate(approve=uid, requested_by="ann")
+    status = await world.run(until=lambda status: status.comparisons)
+    assert (status.stable.name if status.stable else "", status.comparisons[0].held) == ("v2", True)
+    status = await world.settle(ticks=10)
+    assert (status.candidate, AGAIN in told(status)) == (None, True)
+    await approve_again(world, uid)
+    await world.run(until=lambda status: status.candidate)
+
+
+@pytest.mark.parametrize(
+    ("name", "doubt"),
+    [
+        ("proven", None),
+        ("held", "not decided against v1 (approved by ann)"),
+        ("proceed", "not decided against v1 (evaluation.onInconclusive: Proceed)"),
+        ("pinned", "never compared with v1, which it is to replace"),
+        ("shadow held", "not decided in shadow (approved by ann)"),
+        ("shadow proceed", "not decided in shadow (rollout.onInconclusive: Proceed)"),
+        ("regression", "(accepted by ann)"),
+    ],
+)
+async def test_what_was_let_go_on_is_never_called_proven(name: str, doubt: str | None) -> None:
+    shadow = {"percent": 100, "minSamples": 40, "maxDurationSeconds": 20}
+    policy = {"onInconclusive": "Proceed"} if name == "shadow proceed" else {}
+    world = await with_stable(shadow=shadow, steps=[], onRegression="Pause", **policy)
+    first = (await world.status()).stable
+    assert first is not None
+    assert (first.proven, first.unproven) == (False, "the first version: nothing served that it could be compared with")
+    world.requests_per_tick = 0 if name.startswith("shadow") else 20
+    more: dict[str, Any] = {
+        "held": HELD,
+        "proceed": HELD | {"accepted": True, "held": None},
+        "pinned": {"baseline": "0"},
+    }
+    uid = await offer(world, "v2", Quality(bad=0.9 if name == "regression" else 0), **more.get(name, {}))
+    if name == "pinned":
+        world.change_spec(version="v2")
+    if name in ("held", "shadow held", "regression"):
+        await world.run(until=lambda status: "approve it" in (status.message or ""))
+        world.annotate(approve=uid, requested_by="ann")
+        world.qualities["v2"].bad = 0
+    status = await world.run(until=serving("v2"))
+    assert status.stable is not None
+    assert status.stable.proven == (doubt is None)
+    assert (doubt or "") in (status.stable.unproven or "")
+    last = status.versions[-1]
+    assert (last.proven, last.reason) == (status.stable.proven, status.stable.unproven or "proven")
+    told = [each.message for each in world.cluster.events if "promoted" in each.message and "v2" in each.message]
+    assert [("not proven" in each, (doubt or "") in each) for each in told] == [(doubt is not None, True)]
+    assert not any(" proven" in each.message.replace("not proven", "") for each in world.cluster.events)
+
+
+async def test_back_to_a_version_says_what_was_proven_of_it() -> None:
+    world = await with_stable()
+    v2 = await offer(world, "v2")
+    await world.run(until=serving("v2"))
+    world.annotate(rollback=v2, requested_by="ann")
+    status = await world.run(until=serving("v1"))
+    assert status.stable is not None
+    assert (status.stable.proven, status.versions[-1].proven) == (False, False)
+    world.annotate(rollback=None)
+    world.change_spec(version="v2")
+    status = await world.settle(ticks=5)
+    assert "was tried and rolled back" in (status.message or "")
+
+
+async def test_an_approval_is_not_lost_where_the_write_that_uses_it_fails() -> None:
+    world = await with_stable(approval="Manual")
+    uid = await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "AwaitingApproval")
+    world.annotate(approve=uid, requested_by="ann")
+    for number in (1, 2, 3):
+        world.restart_operator(cluster=lambda inner, number=number: CrashingCluster(inner=inner, kill_at=number))  # type: ignore[misc]
+        with pytest.raises(KilledError):
+            await world.settle(ticks=10)
+    world.restart_operator()
+    status = await world.run(until=serving("v2"))
+    assert [each.by for each in status.versions] == ["operator", "ann"]
+    assert status.approval is not None
+    assert (status.approval.by, status.approval.used) == ("ann", True)
+
+
+async def test_after_a_restore_an_approval_from_before_lets_nothing_pass() -> None:
+    world = await with_stable(approval="Manual")
+    uid = await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "AwaitingApproval")
+    world.annotate(pause="true")
+    world.annotate(approve=uid, requested_by="ann")
+    await world.settle(ticks=2)
+    world.cluster.edit(
+        kind="ModelEndpoint", namespace="ml", name="router", change=lambda found: found.__setitem__("status", {})
+    )
+    world.annotate(pause=None)
+    await world.run(until=lambda status: status.step is not None and status.step.stage == "Approval")
+    status = await world.settle(ticks=5)
+    assert (status.phase, AGAIN in told(status)) == ("AwaitingApproval", True)
+
+
+async def test_an_approval_that_the_operator_before_called_void_accepts_no_regression() -> None:
+    """It noted no approvals: the step said that the one that is there was given before the version was held."""
+    world = await with_stable(approval="Manual", onRegression="Pause")
+    uid = await offer(world, "v2")
+    await world.run(until=lambda status: status.step is not None and status.step.name == "half")
+    world.annotate(approve=uid, requested_by="ann")
+    await world.settle(ticks=2)
+    world.qualities["v2"].bad = 0.9
+    await world.run(until=lambda status: status.phase == "Paused")
+
+    def as_before(found: dict[str, Any]) -> None:
+        del found["status"]["approval"]
+        found["status"]["step"]["voidApproval"] = True
+
+    world.cluster.edit(kind="ModelEndpoint", namespace="ml", name="router", change=as_before)
+    status = await world.settle(ticks=5)
+    assert (status.phase, AGAIN in (status.message or "")) == ("Paused", True)
+    await approve_again(world, uid)
+    status = await world.run(until=lambda status: status.step is not None and status.step.stage == "Approval")
+    assert status.step is not None
+    assert status.step.accepted is not None
+
+
+class ForgetfulCluster(CrashingCluster):
+    """Its CRD is older than the operator: it knows `step.voidApproval`, and no `status.approval`."""
+
+    async def replace_status(self, *, manifest: Manifest) -> Manifest:
+        kept = {name: value for name, value in manifest["status"].items() if name != "approval"}
+        return await super().replace_status(manifest=manifest | {"status": kept})
+
+
+async def test_where_the_apiserver_forgets_approvals_one_from_before_a_regression_accepts_none() -> None:
+    world = await with_stable(approval="Manual", onRegression="Pause")
+    world.restart_operator(cluster=lambda inner: ForgetfulCluster(inner=inner))
+    uid = await offer(world, "v2")
+    await world.run(until=lambda status: status.step is not None and status.step.name == "half")
+    world.annotate(approve=uid, requested_by="ann")
+    world.qualities["v2"].bad = 0.9
+    await world.run(until=lambda status: status.phase == "Paused")
+    status = await world.settle(ticks=4)
+    assert (status.phase, AGAIN in (status.message or "")) == ("Paused", True)
+    await approve_again(world, uid)
+    status = await world.run(until=lambda status: status.versions[-1].name == "v2")
+    assert (status.versions[-1].outcome, status.versions[-1].by, status.versions[-1].proven) == (
+        "Promoted", "bob", False
+    )  # fmt: skip
+
+
+async def test_an_approval_that_was_used_is_not_void_while_another_version_waits() -> None:
+    world = await with_stable(approval="Manual")
+    uid = await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "AwaitingApproval")
+    world.annotate(approve=uid, requested_by="ann")
+    await world.run(until=serving("v2"))
+    await offer(world, "v3", **HELD, baseline="2")
+    status = await world.run(until=lambda status: status.held)
+    assert told(status) == ""
+
+
+async def test_back_to_a_version_whose_regression_under_guard_was_accepted_is_not_back_to_a_proven_one() -> None:
+    world = await with_stable(onRegression="Pause", steps=[], guard={"durationSeconds": 60, "holdbackPercent": 20})
+    v2 = await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Guarding")
+    world.qualities["v2"].bad = 0.9
+    await world.run(until=lambda status: status.phase == "Paused")
+    world.annotate(approve=v2, requested_by="ann")
+    world.qualities["v2"].bad = 0.0
+    status = await world.run(until=serving("v2"))
+    assert (status.versions[-1].proven, "(accepted by ann)" in status.versions[-1].reason) == (False, True)
+    v3 = await offer(world, "v3", baseline="2")
+    await world.run(until=serving("v3"))
+    world.annotate(rollback=v3)
+    status = await world.run(until=serving("v2"))
+    assert status.stable is not None
+    assert (status.stable.proven, "(accepted by ann)" in (status.stable.unproven or "")) == (False, True)
+
+
+async def test_what_an_operator_before_began_is_not_said_to_have_been_stable() -> None:
+    world = await with_stable()
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.candidate)
+    forget = lambda found: [found["status"]["candidate"].pop(name, None) for name in ("proven", "unproven")]  # noqa: E731
+    world.cluster.edit(kind="ModelEndpoint", namespace="ml", name="router", change=forget)
+    last = (await world.run(until=serving("v2"))).versions[-1]
+    assert (last.proven, last.reason) == (None, "not known to be proven: begun by an operator that did not record it")
+
+
+async def test_an_approval_from_before_an_upgrade_that_words_the_hold_otherwise_counts() -> None:
+    """Noted by the operator before, or only given."""
+    for noted in (True, False):
+        world = await with_stable()
+        uid = await offer(world, "v2", **HELD)
+        await world.run(until=lambda status: status.held)
+        world.annotate(pause="true", requested_by="ann")
+        world.annotate(approve=uid)
+        await world.settle(ticks=2)
+
+        def as_before(found: dict[str, Any], *, noted: bool = noted) -> None:
+            found["status"]["held"]["reason"] = "in other words"
+            if not noted:
+                del found["status"]["approval"]
+
+        world.cluster.edit(kind="ModelEndpoint", namespace="ml", name="router", change=as_before)
+        world.annotate(pause=None)
+        await world.run(until=serving("v2"))
+
+
+async def test_an_older_held_version_can_be_approved() -> None:
+    world = await with_stable()
+    uid = await offer(world, "v2", **HELD)
+    await world.run(until=lambda status: status.held)
+    await offer(world, "v3", **HELD)
+    await world.run(until=lambda status: status.held and status.held.name == "v3")
+    world.annotate(pause="true", requested_by="ann")
+    world.annotate(approve=uid)
+    status = await world.settle(ticks=3)
+    assert told(status) == ""
+    world.annotate(pause=None)
+    status = await world.run(until=serving("v2"))
+    assert (status.held.name if status.held else "", told(status)) == ("v3", "")
 
 
 async def test_an_endpoint_that_is_too_large_for_its_status_says_so() -> None:
@@ -301,6 +575,26 @@ async def test_an_annotation_for_another_version_does_nothing() -> None:
     world.annotate(approve=None, reject=None, rollback=None)
     await world.settle(ticks=3)
     assert not [each for each in (await world.status()).conditions if each.type == "RequestVoid"]
+
+
+async def test_a_gateway_of_the_operator_before_may_be_restarted_as_ever() -> None:
+    """It has no record yet, and somebody has restarted it: when is not ours to put back."""
+    world = await with_stable()
+    name: dict[str, Any] = {"namespace": "ml", "name": "router-gateway"}
+
+    def restart(found: Any, at: str) -> None:
+        template = found["spec"]["template"]["metadata"]
+        template["annotations"] = {**template.get("annotations", {}), "kubectl.kubernetes.io/restartedAt": at}
+
+    world.cluster.remove(kind="ControllerRevision", **name)
+    world.cluster.edit(kind="Deployment", **name, change=lambda found: restart(found, "then"))
+    await world.settle()
+    world.cluster.edit(kind="Deployment", **name, change=lambda found: restart(found, "now"))
+    await world.settle()
+    found = await world.cluster.get(kind="Deployment", **name)
+    assert found is not None
+    assert found["spec"]["template"]["metadata"]["annotations"] == {"kubectl.kubernetes.io/restartedAt": "now"}
+    assert "Contested" not in {each.type for each in (await world.status()).conditions}
 
 
 async def test_paused_nothing_moves_but_a_regression_does() -> None:
@@ -381,10 +675,13 @@ async def test_restored_without_a_status_goes_on_to_serve() -> None:
 
 
 async def restored(world: EndpointWorld) -> None:
-    """What a backup tool does: the children stay, without an owner; the objects come again, without status and UID."""
+    """What a backup tool does: the children stay, without an owner; the objects come again, without status and UID.
+    Pods that lost their owner are taken up again by what selects them."""
     kinds = ("ModelVersion", "ModelEndpoint")
     backup = [each for kind in kinds for each in await world.cluster.list(kind=kind, namespace="ml")]  # type: ignore[arg-type]
     for kind, namespace, name in world.cluster.snapshot():
+        if kind == "Pod":
+            continue
         world.cluster.edit(
             kind=kind,  # type: ignore[arg-type]
             namespace=namespace,
@@ -480,6 +777,32 @@ async def test_gateways_come_and_go() -> None:
     assert outcomes(status)[-1] == ("v2", "Promoted")
 
 
+@pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "an old one put back"])
+async def test_gateways_follow_again_when_somebody_took_their_routes_away(deleted: bool) -> None:
+    """They take newer routes only: those that are written then must be newer to them."""
+    world = await with_stable()
+    uid = await offer(world, "v2")
+    old = await world.cluster.get(kind="ConfigMap", namespace="ml", name="router-routes")
+    assert old is not None
+    await world.run(until=lambda status: status.phase == "Canary")
+    await world.settle(ticks=3)
+    if deleted:
+        world.cluster.remove(kind="ConfigMap", namespace="ml", name="router-routes")
+    else:
+        world.cluster.edit(
+            kind="ConfigMap",
+            namespace="ml",
+            name="router-routes",
+            change=lambda found: void(found.__setitem__("data", old["data"])),
+        )
+    world.annotate(reject=uid)
+    await world.run(until=serving("v1"))
+    await world.settle()
+    assert await world.servers() == ["v1"]
+    routes = [[each.name for each in found.routes.variants.values()] for found in world.gateways if found.routes]
+    assert routes == [["v1"], ["v1"]]
+
+
 async def test_a_second_look_writes_nothing() -> None:
     world = await with_stable()
     await offer(world, "v2")
@@ -489,6 +812,28 @@ async def test_a_second_look_writes_nothing() -> None:
         before = world.cluster.snapshot()
         await world.reconcile()
         assert world.cluster.snapshot() == before
+
+
+async def test_a_shadow_that_drops_requests_is_not_written_at_every_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await with_stable(shadow={"percent": 100, "minSamples": 10_000, "maxDurationSeconds": 600})
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Shadowing")
+    process = type(world.gateways[0])
+    told = process.observations
+
+    def under_load(gateway: Any) -> Any:
+        said = told(gateway)
+        dropped = [each.model_copy(update={"dropped": each.sampled - 1}) for each in said.shadow]
+        return said.model_copy(update={"shadow": dropped})
+
+    monkeypatch.setattr(process, "observations", under_load)
+    await world.settle(ticks=10)
+    assert "dropped under load" in ((await world.status()).message or "")
+    written = set()
+    for _ in range(20):
+        await world.settle(ticks=1)
+        written.add((await world.endpoint()).metadata.resource_version)
+    assert len(written) <= 5, "what flows is written every five seconds"
 
 
 async def test_old_records_go_and_the_one_to_go_back_to_stays() -> None:
@@ -521,7 +866,7 @@ async def test_an_approval_from_before_does_not_accept_a_regression() -> None:
     await world.run(until=lambda status: status.phase == "Canary")
     world.qualities["v2"].bad = 0.8
     status = await world.run(until=lambda status: status.phase == "Paused")
-    assert "remove the annotation and approve it" in (status.message or "")
+    assert AGAIN in (status.message or "")
     status = await world.settle(ticks=30)
     assert status.phase == "Paused"
     world.annotate(approve=None)
@@ -556,6 +901,10 @@ async def test_what_was_rolled_back_is_not_what_one_goes_back_to() -> None:
     assert status.stable is not None
     assert status.stable.name == "v1"
     assert "there is no other version that was stable before" in (status.message or "")
+    world.annotate(pause=None)
+    await world.settle(ticks=3)
+    await offer(world, "v3")
+    await world.run(until=serving("v3"))
 
 
 async def test_an_endpoint_without_a_gateway_is_not_ready_and_does_not_say_that_it_serves() -> None:
@@ -570,3 +919,68 @@ async def test_an_endpoint_without_a_gateway_is_not_ready_and_does_not_say_that_
     world.gateways_ready = True
     await world.settle()
     assert (await world.status()).message == "v1 serves all requests"
+
+
+async def test_a_gateway_that_is_not_heard_of_is_named_while_a_rollout_waits_for_it() -> None:
+    """As where a NetworkPolicy keeps its reports away."""
+    world = await with_stable()
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Canary")
+    world.gateways[0].unheard = True
+    name = world.gateways[0].name
+    await world.run(until=lambda status: f"nothing is heard from {name}: it must reach" in (status.message or ""))
+    world.gateways[0].unheard = False
+    await world.run(until=lambda status: "nothing is heard" not in (status.message or ""), ticks=5)
+
+
+async def test_why_no_gateway_is_ready_is_said() -> None:
+    world = await with_stable()
+    world.gateways_ready = False
+    refused = {
+        "type": "ReplicaFailure",
+        "status": "True",
+        "message": 'pods "router-gateway" is forbidden: exceeded quota',
+    }
+    world.cluster.edit(
+        kind="Deployment",
+        namespace="ml",
+        name="router-gateway",
+        change=lambda found: found["status"].update(readyReplicas=0, conditions=[refused]),
+    )
+    await world.reconcile()
+    (available,) = [each for each in (await world.status()).conditions if each.type == "Available"]
+    assert (available.status, available.reason) == ("False", "GatewayNotReady")
+    assert available.message == 'no gateway is ready: pods "router-gateway" is forbidden: exceeded quota'
+
+
+async def test_an_upgrade_under_guard_leaves_it_its_measure() -> None:
+    """What the old operator kept cannot be read, and no gateway has reported to the new one at its first look."""
+    world = await with_stable()
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Guarding")
+
+    def older(found: Manifest) -> None:
+        found["data"] = {ANALYSIS_KEY: json.dumps({**json.loads(found["data"][ANALYSIS_KEY]), "version": 1})}
+
+    world.cluster.edit(kind="ConfigMap", namespace="ml", name="router-analysis", change=older)
+    world.cluster.edit(
+        kind="ModelEndpoint", namespace="ml", name="router", change=lambda found: found["status"].pop("next")
+    )
+    world.restart_operator()
+    await world.reconcile()
+    await world.settle(ticks=3)
+    world.qualities["v2"].error = 0.5
+    status = await world.run(until=lambda status: status.phase in ("RollingBack", "Idle"))
+    assert status.phase == "RollingBack", status.analysis
+
+
+async def test_no_event_says_that_a_first_version_serves_which_no_gateway_answers_for() -> None:
+    world = EndpointWorld()
+    world.gateways_ready = False
+    await world.create(endpoint_manifest())
+    await world.create(version_manifest("v1"))
+    await world.settle()
+    assert (await world.status()).stable is not None
+    serving = [each.message for each in world.cluster.events if each.reason == "Serving"]
+    assert serving == [], "its message would be that no request is answered"
+    assert any(each.reason == "GatewayNotReady" for each in world.cluster.events)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.endpoint.observe import _is_living_gateway
 from finetune_operator.endpoint.observed import Server
-from finetune_operator.endpoint.servers import server_of
-from finetune_operator.observe_endpoint import _is_living_gateway
+from finetune_operator.endpoint.serving.servers import server_of
 
 ENDED = {"terminated": {"exitCode": 66, "reason": "Error", "message": '{"reason": "InputNotFound", "message": "gone"}'}}
 
@@ -50,7 +50,7 @@ def test_a_crash_loop_of_what_fetches_is_named() -> None:
     [
         (
             {"state": {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}},
-            "container istio-proxy: ErrIm",
+            "container istio-proxy cannot start (ErrIm",
         ),
         ({"state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}}, "container istio-proxy cannot"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,13 +12,13 @@ from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
 from finetune_api.run import ServeOrder
 from finetune_gateway.config import GatewayConfig
-from finetune_operator.config import OperatorConfig
-from finetune_operator.endpoint.gateway import gateway_manifests
+from finetune_operator.attempts.manifests import RUN_KEY
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.ports import Door
 from finetune_operator.endpoint.names import owned
-from finetune_operator.endpoint.server_guards import server_budget, server_policy
-from finetune_operator.endpoint.serving import render_revision, rendered, scaled, unservable
-from finetune_operator.job.pod_template import RUN_KEY
-from finetune_operator.ports import Door
+from finetune_operator.endpoint.serving.gateway import gateway_manifests
+from finetune_operator.endpoint.serving.guards import server_budget, server_policy
+from finetune_operator.endpoint.serving.manifests import render_revision, rendered, scaled, unservable
 
 VLLM_CONFIG = OperatorConfig(trainer_image="trainer:1", gateway_image="gateway:1", vllm_image="vllm/vllm-openai:v0")
 
@@ -132,6 +131,19 @@ def test_servers_keep_to_what_was_evaluated_also_of_versions_that_do_not_name_it
     assert ServeOrder.model_validate_json(order["data"][RUN_KEY]).context_tokens == limit
 
 
+@pytest.mark.parametrize("runtime", ["Transformers", "VLLM"])
+def test_servers_compute_as_was_evaluated(runtime: str) -> None:
+    served = endpoint(serving={"runtime": runtime, "gpus": 1})
+    recorded = version()
+    evaluation = recorded.spec.evaluation.to_dict() | {"precision": "FP32"}
+    manifests = rendered(render_revision(endpoint=served, version=version(evaluation=evaluation), config=CONFIG))
+    (order,) = [each for each in manifests if each["kind"] == "ConfigMap"]
+    assert ServeOrder.model_validate_json(order["data"][RUN_KEY]).precision == "FP32"
+    (deployment,) = [each for each in manifests if each["kind"] == "Deployment"]
+    command = deployment["spec"]["template"]["spec"]["containers"][0].get("command", [])
+    assert runtime == "Transformers" or " --dtype float32" in " ".join(command)
+
+
 def test_what_vllm_cannot_serve_is_told() -> None:
     served = endpoint(serving={"runtime": "VLLM", "gpus": 1})
     odd = version(method={"type": "IA3"})
@@ -189,7 +201,9 @@ def test_pods_that_do_not_serve_hold_up_no_drain() -> None:
 
 
 def test_ids_may_be_left_to_the_cluster() -> None:
-    ranges = replace(CONFIG, run_as_user=None, run_as_group=None, fs_group=None, seccomp_profile=None)
+    ranges = CONFIG.model_copy(
+        update={"run_as_user": None, "run_as_group": None, "fs_group": None, "seccomp_profile": None}
+    )
     for each in gateway_manifests(endpoint=endpoint(), config=ranges, door=None):
         if each["kind"] == "Deployment":
             security = each["spec"]["template"]["spec"]["securityContext"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.endpoint.settling import APPLIED_ANNOTATION, drift, settled
-from finetune_operator.ports import Manifest
+from finetune_operator.core.ports import Manifest
+from finetune_operator.endpoint.settling import APPLIED_ANNOTATION, covers, differences, settled
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 WANTED: Manifest = {
@@ -134,9 +134,8 @@ def test_what_somebody_changed_is_put_back_and_said(managers: list[Any], spec: d
 def test_an_element_of_a_list_that_somebody_took_is_named() -> None:
     changed = live(managed(env='k:{"name":"B"}', others=[SET_ENV]))
     changed["spec"]["template"]["spec"]["containers"][0]["env"] = [{"name": "A", "value": "2"}]
-    assert list(drift(wanted=WANTED, live=changed)) == [
-        ("spec", "template", "spec", "containers", "server", "env", "A")
-    ]
+    path = ("spec", "template", "spec", "containers", "server", "env", "A")
+    assert list(differences(wanted=WANTED, live=changed)) == [(path, False)]
     found = settled(wanted=WANTED, live=changed, now=NOW)
     assert found.contested is not None
     assert "kubectl-set changed spec.template.spec.containers.server.env.A" in found.contested
@@ -146,7 +145,45 @@ def test_what_others_add_is_theirs() -> None:
     added = live(managed())
     added["spec"]["template"]["spec"]["containers"][0]["env"] = [{"name": "A", "value": "1"}, {"name": "B"}]
     added["spec"]["template"]["spec"]["containers"].append({"name": "mesh-proxy"})
-    assert not list(drift(wanted=WANTED, live=added))
+    assert not list(differences(wanted=WANTED, live=added))
+
+
+@pytest.mark.parametrize(
+    ("container", "words"),
+    [
+        ({"args": ["other"]}, "args"),
+        ({"resources": {"requests": {"cpu": "1", "memory": "2Gi"}}}, "resources.requests.memory"),
+        ({"resources": {"requests": {"cpu": "1"}}}, "resources.requests.memory"),
+    ],
+)
+def test_what_admission_made_of_a_field_is_said_and_left(container: dict[str, Any], words: str) -> None:
+    """The field stays ours: to apply it again would have the same come of it."""
+    bent = live(managed())
+    bent["spec"]["template"]["spec"]["containers"][0] |= container
+    found = settled(wanted=WANTED, live=bent, now=NOW)
+    assert (found.apply, found.look_again) == (None, None)
+    assert found.contested is not None
+    assert f"a mutating policy or webhook changed spec.template.spec.containers.server.{words} as" in found.contested
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("1000m", "1", True),
+        (2, "2", True),
+        ("1024Mi", "1Gi", True),
+        ("0.5", "500m", True),
+        ("1e3", "1k", True),
+        ("1M", "1Mi", False),
+        ("2", "3", False),
+        (True, "1", False),
+        (1, True, True),
+        ("1..2", "1.2", False),
+        ("1e9999999", "1", False),
+    ],
+)
+def test_quantities_are_compared_by_what_they_mean(one: Any, other: Any, same: bool) -> None:
+    assert covers(live=other, wanted=one) is same
 
 
 def test_pauses_grow_while_somebody_goes_on_and_the_quarrel_is_forgotten() -> None:

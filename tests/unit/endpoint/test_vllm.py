@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from finetune_api.modelversion import ModelVersionSpec
-from finetune_operator.endpoint.vllm import NotServableError, vllm_arguments
+from finetune_operator.endpoint.serving.vllm import NotServableError, vllm_arguments
 
 VALID = Path(__file__).parents[2] / "data" / "valid_version.yaml"
 

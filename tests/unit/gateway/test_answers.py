@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_gateway.answers import Answer, measures, whole
-from finetune_gateway.event_stream import EventStream
-from finetune_gateway.openai_format import parse_request
+from finetune_gateway.answers import Answer, measures, streamed, whole
+from finetune_gateway.event_stream import HEARTBEAT, EventStream
+from finetune_gateway.openai_format import Sender, parse_request
 from finetune_gateway.quality import fault_of_answer
 
 
@@ -32,8 +33,11 @@ def with_usage(stream: bytes) -> bytes:
     return body + last + done + rest
 
 
+SENDER = Sender(answer_id="an-id", model="router", created=7)
+
+
 def read(body: bytes) -> tuple[EventStream, bytes]:
-    events = EventStream()
+    events = EventStream(own=SENDER.own)
     return events, events.feed(body) + events.end()
 
 
@@ -42,6 +46,11 @@ def read(body: bytes) -> tuple[EventStream, bytes]:
     [
         (GOOD, None),
         (GOOD.replace(b"\n", b"\r\n"), None),
+        (GOOD.replace(b"\n", b"\r"), None),
+        (b"\xef\xbb\xbf" + GOOD, None),
+        (b"retry: 3000\n\n" + GOOD, None),
+        (DONE, "the answer holds nothing"),
+        (event("he") + event("", "abort") + DONE, "it ended with finish_reason abort"),
         (event("hey") + DONE, None),
         (event("hey", "stop"), None),
         (event("hey", "stop") + b"data: [DONE]", None),
@@ -62,17 +71,59 @@ def test_what_is_wrong_with_a_stream(body: bytes, fault: str | None) -> None:
     assert read(body)[0].fault == fault
 
 
-def test_events_with_usage_are_handed_on_as_they_came() -> None:
+def documents(passed: bytes) -> list[dict[str, Any]]:
+    """What a client reads of whole events that end with [DONE]."""
+    *events, done, rest = passed.split(b"\n\n")
+    assert (done, rest) == (b"data: [DONE]", b"")
+    return [json.loads(each.removeprefix(b"data: ")) for each in events]
+
+
+def test_events_keep_what_was_generated_and_usage() -> None:
     events, passed = read(with_usage(GOOD))
-    assert (passed, events.text, events.finish) == (with_usage(GOOD), "hey", "stop")
+    one, other, last = documents(passed)
+    assert [each["choices"][0]["delta"]["content"] for each in (one, other)] == ["he", "y"]
+    assert (one["usage"], last["choices"], last["usage"]) == (None, [], {"completion_tokens": 2})
+    assert (events.text, events.finish) == ("hey", "stop")
+
+
+VLLM = {
+    "id": "chatcmpl-8b2b91720edd4372b0579e89255b4828",
+    "object": "chat.completion.chunk",
+    "created": 1,
+    "model": "/models/v2",
+    "system_fingerprint": "vllm-0.22.1-tp8-ep-d2102000",
+    "prompt_token_ids": None,
+    "choices": [{"index": 0, "delta": {"content": "hey"}, "finish_reason": "stop"}],
+}
+
+
+@pytest.mark.parametrize("separator", ["\n", "\r\n", "\r"])
+def test_nothing_but_what_was_generated_tells_the_version(separator: str) -> None:
+    stream = f"event: v2\nid: 5\nretry: 3\n: v2\ndata: {json.dumps(VLLM)}\n\ndata:[DONE]\n\n"
+    (document,) = documents(read(stream.replace("\n", separator).encode())[1].replace(HEARTBEAT, b""))
+    kept = {name: VLLM[name] for name in ("object", "choices")}
+    assert document == {"id": "an-id", "created": 7, "model": "router", **kept}
+    assert SENDER.own({"object": "list", "model": "v2", "label": "a", "data": [], "host": "v2"}) == {
+        "model": "router",
+        "object": "list",
+        "label": "a",
+        "data": [],
+    }
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"\r"])
+@given(cuts=st.lists(st.integers(0, len(GOOD)), max_size=8))
+def test_however_it_is_cut_it_is_the_same_answer(separator: bytes, cuts: list[int]) -> None:
+    stream = GOOD.replace(b"\n", separator).replace(b'"he"', '"h\N{SNOWMAN}"'.encode())
+    events, edges = EventStream(own=SENDER.own), sorted({0, len(stream), *cuts})
+    passed = b"".join(events.feed(stream[one:other]) for one, other in pairwise(edges)) + events.end()
+    assert (passed, events.text, events.fault) == (read(stream)[1], read(stream)[0].text, None)
 
 
 @given(st.lists(st.integers(0, len(GOOD)), max_size=8), st.integers(0, len(GOOD)))
-def test_however_it_is_cut_a_client_has_whole_events(cuts: list[int], end: int) -> None:
-    events, edges = EventStream(), sorted({0, end, *(cut for cut in cuts if cut < end)})
-    passed = b"".join(events.feed(GOOD[one:other]) for one, other in pairwise(edges))
-    assert GOOD[:end].startswith(passed)
-    passed += events.end()
+def test_however_it_breaks_off_a_client_has_whole_events(cuts: list[int], end: int) -> None:
+    events, edges = EventStream(own=SENDER.own), sorted({0, end, *(cut for cut in cuts if cut < end)})
+    passed = b"".join(events.feed(GOOD[one:other]) for one, other in pairwise(edges)) + events.end()
     assert passed == b"" or passed.endswith(b"\n\n"), "another event may follow"
     assert all(
         part.strip() == b"[DONE]" or json.loads(part)
@@ -83,11 +134,17 @@ def test_however_it_is_cut_a_client_has_whole_events(cuts: list[int], end: int) 
 
 
 def test_comments_are_handed_on_at_once_and_events_without_end_are_not_kept() -> None:
-    events = EventStream()
-    assert events.feed(b": wait\n") == b": wait\n"
-    endless = b"data: " + b"x" * (3 << 20)
-    assert events.feed(endless) == endless
-    assert (events.text, events.fault) == (None, None), "it is not judged"
+    events = EventStream(own=SENDER.own)
+    assert events.feed(b": wait\n") == HEARTBEAT
+    for _ in range(50):
+        assert events.feed(b"data: " + b"x" * (1 << 16) + b"\n") == b""
+    assert events.fault == "an event is longer than 1048576 characters"
+
+
+def test_of_several_choices_the_first_is_judged() -> None:
+    second = event("NO", "length").replace(b'"index": 0', b'"index": 1')
+    events, _ = read(event("he") + second + event("y", "stop") + DONE)
+    assert (events.text, events.finish) == ("hey", "stop")
 
 
 @pytest.mark.parametrize(
@@ -95,9 +152,13 @@ def test_comments_are_handed_on_at_once_and_events_without_end_are_not_kept() ->
     [
         (200, b'{"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}', False, False),
         (200, b'{"choices": [{"message": {"content": null, "tool_calls": [{}]}}]}', False, False),
+        (200, b'{"choices": [{"message": {"content": "", "tool_calls": [{}]}}]}', False, False),
         (200, b'{"label": "movies"}', False, False),
         (200, b'{"object": "list", "data": [{"label": "movies"}]}', False, False),
         (200, b'{"error": {"message": "no"}}', True, False),
+        (200, b'{"choices": [{"message": {"content": "h"}, "finish_reason": "abort"}]}', True, False),
+        (204, b"", True, False),
+        (307, b"", True, False),
         (200, b"{}", True, False),
         (200, b"<html>", True, False),
         (400, b"{}", False, True),
@@ -110,6 +171,17 @@ def test_what_has_become_of_a_request(status: int, body: bytes, failed: bool, re
     answer = whole(status=status, body=body, seconds=0.1)
     assert (answer.failed, answer.refused) == (failed, refused)
     assert fault_of_answer(answer, json_expected=False, limited=False) is None, "a tool call is no empty answer"
+
+
+def test_a_call_of_a_tool_is_no_empty_answer_in_a_stream_either() -> None:
+    """Of a pair stable's answer may be streamed, while the candidate's never is: both are judged alike."""
+    said = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}\n\n'
+    call = b'data: {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0}]}}]}\n\n'
+    end = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}\n\n'
+    called = streamed(events=read(said + call + end + DONE)[0], seconds=0.1)
+    empty = streamed(events=read(said + end + DONE)[0], seconds=0.1)
+    assert fault_of_answer(called, json_expected=True, limited=True) is None
+    assert fault_of_answer(empty, json_expected=False, limited=True) == "empty"
 
 
 def test_an_answer_cut_off_by_another_limit_than_the_client_s_is_a_bad_one() -> None:

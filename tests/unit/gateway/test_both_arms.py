@@ -22,7 +22,7 @@ from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.tally import Tally, User
 
 LIMIT, OVERDUE, CAP = 4.0, 8.0, 3
-SOMEBODY = User(name="10.0.0.9", shared=True)
+SOMEBODY = User(source="10.0.0.9")
 COUNTS = ("requests", "errors", "slow", "clients", "client_errors", "capped")
 
 
@@ -39,7 +39,7 @@ class Behaviour:
 
 BEHAVIOURS = st.builds(
     Behaviour,
-    user=st.sampled_from([User(name=name) for name in "abc"] + [User(name="10.0.0.1", shared=True)]),
+    user=st.sampled_from([User(source="10.0.0.1", name=name) for name in "abc"] + [User(source="10.0.0.1")]),
     seconds=st.sampled_from([0.1, 3.9, 4.5, 7.9, 8.5, 20.0]),
     failed=st.booleans(),
     refused=st.booleans(),
@@ -103,7 +103,9 @@ def attempt(flights: Flights, clock: Clock, one: Behaviour, *, variant: str, fir
         flights.sweep_once(now=clock.now)
     flight.upstream = None
     failed, gone = one.failed or wait.cancelled, one.patience < one.seconds and not wait.cancelled
-    flights.end(flight, failed=failed, judged=not gone and not flight.left, refused=one.refused and not failed)
+    flights.end(
+        flight, failed=failed, judged=not gone and flight.given_up != "breaker", refused=one.refused and not failed
+    )
     return failed and elsewhere and not gone
 
 
@@ -178,7 +180,9 @@ def test_a_version_that_is_gone_is_left_also_for_one_that_is_overloaded(clock: C
 
 
 def test_one_user_whose_requests_are_all_wrong_is_one_voice(clock: Clock) -> None:
-    wrong = Behaviour(user=User(name="loud"), seconds=0.1, failed=False, refused=True, patience=100.0)
+    wrong = Behaviour(
+        user=User(source="10.0.0.1", name="loud"), seconds=0.1, failed=False, refused=True, patience=100.0
+    )
     counts = played([wrong] * 30, ["new"] * 30, clock)["new"]
     assert dict(zip(COUNTS, counts, strict=True)) == {
         "requests": CAP, "errors": 0, "slow": 0, "clients": 1, "client_errors": 1, "capped": 30 - CAP

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from finetune_api.routes import Breaker, Routes
 from finetune_gateway.breaker import BreakerState
-from finetune_gateway.openai_format import BadRequestError, parse_request, read_answer, without_stream
+from finetune_gateway.openai_format import (
+    BadRequestError,
+    error_in,
+    parse_request,
+    read_answer,
+    text_of,
+    without_stream,
+)
 from finetune_gateway.quality import fault_of, similarity
 from finetune_gateway.routing import choose, user_position
 
@@ -54,14 +61,6 @@ def test_an_open_breaker_sends_everybody_to_the_fallback() -> None:
     choice = choose(routes=routes(), headers={}, position=0.0, is_open=lambda rule, variant: variant == "new")
     assert choice is not None
     assert (choice.variant, choice.fallback) == ("old", None)
-
-
-def test_a_variant_that_is_not_ready_gets_nobody() -> None:
-    variants = routes().model_dump()["variants"]
-    variants["new"]["ready"] = False
-    choice = choose(routes=routes(variants=variants), headers={"x-team": "ml"}, position=0.0, is_open=closed)
-    assert choice is not None
-    assert choice.variant == "old"
 
 
 @given(st.text(min_size=1), st.floats(1, 49))
@@ -159,7 +158,28 @@ def test_request_is_understood() -> None:
     assert b"stream" not in without_stream(body=body)
 
 
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"error": {"message": "too long", "code": 400}}, "too long"),
+        ({"error": "too long"}, "too long"),
+        ({"object": "error", "message": "too long", "type": "BadRequestError", "param": None, "code": 400}, "too long"),
+        ({"detail": "too long"}, "too long"),
+        ({"detail": [{"loc": ["body", "n"], "msg": "too long"}, {"msg": "too many"}]}, "too long; too many"),
+        ({"message": 5}, "status 400 without a reason"),
+        ({}, "status 400 without a reason"),
+    ],
+)
+def test_why_a_version_refuses_is_handed_on(document: dict[str, Any], words: str) -> None:
+    assert error_in(document, status=400)["error"] == {
+        "message": words,
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "invalid_request",
+    }
+
+
 def test_texts_of_answers() -> None:
-    assert read_answer(body=b'{"choices": [{"message": {"content": "hi"}}]}')[0] == "hi"
-    assert read_answer(body=b'{"label": "movies", "scores": {}}')[0] == "movies"
-    assert read_answer(body=b"<html>")[0] is None
+    assert text_of({"choices": [{"message": {"content": "hi"}}]}) == ("hi", None)
+    assert text_of({"label": "movies", "scores": {}}) == ("movies", None)
+    assert text_of(read_answer(body=b"<html>")[0]) == (None, None)

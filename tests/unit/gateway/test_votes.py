@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import string
 import tracemalloc
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_gateway.request_id import Sealer, given_id, issuer_of, issuer_tag
-from finetune_gateway.tally import SHARED_WEIGHT, ArmKey, Tally, User
+from finetune_gateway.tally import ADDRESS_USERS, KEY_USERS, RENEWED_SECONDS, UNNAMED_USERS, ArmKey, Tally, User
 from finetune_gateway.votes import Votes
 
 STABLE, NEW = (3, "half", "old"), (3, "half", "new")
@@ -64,7 +65,6 @@ def test_an_id_tells_nothing_of_who_answered() -> None:
     assert len({each[:6] for each in texts}) == 1
     assert all(word not in each for each in texts for word in (b"old", b"new", b"half"))
     assert len({each[6:14] for each in texts}) == len({each[-8:] for each in texts}) == 3
-    assert known.arm_of(ids[2]) is None
     assert known.vote(request_id=ids[2], rating="down") == "unknown"
 
 
@@ -113,7 +113,9 @@ def test_what_clients_send_takes_a_fixed_room() -> None:
     tally = Tally(endpoint="router", gateway="gateway-0")
     tracemalloc.start()
     for number in range(50):
-        tally.request_of_user(epoch=1, variant="new", user=User(name=f"{number}" + "x" * 1_000_000))
+        user = User(source="y" * 1_000_000, name=f"{number}" + "x" * 1_000_000)
+        tally.weigh(epoch=1, variant="new", user=user, cap=50, now=0.0)
+    del user
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert kept < 100_000
@@ -122,13 +124,29 @@ def test_what_clients_send_takes_a_fixed_room() -> None:
         assert given_id({"X-Request-Id": wrong}) is None
 
 
-def test_clients_without_a_name_have_a_cap_as_well() -> None:
+CAP = 2
+
+
+def weighed(tally: Tally, users: Iterable[User], *, now: float = 0.0) -> tuple[int, int]:
+    """How many of these requests count, and how many are a user's voice."""
+    found = [tally.weigh(epoch=1, variant="new", user=user, cap=CAP, now=now) for user in users]
+    return sum(counts for counts, _ in found), sum(voice for _, voice in found)
+
+
+def test_a_user_counts_so_often_wherever_he_comes_from() -> None:
     tally = Tally(endpoint="router", gateway="gateway-0")
+    anns = [User(source=f"10.0.0.{number}", name="ann") for number in range(20)]
+    assert weighed(tally, anns) == (CAP, 1)
+    assert weighed(tally, anns, now=RENEWED_SECONDS) == (0, 0), "in an epoch, however long it is"
 
-    def counted(user: User, *, of: int) -> int:
-        asked = [tally.request_of_user(epoch=1, variant="new", user=user) for _ in range(of)]
-        return sum(number <= 5 * users for number, users in asked)
 
-    assert counted(User(name="ann"), of=20) == 5
-    assert counted(User(name="10.0.0.7", shared=True), of=500) == 5 * SHARED_WEIGHT
-    assert counted(User(name="10.0.0.7"), of=20) == 5, "a user of that name is somebody else"
+@pytest.mark.parametrize("has_key", [False, True], ids=["address", "key"])
+def test_who_names_no_users_stands_for_some_and_who_makes_them_up_for_no_more_than_so_many(has_key: bool) -> None:
+    tally = Tally(endpoint="router", gateway="gateway-0")
+    unnamed = [User(source="team-a", has_key=has_key)] * 5000
+    for renewed in range(3):
+        assert weighed(tally, unnamed, now=renewed * RENEWED_SECONDS) == (CAP * UNNAMED_USERS, UNNAMED_USERS)
+    most = KEY_USERS if has_key else ADDRESS_USERS
+    made_up = [User(source="team-a", has_key=has_key, name=f"u{number}") for number in range(3 * most)]
+    assert weighed(tally, made_up) == (CAP * most, CAP * most)
+    assert weighed(tally, [User(source="team-b", has_key=has_key, name="ann")] * 5) == (CAP, 1), "others count"

@@ -110,10 +110,9 @@ def test_missing_go_is_a_reason_to_skip(tmp_path: Path, monkeypatch: pytest.Monk
 def test_missing_debian_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.harness import prerequisites
 
-    monkeypatch.setattr(prerequisites, "DEBIAN_PACKAGES", {"containerd": "/nonexistent/a", "coreutils": "/bin/true"})
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(MissingPrerequisite, match=r"apt-get install --no-install-recommends containerd$"):
-        prerequisites.install_debian_packages()
+        prerequisites.install_debian_packages({"containerd": "/nonexistent/a", "coreutils": "/bin/true"})
 
 
 def test_an_images_layers_are_chained(tmp_path: Path) -> None:

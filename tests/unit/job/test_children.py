@@ -15,12 +15,13 @@ from tests.conformance.objects import CONFIG, START, all_results, digest, evalua
 from finetune_api.finetunejob import EvaluationStatus, FineTuneJob, StageName
 from finetune_api.modelversion import ModelVersion
 from finetune_api.run import run_adapter
+from finetune_operator.attempts.evaluation import baseline_order
+from finetune_operator.core.ports import Door, Manifest
 from finetune_operator.gates.policy import Judgement
 from finetune_operator.job.children import children_of
 from finetune_operator.job.plan import ResolvedPlan
 from finetune_operator.job.resolve import resolve
-from finetune_operator.job.version import baseline_order, version_manifest
-from finetune_operator.ports import Door, Manifest
+from finetune_operator.job.version import version_manifest
 
 DOOR = Door(url="https://finetune-door.finetune-system.svc", ca_bundle="-----BEGIN CERTIFICATE-----\nMII\n")
 

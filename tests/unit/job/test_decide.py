@@ -20,15 +20,16 @@ from tests.conformance.objects import (
 
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus, StageStatus, TrainerStatus
 from finetune_api.modelversion import ModelVersion
-from finetune_operator.config import OperatorConfig
-from finetune_operator.controller import ChildRef
+from finetune_operator.attempts.observed import Attempt, ChildJob
+from finetune_operator.attempts.pods import Ended, PodState
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.controller import ChildRef
+from finetune_operator.core.ports import Door, Progress
 from finetune_operator.gates.policy import Judgement
 from finetune_operator.job.decide import decide
 from finetune_operator.job.decision import Decision
-from finetune_operator.job.observed import Attempt, ChildJob, Observed, ObservedClaim
-from finetune_operator.job.pods import Ended, PodState
+from finetune_operator.job.observed import Observed, ObservedClaim
 from finetune_operator.job.version import version_manifest
-from finetune_operator.ports import Door, Progress
 
 SHARED = ObservedClaim(name="models", exists=True, access_modes=("ReadWriteMany",))
 
@@ -152,7 +153,8 @@ def test_a_claim_must_suit_its_pods(modes: tuple[str, ...], nodes: int, writable
     status = written(decide(observed(job(compute={"nodes": nodes}, **uris), claims=claims)))
     assert ready(status)[1] == ("ClaimNotShared" if refused else "Pending")
     if refused:
-        assert "models" in (status.message or "")
+        field = "spec.artifacts.uri" if writable else "spec.data.sources[0].uri"
+        assert f"{field}: PersistentVolumeClaim models has access mode" in (status.message or "")
         assert "ReadWriteMany" in (status.message or "")
 
 
@@ -171,7 +173,7 @@ def test_what_is_missing_is_waited_for_and_not_for_ever() -> None:
 def test_a_missing_claim_is_named() -> None:
     status = written(decide(observed(claims=(ObservedClaim(name="models", exists=False),))))
     assert ready(status) == ("False", "ClaimNotFound")
-    assert "models" in (status.message or "")
+    assert "spec.artifacts.uri: PersistentVolumeClaim models does not exist here" in (status.message or "")
 
 
 def test_a_baseline_of_another_task_is_refused() -> None:

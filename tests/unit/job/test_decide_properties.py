@@ -13,13 +13,14 @@ from tests.conformance.objects import CONFIG, START, evaluate_result, job, prepa
 from finetune_api.finetunejob import STAGES, TERMINAL_PHASES, FineTuneJob, FineTuneJobStatus, TrainerStatus
 from finetune_api.modelversion import ModelVersion
 from finetune_api.results import Failure
-from finetune_operator.controller import ChildRef
-from finetune_operator.job.attempt import may_run
+from finetune_operator.attempts.judge import may_run
+from finetune_operator.attempts.observed import Attempt, AttemptKey, ChildJob
+from finetune_operator.attempts.pods import Ended, PodState
+from finetune_operator.core.controller import ChildRef
+from finetune_operator.core.ports import Progress
 from finetune_operator.job.decide import decide
 from finetune_operator.job.decision import Decision
-from finetune_operator.job.observed import Attempt, AttemptKey, ChildJob, Observed, ObservedClaim
-from finetune_operator.job.pods import Ended, PodState
-from finetune_operator.ports import Progress
+from finetune_operator.job.observed import Observed, ObservedClaim
 
 RESULTS = {"Prepare": prepare_result(), "Train": train_result(), "Evaluate": evaluate_result()}
 FAILURES = ("StoppedAfterCheckpoint", "Stopped", "PeerLost", "LossNotFinite", "OutOfMemory", "InputNotFound")

@@ -7,7 +7,7 @@ import re
 import pytest
 from tests.conformance.objects import job
 
-from finetune_operator.job.names import LONGEST_CHILD_NAME, child_name, version_name
+from finetune_operator.job.children import LONGEST_CHILD_NAME, child_name, version_name
 
 LABEL = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 """RFC 1035: what a Service may be called."""

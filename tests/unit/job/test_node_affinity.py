@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 from tests.conformance.objects import CONFIG, START, job, plan_of
-from tests.unit.job.test_attempt import failed, pod, running, said, verdict
+from tests.unit.attempts.test_judge import failed, pod, running, said, verdict
 
 from finetune_api.finetunejob import Restarts
+from finetune_operator.attempts.manifests import avoiding
+from finetune_operator.attempts.pods import PodState
+from finetune_operator.attempts.restarts import delay_seconds, in_series
+from finetune_operator.attempts.verdicts import Broken
 from finetune_operator.job.children import children_of
-from finetune_operator.job.node_affinity import avoiding
-from finetune_operator.job.pods import PodState
-from finetune_operator.job.restarts import delay_seconds, in_series
 from finetune_operator.job.stages import Results
-from finetune_operator.job.verdicts import Broken
 
 REQUIRED, PREFERRED = (f"{word}DuringSchedulingIgnoredDuringExecution" for word in ("required", "preferred"))
 

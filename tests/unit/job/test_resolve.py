@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from tests.conformance.objects import CONFIG, job, plan_of
 
-from finetune_operator.config import OperatorConfig
+from finetune_operator.core.config import OperatorConfig
 from finetune_operator.job.plan import ResolvedPlan, read_plan
-from finetune_operator.job.resolve import refusal
-from finetune_operator.job.uris import claims_of, refusal_of
+from finetune_operator.job.resolve import claims_of, refusal, refusal_of
 
 
 def test_a_plan_survives_its_storage() -> None:

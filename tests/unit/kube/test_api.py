@@ -10,11 +10,11 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client.configuration import Configuration
 
+from finetune_operator.core.ports import InvalidError, UnavailableError
 from finetune_operator.kube import api as api_module
 from finetune_operator.kube.api import Api
 from finetune_operator.kube.cluster import KubernetesCluster
-from finetune_operator.kube.request_metrics import resource_of
-from finetune_operator.ports import InvalidError, UnavailableError
+from finetune_operator.kube.process import resource_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PATH = "/api/v1/namespaces/a/configmaps"

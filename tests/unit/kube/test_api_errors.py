@@ -6,20 +6,22 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.kube.api import error_of
-from finetune_operator.ports import (
+from finetune_operator.core.ports import (
     AlreadyExistsError,
     ConflictError,
     InvalidError,
+    NotAllowedError,
     NotFoundError,
     UnavailableError,
 )
+from finetune_operator.kube.api import error_of
 
 RBAC = 'jobs.batch is forbidden: User "system:serviceaccount:a:b" cannot create resource "jobs" in API group "batch"'
 QUOTA = 'jobs.batch "x" is forbidden: exceeded quota: small, requested: count/jobs.batch=1, used: 1, limited: 1'
 ENDING = 'jobs.batch "x" is forbidden: unable to create new content in namespace a because it is being terminated'
 POLICY = "jobs.batch \"x\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no"
 WEBHOOK = 'admission webhook "w.example.org" denied the request: no'
+AWAY = 'Internal error occurred: failed calling webhook "w.example.org": failed to call webhook: connection refused'
 SECURITY = 'pods "x" is forbidden: violates PodSecurity "restricted:latest": privileged'
 
 
@@ -35,9 +37,10 @@ SECURITY = 'pods "x" is forbidden: violates PodSecurity "restricted:latest": pri
         (403, "Forbidden", POLICY, InvalidError),
         (403, "Forbidden", WEBHOOK, InvalidError),
         (403, "Forbidden", SECURITY, InvalidError),
-        (403, "Forbidden", RBAC, UnavailableError),
-        (403, "Forbidden", QUOTA, UnavailableError),
-        (403, "Forbidden", ENDING, UnavailableError),
+        (403, "Forbidden", RBAC, NotAllowedError),
+        (403, "Forbidden", QUOTA, NotAllowedError),
+        (403, "Forbidden", ENDING, NotAllowedError),
+        (500, "InternalError", AWAY, NotAllowedError),
         (500, "", "failed to create typed patch object (a/b): .x: field not declared in schema", InvalidError),
         (401, "Unauthorized", "Unauthorized", UnavailableError),
         (429, "TooManyRequests", "too many requests", UnavailableError),

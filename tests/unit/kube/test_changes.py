@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.kube.changes import Changes
-from finetune_operator.kube.watch import key_of
-from finetune_operator.ports import Key
+from finetune_operator.core.ports import Key
+from finetune_operator.kinds import concerned
+from finetune_operator.kube.watch import Changes
 
 JOB = {
     "kind": "FineTuneJob",
@@ -17,9 +17,11 @@ JOB = {
     "spec": {},
     "status": {"phase": "Pending"},
 }
+LABELS = {"finetune.dev/job": "router", "finetune.dev/owned-by": "FineTuneJob"}
+OF = "finetune.dev/endpoint"
 BATCH_JOB = {
     "kind": "Job",
-    "metadata": {"uid": "b", "name": "router-train-1", "namespace": "ml", "labels": {"finetune.dev/job": "router"}},
+    "metadata": {"uid": "b", "name": "router-train-1", "namespace": "ml", "labels": LABELS},
     "spec": {"suspend": False},
     "status": {"active": 1},
 }
@@ -94,6 +96,9 @@ def test_a_namesake_is_news() -> None:
 
 
 def test_whose_object_it_is() -> None:
-    assert key_of(manifest=JOB) == Key(kind="FineTuneJob", namespace="ml", name="router")
-    assert key_of(manifest=BATCH_JOB) == Key(kind="FineTuneJob", namespace="ml", name="router")
-    assert key_of(manifest=POD) is None
+    assert concerned(JOB) == Key(kind="FineTuneJob", namespace="ml", name="router")
+    assert concerned(BATCH_JOB) == Key(kind="FineTuneJob", namespace="ml", name="router")
+    assert concerned(POD) is None
+    version = changed({**BATCH_JOB, "kind": "ModelVersion"}, "metadata.labels", {**LABELS, OF: "support"})
+    assert concerned(version) == Key(kind="ModelEndpoint", namespace="ml", name="support")
+    assert concerned({**BATCH_JOB, "kind": "ModelVersion"}) is None

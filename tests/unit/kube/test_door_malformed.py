@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from finetune_operator.kube.door import door_application, serving
-from finetune_operator.kube.observations import ObservationInbox
+from finetune_operator.kube.inboxes import ObservationInbox
 
 TOKEN = "SECRET-OF-A-POD"
 

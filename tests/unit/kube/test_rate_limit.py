@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_operator.kube.rate_limit import RateLimit
+from finetune_operator.kube.door import RateLimit
 
 
 class Clock:

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_stats.budget import allocate
-from finetune_stats.ledger import Ledger, absorb, forget, ledger_from_dict
-from finetune_stats.weights import first_occurrences, user_weights, weight_of_next
+from finetune_stats.ledger import Ledger, absorb, ledger_from_dict
 
 WEIGHTS = st.dictionaries(st.sampled_from("abcdef"), st.floats(0.01, 100), min_size=1)
 
@@ -45,34 +44,6 @@ def test_impossible_budgets_are_refused(
         allocate(alpha=alpha, steps=steps, metrics=metrics)
 
 
-@settings(max_examples=50)
-@given(users=st.lists(st.sampled_from("abc"), max_size=30), cap=st.floats(0.1, 5))
-def test_no_user_weighs_more_than_the_cap(users: list[str], cap: float) -> None:
-    weights = user_weights(users=users, cap=cap)
-    assert ((weights > 0) & (weights <= 1)).all()
-    for user in set(users):
-        assert weights[np.array(users) == user].sum() <= cap + 1e-9
-
-
-def test_a_stream_gives_a_users_first_observations_their_weight() -> None:
-    used, weights = 0.0, []
-    for _ in range(4):
-        weights.append(weight_of_next(used=used, cap=2.5))
-        used += weights[-1]
-    assert weights == [1, 1, 0.5, 0]
-
-
-def test_a_cap_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="cap"):
-        user_weights(users=["a"], cap=0)
-
-
-def test_a_repeated_probe_prompt_counts_once() -> None:
-    fresh, seen = first_occurrences(keys=["p", "q", "p"], seen=frozenset())
-    again, seen = first_occurrences(keys=["q", "r"], seen=seen)
-    assert (fresh, again, seen) == ((True, True, False), (False, True), frozenset("pqr"))
-
-
 POSTS = st.lists(st.tuples(st.sampled_from(["boot-1", "boot-2"]), st.integers(0, 12)), max_size=40)
 
 
@@ -95,7 +66,6 @@ def test_sources_that_are_gone_can_be_dropped() -> None:
     ledger = Ledger(width=1)
     for source in ("boot-1", "boot-2"):
         ledger, _ = absorb(ledger, source=source, cumulative=(5.0,))
-    assert forget(ledger, keep={"boot-2"}).sources == (("boot-2", (5.0,)),)
 
 
 @pytest.mark.parametrize("cumulative", [(1.0,), (1.0, -2.0), (1.0, math.nan)])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.wrong_manifests import Manifest, valid
 
-from finetune_operator.ports import InvalidError
+from finetune_operator.core.ports import InvalidError
 from finetune_operator.validation import admit, validate, validate_status
 
 
@@ -32,7 +32,7 @@ SUBDOMAIN = (
     [
         ({"name": "Router"}, f'metadata.name: Invalid value: "Router": {SUBDOMAIN}'),
         ({"name": None}, "metadata.name: Required value: name or generateName is required"),
-        ({"name": "a" * 64}, "<nil>: Invalid value: metadata.name must have at most 63 characters"),
+        ({"name": "a" * 64}, f"<nil>: Invalid value: metadata.name: {'a' * 64} has more than 63 characters"),
         ({"namespace": "a.b"}, 'metadata.namespace: Invalid value: "a.b": must not contain dots'),
         (
             {"labels": {"team": 7}},

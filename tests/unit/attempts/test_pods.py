@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.conformance.objects import CONFIG, train_result
-from tests.unit.job.test_attempt import JOB, at, said
+from tests.unit.attempts.test_judge import JOB, at, said
 
-from finetune_operator.job.attempt import judge, may_run
-from finetune_operator.job.observed import Attempt
-from finetune_operator.job.pods import PodState, read_pod
-from finetune_operator.job.restarts import Cause
-from finetune_operator.job.verdicts import Broken, Running, Stopping, Succeeded, Verdict, Waiting
+from finetune_operator.attempts.judge import judge, may_run
+from finetune_operator.attempts.observed import Attempt
+from finetune_operator.attempts.pods import Ended, PodState, read_pod
+from finetune_operator.attempts.restarts import Cause
+from finetune_operator.attempts.verdicts import Broken, Running, Stopping, Succeeded, Verdict, Waiting
 
 RESULT = train_result().model_dump_json(by_alias=True, exclude_none=True)
 RUNS = {"running": {"startedAt": "2026-01-05T12:00:05Z"}}
@@ -34,11 +35,14 @@ def seen(
     phase: str = "Running",
     sidecar: dict[str, Any] | None = None,
     init: dict[str, Any] | None = None,
+    native: dict[str, Any] | None = None,
     **status: Any,
 ) -> PodState:
-    """A pod as the apiserver returns it; `sidecar` and `init` were injected and come first."""
+    """A pod as the apiserver returns it; `sidecar`, `init` and `native` were injected and come first. `native`: the
+    status of a sidecar of Kubernetes' own kind."""
     beside = [] if sidecar is None else [{"name": "istio-proxy", "state": sidecar}]
     before = [] if init is None else [{"name": "istio-init", "state": init}]
+    before += [] if native is None else [{"name": "linkerd-proxy", **native}]
     conditions = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-05T12:00:01Z"}]
     return read_pod(
         {
@@ -49,8 +53,12 @@ def seen(
             },
             "spec": {
                 "nodeName": "node1",
-                "initContainers": [{"name": "istio-init", "image": "istio/init:1"}],
+                "initContainers": [
+                    {"name": "istio-init", "image": "istio/init:1"},
+                    {"name": "linkerd-proxy", "image": "linkerd:1", "restartPolicy": "Always"},
+                ],
                 "containers": [{"name": "istio-proxy", "image": "istio/proxy:1"}, {"name": "trainer", "image": "t:1"}],
+                "volumes": [{"name": "istio-envoy", "emptyDir": {"medium": "Memory"}}],
             },
             "status": {
                 "phase": phase,
@@ -132,6 +140,60 @@ def test_training_goes_on_beside_a_sidecar_that_does_not(sidecar: dict[str, Any]
     found = verdict(seen(trainer=RUNS, sidecar=sidecar), now=CONFIG.image_pull_deadline_seconds + 10)
     assert isinstance(found, Running)
     assert "container istio-proxy" in found.trouble
+
+
+def test_a_sidecar_without_an_image_does_not_end_an_attempt_whose_own_image_is_long_in_coming() -> None:
+    """Kubelet goes on to the other containers: only init containers hold them up."""
+    pod = seen(trainer=waits("ContainerCreating"), sidecar=waits("ImagePullBackOff", "no such image"), phase="Pending")
+    found = verdict(pod, now=CONFIG.image_pull_deadline_seconds + 10)
+    assert isinstance(found, Waiting)
+    assert (found.reason, found.message) == (
+        "Starting",
+        "pod p0: container istio-proxy cannot start (ImagePullBackOff): no such image",
+    )
+
+
+def test_a_native_sidecar_that_is_up_is_not_what_the_pod_waits_for() -> None:
+    """Kubelet's Events are asked then: they tell of the image that is pulled."""
+    up = {"state": RUNS, "started": True, "ready": True}
+    found = verdict(seen(trainer=waits("ContainerCreating"), native=up, phase="Pending"), now=60)
+    assert isinstance(found, Waiting)
+    assert found.message == "pod p0: its containers are being made"
+    coming = verdict(seen(trainer=waits("PodInitializing"), native=up | {"started": False}, phase="Pending"), now=60)
+    assert isinstance(coming, Waiting)
+    assert coming.message == "pod p0: init container linkerd-proxy is running"
+
+
+@pytest.mark.parametrize(
+    ("state", "restarts", "trouble"),
+    [
+        (RUNS, 1, ""),
+        (RUNS, 3, "pod p0: sidecar linkerd-proxy ended 3 times (exit code 1): no certificate"),
+        (waits("CrashLoopBackOff"), 1, "pod p0: sidecar linkerd-proxy ended (exit code 1): no certificate"),
+    ],
+)
+def test_a_sidecar_that_came_back_is_no_trouble(state: dict[str, Any], restarts: int, trouble: str) -> None:
+    before = ended(1, message="no certificate")
+    sidecar = {"state": state, "lastState": before, "restartCount": restarts, "started": True, "ready": True}
+    found = verdict(seen(trainer=RUNS, native=sidecar), now=60)
+    assert isinstance(found, Running)
+    assert found.trouble == trouble
+
+
+def test_a_sidecar_that_fails_in_a_gang_is_no_interruption() -> None:
+    """Kubernetes takes a pod for failed in which any container was, and ends the gang: it would do so each time."""
+    done = seen(trainer=ended(0, message=RESULT), sidecar=ended(1, message="no certificate"), phase="Failed")
+    stopped = replace(done, name="p1", index=1, phase="Failed", trouble="", ended=Ended(exit_code=75, finished=at(60)))
+    job = replace(JOB, failed=True, failed_since=at(58))
+    attempt = Attempt(job=job, pods=(done, stopped))
+    found = judge(attempt=attempt, stage="Train", size=2, now=at(80), config=CONFIG)
+    assert isinstance(found, Broken)
+    assert (found.cause, found.reason) == (Cause.CONTAINER_FAILED, "SidecarFailed")
+    assert "pod p0 had done its part, but its container istio-proxy ended (exit code 1): no certif" in found.message
+    evicted = Attempt(job=job, pods=(done, replace(stopped, disruption="EvictionByEvictionAPI")))
+    found = judge(attempt=evicted, stage="Train", size=2, now=at(80), config=CONFIG)
+    assert isinstance(found, Broken)
+    assert found.cause is Cause.PREEMPTED
 
 
 def test_a_pod_without_containers_is_new() -> None:

@@ -10,12 +10,12 @@ import pytest
 from tests.conformance.objects import CONFIG, START, prepare_result, train_result
 
 from finetune_api.results import Failure
-from finetune_operator.controller import ChildRef
-from finetune_operator.job.attempt import judge, last_end, may_run
-from finetune_operator.job.observed import Attempt, ChildJob
-from finetune_operator.job.pods import Ended, PodState
-from finetune_operator.job.restarts import Cause
-from finetune_operator.job.verdicts import Absent, Broken, Running, Stopping, Succeeded, Verdict, Waiting
+from finetune_operator.attempts.judge import judge, last_end, may_run
+from finetune_operator.attempts.observed import Attempt, ChildJob, read_job
+from finetune_operator.attempts.pods import Ended, PodState, read_pod
+from finetune_operator.attempts.restarts import Cause
+from finetune_operator.attempts.verdicts import Absent, Broken, Running, Stopping, Succeeded, Verdict, Waiting
+from finetune_operator.core.controller import ChildRef
 
 JOB = ChildJob(ref=ChildRef(kind="Job", namespace="ml", name="router-train-1", uid="j"), created=START)
 DONE = Ended(exit_code=0, reason="Completed", message=train_result().model_dump_json(by_alias=True, exclude_none=True))
@@ -323,3 +323,91 @@ def test_a_pod_that_the_scheduler_never_looked_at_is_not_said_to_have_a_node() -
     found = verdict(pod(), now=CONFIG.start_deadline_seconds * 10)
     assert isinstance(found, Waiting)
     assert found.queued
+
+
+# -- what others saw go wrong -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        'Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ',
+        "Pod ephemeral local storage usage exceeds the total limit of containers 2Gi. ",
+        'Container trainer exceeded its local ephemeral storage limit "2Gi". ',
+    ],
+)
+def test_an_eviction_by_its_own_limit_is_its_own_failure(message: str) -> None:
+    """tektoncd/pipeline 6145. It would happen again each time, and interruptions have a hundred attempts."""
+    found = verdict(failed(137, disruption="Evicted", disruption_message=message, node="n"))
+    assert isinstance(found, Broken)
+    assert (found.cause, found.reason, found.node) == (Cause.CONTAINER_FAILED, "OutOfStorage", "")
+    assert message.strip() in found.message
+    node = verdict(failed(137, disruption="Evicted", disruption_message="The node was low on resource: memory."))
+    assert isinstance(node, Broken)
+    assert node.cause is Cause.PREEMPTED
+
+
+def test_pods_of_before_a_suspension_do_not_end_what_was_admitted_again() -> None:
+    """kubernetes-sigs/jobset 1021: Kueue preempts a Job and admits it again while its pods are still ending."""
+    resumed = replace(JOB, resumed=at(60))
+    old = deleting(running(), requested=50)
+    waiting = verdict(old, job=resumed, now=65)
+    assert isinstance(waiting, Waiting)
+    assert (waiting.reason, waiting.look_again) == ("Starting", at(50 + 120 + 30))
+    ended = deleting(failed(75, finished=70), requested=50)
+    new = replace(running(), name="p0b", uid="b", started=at(80))
+    assert verdict(ended, new, job=resumed, size=1, now=90) == Running(since=at(80))
+    later = verdict(deleting(new, requested=85), job=resumed, now=86)
+    assert isinstance(later, Stopping), "a pod that was deleted since then is trouble"
+    lost = verdict(ended, job=replace(resumed, failed=True, failed_since=at(70)), now=90)
+    assert isinstance(lost, Broken)
+    assert lost.cause is Cause.PREEMPTED
+
+
+def test_a_job_says_since_when_it_is_admitted_again() -> None:
+    def job_with(status: str) -> ChildJob:
+        condition = {"type": "Suspended", "status": status, "lastTransitionTime": "2026-01-05T12:00:30Z"}
+        metadata = {"name": "j", "namespace": "ml", "uid": "u"}
+        return read_job({"kind": "Job", "metadata": metadata, "spec": {}, "status": {"conditions": [condition]}})
+
+    assert job_with("False").resumed == at(30)
+    assert job_with("True").resumed is None
+
+
+def test_a_node_whose_clock_is_fast_holds_nothing_up() -> None:
+    """An hour ahead: neither the pod's own word nor that of the others is waited for until then."""
+    ended = Ended(exit_code=1, reason="Error", finished=at(3700))
+    ahead = pod(phase="Running", scheduled=at(1), started=at(3600), ended=ended)
+    found = verdict(ahead, running(1), job=replace(JOB, failed=True, failed_since=at(60)), now=60 + 121)
+    assert isinstance(found, Broken)
+    assert found.reason == "ExitCode1"
+
+
+def test_a_node_whose_clock_is_slow_has_not_begun_before_it_was_chosen() -> None:
+    """Else activeDeadlineSeconds would be over before training began."""
+    scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-05T12:00:01Z"}
+    state = {"running": {"startedAt": "2026-01-05T11:00:05Z"}}
+    manifest = {
+        "metadata": {"name": "p0"},
+        "spec": {"containers": [{"name": "trainer"}]},
+        "status": {"conditions": [scheduled], "containerStatuses": [{"name": "trainer", "state": state}]},
+    }
+    assert read_pod(manifest).started == at(1)
+
+
+def test_gates_hold_a_pod_back_and_no_node_is_to_blame() -> None:
+    """Nodes that are avoided are not tried again because of them, and nobody is asked for room."""
+    gated = replace(pod(unschedulable="Scheduling is blocked due to non-empty scheduling gates"), gates=("a.b/gate",))
+    found = verdict(gated, now=5)
+    assert isinstance(found, Waiting)
+    assert (found.reason, found.queued, found.message) == ("SchedulingGated", True, "1 pod of 1 held back by a.b/gate")
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [("SignatureValidationFailed", "ImagePullFailing"), ("PostStartHookError", "ContainerConfigInvalid")],
+)
+def test_all_of_kubelets_words_for_a_container_that_cannot_be_made_are_known(word: str, reason: str) -> None:
+    found = verdict(pod(scheduled=at(1), waiting_reason=word), now=5)
+    assert isinstance(found, Waiting)
+    assert found.reason == reason
