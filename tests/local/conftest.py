@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import IO, Any
 import pytest
 import yaml
 from demo import assets
+from tests.forking import forked_python
 
 from finetune_operator.local.files import read_json
 from finetune_operator.local.home import LocalHome
@@ -30,6 +32,8 @@ class Workspace:
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    python: str = sys.executable
+    """What commands, and all that they start, run in; `forked_python()` where no test sends them signals."""
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
@@ -79,7 +83,7 @@ class Workspace:
     def start(self, *arguments: str | Path, stdout: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
         """Start a command in the workspace's folder."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_operator.cli", *map(str, arguments)],
+            [self.python, "-m", "finetune_operator.cli", *map(str, arguments)],
             cwd=self.folder,
             env=self._environment(),
             text=True,
@@ -108,9 +112,12 @@ class Workspace:
 
     def pids(self) -> list[int]:
         """The processes that run as containers here, and their descendants."""
-        shims = [read_json(path) for path in self.home.root.glob("pods/*/*/process.json")]
-        found = [process["container"]["pid"] for process in shims if process]
-        return [pid for root in found for pid in descendants(root)]
+        return [pid for shim in self.shims() for pid in descendants(shim)[1:]]
+
+    def shims(self, *, pod: str = "*") -> list[int]:
+        """The processes that the containers of pods run under."""
+        folders = {str(path.resolve()) for path in self.home.root.glob(f"pods/*/{pod}")}
+        return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cwd") if _is_shim(path, folders=folders)]
 
     def _environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if key not in ("KUBECONFIG", "HOME")}
@@ -123,10 +130,16 @@ class Workspace:
             if process.poll() is None:
                 process.kill()
                 process.communicate()
-        for path in self.home.root.glob("pods/*/*/process.json"):
-            process = read_json(path)
-            for pid in descendants(process["container"]["pid"]) if process else ():
+        for pid in [pid for shim in self.shims() for pid in descendants(shim)]:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _is_shim(path: Path, *, folders: set[str]) -> bool:
+    try:
+        return str(path.readlink()) in folders and b"shim.py" in path.with_name("cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def descendants(pid: int) -> list[int]:
@@ -138,6 +151,13 @@ def descendants(pid: int) -> list[int]:
         return []
     below = [each for child in children for each in descendants(int(child))]
     return [*([] if state in "ZX" else [pid]), *below]
+
+
+@pytest.fixture
+def quick(workspace: Workspace) -> Workspace:
+    """The same for commands that run to their end: torch is imported already."""
+    workspace.python = forked_python()
+    return workspace
 
 
 @pytest.fixture

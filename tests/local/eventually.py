@@ -7,10 +7,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from tests.patience import HANGS_S
+
 T = TypeVar("T")
 
 
-async def eventually(look: Callable[[], Awaitable[T] | T], *, seconds: float = 20.0) -> T:
+async def eventually(look: Callable[[], Awaitable[T] | T], *, seconds: float = HANGS_S) -> T:
     """The first truthy answer. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while True:
@@ -21,7 +23,7 @@ async def eventually(look: Callable[[], Awaitable[T] | T], *, seconds: float = 2
             await asyncio.sleep(0.02)
 
 
-def wait_for(look: Callable[[], T], *, seconds: float = 400.0, what: str = "it") -> T:
+def wait_for(look: Callable[[], T], *, seconds: float = HANGS_S, what: str = "it") -> T:
     """The first truthy answer, where there is no event loop. Raises TimeoutError."""
     due = time.monotonic() + seconds
     while time.monotonic() < due:

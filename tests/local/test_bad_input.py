@@ -106,15 +106,15 @@ def test_steps_out_of_order(workspace: Workspace) -> None:
 # -- found by a stage: exit status 1, and the condition says why -------------------------------------------------------
 
 
-def failed(workspace: Workspace, manifest: Path) -> tuple[str, str]:
+def failed(quick: Workspace, manifest: Path) -> tuple[str, str]:
     """Reason and message of the condition."""
-    ended = workspace.finetune("run", "-f", manifest)
+    ended = quick.finetune("run", "-f", manifest)
     assert ended.returncode == 1, ended.stdout + ended.stderr
-    conditions = {each["type"]: each for each in workspace.status()["conditions"]}
+    conditions = {each["type"]: each for each in quick.status()["conditions"]}
     assert conditions["Stalled"]["status"] == "True"
     message = conditions["Stalled"]["message"]
     assert message in ended.stdout, "what the condition says is on the screen"
-    assert workspace.status()["stages"][0]["attempt"] == 1, "what cannot change is not tried again"
+    assert quick.status()["stages"][0]["attempt"] == 1, "what cannot change is not tried again"
     return conditions["Stalled"]["reason"], message
 
 
@@ -151,18 +151,18 @@ GOOD = [(f"what is the number {number} of all questions?", ("a", "b")[number % 2
         ),
     ],
 )
-def test_bad_data(workspace: Workspace, content: str, changes: dict[str, Any], reason: str, words: str) -> None:
-    (workspace.folder / "data.jsonl").write_text(content)
-    found, message = failed(workspace, workspace.write_job(**changes))
+def test_bad_data(quick: Workspace, content: str, changes: dict[str, Any], reason: str, words: str) -> None:
+    (quick.folder / "data.jsonl").write_text(content)
+    found, message = failed(quick, quick.write_job(**changes))
     assert found == reason
     assert words in message
 
 
-def test_a_folder_that_is_no_model(workspace: Workspace) -> None:
-    workspace.write_data()
-    (workspace.folder / "model").mkdir()
+def test_a_folder_that_is_no_model(quick: Workspace) -> None:
+    quick.write_data()
+    (quick.folder / "model").mkdir()
     model = {"uri": "file://./model", "task": "SequenceClassification"}
-    reason, message = failed(workspace, workspace.write_job(model=model))
+    reason, message = failed(quick, quick.write_job(model=model))
     assert reason == "InputNotFound"
     assert "has no config.json" in message
 
@@ -179,15 +179,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk(workspace: Workspace, small_disk: Path) -> None:
-    workspace.write_data()
-    manifest = workspace.write_job(
+def test_a_full_disk(quick: Workspace, small_disk: Path) -> None:
+    quick.write_data()
+    manifest = quick.write_job(
         artifacts={"uri": f"file://{small_disk}"},
         training={"maxSteps": 1, "maxLength": 32},
         failurePolicy={"maxFailures": 0},
     )
-    ended = workspace.finetune("run", "-f", manifest)
+    ended = quick.finetune("run", "-f", manifest)
     assert ended.returncode == 1, ended.stdout + ended.stderr
-    conditions = {each["type"]: each for each in workspace.status()["conditions"]}
+    conditions = {each["type"]: each for each in quick.status()["conditions"]}
     assert "No space left on device" in conditions["Stalled"]["message"]
     assert "No space left on device" in ended.stdout

@@ -11,11 +11,11 @@ from tests.conformance.cluster_conformance import ClusterConformance, config_map
 from tests.conformance.objects import job_manifest
 from tests.local.eventually import eventually
 
+from finetune_operator.core.ports import Cluster, InvalidError, UnavailableError
 from finetune_operator.local.cluster import LocalCluster
 from finetune_operator.local.environment import ContainerBuilder, PodFiles
 from finetune_operator.local.home import HomeLockedError, LocalHome
 from finetune_operator.local.secrets_files import secret_manifest
-from finetune_operator.ports import Cluster, InvalidError, UnavailableError
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from tests.local.conftest import Workspace
 from tests.local.eventually import wait_for
+from tests.patience import HANGS_S
 
 from finetune_operator.local.cluster import LocalCluster
 from finetune_operator.local.files import read_json
@@ -75,7 +76,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
     return found
 
 
-def until(workspace: Workspace, look: Callable[[], Any], *, what: str, seconds: float = 120) -> Any:
+def until(workspace: Workspace, look: Callable[[], Any], *, what: str, seconds: float = HANGS_S) -> Any:
     """Wait, and tell all that is known when it does not come."""
     try:
         return wait_for(look, seconds=seconds, what=what)
@@ -124,7 +125,7 @@ def test_an_interruption_costs_nothing_and_what_does_not_pass_is_rejected(served
     until(served, lambda: set(served.home.root.glob(log)) - known, what="the start of its process")
     up = served.processes[0]
     up.send_signal(signal.SIGINT)
-    assert up.wait(timeout=60) == 130
+    assert up.wait(timeout=HANGS_S) == 130
     assert served.pids() == [], "its process has ended with the others"
     start(served)
     until(served, lambda: status(served)["versions"][-1]["name"] == "third", what="the verdict")

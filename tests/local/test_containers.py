@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -18,11 +17,13 @@ from typing import Any
 import pytest
 from tests.local.eventually import eventually
 
-from finetune_operator.config import OperatorConfig
-from finetune_operator.job.children import FAILURE_RULES
+from finetune_operator.attempts.manifests import FAILURE_RULES
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.ports import Manifest
+from finetune_operator.local import shim
 from finetune_operator.local.home import LocalHome
+from finetune_operator.local.processes import ENDED_FILE
 from finetune_operator.local.runtime import LocalRuntime
-from finetune_operator.ports import Manifest
 
 CONFIG = OperatorConfig(trainer_image="local")
 
@@ -293,8 +294,9 @@ async def test_a_pod_without_enough_gpus_waits_and_says_so(
 
 CRASHING = """
 import asyncio, sys
-from finetune_operator.config import OperatorConfig
+from finetune_operator.core.config import OperatorConfig
 from finetune_operator.local.home import LocalHome
+from finetune_operator.local.processes import ENDED_FILE
 from finetune_operator.local.runtime import LocalRuntime
 
 async def main():
@@ -324,40 +326,51 @@ def other_process(home: LocalHome) -> Any:
         process.wait()
 
 
-async def test_a_killed_finetune_is_succeeded_by_one_that_finds_the_processes(home: LocalHome) -> None:
-    program = """
-        import os, time
-        print(os.getpid(), flush=True)
-        time.sleep(3)
-        open(os.environ["FINETUNE_TERMINATION_LOG"], "w").write("done")
-    """
+SAVING = """
+    import os, pathlib, signal, subprocess, sys, time
+    last_words = pathlib.Path(os.environ["FINETUNE_TERMINATION_LOG"])
+    signal.signal(signal.SIGTERM, lambda *_: (last_words.write_text("saved"), sys.exit(75)))
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    print(os.getpid(), child.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_nothing_outlives_finetune_and_the_next_one_knows_how_it_ended(
+    home: LocalHome, number: signal.Signals
+) -> None:
     async with LocalRuntime.open(home=home, config=CONFIG) as first:
-        await start(first, home, job(program, pods=2, suspend=True))
+        await start(first, home, job(SAVING, pods=2, suspend=True))
         stored = await until(first, "Suspended")
     first.cluster.store.write({**stored, "spec": {**stored["spec"], "suspend": False}})
     with other_process(home) as process:
         pods = await running_pods(first, count=2)
-        process.send_signal(signal.SIGKILL)
+        logs = [await eventually(first.files(pod).log.read_text) for pod in pods]
+        process.send_signal(number)
         process.wait()
-        pids = [int(await eventually(first.files(pod).log.read_text)) for pod in pods]
+    pids = [int(pid) for text in logs for pid in text.split()]
+    assert len(pids) == 4
     async with LocalRuntime.open(home=home, config=CONFIG) as second:
-        finished = await until(second, "Complete")
-        assert finished["status"]["succeeded"] == 2
+        assert [pid for pid in pids if is_alive(pid)] == [], "who works here next waits for their end"
+        await until(second, "Failed")
         again = await pods_of(second)
+    assert [(ended(pod)["exitCode"], ended(pod)["message"]) for pod in again] == [(75, "saved")] * 2
     assert [pod["metadata"]["uid"] for pod in again] == [pod["metadata"]["uid"] for pod in pods], "nothing ran twice"
-    assert [int(second.files(pod).log.read_text()) for pod in again] == pids
-    assert [ended(pod)["message"] for pod in again] == ["done", "done"]
 
 
-async def test_what_ended_while_nobody_looked_is_known(home: LocalHome) -> None:
+async def test_what_the_machine_lost_is_known_as_lost(home: LocalHome) -> None:
+    """Switched off: the pods are there, and neither a process nor a word of how it ended."""
     async with LocalRuntime.open(home=home, config=CONFIG) as first:
-        await start(first, home, job("import sys, time; time.sleep(0.5); sys.exit(75)"))
-        await running_pods(first)
-    await asyncio.sleep(1.0)
+        await start(first, home, job(SAVING))
+        (pod,) = await running_pods(first)
+        since = pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"]
+        files = first.files(pod)
+    (files.folder / ENDED_FILE).write_text(" " * shim.RECORD_BYTES)
     async with LocalRuntime.open(home=home, config=CONFIG) as second:
         await until(second, "Failed")
         (pod,) = await pods_of(second)
-        assert (ended(pod)["exitCode"], ended(pod)["reason"]) == (75, "Error")
+        assert (ended(pod)["reason"], ended(pod)["startedAt"]) == ("ContainerStatusUnknown", since)
 
 
 async def test_killing_a_container_is_seen_as_such(runtime: LocalRuntime, home: LocalHome) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from tests.local.eventually import eventually
+from tests.staying import stays
 
-from finetune_operator.config import OperatorConfig
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.ports import Manifest
 from finetune_operator.local.home import LocalHome
 from finetune_operator.local.listening import assigned_ports
 from finetune_operator.local.runtime import LocalRuntime
-from finetune_operator.ports import Manifest
 
 CONFIG = OperatorConfig(trainer_image="local")
 LABELS = {
@@ -109,8 +110,8 @@ async def test_ready_is_what_the_probe_says(runtime: LocalRuntime, tmp_path: Pat
     switch = tmp_path / "ready"
     created = await runtime.cluster.create(manifest=deployment(SERVER, switch=switch))
     await eventually(lambda: ask(runtime))
-    await asyncio.sleep(0.6)
-    assert (status(runtime)["replicas"], status(runtime)["readyReplicas"]) == (1, 0)
+    await eventually(lambda: status(runtime).get("replicas"))
+    await stays(lambda: (status(runtime)["replicas"], status(runtime)["readyReplicas"]) == (1, 0), seconds=0.6)
     switch.touch()
     await eventually(lambda: status(runtime)["readyReplicas"] == 1)
     assert status(runtime)["observedGeneration"] == created["metadata"]["generation"]

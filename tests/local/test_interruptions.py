@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.local.conftest import Workspace
 from tests.local.eventually import wait_for
+from tests.patience import HANGS_S
 
 pytestmark = pytest.mark.timeout(1200)
 RUN = ("run", "-f", "job.yaml")
@@ -84,7 +85,7 @@ def test_a_second_ctrl_c_does_not_wait(training: Workspace) -> None:
     process.send_signal(signal.SIGINT)
     wait_for(lambda: training.job()["spec"].get("suspend"), what="the wish to stop")
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=HANGS_S)
     assert process.returncode == 130
     assert "stopping now" in out
     assert training.pids() == []
@@ -104,19 +105,20 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint(training: Workspace) -> No
     assert "a training process was killed by signal 9" in last["message"]
 
 
-def test_a_killed_finetune_is_taken_over_by_the_same_command(training: Workspace) -> None:
+def test_a_killed_finetune_leaves_nothing_behind_and_the_same_command_goes_on(training: Workspace) -> None:
     process = training.start(*RUN)
-    wait_for(lambda: trains(training), what="training")
-    pids, attempt = training.pids(), training.status()["attempt"]
+    reached = wait_for(lambda: trains(training), what="training")["step"]
+    before = training.status()
     process.kill()
     process.communicate()
-    step = training.progress()["step"]
-    wait_for(lambda: training.progress()["step"] > step, what="training without finetune")
+    wait_for(lambda: not training.shims(), what="the end of all processes")
     with running(training):
-        shown = training.status()["trainerStatus"]["metrics"]
-        wait_for(lambda: training.status()["trainerStatus"]["metrics"] != shown, what="a new report")
-        assert training.pids() == pids, "the processes are those of before"
-        assert training.status()["attempt"] == attempt
+        resumed = wait_for(lambda: trains(training), what="training from the checkpoint")
+        assert resumed["resumed_from_step"] >= reached, "training has saved before it ended"
+        after = training.status()
+    assert after["attempt"] == before["attempt"] + 1
+    restarts = [(each.get("restarts") or {}).get("failures", 0) for each in (before, after)]
+    assert restarts[0] == restarts[1], "being killed is no failure of the job"
 
 
 def test_a_closed_terminal_stops_after_a_checkpoint(training: Workspace) -> None:
@@ -139,7 +141,7 @@ def test_one_folder_one_process(training: Workspace) -> None:
         assert follower.stderr is not None
         wait_for(lambda: "It runs job; following." in follower.stderr.readline(), what="following")
         follower.send_signal(signal.SIGINT)
-        follower.communicate(timeout=120)
+        follower.communicate(timeout=HANGS_S)
         assert process.poll() is None, "who only watches stops nothing"
         assert training.pids()
 

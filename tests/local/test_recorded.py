@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.local.conftest import ROOT, Workspace
 from tests.local.eventually import wait_for
+from tests.patience import HANGS_S
 
 from finetune_operator.local.files import read_json
 from finetune_operator.local.services import free_port
@@ -42,6 +43,8 @@ def test_a_job_and_an_endpoint_of_an_earlier_version_go_on(workspace: Workspace)
     with log.open("w") as out:
         up = workspace.start("up", "-f", "endpoint.yaml", "--port", str(free_port()), stdout=out)
     assert endpoint()["stable"]["name"] == "chat-1"
+    lock = workspace.home.root / "lock"
+    wait_for(lambda: lock.exists() and str(up.pid) in lock.read_text(), what="finetune up to work here")
     follower = workspace.start("run", "-f", "job.yaml")
     wait_for(lambda: workspace.progress().get("resumed_from_step") == 28, what="going on from the checkpoint")
     wait_for(lambda: endpoint()["phase"] == "AwaitingApproval", what="the end of the canary")
@@ -51,6 +54,6 @@ def test_a_job_and_an_endpoint_of_an_earlier_version_go_on(workspace: Workspace)
     wait_for(lambda: endpoint()["phase"] == "Guarding", what="promotion")
     assert endpoint()["stable"]["name"] == "chat-2"
     follower.send_signal(signal.SIGINT)
-    follower.communicate(timeout=120)
+    follower.communicate(timeout=HANGS_S)
     up.send_signal(signal.SIGINT)
-    assert up.wait(timeout=120) == 130, log.read_text()
+    assert up.wait(timeout=HANGS_S) == 130, log.read_text()

@@ -56,15 +56,22 @@ def test_from_a_manifest_to_a_version(workspace: Workspace) -> None:
     assert "give the changed one another metadata.name" in refused.stderr
 
 
-def test_what_is_not_proven_is_rejected(workspace: Workspace) -> None:
-    workspace.write_data()
+def test_what_is_not_proven_is_rejected(quick: Workspace) -> None:
+    quick.write_data()
     metrics = [{"name": "accuracy", "thresholdRange": {"min": 0.999}}]
-    manifest = workspace.write_job(
+    manifest = quick.write_job(
         training={"maxSteps": 1, "maxLength": 32},
         evaluation={"baseline": "Base", "metrics": metrics, "onInconclusive": "Reject"},
     )
-    ended = workspace.finetune("run", "-f", manifest)
+    ended = quick.finetune("run", "-f", manifest)
     assert ended.returncode == 3, ended.stdout + ended.stderr
     assert "job: Rejected" in ended.stdout
-    versions = workspace.finetune("get", "versions", "-o", "name", "--local").stdout
+    versions = quick.finetune("get", "versions", "-o", "name", "--local").stdout
     assert versions == "modelversion.finetune.dev/job\n", "a rejected version is recorded, too"
+
+
+def test_a_job_that_waits_for_somebody_is_not_done(quick: Workspace) -> None:
+    quick.write_data()
+    ended = quick.finetune("run", "-f", quick.write_job(suspend=True))
+    assert "job is suspended: its manifest says spec.suspend: true" in ended.stdout
+    assert ended.returncode == 4, "a script would take 0 for a version that is proven"

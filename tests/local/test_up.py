@@ -24,6 +24,7 @@ import pytest
 import yaml
 from tests.local.conftest import Workspace, descendants
 from tests.local.eventually import wait_for
+from tests.patience import HANGS_S
 
 from finetune_api.modelendpoint import APPROVE, REQUESTED_BY
 from finetune_operator.local.cluster import LocalCluster
@@ -66,7 +67,7 @@ class Served:
         """End `finetune up` by a signal; its exit status."""
         assert self.up is not None
         self.up.send_signal(number)
-        self.up.wait(timeout=120)
+        self.up.wait(timeout=HANGS_S)
         return self.up.returncode
 
     def status(self) -> dict[str, Any]:
@@ -91,10 +92,8 @@ class Served:
             if version is None or pod["metadata"]["labels"]["finetune.dev/version"] == version
         ]
         assert len(fitting) == 1, fitting
-        process = read_json(
-            self.workspace.home.pod(namespace="default", name=fitting[0]["metadata"]["name"]) / "process.json"
-        )
-        return int(process["container"]["pid"])
+        (shim,) = self.workspace.shims(pod=fitting[0]["metadata"]["name"])
+        return descendants(shim)[1]
 
     def restarts(self, component: str) -> int:
         """Of the only pod of the component, once it is ready again."""
@@ -180,11 +179,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     finally:
         for pid in [each for process in workspace.processes for each in descendants(process.pid)]:
             os.kill(pid, signal.SIGKILL)
-        for path in workspace.home.root.glob("pods/*/*/process.json"):
-            process = read_json(path)
-            for name in ("shim", "container"):
-                for pid in descendants(process[name]["pid"]) if process else ():
-                    os.kill(pid, signal.SIGKILL)
         workspace.close()
 
 
@@ -195,7 +189,7 @@ def version(served: Served, name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def until(served: Served, look: Callable[[], Any], *, what: str, seconds: float = 120) -> Any:
+def until(served: Served, look: Callable[[], Any], *, what: str, seconds: float = HANGS_S) -> Any:
     """Wait, and tell all that is known when it does not come."""
     try:
         return wait_for(look, seconds=seconds, what=what)
@@ -236,16 +230,29 @@ def test_a_killed_server_and_a_killed_gateway_are_started_again(served: Served) 
     assert served.status()["routes"]["epoch"] == epoch, "both are where they were"
 
 
-def test_a_killed_up_is_taken_over_by_the_same_command(served: Served) -> None:
-    pids = served.pid("gateway"), served.pid("server")
+def test_a_killed_up_leaves_nothing_behind_and_the_same_command_serves_again(served: Served) -> None:
+    assert served.workspace.shims()
     served.end(signal.SIGKILL)
-    assert served.answers(), "clients notice nothing"
+    until(served, lambda: not served.workspace.shims(), what="the end of all processes")
+    assert processes_of(served.workspace.folder) == []
+    epoch = served.status()["routes"]["epoch"]
     served.start()
     until(served, lambda: served.said().count("will be at") == 2, what="the second start")
     until(served, lambda: served.phase() == "Idle" and served.answers(), what="an answer")
-    time.sleep(1.0)
-    assert (served.pid("gateway"), served.pid("server")) == pids
-    assert [served.restarts(component) for component in ("server", "gateway")] == [1, 1]
+    for component in ("server", "gateway"):
+        until(served, lambda: served.restarts(component) == 2, what=f"a ready {component}")  # noqa: B023 - called at once
+    assert served.status()["routes"]["epoch"] == epoch, "servers are where they were"
+
+
+def test_metrics_are_where_it_says(served: Served) -> None:
+    def urls() -> dict[str, str]:
+        lines = [line.partition("metrics of ")[2] for line in served.said().splitlines() if "metrics of " in line]
+        return dict(line.split(": ", 1) for line in lines)
+
+    until(served, lambda: set(urls()) == {"the gateway", "the server of first"}, what="both")
+    for whose, name in (("the gateway", "finetune_gateway_"), ("the server of first", "finetune_server_")):
+        with urllib.request.urlopen(urls()[whose], timeout=60) as answer:  # noqa: S310
+            assert f"\n{name}" in answer.read().decode()
 
 
 def test_a_next_version_goes_through_shadow_canary_and_approval(served: Served) -> None:

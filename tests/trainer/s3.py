@@ -26,10 +26,9 @@ def serve_s3(folder: Path, *, bucket: str) -> Iterator[dict[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command: list[str | Path] = [program, "--port", f"127.0.0.1:{port}"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, "posix", "--sidecar", folder / "meta", folder / "buckets"],
+            [program, f"127.0.0.1:{port}", folder / "meta", folder / "buckets"],
             env={**os.environ, "ROOT_ACCESS_KEY": "finetune", "ROOT_SECRET_KEY": "finetune-secret"},
             stdout=log,
             stderr=log,

@@ -1,5 +1,5 @@
 """A training run small enough for tests: a random two-layer Llama with SmolLM2's real tokenizer, run as its container
-would run it (`python -m finetune_trainer`)."""
+would run it (`python -m finetune_trainer`), or in a fork (tests/forking.py) where it only has to end well."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tests.forking import forked_python
+from tests.patience import HANGS_S
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +69,10 @@ class SmallRun:
     def folder(self) -> Path:
         return self.root / "run"
 
-    def stage(self, order: dict[str, Any], name: str, **environment: str) -> subprocess.Popen[bytes]:
+    def stage(
+        self, order: dict[str, Any], name: str, *, python: str = sys.executable, **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """Start it; in the real interpreter, as one that is sent signals, or whose threads are counted, has to be."""
         path = self.root / f"{name}.json"
         path.write_text(json.dumps(order))
         (self.root / f"{name}.term").unlink(missing_ok=True)
@@ -81,9 +86,7 @@ class SmallRun:
             **environment,
         }
         log = (self.root / f"{name}.log").open("ab")
-        return subprocess.Popen(
-            [sys.executable, "-m", "finetune_trainer"], env=variables, stdout=log, stderr=subprocess.STDOUT
-        )
+        return subprocess.Popen([python, "-m", "finetune_trainer"], env=variables, stdout=log, stderr=subprocess.STDOUT)
 
     def message(self, name: str) -> dict[str, Any]:
         loaded: dict[str, Any] = json.loads((self.root / f"{name}.term").read_text())
@@ -105,14 +108,14 @@ class SmallRun:
                 "salt": "tests",
             },
         }
-        process = self.stage(order, "prepare")
-        assert process.wait(timeout=120) == 0, self.log("prepare")
+        process = self.stage(order, "prepare", python=forked_python())
+        assert process.wait(timeout=HANGS_S) == 0, self.log("prepare")
         return self.message("prepare")
 
     def train(self, order: dict[str, Any]) -> dict[str, Any]:
         """Train to the end; the result."""
-        process = self.stage(order, "train")
-        assert process.wait(timeout=120) == 0, self.log("train")
+        process = self.stage(order, "train", python=forked_python())
+        assert process.wait(timeout=HANGS_S) == 0, self.log("train")
         return self.message("train")
 
     def order(self, prepared: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -186,6 +189,11 @@ class SmallRuns:
         base = small_model(tokenizer_folder=tokenizer_folder, to=folder / "base")
         return cls(base=base, prepared=SmallRun(root=folder / "prepared", base=base).prepare())
 
+    @property
+    def prepared_run(self) -> SmallRun:
+        """The run whose Prepare it was."""
+        return SmallRun(root=self.base.parent / "prepared", base=self.base)
+
     def new(self, name: str, **settings: Any) -> SmallRun:
         """A run with a folder of its own."""
         run = SmallRun(root=self.base.parent / name, base=self.base, **settings)
@@ -219,7 +227,7 @@ def _chat(number: int) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": f"{first} {third}"}]}
 
 
-def wait_for(condition: Callable[[], object], *, what: str, seconds: float = 90.0) -> None:
+def wait_for(condition: Callable[[], object], *, what: str, seconds: float = HANGS_S) -> None:
     """Poll until it is true."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -233,7 +241,7 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = path.read_bytes().split(b"\0")
-            if b"finetune_trainer.worker" in command and b"torch.distributed.run" not in command:
+            if b"finetune_trainer.training.worker" in command and b"torch.distributed.run" not in command:
                 found.append(int(path.parent.name))
         except OSError:
             continue

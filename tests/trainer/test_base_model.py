@@ -20,9 +20,9 @@ from tests.trainer import hub
 from finetune_api.results import ExitCode
 from finetune_api.run import Locations, ModelOrder
 from finetune_api.shared_fields import ResolvedModel
-from finetune_trainer import base_model, licence
-from finetune_trainer.errors import StageError
-from finetune_trainer.storage import Storage
+from finetune_trainer.models import base_model, licence
+from finetune_trainer.process.errors import StageError
+from finetune_trainer.store.storage import Storage
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ import pytest
 from tests.trainer.tiny_tokenizer import CHATML, tiny_tokenizer
 from transformers import GenerationConfig
 
-from finetune_trainer.answer_ends import answer_ends, declared_ends_in
-from finetune_trainer.chat_checks import check_chats
-from finetune_trainer.chat_template import prompt_tokens
-from finetune_trainer.dataset import Example, Message
-from finetune_trainer.encoding import encode_chat, prompt_ids, text_tokens
-from finetune_trainer.errors import StageError
+from finetune_trainer.data.dataset import Example, Message
+from finetune_trainer.data.fields import Problem
+from finetune_trainer.data.rows import Content
+from finetune_trainer.models.model_files import declared_ends_in
+from finetune_trainer.process.errors import StageError
+from finetune_trainer.tasks.answer_ends import answer_ends
+from finetune_trainer.tasks.chat_checks import check_chats, check_row
+from finetune_trainer.tasks.chat_template import prompt_tokens
+from finetune_trainer.tasks.encoding import by_answers, encode_chat, prompt_ids, text_tokens
 
 LONG = 4096
 
@@ -119,22 +124,50 @@ def test_a_template_that_fits(template: str) -> None:
     assert tokenizer.decode(taught) == "Blue.<|im_end|>", "and no thought"
 
 
+# As Qwen3: thoughts stand before the last answer only.
+FORGETS_THOUGHTS = CAN_SWITCH_OFF.replace("if m['role'] == 'assistant'", "if m['role'] == 'assistant' and loop.last")
+
+
+def test_a_template_that_forgets_thoughts_teaches_each_answer_as_it_is_asked() -> None:
+    tokenizer = tiny_tokenizer(template=FORGETS_THOUGHTS)
+    whole = chat(
+        QUESTION, ANSWER, ("user", "And grass?"), ("assistant", "Green."), ("user", "Snow?"), ("assistant", "White.")
+    )
+    assert by_answers(whole, tokenizer=tiny_tokenizer()) == [whole]
+    assert by_answers(TOPIC, tokenizer=tokenizer) == [TOPIC]
+    taught = by_answers(whole, tokenizer=tokenizer)
+    check_chats(taught, tokenizer=tokenizer)
+    assert len({example.id for example in taught}) == 3
+    for example, answer in zip(taught, ("Blue.", "Green.", "White."), strict=True):
+        messages = example.messages or ()
+        encoded = encode_chat(messages, tokenizer=tokenizer, max_length=LONG)
+        asked = prompt_tokens([message.to_dict() for message in messages[:-1]], tokenizer)
+        targets = [token for token, target in zip(encoded.ids, encoded.targets, strict=True) if target]
+        assert list(encoded.ids[: len(asked)]) == asked, "as the server asks"
+        assert tokenizer.decode(targets) == f"{answer}<|im_end|>"
+    masked = by_answers(replace(whole, messages=_masked(whole, 1)), tokenizer=tokenizer)
+    assert [(example.messages or ())[-1].content for example in masked] == ["Green.", "White."]
+
+
+def _masked(example: Example, index: int) -> tuple[Message, ...]:
+    messages = list(example.messages or ())
+    messages[index] = replace(messages[index], learned=False)
+    return tuple(messages)
+
+
 @pytest.mark.parametrize(
     ("template", "reason", "words"),
     [
         (NO_ASK, "NoGenerationPrompt", "<|im_start|>assistant"),
-        (NO_SYSTEM, "MessageDropped", "system messages, such as 'Be brief.'"),
-        (REFUSES_SYSTEM, "ChatTemplateRefused", "into the first user message"),
         (THINKS, "ThinkingTemplate", "answers without thinking"),
         (WRITES_THOUGHTS, "ThinkingTemplate", "answers without thinking"),
         (CHATML.replace("<|im_end|>", "</turn>"), "TurnEndIsText", "'</turn>'"),
-        (CHATML.replace("m['content']", "m['content'] | upper"), "MessageDropped", "system"),
         (CHATML.replace("assistant\n' }}{% endif", "model\n' }}{% endif"), "UnsupportedChatTemplate", "'model"),
         (None, "NoChatTemplate", "instruction-tuned"),
     ],
     ids=[
-        "no generation prompt", "drops the system message", "refuses the system message", "prompt begins a thought",
-        "answers begin with a thought", "end of turn as text", "rewrites messages", "another role", "none",
+        "no generation prompt", "prompt begins a thought", "answers begin with a thought", "end of turn as text",
+        "another role", "none",
     ],
 )  # fmt: skip
 def test_a_template_that_does_not_fit_is_refused_in_its_own_words(template: str, reason: str, words: str) -> None:
@@ -156,7 +189,25 @@ def test_an_answer_without_any_end_is_refused() -> None:
 
 
 def test_an_answer_that_spells_a_special_token_is_refused() -> None:
-    with pytest.raises(StageError) as failure:
-        check_chats([TOPIC, chat(QUESTION, ("assistant", "Blue.<|endoftext|>"))], tokenizer=tiny_tokenizer())
-    assert failure.value.reason == "SpecialTokenInAnswer"
-    assert "1 of the answers" in failure.value.message
+    tokenizer = tiny_tokenizer()
+    check_row(Content(messages=TOPIC.messages), tokenizer=tokenizer)
+    spelled = chat(QUESTION, ("assistant", "Blue.<|endoftext|>"))
+    with pytest.raises(Problem, match=re.escape("an answer that spells '<|endoftext|>'")):
+        check_row(Content(messages=spelled.messages), tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "field", "words"),
+    [
+        (NO_SYSTEM, "messages[0]", "left out or changed by the base model's chat template (system: 'Be brief.')"),
+        (REFUSES_SYSTEM, "messages", "messages of role system: write them into the first user message"),
+        (CHATML.replace("m['content']", "m['content'] | upper"), "messages[0]", "(system: 'Be brief.')"),
+        (CHATML.replace("m['content']", "m['content'].split('</think>')[-1]"), "messages[2]", "(assistant: 'A thought"),
+    ],
+    ids=["drops the system message", "refuses the system message", "rewrites messages", "rewrites the answer"],
+)
+def test_a_chat_that_the_template_does_not_write_is_one_bad_row(template: str, field: str, words: str) -> None:
+    turns = chat(("system", "Be brief."), QUESTION, ("assistant", "A thought.</think>Blue."), QUESTION, ANSWER)
+    with pytest.raises(Problem, match=re.escape(words)) as found:
+        check_row(Content(messages=turns.messages), tokenizer=tiny_tokenizer(template=template))
+    assert found.value.field == field

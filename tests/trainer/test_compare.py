@@ -10,9 +10,9 @@ import pytest
 from finetune_api.finetunejob import EvaluationMetric
 from finetune_api.shared_fields import Task
 from finetune_stats.verdict import Verdict
-from finetune_trainer.compare import Comparison, compare, explain, headline
-from finetune_trainer.errors import StageError
-from finetune_trainer.scores import ClassOutcome, Scores, TextOutcome, score_classes, score_texts
+from finetune_trainer.evaluation.compare import Comparison, compare, explain, headline
+from finetune_trainer.process.errors import StageError
+from finetune_trainer.tasks.scores import ClassOutcome, Scores, TextOutcome, score_classes, score_texts
 
 
 def wanted(name: str, **how: Any) -> EvaluationMetric:
@@ -161,7 +161,7 @@ def test_classes_against_a_baseline_with_other_classes() -> None:
 
 
 def test_scores_that_are_no_numbers_end_the_stage() -> None:
-    with pytest.raises(StageError, match="the candidate's loss is not a number on 1 examples") as caught:
+    with pytest.raises(StageError, match="loss of the candidate is not a number on 1 examples") as caught:
         broken = score_texts([TextOutcome(nll=float("nan"), tokens=3)], references=[None])
         compared(wanted("loss", maxRegression=0.1), broken, broken)
     assert caught.value.exit_code == 65

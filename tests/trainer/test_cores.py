@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.cores import available_cores, limit_threads
+from finetune_trainer.process.cores import available_cores, limit_threads
 
 ALL = len(os.sched_getaffinity(0))
 

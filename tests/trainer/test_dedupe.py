@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from finetune_trainer import dedupe
-from finetune_trainer.dataset import Message
-from finetune_trainer.dedupe import Subject
-from finetune_trainer.rows import Content
+from finetune_trainer.data import dedupe
+from finetune_trainer.data.dataset import Message
+from finetune_trainer.data.dedupe import Subject
+from finetune_trainer.data.rows import Content
 
 WORDS = """
 account address agent answer app bank bill box branch call card case charge check city claim code company
@@ -105,6 +105,24 @@ def test_the_same_question_with_another_answer_is_related() -> None:
         )
     )
     assert first == second
+
+
+def test_a_chat_is_related_to_those_that_go_on_from_it() -> None:
+    """They teach the answer that it asks for."""
+    draw = random.Random(5)
+    first = [("user", sentence(draw)), ("assistant", sentence(draw, 5))]
+    more = [("user", sentence(draw, 60)), ("assistant", sentence(draw, 60))]
+    other = [("user", sentence(draw)), ("assistant", sentence(draw, 5))]
+    short, long, unrelated = dedupe.groups(subjects(chat(*first), chat(*first, *more), chat(*other)))
+    assert short == long != unrelated
+
+
+def test_what_many_chats_begin_with_makes_no_relatives() -> None:
+    draw = random.Random(6)
+    hello = [("user", "hello"), ("assistant", "hello, how can I help?")]
+    chats = [chat(*hello, ("user", sentence(draw, 30)), ("assistant", sentence(draw, 30))) for _ in range(30)]
+    found = dedupe.groups(subjects(chat(*hello), *chats))
+    assert len(set(found)) == len(found)
 
 
 def test_a_shared_system_message_makes_no_relatives() -> None:

@@ -15,24 +15,22 @@ from tests.trainer.tiny_tokenizer import tiny_tokenizer
 from tokenizers import processors
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from finetune_trainer.answer_ends import answer_ends
-from finetune_trainer.dataset import Example, Message
-from finetune_trainer.encoding import (
+from finetune_trainer.data.dataset import Example, Message
+from finetune_trainer.process.errors import StageError
+from finetune_trainer.tasks.answer_ends import answer_ends
+from finetune_trainer.tasks.choose import task_of
+from finetune_trainer.tasks.encoding import (
     IGNORED,
     Encoded,
-    encode,
     encode_chat,
-    encode_text,
     pack,
     packed_batch,
     padded_batch,
     prompt_ids,
 )
-from finetune_trainer.errors import StageError
-from finetune_trainer.generate import generate_answers
-from finetune_trainer.trainable import LossOf
+from finetune_trainer.tasks.generate import generate_answers
+from finetune_trainer.training.objectives.sft import SupervisedLoss
 
-pytestmark = pytest.mark.timeout(120)
 LONG = 4096
 ROLES = ("user", "assistant")
 TOPIC = (("system", "Be brief."), ("user", "Which colour has the sky?"), ("assistant", "Blue."))
@@ -215,6 +213,11 @@ def beginning_token(tokenizer: Any) -> Any:
     return tokenizer
 
 
+def encode_text(text: str, *, tokenizer: Any, max_length: int) -> Encoded:
+    example = Example(id="1", group="1", source="texts", text=text)
+    return task_of("CausalLM").encode(example, tokenizer=tokenizer, max_length=max_length, labels=None)
+
+
 def test_one_beginning_of_sequence() -> None:
     tokenizer = beginning_token(new_tokenizer())
     bos = tokenizer.bos_token_id
@@ -241,10 +244,10 @@ def test_text_is_learned_whole_with_its_end(tokenizer: Any) -> None:
 def test_a_labelled_text_has_its_class_and_its_last_special_token() -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(assets.minilm()))
     example = Example(id="i", group="g", source="s", text="word " * 30, label="b")
-    encoded = encode(example, tokenizer=tokenizer, max_length=8, labels=["a", "b"])
+    encoded = task_of("SequenceClassification").encode(example, tokenizer=tokenizer, max_length=8, labels=["a", "b"])
     assert (encoded.label, encoded.target_count, len(encoded.ids), encoded.truncated) == (1, 1, 8, True)
     assert encoded.ids[-1] == tokenizer.sep_token_id
-    assert padded_batch([encoded, encoded], pad_id=0).labels.tolist() == [1, 1]
+    assert task_of("SequenceClassification").batch([encoded, encoded], pad_id=0).labels.tolist() == [1, 1]
 
 
 # -- packing ----------------------------------------------------------------------------------------------------------
@@ -262,11 +265,10 @@ def examples_of(lengths: Sequence[int], *, seed: int = 0) -> list[Encoded]:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 64), max_size=40), st.integers(64, 200))
 def test_packing_loses_nothing_and_keeps_to_the_length(lengths: list[int], max_length: int) -> None:
-    examples = examples_of(lengths)
-    rows = pack(examples, max_length=max_length)
-    assert all(0 < sum(len(example.ids) for example in row) <= max_length for row in rows)
-    assert sorted(id(example) for row in rows for example in row) == sorted(map(id, examples))
-    halves = sum(sum(len(example.ids) for example in row) <= max_length // 2 for row in rows)
+    rows = pack(lengths, max_length=max_length)
+    assert all(0 < sum(lengths[place] for place in row) <= max_length for row in rows)
+    assert sorted(place for row in rows for place in row) == list(range(len(lengths)))
+    halves = sum(sum(lengths[place] for place in row) <= max_length // 2 for row in rows)
     assert halves <= 1, "two half-empty rows would have been one"
 
 
@@ -285,7 +287,7 @@ def test_packed_examples_do_not_see_each_other() -> None:
 
 def test_packed_padded_and_whole_logits_give_the_same_loss() -> None:
     model = small_llama(50)
-    loss_of = LossOf(model, task="Chat")
+    loss_of = SupervisedLoss(model, task=task_of("Chat"))
     examples = examples_of([9, 5, 13, 2, 21])
     padded = padded_batch(examples, pad_id=0)
     with torch.inference_mode():
@@ -308,7 +310,7 @@ def test_a_trained_model_stops_by_itself(packing: bool) -> None:
     examples = [encode_chat(messages, tokenizer=tokenizer, max_length=LONG) for messages in chats]
     batch = packed_batch(examples) if packing else padded_batch(examples, pad_id=tokenizer.pad_token_id)
     model = small_llama(len(tokenizer), width=64).train()
-    loss_of = LossOf(model, task="Chat")
+    loss_of = SupervisedLoss(model, task=task_of("Chat"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     for _ in range(300):
         optimizer.zero_grad()

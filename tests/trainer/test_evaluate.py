@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,20 @@ import pytest
 import torch
 from demo import assets
 from peft import LoraConfig, get_peft_model
+from tests.forking import forked_python
+from tests.patience import HANGS_S
 from tests.trainer.small_run import ROOT, SmallRun, small_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from finetune_api.results import EvaluateResult, PrepareResult, TrainResult
 from finetune_api.run import EvaluateRun, Locations, PrepareRun
-from finetune_trainer import contest, prepare, termination
-from finetune_trainer.dataset import Example, Manifest
-from finetune_trainer.errors import StageError
-from finetune_trainer.evaluate import evaluate, without_learned
-from finetune_trainer.storage import Storage
-
-pytestmark = pytest.mark.timeout(400)
+from finetune_trainer.data.dataset import Example, Manifest
+from finetune_trainer.evaluation import contest
+from finetune_trainer.evaluation.evaluate import evaluate, without_learned
+from finetune_trainer.preparation import prepare
+from finetune_trainer.process import termination
+from finetune_trainer.process.errors import StageError
+from finetune_trainer.store.storage import Storage
 
 
 def publish(folder: Path, *, to: Path, root: Path) -> dict[str, Any]:
@@ -142,8 +143,8 @@ class Classifier:
             "FINETUNE_RUN_FILE": str(self.root / f"{name}.json"),
             "FINETUNE_TERMINATION_LOG": str(message),
         }
-        command = [sys.executable, "-m", "finetune_trainer"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        command = [forked_python(), "-m", "finetune_trainer"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS_S, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return TrainResult.model_validate_json(message.read_bytes())
 
@@ -189,6 +190,7 @@ def test_a_fine_tuned_model_is_proven_better_than_its_base(against_base: tuple[E
     _, result = against_base
     accuracy = next(row for row in result.results if row.metric == "accuracy")
     assert result.verdict == accuracy.verdict == "Pass"
+    assert result.precision == "FP32"  # there is no GPU
     assert accuracy.candidate is not None and accuracy.candidate > 0.6
     assert accuracy.baseline is not None and accuracy.baseline < 0.35
     assert accuracy.low is not None and accuracy.low > 0.2
@@ -425,7 +427,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Chat:
 
 def test_as_its_container_runs_it(chat: Chat) -> None:
     process = chat.small.stage(chat.order(), "evaluate")
-    assert process.wait(timeout=120) == 0, chat.small.log("evaluate")
+    assert process.wait(timeout=HANGS_S) == 0, chat.small.log("evaluate")
     result = EvaluateResult.model_validate(chat.small.message("evaluate"))
     # A random model is right about nothing, and eight examples prove nothing.
     assert result.verdict == "Inconclusive"

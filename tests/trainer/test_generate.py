@@ -21,11 +21,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from finetune_trainer.batching import run_in_batches
-from finetune_trainer.encoding import Encoded
-from finetune_trainer.generate import generate_answers
-from finetune_trainer.likelihood import class_log_probabilities, token_likelihoods
-from finetune_trainer.shared_prefix import shared_prefix
+from finetune_trainer.tasks.batching import run_in_batches
+from finetune_trainer.tasks.encoding import Encoded
+from finetune_trainer.tasks.generate import generate_answers
+from finetune_trainer.tasks.likelihood import class_log_probabilities, token_likelihoods
+from finetune_trainer.tasks.shared_prefix import shared_prefix
 
 VOCABULARY, PAD = 97, 0
 
@@ -196,7 +196,7 @@ def test_likelihoods_do_not_need_all_logits_at_once(
 ) -> None:
     given = examples(prompts)
     expected = token_likelihoods(model, given, batch_size=32)
-    monkeypatch.setattr("finetune_trainer.likelihood._LOGIT_BYTES", 1)
+    monkeypatch.setattr("finetune_trainer.tasks.likelihood._LOGIT_BYTES", 1)
     found = token_likelihoods(model, given, batch_size=32)
     assert [count for _, count in found] == [count for _, count in expected]
     assert [nll for nll, _ in found] == pytest.approx([nll for nll, _ in expected], rel=1e-4, abs=1e-5)

@@ -13,10 +13,10 @@ import transformers
 from tests.trainer import tiny_models
 from tests.trainer.tiny_tokenizer import encoder_tokenizer, tiny_tokenizer
 
-from finetune_trainer import base_model
-from finetune_trainer.likelihood import class_log_probabilities
-from finetune_trainer.limits import context_in, context_of, padding_of
+from finetune_trainer.models import base_model
+from finetune_trainer.models.limits import context_in, context_of, padding_of
 from finetune_trainer.serving.classification import Classifier
+from finetune_trainer.tasks.likelihood import class_log_probabilities
 
 hf: Any = transformers  # its signatures are not those that its configurations take
 SIZE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -65,7 +65,7 @@ def agree(folder: Path, tokenizer: Any) -> None:
     assert alone.std(dim=0).max() > 1e-3, "texts differ, so that a mix-up would show"
     torch.testing.assert_close(torch.tensor(run(TEXTS, batch_size=len(TEXTS))), alone, rtol=1e-4, atol=1e-4)
     server = Classifier.of(model=model, tokenizer=tokenizer, labels=["a", "b"])
-    torch.testing.assert_close(torch.tensor(server._probabilities(TEXTS)), alone.exp(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(server.probabilities(TEXTS)), alone.exp(), rtol=1e-4, atol=1e-4)
 
 
 # -- context ----------------------------------------------------------------------------------------------------------
@@ -91,9 +91,9 @@ def test_what_a_model_can_read(config: Callable[[], Any], limit: int | None, tmp
     made = config()
     made.vocab_size = len(tokenizer)
     made.save_pretrained(tmp_path)
-    assert context_in(tmp_path, tokenizer, task="CausalLM") == limit
+    assert context_in(tmp_path, tokenizer, generates=True) == limit
     model = hf.AutoModel.from_config(made).eval()
-    assert context_of(model, tokenizer, task="CausalLM") == limit
+    assert context_of(model, tokenizer, generates=True) == limit
     assert model(input_ids=torch.full((1, limit or 300), 30)).last_hidden_state.shape[1] == (limit or 300)
 
 
@@ -102,25 +102,25 @@ def llama(**rope: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("config", "written", "task", "limit"),
+    ("config", "written", "generates", "limit"),
     [
-        (llama(rope_type="default"), 10**30, "Chat", 1000),
-        (llama(rope_type="yarn", factor=4.0, original_max_position_embeddings=1000), 10**30, "Chat", 4000),
-        (llama(rope_type="yarn", factor=4.0, original_max_position_embeddings=250), 10**30, "Chat", 1000),
-        (llama(rope_type="linear", factor=4.0), 4000, "Chat", 4000),
-        (llama(rope_type="linear", factor=4.0), 10**30, "Chat", 1000),
-        (llama(rope_type="default"), 500, "Chat", 1000),
-        (llama(rope_type="default"), 500, "SequenceClassification", 500),
-        (hf.BloomConfig(hidden_size=32, n_layer=1, n_head=4), 2048, "Chat", 2048),
+        (llama(rope_type="default"), 10**30, True, 1000),
+        (llama(rope_type="yarn", factor=4.0, original_max_position_embeddings=1000), 10**30, True, 4000),
+        (llama(rope_type="yarn", factor=4.0, original_max_position_embeddings=250), 10**30, True, 1000),
+        (llama(rope_type="linear", factor=4.0), 4000, True, 4000),
+        (llama(rope_type="linear", factor=4.0), 10**30, True, 1000),
+        (llama(rope_type="default"), 500, True, 1000),
+        (llama(rope_type="default"), 500, False, 500),
+        (hf.BloomConfig(hidden_size=32, n_layer=1, n_head=4), 2048, True, 2048),
     ],
 )
 def test_stretched_positions_and_what_the_tokenizer_says(
-    config: Any, written: int, task: Any, limit: int, tmp_path: Path
+    config: Any, written: int, generates: bool, limit: int, tmp_path: Path
 ) -> None:
     config.save_pretrained(tmp_path)
     tokenizer = tiny_tokenizer()
     tokenizer.model_max_length = written
-    assert context_in(tmp_path, tokenizer, task=task) == limit
+    assert context_in(tmp_path, tokenizer, generates=generates) == limit
 
 
 def test_positions_of_pictures_do_not_limit_the_text() -> None:
@@ -129,4 +129,4 @@ def test_positions_of_pictures_do_not_limit_the_text() -> None:
     with torch.device("meta"):
         model = hf.AutoModel.from_config(hf.Gemma3Config(text_config=text, vision_config=vision))
     assert any(isinstance(table, torch.nn.Embedding) and table.num_embeddings == 64 for table in model.modules())
-    assert context_of(model, tiny_tokenizer(), task="Chat") == 1000
+    assert context_of(model, tiny_tokenizer(), generates=True) == 1000

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from demo import assets
+from tests.patience import HANGS_S
 
 from finetune_api.results import (
     MAXIMUM_MESSAGE_BYTES,
@@ -23,8 +24,8 @@ from finetune_api.results import (
     result_adapter,
 )
 from finetune_api.shared_fields import Artifact, MetricResult, ResolvedModel
-from finetune_trainer import termination
-from finetune_trainer.errors import from_write_failure
+from finetune_trainer.process import termination
+from finetune_trainer.process.errors import from_write_failure
 
 ROOT = Path(__file__).parents[2]
 DIGEST = "sha256:" + "0" * 64
@@ -75,7 +76,7 @@ def run_container(
         env={**environment(tmp_path, run), **variables},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HANGS_S,
         check=False,
     )
 
@@ -105,7 +106,7 @@ def test_prepare_ends_with_its_result(tmp_path: Path) -> None:
             "OutsideAllowedRoots",
             "/none",
         ),
-        ({"maxLength": 9}, ExitCode.BAD_DATA, "TooManyTruncated", "training.maxLength 9"),
+        ({"maxLength": 9}, ExitCode.BAD_DATA, "TooManyTruncated", "training.maxLength: 9"),
     ],
 )
 def test_orders_that_fail_for_good(
@@ -154,7 +155,7 @@ def test_sigterm_stops_at_once_and_is_no_failure(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert "Prepare, attempt 1" in process.stdout.readline()
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=HANGS_S)
     finally:
         process.kill()
         process.wait()

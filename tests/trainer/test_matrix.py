@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from tests.trainer import tiny_models
+from tests.trainer.serving.rounds import run
 
 from finetune_api.finetunejob import EvaluationMetric, LoRA, Source, Split
 from finetune_api.results import ExitCode, PrepareResult
@@ -37,19 +38,21 @@ from finetune_api.run import (
     TrainRun,
 )
 from finetune_api.shared_fields import Artifact, Task
-from finetune_trainer import saved_model, train
-from finetune_trainer.dataset import data_folder, read_manifest, read_split
-from finetune_trainer.encoding import encode, prompt_ids
-from finetune_trainer.errors import StageError
-from finetune_trainer.evaluate import evaluate
-from finetune_trainer.prepare import prepare
+from finetune_trainer.data.dataset import data_folder, read_manifest, read_split
+from finetune_trainer.evaluation.evaluate import evaluate
+from finetune_trainer.models import saved_model
+from finetune_trainer.preparation.prepare import prepare
+from finetune_trainer.process.errors import StageError
 from finetune_trainer.serving import artifact as served_files
-from finetune_trainer.serving.classification import Classifier
+from finetune_trainer.serving.classification import Classification, Classifier
 from finetune_trainer.serving.decoding import Sampling
-from finetune_trainer.serving.generation import CausalSteps, GenerationRequest, TextModel
-from finetune_trainer.storage import Storage
+from finetune_trainer.serving.generation import CausalSteps, GenerationRequest, InTurns, TextModel
+from finetune_trainer.serving.together import runner_of
+from finetune_trainer.store.storage import Storage
+from finetune_trainer.tasks.choose import task_of
+from finetune_trainer.tasks.encoding import prompt_ids
+from finetune_trainer.training import train
 
-pytestmark = pytest.mark.timeout(240)
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 UPDATE = "FINETUNE_UPDATE_MODELS"
 WORKS = "yes"
@@ -230,20 +233,30 @@ def _check_served(
         labels = read_manifest(storage, uri=prepared.manifest).labels or ()
         classifier = Classifier.of(model=loaded.model, tokenizer=loaded.tokenizer, labels=labels)
         texts = [classifier.encode(example.text or "") for example in examples]
-        found = _last(classifier.classify(texts))
-        single = [_last(classifier.classify([text])).probabilities[0] for text in texts]
+        runner = Classification(classifier)
+        (found,) = run(runner, [classifier.classify(texts)])[0]
+        each_its_own = run(runner, [classifier.classify([text]) for text in texts])
+        single = [classes.probabilities[0] for (classes,) in each_its_own]
         said = [[_in_order(answer["probabilities"], labels) for answer in each] for each in (together, alone)]
         for other in (single, *said):
             torch.testing.assert_close(torch.tensor(found.probabilities), torch.tensor(other), atol=1e-4, rtol=0)
         return
     assert [answer["answer"] for answer in together] == [answer["answer"] for answer in alone]
-    text_model = TextModel.of(model=loaded.model, tokenizer=loaded.tokenizer, task=case.task)
-    for example, answer in zip(examples, alone, strict=True):
-        ids = tuple(prompt_ids(example.messages or (), tokenizer=loaded.tokenizer))
-        request = GenerationRequest(prompt_ids=ids, max_new_tokens=4, sampling=Sampling())
-        shown = "".join(piece.text for piece in text_model.answer(request))
-        assert shown.strip() == answer["answer"].strip()
-    learned = encode(examples[0], tokenizer=loaded.tokenizer, max_length=96).ids
+    text_model = TextModel.of(model=loaded.model, tokenizer=loaded.tokenizer, two_parts=False)
+    asked = [
+        GenerationRequest(
+            prompt_ids=tuple(prompt_ids(example.messages or (), tokenizer=loaded.tokenizer)),
+            max_new_tokens=4,
+            sampling=Sampling(),
+        )
+        for example in examples
+    ]
+    in_company = run(runner_of(text_model), [text_model.answer(each) for each in asked], begin=range(len(asked)))
+    single = [run(InTurns(text_model), [text_model.answer(each)])[0] for each in asked]
+    for pieces in (in_company, single):
+        shown = ["".join(piece.text for piece in each).strip() for each in pieces]
+        assert shown == [answer["answer"].strip() for answer in alone]
+    learned = task_of(case.task).encode(examples[0], tokenizer=loaded.tokenizer, max_length=96, labels=None).ids
     steps = CausalSteps(loaded.model)
     one_by_one = torch.stack([steps.begin(learned[:4]), *(steps.go_on(token) for token in learned[4:])])
     with torch.inference_mode():
@@ -253,10 +266,6 @@ def _check_served(
 
 def _in_order(probabilities: dict[str, float], labels: Sequence[str]) -> list[float]:
     return [probabilities[label] for label in labels]
-
-
-def _last(work: Iterator[Any]) -> Any:
-    return list(work)[-1]
 
 
 def _reason(refusal: StageError) -> str:

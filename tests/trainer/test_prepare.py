@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections import Counter
@@ -13,14 +14,18 @@ from typing import Any
 
 import pytest
 from demo import assets
+from tests.trainer.test_chat_template import FORGETS_THOUGHTS
 
 from finetune_api.results import ExitCode, PrepareResult
 from finetune_api.run import Locations, PrepareRun
-from finetune_trainer import base_model, encoding, remarks, token_lengths
-from finetune_trainer.dataset import SPLITS, Example, Manifest, SplitName, data_folder, read_manifest, read_split
-from finetune_trainer.errors import StageError
-from finetune_trainer.prepare import prepare
-from finetune_trainer.storage import Storage
+from finetune_trainer.data import remarks
+from finetune_trainer.data.dataset import SPLITS, Example, Manifest, SplitName, data_folder, read_manifest, read_split
+from finetune_trainer.models import base_model
+from finetune_trainer.preparation.prepare import prepare
+from finetune_trainer.process.errors import StageError
+from finetune_trainer.store.storage import Storage
+from finetune_trainer.tasks import token_lengths
+from finetune_trainer.tasks.choose import task_of
 
 
 def write(path: Path, rows: Iterable[object]) -> Path:
@@ -272,7 +277,7 @@ def test_measured_lengths_are_those_of_training(tmp_path: Path) -> None:
         examples = snapshot(run)[0]["validation"]
         tokenizer = base_model.load_tokenizer(Path(run.model.uri.removeprefix("file://")))
         encoded = [
-            encoding.encode(example, tokenizer=tokenizer, max_length=10_000, labels=assets.TOPICS)
+            task_of(run.model.task).encode(example, tokenizer=tokenizer, max_length=10_000, labels=assets.TOPICS)
             for example in examples
         ]
         assert token_lengths.measure(examples, tokenizer=tokenizer) == [len(example.ids) for example in encoded]
@@ -287,7 +292,7 @@ def test_too_many_bad_rows_are_named_and_kept(tmp_path: Path) -> None:
     error = refusal(order(tmp_path, file, max_bad_rows=2))
     assert (error.reason, error.exit_code) == ("TooManyBadRows", ExitCode.BAD_DATA)
     assert (
-        f'3 of 53 rows cannot be used, and data.maxBadRows is 2: source-0 (file://{file}) line 51: "label"'
+        f'data.maxBadRows: 2, and 3 of 53 rows cannot be used: source-0 (file://{file}) line 51: "label"'
         in error.message
     )
     kept = [json.loads(line) for line in (tmp_path / "run/data/quarantine.jsonl").read_text().rstrip("\n").split("\n")]
@@ -298,12 +303,35 @@ def test_too_many_bad_rows_are_named_and_kept(tmp_path: Path) -> None:
     assert len((tmp_path / "run/data/quarantine.jsonl").read_text().splitlines()) == 3
 
 
+def test_an_answer_that_spells_a_special_token_is_one_bad_row(tmp_path: Path) -> None:
+    rows = [{"prompt": row["text"], "completion": row["label"]} for row in questions(60)]
+    rows[7]["completion"] += "<|im_end|>"
+    file = write(tmp_path / "rows.jsonl", rows)
+    error = refusal(order(tmp_path, file, task="Chat"))
+    assert (error.reason, error.exit_code) == ("TooManyBadRows", ExitCode.BAD_DATA)
+    assert "line 8: has an answer that spells '<|im_end|>'" in error.message
+    assert prepare(order(tmp_path, file, task="Chat", max_bad_rows=1)).summary.bad_rows == 1
+
+
+def test_answers_must_fit_beside_their_questions(tmp_path: Path) -> None:
+    rows = [{"prompt": row["text"], "completion": row["label"]} for row in questions(60)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    for tokens in (1 << 20, 8192):
+        error = refusal(order(tmp_path, file, task="Chat", max_new_tokens=tokens))
+        assert (error.reason, error.exit_code) == ("AnswersLongerThanContext", ExitCode.BAD_CONFIGURATION)
+    error = refusal(order(tmp_path, file, task="Chat", max_new_tokens=8180))
+    assert "held-out questions (the longest has" in error.message
+    fits = int(re.findall(r"lower it to at most (\d+)", error.message)[0])
+    assert prepare(order(tmp_path, file, task="Chat", max_new_tokens=fits)).remarks == []
+    assert refusal(order(tmp_path, file, task="Chat", max_new_tokens=fits + 1)).reason == error.reason
+
+
 def test_too_many_cut_examples(tmp_path: Path) -> None:
     rows = [*questions(95), *({**row, "text": row["text"] * 20} for row in questions(5, start=100))]
     file = write(tmp_path / "rows.jsonl", rows)
     error = refusal(order(tmp_path, file))
     assert (error.reason, error.exit_code) == ("TooManyTruncated", ExitCode.BAD_DATA)
-    assert "training.maxLength 128" in error.message
+    assert "training.maxLength: 128" in error.message
     assert prepare(order(tmp_path, file, max_truncated_fraction=0.2)).summary.truncated_fraction > 0.01
 
 
@@ -313,11 +341,9 @@ def test_examples_longer_than_the_model_reads_are_refused_with_what_it_reads(tmp
     file = write(tmp_path / "rows.jsonl", rows)
     error = refusal(order(tmp_path, file, max_length=1024))
     assert (error.reason, error.exit_code) == ("LongerThanContext", ExitCode.BAD_DATA)
-    assert "training.maxLength 1024 is more than the 512 tokens that the base model can read" in error.message
+    assert "training.maxLength: 1024 is more than the 512 tokens that the base model can read" in error.message
     assert "source source-0" in error.message
-    named = re.search(
-        r"set training.maxLength (\d+) and data.maxTruncatedFraction of at least ([0-9.]+):", error.message
-    )
+    named = re.search(r"set training.maxLength: (\d+) and data.maxTruncatedFraction: ([0-9.]+) or more", error.message)
     assert named is not None, error.message
     settings = {"max_length": int(named[1]), "max_truncated_fraction": float(named[2])}
     assert prepare(order(tmp_path, file, **settings)).context_tokens == 512
@@ -346,7 +372,7 @@ def _labels_of_one() -> list[dict[str, Any]]:
         ([questions(1)[0]] * 50, {}, "EmptySplit", "1 examples make 1 groups"),
         (_one_label(), {}, "OneLabel", "'only'"),
         (_label_once(), {"fractions": {"strategy": "Stratified"}}, "StratumTooSmall", "'lonely' is seen once"),
-        (_labels_of_one(), {}, "StratumTooSmall", "is seen once, only in"),
+        (_labels_of_one(), {}, "StratumTooSmall", "would never be learned (nor would 'label"),
     ],
 )
 def test_data_that_cannot_be_split(
@@ -373,6 +399,7 @@ def test_sources_that_cannot_be_read(tmp_path: Path, uri: str, reason: str, code
     (tmp_path / "empty").mkdir()
     error = refusal(order(tmp_path, {"name": "a", "uri": uri.format(tmp_path)}))
     assert (error.reason, error.exit_code) == (reason, code)
+    assert error.message.startswith(f"data.sources[0].uri: {uri.format(tmp_path)}")
 
 
 def test_a_model_without_a_chat_template_is_refused_before_training(tmp_path: Path) -> None:
@@ -405,6 +432,21 @@ def model_with_template(tmp_path: Path, template: str | None) -> dict[str, Any]:
     return {"uri": f"file://{folder}", "task": "Chat"}
 
 
+def test_what_is_asked_of_held_out_chats_is_not_taught_inside_of_longer_ones(tmp_path: Path) -> None:
+    def turns(row: dict[str, Any]) -> list[dict[str, str]]:
+        return [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}]
+
+    first, second = questions(60), questions(60, start=1000)
+    chats = [turns(one) for one in first] + [turns(one) + turns(two) for one, two in zip(first, second, strict=True)]
+    model = model_with_template(tmp_path, FORGETS_THOUGHTS)
+    run = order(tmp_path, write(tmp_path / "c.jsonl", [{"messages": chat} for chat in chats]), task="Chat", model=model)
+    prepare(run)
+    splits, manifest = snapshot(run)
+    assert not any(manifest.learned_from(example) for example in splits["test"])
+    learned = [example.id for name in ("train", "validation") for example in splits[name]]
+    assert len(learned) == len(set(learned))
+
+
 def calls_of_tools(count: int) -> list[dict[str, Any]]:
     return [
         {
@@ -431,7 +473,7 @@ def test_tools_and_their_calls_go_through_the_template(tmp_path: Path) -> None:
     what = (example.messages or ())[-1].extra["tool_calls"][0]["function"]["arguments"]["what"]
     assert example.right_answer == f'<call>{{"name": "find", "arguments": {{"what": "{what}"}}}}</call>'
     tokenizer = base_model.load_tokenizer(tmp_path / "base")
-    encoded = encoding.encode(example, tokenizer=tokenizer, max_length=512)
+    encoded = task_of("Chat").encode(example, tokenizer=tokenizer, max_length=512, labels=None)
     text = tokenizer.decode(encoded.ids)
     assert '{"type": "function", "function": {"name": "find"}}' in text
     targets = [token for token, target in zip(encoded.ids, encoded.targets, strict=True) if target]
@@ -466,7 +508,8 @@ def test_what_the_template_drops_is_refused_by_name(tmp_path: Path, extra: dict[
             place = rows[4]["messages"][index]
     place.update(extra)
     refused = refusal(order(tmp_path, write(tmp_path / "rows.jsonl", rows), task="Chat"))
-    assert (refused.reason, refused.exit_code) == ("FieldNotRendered", ExitCode.BAD_DATA)
+    assert (refused.reason, refused.exit_code) == ("TooManyBadRows", ExitCode.BAD_DATA)
+    assert refused.message.startswith("data.maxBadRows: 0, and 1 of 20 rows")
     assert f'rows.jsonl) line 5: "{field}" is not shown to the model' in refused.message
 
 
@@ -483,9 +526,21 @@ def test_labels_and_answers_that_a_person_should_look_at(tmp_path: Path) -> None
     rows = [
         row | {"label": ("Spam", "spam ", "1", "1.0", "ham")[number % 5]} for number, row in enumerate(questions(60))
     ]
-    (one, two) = prepare(order(tmp_path, write(tmp_path / "rows.jsonl", rows))).remarks
-    assert one.startswith("labels '1', '1.0' differ only in case")
-    assert two.startswith("labels 'Spam', 'spam' differ only in case")
+    (tmp_path / "labels").mkdir()
+    write(tmp_path / "labels/rows.jsonl", rows)
+    (tmp_path / os.fsdecode(b"labels/caf\xe9.xlsx")).write_text("x")
+    for number in range(30):
+        (tmp_path / f"labels/{number:02}.png").write_text("x")
+    run = order(tmp_path, tmp_path / "labels", max_length=1024)
+    files, labels, length = prepare(run).remarks
+    assert files.startswith("files of source source-0 that are not read (31): '00.png', '01.png'")
+    assert "'09.png' and 21 more; rows are read from .jsonl" in files
+    not_read = snapshot(run)[1].statistics["filesNotRead"]["source-0"]
+    first = [f"{number:02}.png" for number in range(20)]
+    assert not_read == {"count": 31, "endings": {".png": 30, ".xlsx": 1}, "first": first}
+    assert "differ only in case" in labels
+    assert "count as different ones: '1' and '1.0', 'Spam' and 'spam'; write them alike" in labels
+    assert length.startswith("training.maxLength 1024 is more than the 512 tokens that the base model can read at once")
     chats = [
         {"prompt": row["text"], "completion": "word " * (5 + 10 * (number % 2))} for number, row in enumerate(rows)
     ]
@@ -511,10 +566,22 @@ def test_labels_that_are_alike(labels: list[str], alike: list[list[str]]) -> Non
     assert sorted(remarks.labels_alike(labels)) == sorted(sorted(group) for group in alike)
 
 
+def test_what_chats_are_stratified_by_is_looked_at_like_labels(tmp_path: Path) -> None:
+    """A list that is cut short says how much is left."""
+    rows = [
+        {"prompt": row["text"], "completion": "yes", "team": f"{'Tt'[number % 2]}eam  {number // 10}"}
+        for number, row in enumerate(questions(130))
+    ]
+    fractions = {"strategy": "Stratified", "by": "team"}
+    (remark,) = prepare(order(tmp_path, write(tmp_path / "c.jsonl", rows), task="Chat", fractions=fractions)).remarks
+    assert "'Team  0' and 'team  0', 'Team  1' and 'team  1'" in remark
+    assert "and 3 more; write them alike" in remark
+
+
 def test_an_evaluation_set_that_holds_all_examples(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", questions(50))
     run = order(tmp_path, file, evaluation_dataset={"name": "golden", "uri": f"file://{file}"})
-    assert "nothing left to learn from" in refusal(run).message
+    assert "nothing is left to learn from" in refusal(run).message
 
 
 def test_the_locations_of_a_run_are_all_it_touches(tmp_path: Path) -> None:

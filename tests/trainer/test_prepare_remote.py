@@ -13,10 +13,10 @@ from tests.trainer.s3 import serve_s3
 
 from finetune_api.results import PrepareResult
 from finetune_api.run import PrepareRun
-from finetune_trainer.dataset import data_folder, read_manifest, read_split
-from finetune_trainer.errors import StageError
-from finetune_trainer.prepare import prepare
-from finetune_trainer.storage import Storage
+from finetune_trainer.data.dataset import data_folder, read_manifest, read_split
+from finetune_trainer.preparation.prepare import prepare
+from finetune_trainer.process.errors import StageError
+from finetune_trainer.store.storage import Storage
 
 
 def order(source: str, *, root: str) -> PrepareRun:
@@ -89,6 +89,7 @@ def test_a_data_set_of_the_hub(tmp_path: Path, local: PrepareResult, monkeypatch
         whole = prepare(order("hf://datasets/acme/topics", root=f"file://{tmp_path}"))
         assert whole.data_digest == local.data_digest
         assert sorted(served.fetched) == ["data/more/train.jsonl", "data/train.jsonl"]
+        assert "that are not read (2): 'README.md', 'script.py'; rows are read from" in whole.remarks[0]
         served.fetched.clear()
         one_file = prepare(order("hf://datasets/acme/topics@v1/data/train.jsonl", root=f"file://{tmp_path}"))
         assert one_file.summary.rows_read == 500
@@ -102,4 +103,5 @@ def test_a_data_set_of_the_hub(tmp_path: Path, local: PrepareResult, monkeypatch
             with pytest.raises(StageError) as refused:
                 prepare(order(uri, root=f"file://{tmp_path}"))
             assert refused.value.reason == reason, uri
+            assert refused.value.message.startswith("data.sources[0].uri: hf://")
     assert json.loads((tmp_path / "runs/router/data/manifest.json").read_text())["digest"] == one_file.data_digest

@@ -16,9 +16,7 @@ import pytest
 from tests.trainer.local_ca import certificate
 
 from finetune_api.progress import CA_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
-from finetune_trainer.progress import FILE_VARIABLE, ProgressReporter
-
-pytestmark = pytest.mark.timeout(60)
+from finetune_trainer.process.progress import FILE_VARIABLE, ProgressReporter
 
 
 @dataclass

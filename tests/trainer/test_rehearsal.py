@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import transformers
 from tests.trainer import tiny_models
 
 from finetune_api.finetunejob import LoRA
+from finetune_api.results import ExitCode
 from finetune_api.run import Locations, MethodOrder, ModelOrder
 from finetune_api.shared_fields import ResolvedModel
-from finetune_trainer import memory
-from finetune_trainer.rehearsal import Rehearsal, rehearse, was_rehearsed
-from finetune_trainer.storage import Storage
+from finetune_trainer.process import memory
+from finetune_trainer.process.errors import StageError
+from finetune_trainer.store.storage import Storage
+from finetune_trainer.training.rehearsal import Rehearsal, rehearse, was_rehearsed
 
 hf: Any = transformers  # its signatures are not those that its configurations take
 
@@ -50,10 +54,81 @@ def test_a_model_that_reads_at_the_end_of_a_text_is_tried_on_texts_that_end(tmp_
     assert was_rehearsed(order, storage=storage)
 
 
+def test_a_tokenizer_with_several_templates_is_saved_in_a_folder(tmp_path: Path) -> None:
+    base = tiny_models.make("llama", to=tmp_path / "base")
+    templates = base / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "tool_use.jinja").write_text((base / "chat_template.jinja").read_text())
+    order, storage = order_and_storage(tmp_path)
+    rehearse(order, base_folder=base, storage=storage)
+    assert was_rehearsed(order, storage=storage)
+
+
+def test_ends_of_lines_that_saving_changes_make_no_other_template(tmp_path: Path) -> None:
+    base = tiny_models.make("llama", to=tmp_path / "base")
+    template = (base / "chat_template.jinja").read_text().replace("\n", "\r\n") + "\r\n"
+    (base / "chat_template.jinja").unlink()
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    order, storage = order_and_storage(tmp_path)
+    rehearse(order, base_folder=base, storage=storage)
+    assert was_rehearsed(order, storage=storage)
+
+
 def test_what_does_not_fit_is_left_untried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In training too: a rehearsal that the kernel ends would end a run that has room for the training itself."""
     base = tiny_models.make("bert", to=tmp_path / "base")
     order, storage = order_and_storage(tmp_path)
     monkeypatch.setattr(memory, "available", lambda: 1000)
     rehearse(order, base_folder=base, storage=storage)
+    assert not was_rehearsed(order, storage=storage)
+
+
+def _without_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+def _with_another_end(folder: Path) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|im_start|>"}))
+
+
+def _without_a_mark(folder: Path) -> None:
+    document = json.loads((folder / "tokenizer.json").read_text())
+    (mark,) = (each for each in document["added_tokens"] if each["content"] == "<|im_start|>")
+    mark["special"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+
+
+def _cutting_otherwise(folder: Path) -> None:
+    document = json.loads((folder / "tokenizer.json").read_text())
+    document["normalizer"] = {"type": "Lowercase"}
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("lose", "what"),
+    [
+        (_without_template, "another chat template"),
+        (_with_another_end, "other special tokens"),
+        (_without_a_mark, "other marks"),
+        (_cutting_otherwise, "other tokens for the same text"),
+    ],
+)
+def test_a_tokenizer_that_is_saved_as_another_one_is_refused(
+    lose: Callable[[Path], None], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, save = tiny_models.make("llama", to=tmp_path / "base"), hf.PreTrainedTokenizerBase.save_pretrained
+
+    def losing(tokenizer: Any, folder: str, **named: Any) -> Any:
+        saved = save(tokenizer, folder, **named)
+        lose(Path(folder))
+        return saved
+
+    monkeypatch.setattr(hf.PreTrainedTokenizerBase, "save_pretrained", losing)
+    monkeypatch.setattr(memory, "available", lambda: 1000)  # it needs no weights: the largest models are looked at too
+    order, storage = order_and_storage(tmp_path)
+    with pytest.raises(StageError, match=f"its tokenizer has {what}, so that") as refused:
+        rehearse(order, base_folder=base, storage=storage)
+    assert (refused.value.reason, refused.value.exit_code) == ("TokenizerNotSaved", ExitCode.BAD_CONFIGURATION)
     assert not was_rehearsed(order, storage=storage)

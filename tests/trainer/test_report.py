@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tests.made_report import HOSTILE, chat_report, classifier_report
 
-from finetune_trainer import charts
-from finetune_trainer.changed_examples import ComparedExample, Said, find_changes, marked, printable
-from finetune_trainer.report import console_table, to_html, to_json
-from finetune_trainer.training_log import TrainingPoint, read_training_log
+from finetune_trainer.evaluation import charts
+from finetune_trainer.evaluation.changed_examples import ComparedExample, Said, find_changes, marked, printable
+from finetune_trainer.evaluation.report import console_table, to_html, to_json
+from finetune_trainer.training.training_log import TrainingPoint, read_training_log
 
 
 def example(

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import os
+import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from finetune_api.results import ExitCode
-from finetune_trainer import source_files
-from finetune_trainer.errors import StageError
-from finetune_trainer.rows import BadRow, Quarantine, Row, RowFormat, formats_of
+from finetune_trainer.data import source_files
+from finetune_trainer.data.rows import BadRow, Quarantine, Row, RowFormat
+from finetune_trainer.process.errors import StageError
+from finetune_trainer.tasks.choose import formats_of, task_of
 
 CHAT: tuple[RowFormat, ...] = ("Chat", "PromptCompletion")
 LABELLED: tuple[RowFormat, ...] = ("Labelled",)
@@ -94,17 +100,132 @@ def test_each_kind_of_file_gives_the_same_rows(
     assert [(row.content.text, row.content.label) for row in good] == PAIRS
 
 
-def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.csv", "sub/c.parquet", "notes.txt", ".hidden.jsonl", ".git/x.jsonl"):
+def test_a_folder_is_read_in_the_order_of_names_and_says_what_is_not_read(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.csv", "sub/c.parquet", "notes.txt", "sub/d.csv.xz", ".hidden.jsonl", ".git/x.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    found = source_files.find(tmp_path, uri="file:///data")
+    found, left_out = source_files.find(tmp_path, uri="file:///data")
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.csv", "b.jsonl", "sub/c.parquet"]
+    assert left_out == ["notes.txt", "sub/d.csv.xz"]
+
+
+@pytest.mark.parametrize(
+    ("names", "left_out"),
+    [
+        (["dataset_dict.json", "train/dataset_info.json", "train/state.json"], 3),
+        (["dataset_infos.json"], 1),
+        (["state.json"], 0),
+        (["train.json", "sub/0.json"], 0),
+    ],
+)
+@pytest.mark.parametrize(
+    "content", ['{"version": 1, "data": [{"text": "a"}]}', '{"text": 1' + "0" * 5000 + "}", '{"text": ']
+)
+def test_what_describes_a_data_set_is_told_by_its_name(
+    tmp_path: Path, names: list[str], left_out: int, content: str
+) -> None:
+    """Everything else is data: what has no rows as they are written here becomes bad rows."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "zz.jsonl").write_text("{}")
+    found, others = source_files.find(tmp_path, uri="file:///data")
+    assert (len(found), len(others)) == (1 + len(names) - left_out, left_out)
+    assert [len(read(file)[1]) for file in found] == [1] * len(found)
+
+
+def test_names_of_files_that_are_not_read_can_be_written_down(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+    (tmp_path / "a.jsonl").write_text("{}")
+    assert source_files.find(tmp_path, uri="file:///data")[1] == ["caf?.txt"]
+
+
+@pytest.mark.parametrize("saved", ["data set", "splits", "parquet", "arrow file"])
+def test_what_datasets_saves_is_read_with_the_names_of_its_classes(tmp_path: Path, saved: str) -> None:
+    texts, classes = zip(*PAIRS, strict=True)
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    made = datasets.Dataset.from_dict({"text": texts, "label": [int(each) for each in classes]}, features=features)
+    if saved == "parquet":
+        made.to_parquet(tmp_path / "rows.parquet")
+    elif saved == "arrow file":
+        with pyarrow.ipc.new_file(tmp_path / "rows.arrow", made.data.schema) as writer:
+            writer.write_table(made.data.table)
+    else:
+        (made if saved == "data set" else datasets.DatasetDict(train=made)).save_to_disk(tmp_path)
+        (tmp_path / "cache-0123.arrow").write_bytes(b"x")
+    (file,), left_out = source_files.find(tmp_path, uri="file:///data")
+    good, bad = read(file)
+    assert [(row.content.text, row.content.label) for row in good] == [(PAIRS[0][0], "yes"), (PAIRS[1][0], "no")]
+    assert bad == []
+    assert ("cache-0123.arrow" in left_out) == (saved in ("data set", "splits"))
+
+
+CLASSES = {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}}
+
+
+@pytest.mark.parametrize(
+    ("features", "column", "labels"),
+    [
+        (CLASSES, [1, 0], ["yes", "no"]),
+        (CLASSES | {"messages": [{"role": {"dtype": "string", "_type": "Value"}}]}, [1, 0], ["yes", "no"]),
+        (CLASSES, ["good", "bad"], ["good", "bad"]),
+        (CLASSES, None, []),
+        ({"label": {"_type": "ClassLabel"}}, [1, 0], ["1", "0"]),
+        (None, [1, 0], ["1", "0"]),
+    ],
+    ids=["classes", "a list of datasets 3", "replaced", "dropped", "no names", "no features"],
+)
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
+def test_names_of_classes_count_for_columns_of_numbers(
+    tmp_path: Path, features: object, column: list[Any] | None, labels: list[str], name: str
+) -> None:
+    table = pyarrow.table({"text": ["a", "b"]} | ({} if column is None else {"label": column}))
+    write_arrow(table, tmp_path / name, said=json.dumps({"info": {"features": features}}))
+    good, bad = read(tmp_path / name)
+    assert ([row.content.label for row in good], len(bad)) == (labels, 2 - len(labels))
+
+
+@pytest.mark.parametrize("said", ["null", "not json", "[" * 100_000, b"\xff", '{"info": null}'])
+def test_what_other_tools_left_in_a_file_beside_its_columns_is_passed_over(tmp_path: Path, said: str) -> None:
+    write_arrow(pyarrow.table({"text": ["a"], "label": [1]}), tmp_path / "rows.parquet", said=said)
+    assert [row.content.label for row in read(tmp_path / "rows.parquet")[0]] == ["1"]
+
+
+def write_arrow(table: pyarrow.Table, file: Path, *, said: str | bytes) -> None:
+    """With what is said in the place of `datasets`."""
+    table = table.replace_schema_metadata({"huggingface": said})
+    if file.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, file)
+    else:
+        with pyarrow.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+
+
+def test_names_of_very_many_classes_take_no_time_of_each_row(tmp_path: Path) -> None:
+    count = 20_000
+    table = pyarrow.table({"text": ["a"] * count, "label": list(range(count))})
+    features = {"label": {"_type": "ClassLabel", "names": list(map(str, range(count)))}}
+    write_arrow(table, tmp_path / "rows.parquet", said=json.dumps({"info": {"features": features}}))
+    started = time.process_time()
+    good, _ = read(tmp_path / "rows.parquet")
+    assert good[-1].content.label == str(count - 1)
+    assert time.process_time() - started < 10, "15 s or more where each row looks at all names"
+
+
+def test_a_batch_of_arrow_is_not_held_in_memory_as_rows(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": [f"row {number}" for number in range(30_000)]})
+    write_arrow(table, tmp_path / "rows.arrow", said="{}")
+    found = source_files.read(tmp_path / "rows.arrow", name="a", source="a", possible=TEXT, stratum_field=None)
+    tracemalloc.start()
+    assert sum(isinstance(row, Row) for row in found) == len(table)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 3 << 20, "of 9 MiB"
 
 
 def test_a_folder_without_data_and_a_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(StageError) as empty:
+    with pytest.raises(StageError, match=r"it holds notes\.txt") as empty:
         source_files.find(tmp_path, uri="file:///data")
     assert empty.value.exit_code == ExitCode.INPUT_NOT_FOUND
     with pytest.raises(StageError) as unknown:
@@ -139,7 +260,7 @@ def test_csv_holds_chats_as_json(tmp_path: Path) -> None:
     file.write_text(f'messages\n"{messages}"\n"[{{]"\n')
     good, bad = read(file, CHAT)
     assert len(good) == 1
-    assert "is a string that is not JSON" in bad[0].reason
+    assert "is text that is not JSON of a list" in bad[0].reason
 
 
 @pytest.mark.parametrize(
@@ -152,12 +273,14 @@ def test_csv_holds_chats_as_json(tmp_path: Path) -> None:
     ],
 )
 def test_formats_by_task(task: Any, declared: str | None, expected: tuple[str, ...]) -> None:
-    assert formats_of(task=task, declared=declared) == expected
+    assert formats_of(task_of(task), declared=declared) == expected
 
 
 def test_a_format_that_the_task_cannot_learn_from() -> None:
-    with pytest.raises(StageError, match="Chat learns from Chat or PromptCompletion, not from format Text"):
-        formats_of(task="Chat", declared="Text")
+    with pytest.raises(
+        StageError, match=r"data.sources\[\].format: Text is not for model.task: Chat; use Chat or PromptCompletion"
+    ):
+        formats_of(task_of("Chat"), declared="Text")
 
 
 @pytest.mark.parametrize(("label", "expected"), [("  spam ", "spam"), (3, "3"), (True, "true"), (2.0, "2")])
@@ -185,11 +308,19 @@ def test_the_field_to_stratify_by(tmp_path: Path) -> None:
         (b'"a string"', TEXT, "", "is not an object"),
         (b'{"text": NaN}', TEXT, "", "NaN is not a number"),
         (b'{"text": "a", "text": "b"}', TEXT, "text", "is there twice"),
-        (b'{"text": "\xff\xfe"}', TEXT, "", "is not UTF-8"),
+        (b'{"text": "\xff\xfe"}', TEXT, "", "bytes that are not UTF-8"),
         (b'{"text": "\\ud800"}', TEXT, "text", "is not valid Unicode"),
         (b'{"text": "a\\u0000b"}', TEXT, "text", "contains a NUL"),
         (b'{"text": ' + b"[" * 100_000, TEXT, "", "is nested too deeply"),
         (b'{"text": 1' + b"0" * 5000 + b"}", TEXT, "", "is not JSON"),
+        ({"instruction": "a", "output": "b"}, CHAT, "", 'as Alpaca and Dolly write; write "prompt"'),
+        ({"instruction": "a", "output": "b"}, CHAT[1:], "prompt", 'as Alpaca and Dolly write; write "prompt"'),
+        ({"conversations": []}, CHAT, "", 'as ShareGPT writes; write "messages"'),
+        ({"messages": [{"from": "human", "value": "a"}]}, CHAT, "messages[0].role", 'the message has "from", "value"'),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, CHAT, "", "as preferences are written"),
+        ({"prompt": [{"role": "user"}], "completion": []}, CHAT, "prompt", 'as one list "messages"'),
+        ({"messages": "[{'role': 'user', 'content': 'a'}]"}, CHAT, "messages", "as Python shows it"),
+        ({"messages": '[{"role": 1, "role": 2}]'}, CHAT, "messages", "it role is there twice"),
         ({"text": None}, TEXT, "text", "is missing"),
         ({"text": 5}, TEXT, "text", "is a number; expected a string"),
         ({"text": " \n"}, TEXT, "text", "is empty"),
@@ -248,10 +379,11 @@ IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
         (pair(loss_mask=[0, 1]), CHAT, "loss_mask", '"weight": 0'),
         (pair(answer={"train_detail": [{"begin_offset": 0}]}), CHAT, "messages[1].train_detail", "whole or not at all"),
         (pair(tools=[1]), CHAT, "tools[0]", "is a number; expected an object"),
-        (pair(tools="[{]"), CHAT, "tools", "is a string that is not JSON"),
+        (pair(tools="[{]"), CHAT, "tools", "is text that is not JSON of a list"),
         (pair(system=["s"]), CHAT, "system", "is a list; expected a string"),
         (chat(("system", "s"), ("user", "a"), ("assistant", "b")) | {"system": "t"}, CHAT, "system", "keep one"),
         ({"prompt": "a", "completion": "b", "system_prompt": "s"}, CHAT, "system_prompt", 'name it "system"'),
+        ({"prompt": "a", "completion": "b", "input": "i"}, CHAT, "input", 'write it into "prompt"'),
         ({"prompt": "a", "completion": "b", "history": [["c", "d"]]}, CHAT, "history", "earlier turns"),
         ({"text": "a", "label": "b", "image": "a.png"}, LABELLED, "image", "only text is learned"),
         (pair(answer={"reasoning_content": "hm"}), CHAT, "messages[1].reasoning_content", "reasoning is not learned"),
@@ -336,6 +468,23 @@ def test_objects_of_parquet_lose_the_padding_of_their_neighbours(tmp_path: Path)
     assert good[0].content.tools == tuple(tools)
 
 
+def test_what_parquet_holds_that_json_does_not(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    maps = pyarrow.array([[("unit", "m")]], type=pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    call = pyarrow.array([[{"name": "read", "arguments": {"unit": "m"}}]])
+    content = json.dumps(chat(("user", "How far?"), ("assistant", "Far."))["messages"])
+    # pandas writes a missing text as NaN; a column of maps is one of objects.
+    table = pyarrow.table({"messages": [content], "system": [math.nan], "tools": call, "notes": maps})
+    pyarrow.parquet.write_table(table, file)
+    good, bad = read(file, CHAT)
+    assert bad == []
+    assert [(len(row.content.messages or ()), row.carried) for row in good] == [(2, ("notes",))]
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    pyarrow.parquet.write_table(twice, file)
+    with pytest.raises(StageError, match='column "text" twice'):
+        read(file, TEXT)
+
+
 def test_parts_of_text_are_one_text(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b", "annotations": None}]
     found = read_line(tmp_path, pair(question={"content": parts}), CHAT)
@@ -398,6 +547,25 @@ def test_a_quoted_text_of_csv_may_begin_with_a_blank_and_a_quote(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        "text,label\na,b\n,\n,\n",
+        "text,label\na,b,,\n",
+        "text,label,,\na,b,,\n,,,\n",
+        ",text,label\n0,a,b\n",
+        "text,label\ra,b\r",
+    ],
+    ids=["empty rows", "wide rows", "wide sheet", "pandas' index", "old Macs"],
+)
+def test_what_spreadsheets_and_pandas_write_around_the_rows_of_csv(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes(content.encode())
+    good, bad = read(file)
+    assert ([(row.line, row.content.text, row.content.label) for row in good], bad) == ([(2, "a", "b")], [])
+    assert good[0].carried == (("column 1",) if content.startswith(",") else ())
+
+
+@pytest.mark.parametrize(
     ("content", "lines", "reason"),
     [
         ("text,label\na,b,c\n", [2], "has 3 columns; the header has 2"),
@@ -407,6 +575,12 @@ def test_a_quoted_text_of_csv_may_begin_with_a_blank_and_a_quote(tmp_path: Path)
         ('text, label\n"a", "b"\n', [2], "has a blank before a quote"),
         ("question,topic\na,b\n", [2], 'is missing; the row has "question", "topic"'),
         ("text,label\n\udcff,c\n", [2], "is not valid Unicode"),
+        ("text,label\na\rb,c\n", [2], "is not CSV: new-line character seen in unquoted field. Quote a text"),
+        ("text,label\ntext, label\n", [2], "repeats the header"),
+        ("text,label,\ntext,label,\n", [2], "repeats the header"),
+        (",text,label\n,text,label\n", [2], "repeats the header"),
+        ("text,label\ntext,label,,\n", [2], "repeats the header"),
+        ("text,label,,\nd,e,,f,g\n", [2], "has 5 columns; the header has 4"),
     ],
 )
 def test_bad_rows_of_csv(tmp_path: Path, content: str, lines: list[int], reason: str) -> None:
@@ -416,6 +590,19 @@ def test_bad_rows_of_csv(tmp_path: Path, content: str, lines: list[int], reason:
     assert good == []
     assert [row.line for row in bad] == lines
     assert reason in bad[0].reason
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32"])
+def test_a_line_feed_in_a_text_is_no_end_of_a_row_where_carriage_returns_are(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes('text,label\r"a\nb",1\rc,2\r'.encode(encoding))
+    good, bad = read(file)
+    assert ([(row.content.text, row.content.label) for row in good], bad) == ([("a\nb", "1"), ("c", "2")], [])
+
+
+def test_a_row_of_one_column_may_say_what_the_header_says(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text\nhello\ntext\n")
+    assert [row.content.text for row in read(tmp_path / "rows.csv", TEXT)[0]] == ["hello", "text"]
 
 
 def csv_lines(count: int) -> list[str]:
@@ -433,13 +620,15 @@ def csv_lines(count: int) -> list[str]:
     ],
     ids=["never closed", "21 lines", "2 lines", "in the last line"],
 )
+@pytest.mark.parametrize("filled_up", ["", ",,"])
 def test_a_quote_too_many_costs_one_row_of_csv(
-    tmp_path: Path, change: dict[int, str], damaged: list[int], reason: str
+    tmp_path: Path, change: dict[int, str], damaged: list[int], reason: str, filled_up: str
 ) -> None:
     file = tmp_path / "rows.csv"
     lines = csv_lines(100)
     for number, line in change.items():
         lines[number - 1] = line
+    lines[1:] = [line + filled_up for line in lines[1:]]
     file.write_text("\n".join(lines) + "\n")
     good, bad = read(file)
     assert [row.line for row in bad] == damaged
@@ -480,6 +669,36 @@ def test_delimiters_and_encodings_that_can_be_told_for_certain(tmp_path: Path, d
     assert [(row.line, row.content.text, row.content.label) for row in good] == [(3, "Grüße", "food")]
 
 
+@pytest.mark.parametrize("said", ["sep=;", '"sep=;"'])
+def test_the_delimiter_that_excel_names_in_a_line_of_its_own(tmp_path: Path, said: str) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(f"{said}\ntext;label\nfood, and drink;a\n", encoding="utf-8-sig")
+    good, bad = read(file)
+    assert bad == []
+    assert [(row.line, row.content.text, row.content.label) for row in good] == [(3, "food, and drink", "a")]
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [("rows.csv", "utf-8"), ("rows.csv", "utf-16"), ("rows.jsonl", "utf-16"), ("rows.json", "utf-8")],
+)
+def test_large_files_are_not_held_in_memory(tmp_path: Path, name: str, encoding: str) -> None:
+    lines = [f"{number} {'x' * 2000}" for number in range(4000)]
+    rows = (
+        ["text", *(f'"{line}\nand more"' for line in lines)]
+        if name.endswith(".csv")
+        else [json.dumps({"text": line}) for line in lines]
+    )
+    text = f"[{', '.join(rows)}]" if name.endswith(".json") else "\n".join(rows)
+    (tmp_path / name).write_text(text, encoding=encoding)
+    found = source_files.read(tmp_path / name, name=name, source="a", possible=TEXT, stratum_field=None)
+    tracemalloc.start()
+    assert sum(isinstance(row, Row) for row in found) == len(lines)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2 << 20, "of 8 MiB"
+
+
 def test_other_encodings_are_named(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_bytes("text,label\nGrüße,a\n".encode("cp1252"))
@@ -495,10 +714,34 @@ def test_json_lines_in_utf16(tmp_path: Path) -> None:
 
 def test_bad_elements_of_a_json_list(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
-    file.write_bytes(b'[{"text": "a"}, {"text": "b", "text": "c"}, {"text": NaN}, 5, {"text": "\xff"}, {"text": "z"}]')
+    number = b"1" * 5000
+    file.write_bytes(
+        b'[{"text": "a"}, {"text": "b", "text": "c"}, {"text": NaN}, 5, {"text": "\xff"}, '
+        + number
+        + b', {"text": "z"}]'
+    )
     good, bad = read(file, TEXT)
-    assert [row.line for row in good] == [1, 6]
-    assert [(row.line, row.field) for row in bad] == [(2, "text"), (3, ""), (4, ""), (5, "")]
+    assert [row.line for row in good] == [1, 7]
+    assert [(row.line, row.field) for row in bad] == [(2, "text"), (3, ""), (4, ""), (5, ""), (6, "")]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('[{"text": "a"}] {"text": "b"}', "goes on behind the end of its list, of 1 elements"),
+        ('[{"text": "a"}]\n[{"text": "b"}]\n', "goes on behind the end of its list, of 1 elements"),
+        ('[{"text": "a"}, {"text": "b', "element 2 is cut off: the file ends within it"),
+        ('[{"text": "a"},', "element 2 is cut off: the file ends within it"),
+        ('[{"text": "a"}', "is cut off: its list is not closed behind element 1"),
+        ('[{"text": "a"}, {"text": b}]', "element 2 is not JSON: Expecting value"),
+        ('[{"text": "a"} {"text": "b"}]', "no comma after element 1"),
+        ('{\n"text": "a"\n}\n{\n"text": "b"\n}', "objects one behind the other"),
+    ],
+)
+def test_a_json_file_whose_rows_cannot_be_told_apart_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "rows.json").write_text(content)
+    with pytest.raises(StageError, match=words):
+        read(tmp_path / "rows.json", TEXT)
 
 
 def _damaged_gzip(path: Path) -> None:
@@ -507,14 +750,6 @@ def _damaged_gzip(path: Path) -> None:
 
 def _no_gzip(path: Path) -> None:
     path.write_bytes(b'{"text": "a"}\n')
-
-
-def _cut_list(path: Path) -> None:
-    path.write_bytes(b'[{"text": "a"}, {"text": ')
-
-
-def _no_comma(path: Path) -> None:
-    path.write_bytes(b'[{"text": "a"} {"text": "b"}]')
 
 
 def _no_parquet(path: Path) -> None:
@@ -526,8 +761,6 @@ def _no_parquet(path: Path) -> None:
     [
         ("rows.jsonl.gz", _damaged_gzip),
         ("rows.jsonl.gz", _no_gzip),
-        ("rows.json", _cut_list),
-        ("rows.json", _no_comma),
         ("rows.parquet", _no_parquet),
     ],
 )
@@ -549,21 +782,21 @@ def test_an_empty_file_has_no_rows(tmp_path: Path, name: str, content: bytes) ->
 # -- quarantine -------------------------------------------------------------------------------------------------------
 
 
-def bad_row(line: int) -> BadRow:
-    return BadRow(source="a", file="rows.jsonl", line=line, field="text", reason="is empty", raw="{}")
+def bad_row(line: int, reason: str = "is empty") -> BadRow:
+    return BadRow(source="a", file="rows.jsonl", line=line, field="text", reason=reason, raw="{}")
 
 
-def test_the_quarantine_counts_all_and_names_the_first() -> None:
+def test_the_quarantine_counts_all_and_names_the_first_of_each_kind() -> None:
     quarantine = Quarantine(limit=2)
     for line in range(1, 6):
-        quarantine.add(bad_row(line))
+        quarantine.add(bad_row(line, "is missing" if line == 5 else "is empty"))
         assert quarantine.exceeded == (line > 2)
     error = quarantine.error(rows_read=100)
     assert (error.reason, error.exit_code) == ("TooManyBadRows", ExitCode.BAD_DATA)
     assert error.message.startswith(
-        '5 of 100 rows cannot be used, and data.maxBadRows is 2: rows.jsonl line 1: "text" is'
+        'data.maxBadRows: 2, and 5 of 100 rows cannot be used: rows.jsonl line 1: "text" is empty; rows.jsonl line 5:'
+        ' "text" is missing; and 3 more'
     )
-    assert "and 2 more" in error.message
     assert len(quarantine.to_text().splitlines()) == 5
 
 

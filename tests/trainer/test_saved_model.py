@@ -16,12 +16,11 @@ from transformers import LlamaForCausalLM
 from finetune_api.results import ExitCode
 from finetune_api.run import Locations, ModelOrder
 from finetune_api.shared_fields import Artifact
-from finetune_trainer import base_model, saved_model
-from finetune_trainer.errors import StageError
-from finetune_trainer.saved_model import load_artifact
-from finetune_trainer.storage import Storage
+from finetune_trainer.models import base_model, saved_model
+from finetune_trainer.models.saved_model import load_artifact
+from finetune_trainer.process.errors import StageError
+from finetune_trainer.store.storage import Storage
 
-pytestmark = pytest.mark.timeout(180)
 IDS = (5, 6, 7, 8)
 
 

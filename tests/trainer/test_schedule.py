@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.run import Optimisation
-from finetune_trainer.schedule import Schedule
+from finetune_trainer.training.schedule import Schedule
 
 
 def schedule(*, examples: int = 100, **changes: Any) -> Schedule:

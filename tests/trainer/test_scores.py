@@ -12,7 +12,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support
 
 from finetune_stats import corpus
-from finetune_trainer.scores import (
+from finetune_trainer.tasks.scores import (
     ClassOutcome,
     TextOutcome,
     bleu_counts,

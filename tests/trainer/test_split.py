@@ -14,9 +14,9 @@ from tests.harness.store import ROOT
 
 from finetune_api.finetunejob import Split
 from finetune_api.results import ExitCode
-from finetune_trainer.dataset import SPLITS, SplitName
-from finetune_trainer.errors import StageError
-from finetune_trainer.split import Member, Shares, split
+from finetune_trainer.data.dataset import SPLITS, SplitName
+from finetune_trainer.data.split import Member, Shares, split
+from finetune_trainer.process.errors import StageError
 
 USUAL = Shares(train=0.8, validation=0.1, test=0.1)
 
@@ -103,9 +103,11 @@ def test_a_group_that_is_larger_than_the_held_out_share_is_learned() -> None:
 @pytest.mark.parametrize("copies", [1, 4])
 def test_a_label_seen_once_cannot_be_stratified(copies: int) -> None:
     rows = [*members(50, stratum="common"), *(Member(group=group(999), stratum="lonely") for _ in range(copies))]
+    rows += [Member(group=group(1000 + number), stratum=f"rare {number}") for number in range(3)]
     with pytest.raises(StageError, match="label 'lonely' is seen") as refused:
         divide(rows, by="label")
     assert (refused.value.reason, refused.value.exit_code) == ("StratumTooSmall", ExitCode.BAD_DATA)
+    assert "(the same is true of 'rare 0', 'rare 1', 'rare 2')" in refused.value.message
 
 
 # -- what cannot be split ---------------------------------------------------------------------------------------------

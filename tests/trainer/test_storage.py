@@ -11,8 +11,8 @@ import pytest
 
 from finetune_api.results import ExitCode
 from finetune_api.run import Locations
-from finetune_trainer.errors import StageError
-from finetune_trainer.storage import Storage
+from finetune_trainer.process.errors import StageError
+from finetune_trainer.store.storage import Storage
 
 
 def storage_in(folder: Path, *, roots: list[str] | None = None, mounts: dict[str, str] | None = None) -> Storage:
@@ -149,29 +149,22 @@ def test_an_atomic_write_that_fails_keeps_the_old_content(storage: Storage, tmp_
     assert names(tmp_path / "run") == ["taken"]
 
 
-def test_a_copy_of_a_folder_down_and_up(storage: Storage, tmp_path: Path) -> None:
-    uri = published(storage)
-    copy = storage.download(uri, into=tmp_path / "copy")
-    assert (copy / "sub" / "config.json").read_text() == "{}"
-    storage.upload(copy, to=f"{storage.locations.cache}/again")
-    assert storage.digest_tree(f"{storage.locations.cache}/again") == storage.digest_tree(uri)
-
-
 # -- finished folders -------------------------------------------------------------------------------------------------
 
 
 def test_the_digest_is_the_documented_one(storage: Storage, tmp_path: Path) -> None:
-    uri = published(storage)
+    complete = storage.read_complete(published(storage))
+    assert complete is not None
     lines = [
         f"{hashlib.sha256(b'0123456789').hexdigest()}  weights.safetensors\n",
         f"{hashlib.sha256(b'{}').hexdigest()}  sub/config.json\n",
     ]
-    assert storage.digest_tree(uri) == "sha256:" + hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    assert complete.digest == "sha256:" + hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
     shell = "find * -type f ! -path COMPLETE | xargs sha256sum | LC_ALL=C sort | sha256sum"
     printed = subprocess.run(
         ["bash", "-c", shell], cwd=tmp_path / "run" / "model", capture_output=True, text=True, check=True
     ).stdout
-    assert storage.digest_tree(uri) == "sha256:" + printed.split()[0]
+    assert complete.digest == "sha256:" + printed.split()[0]
 
 
 def test_a_published_folder_is_complete(storage: Storage) -> None:
@@ -249,16 +242,6 @@ def test_a_torn_folder_is_ignored_and_named(
 def test_no_folder_is_not_a_torn_folder(storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
     assert storage.read_complete(f"{storage.locations.run}/none") is None
     assert caplog.text == ""
-
-
-def test_write_complete_marks_a_folder_in_place(storage: Storage, tmp_path: Path) -> None:
-    folder = tmp_path / "run" / "checkpoints" / "step-5"
-    folder.mkdir(parents=True)
-    (folder / "state.pt").write_bytes(b"state")
-    uri = f"{storage.locations.run}/checkpoints/step-5"
-    written = storage.write_complete(uri, input_digest="sha256:input", extra={"step": 5})
-    assert storage.read_complete(uri) == written
-    assert storage.list_folders(f"{storage.locations.run}/checkpoints") == ["step-5"]
 
 
 def test_publishing_replaces_what_was_there(storage: Storage, tmp_path: Path) -> None:

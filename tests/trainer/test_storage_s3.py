@@ -12,8 +12,8 @@ from tests.trainer.s3 import serve_s3
 
 from finetune_api.results import ExitCode
 from finetune_api.run import Locations
-from finetune_trainer.errors import StageError
-from finetune_trainer.storage import Storage
+from finetune_trainer.process.errors import StageError
+from finetune_trainer.store.storage import Storage
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +40,11 @@ def test_publish_read_and_reuse(storage: Storage, tmp_path: Path) -> None:
         (folder / "sub" / "config.json").write_text("{}")
         written = storage.publish(folder, to=uri, input_digest="sha256:input", extra={"step": 3})
     assert storage.read_complete(uri) == written
-    assert storage.digest_tree(uri) == written.digest
     assert storage.is_folder(uri)
-    assert storage.list_folders(uri) == ["sub"]
-    with storage.local_copy(uri) as copy:
+    with storage.finished_copy(uri) as found:
+        assert found is not None
+        copy, manifest = found
+        assert manifest == written
         assert (copy / "sub" / "config.json").read_text() == "{}"
     assert not copy.exists()
 
@@ -59,8 +60,12 @@ def test_a_lost_or_changed_object_makes_the_folder_torn(storage: Storage, caplog
             storage.remove(f"{uri}/weights")
         else:
             storage.write_atomic(f"{uri}/weights", damage)
+        caplog.clear()
         assert storage.read_complete(uri) is None
         assert named in caplog.text
+        with storage.finished_copy(uri) as copy:
+            assert copy is None
+        assert caplog.text.count(named.split(" instead")[0]) == 2
 
 
 def test_publishing_replaces_what_was_there(storage: Storage) -> None:

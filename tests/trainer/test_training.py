@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 
 import pytest
+from tests.patience import HANGS_S
 from tests.trainer.small_run import LORA, SmallRun, SmallRuns, kill_worker, wait_for
-
-pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +48,25 @@ def test_the_same_orders_again_take_the_finished_model(unbroken: SmallRun, runs:
     assert (unbroken.folder / "model" / "COMPLETE").stat().st_mtime_ns == before
 
 
+def test_tokens_of_prepare_are_taken_and_give_the_same_weights(unbroken: SmallRun, runs: SmallRuns) -> None:
+    # `unbroken` makes its own, as after a Prepare of an earlier version: its folder has the snapshot alone.
+    assert not (unbroken.folder / "tokens").exists()
+    run = runs.new("tokens")
+    shutil.copytree(runs.prepared_run.folder / "tokens", run.folder / "tokens")
+    (run.folder / "data").unlink()
+    (run.folder / "data").mkdir()  # with what the probes are made of: nothing else is read
+    shutil.copy(runs.prepared_run.folder / "data" / "test.jsonl", run.folder / "data")
+    run.train(run.order(runs.prepared, method=LORA))
+    assert run.weights() == unbroken.weights()
+
+
 def test_sigterm_saves_and_loses_no_step(unbroken: SmallRun, runs: SmallRuns) -> None:
     run = runs.new("sigterm")
     order = run.order(runs.prepared, method=LORA)
     process = run.stage(order, "train")
     wait_for(lambda: 4 in run.steps(), what="a checkpoint")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 75, run.log("train")
+    assert process.wait(timeout=HANGS_S) == 75, run.log("train")
     stopped = run.message("train")
     assert stopped["reason"] == "StoppedAfterCheckpoint"
     assert stopped["checkpointStep"] == run.steps()[-1]
@@ -69,7 +81,7 @@ def test_kill_9_goes_on_from_the_newest_checkpoint(unbroken: SmallRun, runs: Sma
     process = run.stage(order, "train")
     wait_for(lambda: 8 in run.steps(), what="a checkpoint")
     kill_worker(process)
-    assert process.wait(timeout=30) == 70
+    assert process.wait(timeout=HANGS_S) == 70
     assert run.message("train")["reason"] == "ProcessKilled"
     result = run.train(order)
     assert result["resumedFromStep"] >= 8
@@ -82,7 +94,7 @@ def test_torn_checkpoints_are_named_and_passed_over(unbroken: SmallRun, runs: Sm
     process = run.stage(order, "train")
     wait_for(lambda: 12 in run.steps(), what="a checkpoint")
     kill_worker(process)
-    process.wait(timeout=30)
+    process.wait(timeout=HANGS_S)
     newest = run.folder / "checkpoints" / "step-12" / "parameters.safetensors"
     content = bytearray(newest.read_bytes())
     content[-1] ^= 0xFF

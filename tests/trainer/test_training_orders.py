@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.patience import HANGS_S
 from tests.trainer.small_run import LORA, SmallRun, SmallRuns, small_model
-
-pytestmark = pytest.mark.timeout(240)
 
 
 def test_freezing_keeps_what_it_names(runs: SmallRuns) -> None:
@@ -36,6 +36,20 @@ def test_early_stopping_takes_the_best_weights(runs: SmallRuns) -> None:
     assert len(losses) < 30
 
 
+def test_a_best_that_storage_lost_is_trained_again(runs: SmallRuns) -> None:
+    overrides = {"maxSteps": None, "epochs": 30.0, "learningRate": 0.05, "earlyStoppingPatience": 2}
+    run = runs.new("lost-best", overrides=overrides)
+    order = run.order(runs.prepared)
+    run.train(order)
+    weights, newest = run.weights(), run.steps()[-1]
+    best = json.loads((run.folder / "checkpoints" / f"step-{newest}" / "state.json").read_text())["best_step"]
+    for lost in ("model", "checkpoints/best", f"checkpoints/step-{best}"):
+        shutil.rmtree(run.folder / lost, ignore_errors=True)
+    run.train(order)
+    assert run.weights() == weights
+    assert f"step-{newest} is ignored: its best validation, step-{best}, is lost" in run.log("train")
+
+
 def test_a_checkpoint_of_other_orders_is_not_taken(runs: SmallRuns) -> None:
     run = runs.new("orders", overrides={"maxSteps": 6})
     run.train(run.order(runs.prepared, method=LORA))
@@ -48,7 +62,7 @@ def test_a_checkpoint_of_other_orders_is_not_taken(runs: SmallRuns) -> None:
 def test_a_loss_that_is_not_finite_ends_the_run_by_name(runs: SmallRuns) -> None:
     run = runs.new("not-finite", overrides={"learningRate": 1e30, "maxGradNorm": 1e30})
     process = run.stage(run.order(runs.prepared), "train")
-    assert process.wait(timeout=60) == 70
+    assert process.wait(timeout=HANGS_S) == 70
     failure = run.message("train")
     assert (failure["reason"], "at step " in failure["message"]) == ("LossNotFinite", True)
 
@@ -61,7 +75,7 @@ def test_a_base_with_numbers_that_are_none_is_refused_before_the_first_step(runs
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     run = SmallRun(root=runs.base.parent / "not-a-number", base=broken)
     process = run.stage(run.order(run.prepare()), "train")
-    assert process.wait(timeout=60) == 78
+    assert process.wait(timeout=HANGS_S) == 78
     failure = run.message("train")
     assert (failure["reason"], "not finite" in failure["message"]) == ("UnsupportedModel", True)
 
@@ -75,7 +89,7 @@ def test_a_full_disk_is_named_and_earlier_checkpoints_stay(runs: SmallRuns) -> N
     try:
         checkpoint = {"everySteps": 4, "keep": 9, "resume": "Latest"}
         process = run.stage(run.order(runs.prepared, checkpoint=checkpoint), "train")
-        assert process.wait(timeout=120) == 73, run.log("train")
+        assert process.wait(timeout=HANGS_S) == 73, run.log("train")
         failure = run.message("train")
         assert failure["reason"] == "CannotWrite"
         assert "checkpoints/step-" in failure["message"]

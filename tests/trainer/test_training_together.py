@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.trainer.small_run import SmallRun, SmallRuns, kill_worker, wait_for, workers_of
-
-pytestmark = pytest.mark.timeout(240)
+from tests.patience import HANGS_S
+from tests.trainer.s3 import serve_s3
+from tests.trainer.small_run import ROOT, SmallRun, SmallRuns, kill_worker, wait_for, workers_of
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +25,26 @@ def unbroken_pair(runs: SmallRuns) -> SmallRun:
     run = runs.new("unbroken-pair", processes=2)
     run.train(run.order(runs.prepared))
     return run
+
+
+def pair(*arguments: str) -> list[str]:
+    """What two processes of one machine say, which find each other as those of torchrun do. Both must end well."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000), "WORLD_SIZE": "2"}
+    paths = {"PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'trainer_image'}", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={**os.environ, **meeting, **paths, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=HANGS_S)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    return said
 
 
 def test_two_processes_learn_what_one_learns(unbroken_pair: SmallRun, runs: SmallRuns) -> None:
@@ -34,7 +61,7 @@ def test_sigterm_to_one_of_two_stops_both_at_one_step(unbroken_pair: SmallRun, r
     process = run.stage(order, "train")
     wait_for(lambda: 4 in run.steps(), what="a checkpoint")
     kill_worker(process, signal.SIGTERM, which=1)
-    assert process.wait(timeout=60) == 75, run.log("train")
+    assert process.wait(timeout=HANGS_S) == 75, run.log("train")
     assert not workers_of(process)
     result = run.train(order)
     assert result["resumedFromStep"] >= 4
@@ -47,10 +74,69 @@ def test_kill_9_of_one_of_two_ends_both_and_resumes(unbroken_pair: SmallRun, run
     process = run.stage(order, "train")
     wait_for(lambda: 4 in run.steps(), what="a checkpoint")
     kill_worker(process, which=1)
-    assert process.wait(timeout=60) == 70
+    assert process.wait(timeout=HANGS_S) == 70
     assert run.message("train")["reason"] in ("ProcessKilled", "PeerLost")
     run.train(order)
     assert run.weights() == unbroken_pair.weights()
+
+
+def test_each_process_takes_part_in_each_forward_pass(runs: SmallRuns) -> None:
+    # Steps of seven in micro-batches of one, and a validation split of any size: one process has a batch more.
+    run = runs.new("forward", processes=2, overrides={"globalBatchSize": 7, "microBatchSize": 1, "maxSteps": 6})
+    (run.root / "order.json").write_text(json.dumps(run.order(runs.prepared)))
+    said = pair("-m", "tests.trainer.forward_passes", str(run.root / "order.json"))
+    passes = {line for text in said for line in text.split("\n") if line.startswith("passes ")}
+    assert len(passes) == 1, passes
+
+
+def test_the_processes_of_a_pod_fetch_what_is_remote_once(tmp_path: Path, runs: SmallRuns) -> None:
+    run = runs.new("remote", processes=2, overrides={"maxSteps": 4})
+    with serve_s3(tmp_path, bucket="models") as environment:
+        bucket = tmp_path / "buckets" / "models"
+        shutil.copytree(runs.base, bucket / "base")
+        for name in ("data", "tokens"):
+            shutil.copytree(runs.prepared_run.folder / name, bucket / "run" / name)
+        prepared = runs.prepared | {"base": runs.prepared["base"] | {"uri": "s3://models/base"}}
+        order = run.order(prepared)
+        order["locations"] |= {"run": "s3://models/run", "cache": "s3://models/cache", "allowedRoots": ["s3://models"]}
+
+        def gets(order: dict[str, Any]) -> Counter[str]:
+            before = (tmp_path / "log").stat().st_size
+            process = run.stage(order, "train", **environment)
+            assert process.wait(timeout=HANGS_S) == 0, run.log("train")
+            return Counter(re.findall(r"\| GET \| /models/(\S+) \|", (tmp_path / "log").read_bytes()[before:].decode()))
+
+        fetched = gets(order)
+        assert fetched["run/tokens/train.ids.npy"] == 1
+        assert fetched["base/tokenizer.json"] == fetched["base/model.safetensors"] == 1
+        # Going on from a checkpoint, and finding the model finished.
+        shutil.rmtree(bucket / "run" / "model")
+        assert gets(order)["run/checkpoints/step-4/parameters.safetensors"] <= 2
+        assert gets(order)["run/model/model.safetensors"] == 1
+        assert run.message("train")["reused"]
+
+
+def test_what_one_process_of_a_pod_does_for_all(tmp_path: Path) -> None:
+    program = """
+import os, sys
+from finetune_trainer.process.errors import StageError, bad_data
+from finetune_trainer.process.gang import joined
+done = []
+def work(value):
+    done.append(value)
+    if value == "wrong":
+        raise bad_data("Wrong", "so it is")
+    return value
+with joined(gpus=False) as gang:
+    said = [gang.once_per_node(lambda: work(value)) for value in ("one", ["two"], None)]
+    try:
+        gang.once_per_node(lambda: work("wrong"))
+    except StageError as error:
+        said += [error.reason, error.message, int(error.exit_code)]
+print("SAID", said, len(done))
+"""
+    said = sorted(line for text in pair("-c", program) for line in text.split("\n") if line.startswith("SAID"))
+    assert said == [f"SAID ['one', ['two'], None, 'Wrong', 'so it is', 65] {count}" for count in (0, 4)]
 
 
 @pytest.fixture
@@ -73,5 +159,5 @@ def test_two_pods_meet_and_stop_together(two_pods: tuple[SmallRun, list[subproce
     run, processes = two_pods
     wait_for(lambda: 4 in run.steps(), what="a checkpoint", seconds=120)
     processes[1].send_signal(signal.SIGTERM)
-    assert [process.wait(timeout=60) for process in processes] == [75, 75], run.log("pod-0") + run.log("pod-1")
+    assert [process.wait(timeout=HANGS_S) for process in processes] == [75, 75], run.log("pod-0") + run.log("pod-1")
     assert {run.message(f"pod-{index}")["checkpointStep"] for index in range(2)} == {run.steps()[-1]}

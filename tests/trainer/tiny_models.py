@@ -15,9 +15,12 @@ from tests.trainer.tiny_tokenizer import encoder_tokenizer, tiny_tokenizer
 _SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 _GROUPED = {**_SIZE, "num_key_value_heads": 2}
 _POSITIONS = {"max_position_embeddings": 128}
-
+_SPREAD = 0.1
+"""Of the weights. With the 0.02 of real models, tiny ones hardly look at anything: what is wrong would not show."""
 
 NO_POOLER = "bert-no-pooler"
+NO_MARKS = "llama-no-marks"
+"""Neither its tokenizer nor its configuration names a token for padding or for ends."""
 Configure = Callable[[Any], Any]
 """The configuration that goes with a tokenizer."""
 
@@ -44,6 +47,7 @@ def _encoder(name: str, **settings: Any) -> Configure:
 
 DECODERS: Mapping[str, Configure] = {
     "llama": _decoder("Llama", **_GROUPED, **_POSITIONS),
+    NO_MARKS: _decoder("Llama", **_GROUPED, **_POSITIONS),
     "mistral-window": _decoder("Mistral", **_GROUPED, **_POSITIONS, sliding_window=12),
     "qwen2": _decoder("Qwen2", **_GROUPED, **_POSITIONS, tie_word_embeddings=True),
     "qwen3": _decoder("Qwen3", **_GROUPED, **_POSITIONS, head_dim=8),
@@ -185,16 +189,35 @@ ENCODERS: Mapping[str, Configure] = {
     "albert": _encoder("Albert", **_SIZE, embedding_size=16, **_POSITIONS),
     "mpnet": _encoder("MPNet", **_SIZE, **_POSITIONS),
     "camembert": _encoder("Camembert", **_SIZE, **_POSITIONS),
+    "convbert": _encoder("ConvBert", **_SIZE, embedding_size=16, head_ratio=2, **_POSITIONS),
+    "canine": lambda tokenizer: transformers.CanineConfig(**_SIZE, **_POSITIONS, num_hash_buckets=64),
 }
 """Encoders without the head that a classifier needs."""
+
+
+def tokenizer_of(name: str) -> Any:
+    """The tokenizer that goes with a model."""
+    if name == "canine":
+        return transformers.CanineTokenizer()
+    if name == NO_MARKS:
+        return tiny_tokenizer(eos=None)
+    return decoder_tokenizer() if name in DECODERS else encoder_tokenizer()
+
+
+def configuration(name: str, tokenizer: Any) -> Any:
+    """The model's configuration."""
+    config = (DECODERS[name] if name in DECODERS else ENCODERS[name])(tokenizer)
+    if hasattr(config, "initializer_range"):
+        config.initializer_range = _SPREAD
+    return config
 
 
 def make(name: str, *, to: Path) -> Path:
     """The model's folder."""
     torch.manual_seed(0)
     loader: Any = transformers.AutoModelForCausalLM if name in DECODERS else transformers.AutoModel
-    tokenizer = decoder_tokenizer() if name in DECODERS else encoder_tokenizer()
-    config = (DECODERS[name] if name in DECODERS else ENCODERS[name])(tokenizer)
+    tokenizer = tokenizer_of(name)
+    config = configuration(name, tokenizer)
     model = loader.from_config(config, **({"add_pooling_layer": False} if name == NO_POOLER else {}))
     model.save_pretrained(str(to))
     tokenizer.save_pretrained(str(to))

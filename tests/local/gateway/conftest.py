@@ -19,9 +19,10 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from tests.patience import HANGS_S
 
 from finetune_api.observations import OBSERVATIONS_ROUTE, Observations, ObservationsReply
-from finetune_operator.kube.observations import ObservationInbox
+from finetune_operator.kube.inboxes import ObservationInbox
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -42,6 +43,8 @@ class Upstream:
     delay: float = 0.0
     text: str | None = None
     break_after_chunks: int | None = None
+    silent_after: int | None = None
+    """Of a streamed answer's words, how many come."""
     endless: bool = False
     """Streams for as long as somebody listens."""
     go_on: asyncio.Event | None = None
@@ -95,13 +98,15 @@ class Upstream:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         while self.endless:
-            await response.write(b": and so on and so forth\n" * 1000)
+            await response.write(b'data: {"choices": [{"index": 0, "delta": {"content": "and so on"}}]}\n\n' * 300)
             await asyncio.sleep(0.001)
         for number, word in enumerate(text.split(" ")):
             if number == self.break_after_chunks:
                 assert request.transport is not None
                 request.transport.abort()
                 return response
+            if number == self.silent_after:
+                await asyncio.sleep(3600)
             delta = {"choices": [{"index": 0, "delta": {"content": word + " "}}], "object": "chat.completion.chunk"}
             delta |= {"id": "x", "created": 0, "model": "router"}
             event = f"data: {json.dumps(delta)}\n\n".encode()
@@ -253,8 +258,8 @@ async def door() -> AsyncIterator[OpenDoor]:
     await runner.cleanup()
 
 
-async def eventually(condition: Any, *, seconds: float = 5.0) -> None:
-    """Wait until `condition()` is true; a missing file counts as not yet."""
+async def eventually(condition: Any, *, seconds: float = HANGS_S) -> None:
+    """Wait until `condition()` is true, on a busy machine too; a missing file counts as not yet."""
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -231,6 +231,7 @@ async def test_a_name_that_is_not_resolved_is_not_waited_for(stable: Upstream, c
     table.variants["new"] = table.variants["new"].model_copy(update={"url": "http://new.svc:8000"})
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=NoNames())) as session:
         app = assemble(config=GatewayConfig(endpoint="router", namespace="ns", name="gateway-0"), session=session)
+        app.live.heard.add("new")
         app.live.accept(table)
         async with TestServer(app.build()) as server:
             began = time.monotonic()

@@ -9,12 +9,15 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import openai
 import pytest
+from aiohttp import web
 from tests.local.gateway.conftest import GatewayProcess, Upstream, eventually
 from tests.local.gateway.test_gateway_process import HELLO, arm, post
+from tests.staying import stays
 
 PROMPT_BYTES = 10_000_000
 STREAM = json.dumps({**HELLO, "stream": True}).encode()
@@ -86,7 +89,7 @@ async def test_a_client_that_reads_a_byte_a_second_holds_up_nobody_and_is_let_go
     began = time.monotonic()
     loop = asyncio.get_running_loop()
     with await slow_reader(gateway) as reader:
-        for _ in range(3):
+        while time.monotonic() - began < 2.5:
             assert await loop.sock_recv(reader, 1)
             assert (await post(client, gateway))[0] == 200
             await asyncio.sleep(1)
@@ -97,6 +100,26 @@ async def test_a_client_that_reads_a_byte_a_second_holds_up_nobody_and_is_let_go
     await told(gateway)
 
 
+async def test_clients_that_never_ask_are_let_go(gateway: GatewayProcess, stable: Upstream) -> None:
+    """They would hold a connection, of which a process may have so many, for ever."""
+    gateway.route(stable)
+    gateway.start(BODY_TIMEOUT_SECONDS="1")
+    await gateway.ready()
+    for begun in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-More: "):
+        for port in (gateway.port, gateway.status_port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(begun)
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.wait_for(reader.read(), timeout=10) == b""
+            writer.close()
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    for _ in range(2):
+        writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"router" in await asyncio.wait_for(reader.readuntil(b"}]}"), timeout=10)
+        await stays(lambda: not reader.at_eof(), seconds=1.5)
+    writer.close()
+
+
 async def test_a_long_answer_that_nobody_reads_is_given_up(gateway: GatewayProcess, stable: Upstream) -> None:
     gateway.route(stable)
     gateway.start(TIMEOUT_SECONDS="1.5")
@@ -105,7 +128,7 @@ async def test_a_long_answer_that_nobody_reads_is_given_up(gateway: GatewayProce
     loop = asyncio.get_running_loop()
     with await slow_reader(gateway, body=json.dumps(HELLO).encode()) as reader:
         assert await loop.sock_recv(reader, 12) == b"HTTP/1.1 200"
-        await asyncio.sleep(3)
+        await stays(lambda: gateway.process is not None and gateway.process.poll() is None, seconds=3)
         received = 0
         with contextlib.suppress(ConnectionResetError):
             while part := await asyncio.wait_for(loop.sock_recv(reader, 1 << 20), timeout=5):
@@ -243,3 +266,87 @@ async def test_keys_are_told_to_nobody(
     assert "team-a" in (gateway.folder / "gateway.log").read_text(), "the access log names the client"
     assert not [text for text in shown if "secret-of" in text]
     assert not [headers for headers in stable.headers if "authorization" in headers]
+
+
+async def test_a_refusal_leaves_the_connection_to_the_next_request(
+    gateway: GatewayProcess, stable: Upstream, tmp_path: Path
+) -> None:
+    """Whatever was sent with what was refused."""
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    (keys / "shop").write_text("sk-shop")
+    gateway.route(stable)
+    gateway.start(KEYS_FOLDER=str(keys))
+    await gateway.ready()
+    url, good = gateway.url + "/v1/chat/completions", {"Authorization": "Bearer sk-shop"}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as one:
+        for _ in range(3):
+            async with one.post(url, data=b"x" * (2 << 20), headers={"Authorization": "Bearer no"}) as answer:
+                assert answer.status == 401
+            async with one.post(gateway.url + "/v1/nothing", data=b"x" * (2 << 20), headers=good) as answer:
+                assert answer.status == 404
+            async with one.post(url, json=HELLO, headers=good) as answer:
+                assert answer.status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_of_http_1_0(gateway: GatewayProcess, stable: Upstream, stream: bool) -> None:
+    """As nginx asks by default: an answer without chunks, which the end of the connection ends."""
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    body = json.dumps(HELLO | {"stream": stream}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(b"POST /v1/chat/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    answer = await asyncio.wait_for(reader.read(), timeout=10)
+    writer.close()
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    assert head.split(b" ")[1] == b"200"
+    assert b"chunked" not in head.lower()
+    assert rest.endswith(b"data: [DONE]\n\n") if stream else json.loads(rest)["choices"]
+
+
+async def test_a_client_that_hangs_up_before_a_whole_answer_ends_it_at_the_version(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    cancelled = asyncio.Event()
+
+    async def forever(_: object) -> web.Response:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return web.Response()
+
+    stable._chat = forever  # type: ignore[method-assign, assignment]
+    await stable.stop()
+    await stable.start()
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    with pytest.raises(TimeoutError):
+        await client.post(gateway.url + "/v1/chat/completions", json=HELLO, timeout=aiohttp.ClientTimeout(total=1))
+    await asyncio.wait_for(cancelled.wait(), timeout=5)
+
+
+async def test_a_stream_of_a_version_that_knows_its_length(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    """The gateway's is another one."""
+    event = b'data: {"id": "%s", "choices": [{"delta": {"content": "x"}, "finish_reason": null}]}\n\n'
+    body = b"".join(event % (b"x" * 500) for _ in range(50)) + b"data: [DONE]\n\n"
+
+    async def known(_: object) -> web.Response:
+        return web.Response(body=body, headers={"Content-Type": "text/event-stream"})
+
+    stable._chat = known  # type: ignore[method-assign, assignment]
+    await stable.stop()
+    await stable.start()
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    async with client.post(gateway.url + "/v1/chat/completions", json=HELLO | {"stream": True}) as answer:
+        text = await answer.text()
+        assert answer.headers["X-Accel-Buffering"] == "no"
+    assert (text.count('"content": "x"'), text.endswith("data: [DONE]\n\n")) == (50, True)

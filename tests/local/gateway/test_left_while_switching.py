@@ -40,6 +40,7 @@ async def test_requests_that_wait_for_a_version_are_answered_though_routes_witho
 ) -> None:
     live, flights = app.live, app.proxy.flights
     breaker = {"failures": 3, "failureRatio": 0.5, "windowSeconds": 5, "overdueSeconds": 60}
+    live.heard |= {"old", "new"}
     live.accept(routes(1, stable, candidate, fallback="old", breaker=breaker))
     candidate.delay = 60
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import zlib
 from typing import Any
 
 import aiohttp
@@ -86,6 +87,19 @@ async def test_malformed_requests_leave_nothing_of_prompts_or_keys_anywhere(serv
         assert not [name for name, text in shown.items() if secret.encode() in text]
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/nowhere"])
+async def test_what_a_client_expects_and_nobody_offers_is_refused_in_the_one_form(
+    served: GatewayProcess, path: str
+) -> None:
+    answer = await raw(served, http(BEARER, LENGTH, f"Expect: {PROMPT}", path=path))
+    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    assert answer.split(b" ")[1] == b"417"
+    assert (error["type"], error["code"]) == ("invalid_request_error", "unsupported_expectation")
+    assert set(error) == {"message", "type", "param", "code"}
+    assert b"x-request-id: " in answer.lower()
+    assert b"PRIVATE" not in answer
+
+
 async def test_errors_are_those_that_clients_tell_apart(served: GatewayProcess) -> None:
     async with openai.AsyncOpenAI(base_url=served.url + "/v1", api_key=KEY, max_retries=0) as client:
         with pytest.raises(openai.NotFoundError) as wrong:
@@ -151,12 +165,18 @@ async def test_bodies_may_be_packed(served: GatewayProcess, client: aiohttp.Clie
         async with client.post(served.url + "/v1/chat/completions", data=body, headers=headers) as answer:
             return answer.status, (await answer.json()).get("error", {}).get("code")
 
-    assert await ask(packed, "gzip") == (200, None)
-    assert await ask(BODY, "gzip") == (400, "invalid_body")
-    assert (await ask(packed[:-20], "gzip"))[0] == 400
+    halves = gzip.compress(BODY[:20]) + gzip.compress(BODY[20:])
+    bare = zlib.compress(BODY)[2:-4]
+    for body, encoding in ((packed, "gzip"), (halves, "GZIP"), (zlib.compress(BODY), "deflate"), (bare, "deflate")):
+        assert await ask(body, encoding) == (200, None)
+    damaged = packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:]
+    for body in (BODY, b"", damaged, packed + b"more", *(packed[:-missing] for missing in (1, 4, 8, 20))):
+        assert await ask(body, "gzip") == (400, "invalid_body")
+    for body in (zlib.compress(BODY)[:-1], bare[:-1]):
+        assert await ask(body, "deflate") == (400, "invalid_body")
     assert await ask(gzip.compress(b"x" * 50_000_000), "gzip") == (413, "request_too_large")
     for unknown in ("br", "zstd", "compress", "gzip, gzip"):
-        assert (await ask(BODY, unknown))[0] in (400, 415), "the HTTP library refuses some of them by itself"
+        assert await ask(BODY, unknown) == (415, "unsupported_encoding")
 
 
 async def test_pages_of_configured_origins_may_read_answers(

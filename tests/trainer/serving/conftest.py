@@ -13,8 +13,8 @@ from tests.trainer.serving.server_process import publish
 from tests.trainer.small_run import small_model
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from finetune_trainer.dataset import Example, Message
-from finetune_trainer.held_out_probes import FILE_NAME, make_probes, to_text
+from finetune_trainer.data.dataset import Example, Message
+from finetune_trainer.data.held_out_probes import FILE_NAME, make_probes, to_text
 
 
 @pytest.fixture(scope="session")
@@ -46,5 +46,5 @@ def small_chat(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         folder=tmp_path_factory.mktemp("small-chat"),
         base=small_base,
         task="Chat",
-        companions={FILE_NAME: to_text(make_probes(chats, task="Chat"))},
+        companions={FILE_NAME: to_text(make_probes(chats))},
     )

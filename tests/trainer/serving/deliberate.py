@@ -10,20 +10,20 @@ import time
 from typing import Any
 
 from finetune_trainer.__main__ import main
-from finetune_trainer.serving.engine import Ticket
+from finetune_trainer.serving.engine import Engine
 
 STEP_SECONDS = 0.005
 
 
 def install() -> None:
-    """Each step of each answer takes so much longer."""
-    step = Ticket.step
+    """Each round takes so much longer."""
+    run_round = Engine._round
 
-    def deliberate(ticket: Ticket[Any]) -> bool:
+    def deliberate(*work: Any) -> None:
         time.sleep(STEP_SECONDS)
-        return step(ticket)
+        run_round(*work)
 
-    Ticket.step = deliberate  # type: ignore[method-assign]
+    Engine._round = staticmethod(deliberate)  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

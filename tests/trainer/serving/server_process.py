@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from tests.patience import HANGS_S
 from tests.trainer.small_run import ROOT
 
 from finetune_api.run import Locations, ModelOrder
 from finetune_api.shared_fields import Artifact, ResolvedModel, Task
-from finetune_trainer import base_model
-from finetune_trainer.storage import Storage
+from finetune_trainer.models import base_model
+from finetune_trainer.store.storage import Storage
 
 ENDPOINT = "router"
 
@@ -128,7 +129,7 @@ class ServerProcess:
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT)
 
-    def wait(self, *, seconds: float = 60) -> int:
+    def wait(self, *, seconds: float = HANGS_S) -> int:
         assert self.process is not None
         return self.process.wait(timeout=seconds)
 
@@ -137,7 +138,7 @@ class ServerProcess:
             self.process.kill()
             self.process.wait()
 
-    def wait_until_ready(self, *, seconds: float = 90) -> None:
+    def wait_until_ready(self, *, seconds: float = HANGS_S) -> None:
         import urllib.error
         import urllib.request
 

@@ -10,18 +10,17 @@ from typing import Any
 
 import pytest
 from demo import assets
+from tests.patience import HANGS_S
 from tests.trainer.s3 import serve_s3
 from tests.trainer.serving.server_process import order_for
 from tests.trainer.small_run import SmallRun, small_model
 
 from finetune_api.run import ServeOrder
-from finetune_trainer.dataset import Example, Message
-from finetune_trainer.errors import StageError
-from finetune_trainer.held_out_probes import FILE_NAME, MOST_PROBES, make_probes, read_probes, to_text
+from finetune_trainer.data.dataset import Example, Message
+from finetune_trainer.data.held_out_probes import FILE_NAME, MOST_PROBES, make_probes, read_probes, to_text
+from finetune_trainer.process.errors import StageError
 from finetune_trainer.serving.artifact import link_files, load, verified_files
-from finetune_trainer.storage import Storage
-
-pytestmark = pytest.mark.timeout(180)
+from finetune_trainer.store.storage import Storage
 
 
 def order_of(served: dict[str, Any], folder: Path, **changes: Any) -> tuple[ServeOrder, Storage]:
@@ -92,19 +91,19 @@ def chat(number: int, answer: str) -> Example:
 
 def test_probes_of_a_test_split(tmp_path: Path) -> None:
     classes = [Example(id=str(n), group="g", source="s", text=f"text {n % 300}", label="a") for n in range(900)]
-    probes = make_probes(classes, task="SequenceClassification")
+    probes = make_probes(classes)
     assert len({probe.request["input"] for probe in probes}) == len(probes) == MOST_PROBES
     assert (probes[0].path, probes[0].label) == ("/v1/classify", "a")
     (tmp_path / FILE_NAME).write_text(to_text(probes))
     assert read_probes(tmp_path) == probes
-    assert make_probes(list(reversed(classes)), task="SequenceClassification") == probes
+    assert make_probes(list(reversed(classes))) == probes
     assert read_probes(tmp_path / "older") == ()
 
 
 def test_texts_with_any_line_separator_come_back_as_they_were(tmp_path: Path) -> None:
     odd = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\r\nj"
-    probes = make_probes([chat(n, f"{odd} {n}") for n in range(3)] + [chat(9, odd)], task="Chat")
-    asked = make_probes([Example(id="1", group="g", source="s", text=odd, label=odd)], task="SequenceClassification")
+    probes = make_probes([chat(n, f"{odd} {n}") for n in range(3)] + [chat(9, odd)])
+    asked = make_probes([Example(id="1", group="g", source="s", text=odd, label=odd)])
     for kept in (probes, asked):
         text = to_text(kept)
         (tmp_path / FILE_NAME).write_text(text, encoding="utf-8")
@@ -114,25 +113,25 @@ def test_texts_with_any_line_separator_come_back_as_they_were(tmp_path: Path) ->
 
 
 def test_an_answer_is_a_label_only_where_answers_come_from_a_closed_set() -> None:
-    closed = make_probes([chat(n, ("food", "money")[n % 2]) for n in range(8)], task="Chat")
+    closed = make_probes([chat(n, ("food", "money")[n % 2]) for n in range(8)])
     assert {probe.label for probe in closed} == {"food", "money"}
     assert closed[0].request["messages"] == [{"role": "user", "content": "question 0"}]
-    free = make_probes([chat(n, f"a free answer, number {n}") for n in range(8)], task="Chat")
+    free = make_probes([chat(n, f"a free answer, number {n}") for n in range(8)])
     assert {probe.label for probe in free} == {None}
 
 
 def test_very_long_prompts_are_left_out_and_texts_are_begun() -> None:
     texts = [Example(id="1", group="g", source="s", text="once upon a time there was a king")]
-    assert make_probes(texts, task="CausalLM")[0].request["prompt"] == "once upon a time"
+    assert make_probes(texts)[0].request["prompt"] == "once upon a time"
     long = Example(id="2", group="g", source="s", text="x" * 9000, label="a")
-    assert make_probes([long], task="SequenceClassification") == ()
+    assert make_probes([long]) == ()
 
 
 def test_training_puts_the_test_split_s_prompts_into_the_model(tmp_path: Path) -> None:
     base = small_model(tokenizer_folder=assets.smollm2_folder(), to=tmp_path / "base")
     run = SmallRun(root=tmp_path / "run", base=base, overrides={"maxSteps": 1})
     process = run.stage(run.order(run.prepare()), "train")
-    assert process.wait(timeout=120) == 0, run.log("train")
+    assert process.wait(timeout=HANGS_S) == 0, run.log("train")
     test_split = (run.folder / "data" / "test.jsonl").read_text().splitlines()
     asked = [json.loads(line)["messages"][:-1] for line in test_split]
     probes = read_probes(run.folder / "model")

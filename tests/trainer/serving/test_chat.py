@@ -11,11 +11,11 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from tests.local.eventually import eventually
 from tests.trainer.serving.server_process import ENDPOINT, ServerProcess, get, order_for, post, serving
 
 from finetune_api.base import VersionReference
 
-pytestmark = pytest.mark.timeout(180)
 DELIBERATE = Path(__file__).with_name("deliberate.py")
 """220 tokens take more than a second, whatever the machine."""
 HELLO: Any = [{"role": "user", "content": "Hello"}]
@@ -79,6 +79,28 @@ async def test_completions_and_models(client: openai.AsyncOpenAI) -> None:
         await client.models.retrieve("gpt-5")
 
 
+async def test_several_prompts_are_answered_together(server: ServerProcess) -> None:
+    """More than are under way at once or may wait: a request is taken whole."""
+    url, prompts = f"{server.url}/v1/completions", ["Once upon", "A", "It was", "Hello", "Why", "No"]
+    alone = [(await post(url, {"prompt": each, "max_tokens": 30}))[1] for each in prompts]
+    status, body = await post(url, {"prompt": prompts, "max_tokens": 30})
+    assert status == 200, body
+    assert [choice["index"] for choice in body["choices"]] == list(range(6))
+    assert [choice["text"] for choice in body["choices"]] == [each["choices"][0]["text"] for each in alone]
+    assert body["usage"]["total_tokens"] == sum(each["usage"]["total_tokens"] for each in alone)
+    asked = asyncio.create_task(post(url, {"prompt": prompts[:2], "max_tokens": 220}))
+    try:
+        await eventually(lambda: _both_at_work(server))
+    finally:
+        await asked
+    status, body = await post(url, {"prompt": ["A", "word " * 400], "max_tokens": 1})
+    assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
+
+
+async def _both_at_work(server: ServerProcess) -> bool:
+    return await _metric(server, "finetune_server_requests_running") == 2
+
+
 @pytest.mark.parametrize(
     ("change", "status", "named"),
     [
@@ -88,6 +110,8 @@ async def test_completions_and_models(client: openai.AsyncOpenAI) -> None:
         ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 400, "messages.0"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "surrogate"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "\ud800"}]}]}, 400, "surrogate"),
+        ({"\ud800": 1}, 400, "not supported"),
         ({"messages": [{"role": "user", "content": "word " * 400}]}, 400, "context is 256 tokens"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"max_tokens": "5"}, 400, "max_tokens"),
@@ -140,6 +164,24 @@ async def test_paths_of_other_tasks_and_unknown_ones(server: ServerProcess) -> N
     assert (got, body["error"]["type"]) == (404, "invalid_request_error")
 
 
+@pytest.mark.parametrize("line", ["POST /v1/chat/completions HTTP/1.1", "SECRET", "GET / HTTP/9"])
+async def test_what_is_no_http_is_refused_in_the_same_form(server: ServerProcess, line: str) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(f"{line}\r\nAuthorization : SECRET\r\n\r\n".encode())
+    answer = await asyncio.wait_for(reader.read(), timeout=10)
+    writer.close()
+    assert answer.split(b" ")[1] == b"400"
+    assert set(json.loads(answer.partition(b"\r\n\r\n")[2])["error"]) == {"message", "type", "param", "code"}
+    assert b"SECRET" not in answer
+    assert "SECRET" not in server.log
+
+
+async def test_a_wrong_method_is_told_the_right_one(server: ServerProcess) -> None:
+    async with aiohttp.ClientSession() as session, session.get(f"{server.url}/v1/chat/completions") as answer:
+        assert (answer.status, answer.headers["Allow"]) == (405, "POST")
+        assert (await answer.json())["error"]["type"] == "invalid_request_error"
+
+
 async def test_more_than_may_wait_are_told_to_come_back(server: ServerProcess) -> None:
     """Two at work, two waiting, the others refused at once."""
     request = {"messages": HELLO, "max_tokens": 200}
@@ -153,10 +195,39 @@ async def test_more_than_may_wait_are_told_to_come_back(server: ServerProcess) -
 async def test_a_short_answer_does_not_wait_for_a_long_one(server: ServerProcess) -> None:
     url = f"{server.url}/v1/chat/completions"
     long = asyncio.create_task(post(url, {"messages": HELLO, "max_tokens": 220}))
-    await asyncio.sleep(0.05)
+    await eventually(lambda: _metric(server, "finetune_server_requests_in_flight"))
     status, _ = await post(url, {"messages": HELLO, "max_tokens": 2})
     assert (status, long.done()) == (200, False)
     assert (await long)[0] == 200
+
+
+async def test_answers_in_company_are_those_alone(server: ServerProcess) -> None:
+    """Greedy and drawn, with a stop string and without, streamed and whole, twice as many as are under way at once."""
+    url = f"{server.url}/v1/chat/completions"
+    drawn = {"temperature": 1.2, "seed": 5}
+    requests = [
+        {"messages": [{"role": "user", "content": "word " * words}], "max_tokens": tokens} | options
+        for words, tokens, options in ((1, 60, {}), (90, 12, drawn), (20, 40, {"stop": "e"}), (9, 50, drawn))
+    ]
+    alone = [(await post(url, request))[1]["choices"][0] for request in requests]
+    assert len({choice["message"]["content"] for choice in alone}) == len(alone)
+    together = await asyncio.gather(*(post(url, request) for request in requests))
+    assert [body["choices"][0] for _, body in together] == alone
+
+
+async def test_what_the_model_works_on_can_be_seen(server: ServerProcess) -> None:
+    url = f"{server.url}/v1/chat/completions"
+    asked = [asyncio.create_task(post(url, {"messages": HELLO, "max_tokens": 220})) for _ in range(3)]
+    try:
+        deadline = asyncio.get_running_loop().time() + 30
+        while await _metric(server, "finetune_server_requests_running") < 2:
+            assert asyncio.get_running_loop().time() < deadline, "two of three are under way"
+        assert await _metric(server, "finetune_server_requests_waiting") == 1
+        while not await _metric(server, "finetune_server_kept_tokens"):
+            assert asyncio.get_running_loop().time() < deadline
+    finally:
+        await asyncio.gather(*asked)
+    assert await _metric(server, "finetune_server_requests_running") == 0
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -1,8 +1,7 @@
-"""From logits to tokens and from tokens to text, and who gets his turn."""
+"""From logits to tokens and from tokens to text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.trainer.serving.rounds import run
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from finetune_trainer.serving.decoding import AnswerText, Sampler, Sampling
-from finetune_trainer.serving.engine import BusyError, Engine
-from finetune_trainer.serving.generation import GenerationRequest, TextModel
+from finetune_trainer.serving.generation import GenerationRequest, InTurns, TextModel
+from finetune_trainer.serving.together import runner_of
 
 CPU = torch.device("cpu")
 
@@ -50,6 +50,26 @@ def test_nothing_of_a_stop_string_is_shown(tokenizer: Any, words: str, stop: str
     assert (found, stopped) == (words.split(stop)[0], stop in words)
 
 
+def test_what_is_no_character_costs_no_more_the_longer_it_lasts(tokenizer: Any) -> None:
+    """Parts of characters without end: shown after a while, and not read again with each token."""
+
+    class Counted:
+        read = 0
+
+        def decode(self, tokens: list[int], **options: Any) -> str:
+            Counted.read += len(tokens)
+            return str(tokenizer.decode(tokens, **options))
+
+    part = tokenizer("🙂")["input_ids"][0]
+    assert tokenizer.decode([part]) == "\ufffd"
+    text = AnswerText(Counted(), stop=())
+    parts = [text.push(part) for _ in range(500)]
+    assert Counted.read < 500 * 40
+    assert sum(map(len, parts)) > 450
+    rest = [text.push(token) for token in tokenizer("ab")["input_ids"]]
+    assert ("".join(rest) + text.finish()).lstrip("\ufffd") == "ab"
+
+
 def test_sampling_follows_the_probabilities() -> None:
     logits = torch.tensor([0.5, 0.3, 0.2, 0.0]).log()
     sampler = Sampler(Sampling(temperature=1.0, seed=1), device=CPU)
@@ -70,81 +90,9 @@ def test_the_loop_gives_what_transformers_own_loop_gives(small_base: Path, token
     model = LlamaForCausalLM.from_pretrained(str(small_base)).eval()
     ids = tokenizer("Once upon a time there was")["input_ids"]
     expected = model.generate(torch.tensor([ids]), max_new_tokens=30, do_sample=False)[0, len(ids) :]
-    text_model = TextModel.of(model=model, tokenizer=tokenizer, task="CausalLM")
+    text_model = TextModel.of(model=model, tokenizer=tokenizer, two_parts=False)
     request = GenerationRequest(prompt_ids=tuple(ids), max_new_tokens=30, sampling=Sampling())
-    pieces = list(text_model.answer(request))
-    assert "".join(piece.text for piece in pieces) == tokenizer.decode(expected, skip_special_tokens=True)
-    assert pieces[-1].tokens == len(expected)
-
-
-# -- turns ------------------------------------------------------------------------------------------------------------
-
-
-def counting(name: str, steps: int, order: list[str]) -> Iterator[str]:
-    for number in range(steps):
-        order.append(name)
-        yield f"{name}{number}"
-
-
-async def test_work_takes_turns_and_later_work_waits() -> None:
-    engine = Engine(concurrency=2, max_waiting=1)
-    order: list[str] = []
-    tickets = []
-    with pytest.raises(RuntimeError, match="has ended"):
-        engine.submit(counting("x", 1, order))
-    engine.start()
-    try:
-        with engine._changed:  # nothing begins before all are handed in
-            for work in (counting("a", 3, order), counting("b", 3, order), counting("c", 1, order)):
-                tickets.append(engine.submit(work))
-            with pytest.raises(BusyError):
-                engine.submit(counting("d", 1, order))
-        events = [[event async for event in ticket] for ticket in tickets]
-        assert events == [["a0", "a1", "a2"], ["b0", "b1", "b2"], ["c0"]]
-        assert "".join(order) == "abababc"
-    finally:
-        assert engine.stop(timeout=5)
-    assert (engine.active, engine.waiting) == (0, 0)
-
-
-async def test_what_fails_is_told_and_harms_nobody_else() -> None:
-    engine = Engine(concurrency=2, max_waiting=2)
-    engine.start()
-
-    def failing() -> Iterator[str]:
-        yield "one"
-        raise ValueError("out of words")
-
-    try:
-        failed, fine = engine.submit(failing()), engine.submit(counting("a", 3, []))
-        with pytest.raises(ValueError, match="out of words"):
-            [event async for event in failed]
-        assert [event async for event in fine] == ["a0", "a1", "a2"]
-    finally:
-        assert engine.stop(timeout=5)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_a_broken_accelerator_ends_the_engine_and_fails_all() -> None:
-    class AcceleratorError(RuntimeError):
-        """torch's name for a GPU context that is broken."""
-
-    engine = Engine(concurrency=2, max_waiting=2)
-
-    def broken() -> Iterator[str]:
-        yield "one"
-        raise AcceleratorError("CUDA error: device-side assert triggered")
-
-    def endless() -> Iterator[None]:
-        while True:
-            yield None
-
-    engine.start()
-    with engine._changed:
-        first, other = engine.submit(broken()), engine.submit(endless())
-    with pytest.raises(AcceleratorError):
-        [event async for event in first]
-    with pytest.raises(RuntimeError, match="stopped"):
-        [event async for event in other]
-    assert engine.stop(timeout=5)
-    assert not engine.is_alive
+    for runner in (InTurns(text_model), runner_of(text_model)):
+        (pieces,) = run(runner, [text_model.answer(request)])
+        assert "".join(piece.text for piece in pieces) == tokenizer.decode(expected, skip_special_tokens=True)
+        assert pieces[-1].tokens == len(expected)

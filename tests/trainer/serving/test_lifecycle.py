@@ -13,24 +13,39 @@ import pytest
 import torch
 from demo import assets
 from peft import LoraConfig, get_peft_model
+from tests.local.eventually import eventually
+from tests.patience import HANGS_S
 from tests.trainer.serving.server_process import ENDPOINT, ServerProcess, order_for, post, publish, serving
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from finetune_api.results import ExitCode
 
-pytestmark = pytest.mark.timeout(180)
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 
 
-async def states_until_ready(server: ServerProcess, *, seconds: float = 60) -> list[tuple[int, str]]:
+async def readiness(session: aiohttp.ClientSession, server: ServerProcess) -> tuple[int, str]:
+    """(status, state) of /readyz."""
+    async with session.get(f"{server.url}/readyz") as answer:
+        return answer.status, (await answer.json())["state"]
+
+
+async def drains(session: aiohttp.ClientSession, server: ServerProcess) -> None:
+    """Wait until it says so."""
+
+    async def said() -> bool:
+        return await readiness(session, server) == (503, "Draining")
+
+    await eventually(said)
+
+
+async def states_until_ready(server: ServerProcess, *, seconds: float = HANGS_S) -> list[tuple[int, str]]:
     """(status, state) of /readyz in the order in which they were seen; /healthz is 200 all the while."""
     seen: list[tuple[int, str]] = []
     deadline = time.monotonic() + seconds
     async with aiohttp.ClientSession() as session:
         while time.monotonic() < deadline:
             try:
-                async with session.get(f"{server.url}/readyz") as answer:
-                    found = (answer.status, (await answer.json())["state"])
+                found = await readiness(session, server)
                 async with session.get(f"{server.url}/healthz") as answer:
                     assert answer.status == 200
             except aiohttp.ClientConnectionError:
@@ -62,9 +77,7 @@ async def test_ready_comes_after_an_answer_and_sigterm_lets_clients_finish(
             await streamed.content.readline()
             assert server.process is not None
             server.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.3)
-            async with session.get(f"{server.url}/readyz") as answer:
-                assert (answer.status, (await answer.json())["state"]) == (503, "Draining")
+            await drains(session, server)
             status, _ = await post(url, {"messages": HELLO, "max_tokens": 2})
             assert status == 200, "a client that has not heard yet is served"
             assert (await streamed.read()).endswith(b"data: [DONE]\n\n")

@@ -6,11 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.trainer.serving.server_process import get, order_for, post, serving
 from tests.trainer.small_run import ROOT
-
-pytestmark = pytest.mark.timeout(180)
 
 
 async def test_the_switch_makes_it_slow_failing_or_wrong(small_chat: dict[str, Any], tmp_path: Path) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from finetune_trainer.serving.wire import IGNORED, IGNORED_OF_MESSAGES, ChatMessage, ChatRequest, CompletionRequest
+from finetune_trainer.serving.wire import (
+    IGNORED,
+    IGNORED_OF_MESSAGES,
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    RequestError,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 HELLO = {"role": "user", "content": "hello"}
@@ -61,8 +68,13 @@ def test_an_assistant_may_have_called_tools_and_said_nothing() -> None:
             ChatMessage.model_validate(empty)
 
 
-def test_several_prompts_are_a_request_each() -> None:
-    body = CompletionRequest.model_validate({"prompt": ["a", "b"], "max_tokens": 3})
-    assert [(each.text, each.max_tokens) for each in body.prompts] == [("a", 3), ("b", 3)]
+def test_several_prompts_are_not_streamed() -> None:
+    assert CompletionRequest.model_validate({"prompt": ["a"], "stream": True}).texts == ["a"]
     with pytest.raises(ValidationError, match="send one prompt"):
         CompletionRequest.model_validate({"prompt": ["a", "b"], "stream": True})
+
+
+def test_when_to_come_back_is_a_whole_number_that_clients_keep_to() -> None:
+    pauses = [RequestError("busy", status=429, again_after=seconds).headers for seconds in (0.0, 1.2, 4000.0)]
+    assert pauses == [{"Retry-After": "1"}, {"Retry-After": "2"}, {"Retry-After": "60"}]
+    assert RequestError("wrong").headers == {}
