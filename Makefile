@@ -50,6 +50,7 @@ generate: setup ## Write what is generated: CRDs, reference pages, the chart's c
 	cp manifests/rbac/{operator,own_namespace,users}.yaml $(CHART_FILES)/rbac
 	rm $(CHART_FILES)/*/kustomization.yaml
 	$(PY) -m finetune_operator.cli.reference docs/cli.md
+	$(PY) -m finetune_operator.core.reasons docs/reasons.md
 
 ## -- use ------------------------------------------------------------------------------------------------------------
 
@@ -80,7 +81,7 @@ lint: test-lint ## ruff, mypy --strict, import-linter
 format: setup ## Format the code
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
 
-.PHONY: bench-operator bench-training bench-gate bench-gateway bench-rollback
+.PHONY: bench-operator bench-training bench-gate bench-gateway bench-rollback bench-serving
 bench-operator: setup ## Apply-to-pods latency and memory, beside a bare Job and Kubeflow Trainer (root)
 	@$(PY) -m tests.bench.operator
 bench-training: setup ## Tokens per second beside a plain TRL script
@@ -91,3 +92,5 @@ bench-gateway: setup ## What the gateway adds to a request, beside a bare proxy 
 	@$(PY) -m tests.bench.gateway --uv $(UV)
 bench-rollback: setup ## From the first bad answer to all traffic on the version before
 	@$(PY) -m tests.bench.rollback
+bench-serving: setup ## Tokens per processor second at 1, 4, 16 requests, beside transformers' and vLLM's servers
+	@$(PY) -m tests.bench.serving --uv $(UV)

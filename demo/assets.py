@@ -53,8 +53,8 @@ def smollm2() -> Path:
 def smollm2_folder() -> Path:
     """The same model as a safetensors folder, converted once (half a minute) by the trainer's own code."""
     from finetune_api.run import Locations, ModelOrder
-    from finetune_trainer import base_model
-    from finetune_trainer.storage import Storage
+    from finetune_trainer.models import base_model
+    from finetune_trainer.store.storage import Storage
 
     cache = f"file://{_packages()}/converted"
     locations = Locations(run=f"{cache}/runs", cache=cache, allowed_roots=[f"file://{_packages()}"])

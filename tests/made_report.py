@@ -7,10 +7,10 @@ import random
 from datetime import UTC, datetime
 
 from finetune_api.finetunejob import EvaluationMetric
-from finetune_trainer.changed_examples import ComparedExample, Said, find_changes
-from finetune_trainer.compare import compare
-from finetune_trainer.report import Report, Section
-from finetune_trainer.scores import (
+from finetune_trainer.evaluation.changed_examples import ComparedExample, Said, find_changes
+from finetune_trainer.evaluation.compare import compare
+from finetune_trainer.evaluation.report import Report, Section
+from finetune_trainer.tasks.scores import (
     ClassOutcome,
     Scores,
     TextOutcome,
@@ -18,7 +18,7 @@ from finetune_trainer.scores import (
     score_classes,
     score_texts,
 )
-from finetune_trainer.training_log import TrainingPoint
+from finetune_trainer.training.training_log import TrainingPoint
 
 HOSTILE = (
     "<script>document.title='pwned'</script>",

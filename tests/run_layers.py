@@ -1,7 +1,9 @@
-"""Run layers of the tests one after the other and say at the end what passed, what was skipped and why.
+"""Run layers of the tests and say at the end what passed, what was skipped and why, what took how long, and what had
+to be built for it.
 
-`python tests/run_layers.py unit api ...`; each layer is one pytest run (or the linters). What the cluster layers need
-(Kubernetes binaries, images) is built in the background while the first layers run.
+`python tests/run_layers.py unit api ...`; each layer is one pytest run (or the linters). Those that compute run beside
+those that mostly wait (`LANES`), each of the two one after the other. What the cluster layers need (Kubernetes
+binaries, images) is built meanwhile; a layer that needs what is not there yet waits for it before its first test.
 
 A layer in which no test has begun or ended for long hangs: it is interrupted, which lets its fixtures clean up, then
 killed with all that it started. It counts as failed, with the tests that were running, and the next layer begins. One
@@ -10,16 +12,21 @@ that is only slow, on a busy machine, goes on; all together end in time for a su
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,8 +40,13 @@ LINTERS = (
     (".venv/bin/mypy",),
     (".venv/bin/lint-imports", "--no-cache"),
 )
-BUILT_FIRST = {"api", "cluster", "chart"}
-BUILD_LIMIT_S = 1500
+LANES = (("lint", "unit", "trainer", "local", "browser"), ("api", "chart", "cluster"))
+"""Layers that run side by side. The first lane computes, and gives way: it has what the second, which mostly waits for
+a real Kubernetes, leaves of the processor."""
+_WAY_GIVEN = 5
+"""By how much the first lane, and what is built meanwhile, are nicer."""
+NEED_BUILDS = {"trainer", "api", "cluster", "chart"}
+BUILD_LIMIT_S = 1800
 TOTAL_LIMIT_S = 80 * 60
 """Continuous integration ends a run after 90 minutes without a word; this one has its last word before."""
 INTERRUPT_S = 90
@@ -59,7 +71,10 @@ LAYERS = {
     "api": Layer(workers=2),
     "cluster": Layer(quiet_s=1500),
 }
-LINTER_LIMIT_S = 600
+LINTER_LIMIT_S = 1500
+_LINE = 300
+_LINES_OF_FAILURE = 12
+"""How much of a failure the summary repeats, in characters and lines."""
 _POLL_S = 5.0
 
 
@@ -73,54 +88,146 @@ class Outcome:
     failed: int = 0
     skipped: int = 0
     reasons: set[str] = field(default_factory=set)
+    failures: list[str] = field(default_factory=list)
+    """Failed tests by name, each with the end of what it said: the summary is what is read first, and kept longest."""
 
 
-def main(layers: list[str]) -> int:
-    """Run the layers; 0 when none failed."""
-    left_behind.adopt_orphans()
+def main(layers: list[str], *, report: Path | None = None) -> int:
+    """Run the layers; 0 when none failed. A lane of a larger run writes its outcomes into `report`."""
     # What is started in the background ignores Ctrl-C, and so would all that it starts: tests send it to processes.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT / "operator"), str(ROOT / "trainer_image")]),
     }
-    due = time.monotonic() + TOTAL_LIMIT_S
-    builder = _build_in_background(layers, environment)
+    lanes = [[layer for layer in layers if layer in lane] for lane in LANES]
+    several = all(lanes)
+    builder = None if report else _build_in_background(layers, environment, shown=not several)
     outcomes: list[Outcome] = []
+    built: list[str] = []
     try:
-        for layer in layers:
-            print(f"\n=== {layer} ===", flush=True)
-            began = time.monotonic()
-            if builder is not None and layer in BUILT_FIRST:
-                _finish(builder, limit_s=BUILD_LIMIT_S)
-                builder = None
-            settings = LAYERS.get(layer, Layer())
-            kept = () if builder is None else (builder.pid,)
-            if time.monotonic() >= due:
-                outcome = Outcome(layer=layer, failed=1, reasons={"not run: the layers before took all the time"})
-            elif layer == "lint":
-                outcome = _lint(environment, due=due)
-            else:
-                outcome = _pytest(layer, environment, due=due, settings=settings, kept=kept)
-            outcome.seconds = time.monotonic() - began
-            outcomes.append(outcome)
+        if several:
+            _side_by_side(lanes, environment, builder, outcomes=outcomes, built=built)
+        else:
+            _one_after_another(layers, environment, builder, outcomes=outcomes)
     finally:
-        if builder is not None:
+        if builder is not None and builder.poll() is None:
             os.killpg(builder.pid, signal.SIGTERM)
             builder.wait()
-        _summarise(outcomes)
-    return 1 if any(outcome.failed for outcome in outcomes) else 0
+        if report:
+            report.write_text(json.dumps([{**asdict(each), "reasons": sorted(each.reasons)} for each in outcomes]))
+        else:
+            outcomes.sort(key=lambda outcome: layers.index(outcome.layer))
+            _summarise(outcomes, built=built)
+    return 1 if any(outcome.failed for outcome in outcomes) or len(outcomes) < len(layers) else 0
 
 
-def _build_in_background(layers: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes] | None:
-    if len(layers) < 2 or not BUILT_FIRST & set(layers):
+def _one_after_another(
+    layers: list[str],
+    environment: dict[str, str],
+    builder: subprocess.Popen[bytes] | None,
+    *,
+    outcomes: list[Outcome],
+) -> None:
+    left_behind.adopt_orphans()
+    due = time.monotonic() + TOTAL_LIMIT_S
+    kept = () if builder is None else (builder.pid,)
+    for layer in layers:
+        print(f"\n=== {layer} ===", flush=True)
+        began = time.monotonic()
+        settings = LAYERS.get(layer, Layer())
+        if time.monotonic() >= due:
+            outcome = Outcome(layer=layer, failed=1, reasons={"not run: the layers before took all the time"})
+        elif layer == "lint":
+            outcome = _lint(environment, due=due)
+        else:
+            outcome = _pytest(layer, environment, due=due, settings=settings, kept=kept)
+        outcome.seconds = time.monotonic() - began
+        outcomes.append(outcome)
+
+
+def _side_by_side(
+    lanes: list[list[str]],
+    environment: dict[str, str],
+    builder: subprocess.Popen[bytes] | None,
+    *,
+    outcomes: list[Outcome],
+    built: list[str],
+) -> None:
+    """Each lane in a process of its own, which is asked for what its tests leave behind. Its lines bear its layer."""
+    folder = Path(tempfile.mkdtemp(prefix="finetune-lanes-"))
+    reports = [folder / f"{number}.json" for number in range(len(lanes))]
+    processes = []
+    for number, (lane, report) in enumerate(zip(lanes, reports, strict=True)):
+        command = [sys.executable, __file__, f"--report={report}", *lane]
+        nice = [] if number else ["nice", "-n", str(_WAY_GIVEN)]
+        processes.append(
+            subprocess.Popen(
+                [*nice, *command],
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        )
+    everything = [*processes, *([builder] if builder else [])]
+    readers = [threading.Thread(target=_pass_on, args=(each, built), daemon=True) for each in everything]
+    for reader in readers:
+        reader.start()
+    try:
+        for process in processes:
+            process.wait()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+        for process in processes:
+            _finish(process, limit_s=2 * INTERRUPT_S + CLEANUP_S)
+        raise
+    finally:
+        for reader in readers[: len(processes)]:
+            reader.join(timeout=CLEANUP_S)
+        for lane, report in zip(lanes, reports, strict=True):
+            found = json.loads(report.read_text()) if report.exists() else []
+            outcomes += [Outcome(**{**each, "reasons": set(each["reasons"])}) for each in found]
+            ended = {each["layer"] for each in found}
+            outcomes += [
+                Outcome(layer=layer, failed=1, reasons={"its lane ended before"})
+                for layer in lane
+                if layer not in ended
+            ]
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pass_on(process: subprocess.Popen[bytes], built: list[str]) -> None:
+    """Print what a lane or the builder says, line by line, each with its layer; keep what was built."""
+    assert process.stdout is not None
+    layer = "build"
+    for line in process.stdout:
+        text = line.decode(errors="replace").rstrip("\n")
+        heading = re.fullmatch(r"=== (\w+) ===", text)
+        layer = heading[1] if heading else layer
+        if re.match(r"built \S+ in [\d.]+ s$", text):
+            built.append(text.removeprefix("built "))
+        print(f"{layer:>8} | {text}", flush=True)
+
+
+def _build_in_background(
+    layers: list[str], environment: dict[str, str], *, shown: bool
+) -> subprocess.Popen[bytes] | None:
+    if len(layers) < 2 or not NEED_BUILDS & set(layers):
         return None
-    command = [sys.executable, "-m", "tests.harness", "prepare"]
-    return subprocess.Popen(["nice", "-n", "10", *command], cwd=ROOT, env=environment, start_new_session=True)
+    command = ["nice", "-n", str(_WAY_GIVEN), sys.executable, "-m", "tests.harness", "prepare"]
+    where = None if shown else subprocess.PIPE
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=where, stderr=where and subprocess.STDOUT, start_new_session=True
+    )
 
 
 def _lint(environment: dict[str, str], *, due: float) -> Outcome:
     outcome = Outcome(layer="lint")
+    if cache := environment.get("FINETUNE_CACHE"):  # mypy goes by what files contain, of whatever checkout
+        environment = {**environment, "MYPY_CACHE_DIR": str(Path(cache) / "mypy")}
     for command in LINTERS:
         print("$", " ".join(command), flush=True)
         process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
@@ -218,14 +325,22 @@ def _read(layer: str, report: Path) -> Outcome:
         if skipped is not None:
             outcome.skipped += 1
             outcome.reasons.add(skipped.get("message", ""))
-        elif case.find("failure") is not None or case.find("error") is not None:
-            outcome.failed += 1
-        else:
-            outcome.passed += 1
+            continue
+        wrong = [found for found in (case.find("failure"), case.find("error")) if found is not None]
+        outcome.failed += bool(wrong)
+        outcome.passed += not wrong
+        outcome.failures += [f"{case.get('classname')}::{case.get('name')}\n{_shortly(each)}" for each in wrong]
     return outcome
 
 
-def _summarise(outcomes: list[Outcome]) -> None:
+def _shortly(wrong: ElementTree.Element) -> str:
+    """The lines with which pytest explains a failure, and where it was."""
+    lines = [line for line in (wrong.text or wrong.get("message") or "").splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("E ")] or lines
+    return "\n".join(line[:_LINE] for line in [*said[:_LINES_OF_FAILURE], *lines[-1:]])
+
+
+def _summarise(outcomes: list[Outcome], *, built: Sequence[str]) -> None:
     print("\n=== summary ===")
     for outcome in outcomes:
         print(
@@ -234,9 +349,21 @@ def _summarise(outcomes: list[Outcome]) -> None:
         )
         for reason in sorted(outcome.reasons):
             print(f"{'':<10} because: {reason}")
+    for failure in [failure for outcome in outcomes for failure in outcome.failures]:
+        print(textwrap.indent(failure, "    ").replace("    ", "failed: ", 1))
+    if built:
+        print(f"built meanwhile: {'; '.join(built)}")
     passed, failed, skipped = (sum(getattr(o, name) for o in outcomes) for name in ("passed", "failed", "skipped"))
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
 
 
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--report", type=Path, help="write the outcomes there, and no summary: a lane of a larger run")
+    parser.add_argument("layers", nargs="+", metavar="LAYER")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    given = _arguments()
+    sys.exit(main(given.layers, report=given.report))

@@ -16,11 +16,11 @@ from typing import Any
 
 from tests.harness import ApiServer, wait_until
 from tests.harness.store import ROOT
+from tests.patience import HANGS_S
 
 NAMESPACE = "finetune-system"
 SERVICE_ACCOUNT = "finetune-operator"
 LEASE_SECONDS = 9
-START_TIMEOUT_S = 120
 """A busy machine takes long to start Python."""
 
 
@@ -59,7 +59,7 @@ class Replica:
         """Of the door, while it leads."""
         return self._port("the door is open on port ")
 
-    def wait_until_says(self, message: str, *, timeout_s: float = START_TIMEOUT_S) -> None:
+    def wait_until_says(self, message: str, *, timeout_s: float = HANGS_S) -> None:
         """Wait for a line with these words."""
 
         def probe() -> bool:
@@ -90,7 +90,7 @@ class Replica:
         """Send a signal."""
         self.process.send_signal(number)
 
-    def wait_for_end(self, *, timeout_s: float = 60) -> int:
+    def wait_for_end(self, *, timeout_s: float = HANGS_S) -> int:
         """Its exit status."""
         return self.process.wait(timeout=timeout_s)
 
@@ -108,16 +108,21 @@ class Replica:
 
 @contextmanager
 def replicas(
-    apiserver: ApiServer, folder: Path, *names: str, environment: Mapping[str, str] | None = None
+    apiserver: ApiServer,
+    folder: Path,
+    *names: str,
+    environment: Mapping[str, str] | None = None,
+    namespace: str = NAMESPACE,
 ) -> Iterator[list[Replica]]:
-    """Start replicas of an installed operator one after the other; the first leads. They end with the context."""
-    kubeconfig = write_kubeconfig(apiserver, folder)
+    """Start replicas of an operator that is installed in a namespace, one after the other; the first leads. They end
+    with the context."""
+    kubeconfig = write_kubeconfig(apiserver, folder, namespace=namespace)
     started: list[Replica] = []
     try:
         for number, name in enumerate(names):
             given = {
                 "FINETUNE_TRAINER_IMAGE": "localhost/finetune-trainer:test",
-                "POD_NAMESPACE": NAMESPACE,
+                "POD_NAMESPACE": namespace,
                 "POD_NAME": name,
                 "POD_IP": f"10.244.9.{number + 1}",
                 **(environment or {}),
@@ -128,13 +133,13 @@ def replicas(
     finally:
         for replica in started:
             replica.kill()
-        apiserver.kubectl.delete("lease", "finetune-operator", namespace=NAMESPACE)
+        apiserver.kubectl.delete("lease", "finetune-operator", namespace=namespace)
 
 
-def write_kubeconfig(apiserver: ApiServer, folder: Path) -> Path:
+def write_kubeconfig(apiserver: ApiServer, folder: Path, *, namespace: str = NAMESPACE) -> Path:
     """A kubeconfig with a token of the operator's service account."""
     content = json.loads(apiserver.kubeconfig.read_text())
-    token = apiserver.service_account_token(SERVICE_ACCOUNT, namespace=NAMESPACE)
+    token = apiserver.service_account_token(SERVICE_ACCOUNT, namespace=namespace)
     content["users"][0]["user"] = {"token": token}
     path = folder / "operator.kubeconfig"
     path.write_text(json.dumps(content))

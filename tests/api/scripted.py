@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 from tests.harness import Kubectl, Object, wait_until
+from tests.patience import HANGS_S
 
-from finetune_operator.job.pods import CONTAINER
-
-TIMEOUT_S = 120
+from finetune_operator.attempts.pods import CONTAINER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,7 @@ class ScriptedPods:
             return [pod["metadata"]["name"] for pod in pods] if len(pods) == count else None
 
         what = f"{count} pods of {stage} {attempt}"
-        return wait_until(probe, what=what, timeout_s=TIMEOUT_S, explain=self._state)
+        return wait_until(probe, what=what, timeout_s=HANGS_S, explain=self._state)
 
     def run(self, pods: list[str]) -> None:
         """The containers are running."""
@@ -43,6 +42,16 @@ class ScriptedPods:
         for number, pod in enumerate(pods):
             message = result.model_dump_json(by_alias=True, exclude_none=True) if number == 0 else ""
             self._end(pod, phase="Succeeded", code=0, message=message)
+
+    def succeed_beside(self, pods: list[str], *, sidecar: str, result: BaseModel) -> None:
+        """The containers end with 0, and another one of the pod goes on, which is listed first."""
+        message = result.model_dump_json(by_alias=True, exclude_none=True)
+        for pod in pods:
+            self._end(pod, phase="Running", code=0, message=message)
+            found = self.kubectl.get("pod", pod, namespace=self.namespace)["status"]["containerStatuses"]
+            beside = {**found[0], "name": sidecar, "ready": True, "started": True, "state": {"running": {}}}
+            change = {"status": {"containerStatuses": [beside, *found]}}
+            self.kubectl.patch("pod", pod, change, namespace=self.namespace, subresource="status")
 
     def fail(self, pods: list[str], *, code: int, message: str = "", reason: str = "Error") -> None:
         """The containers end with another code."""

@@ -69,7 +69,9 @@ def test_editors_pause_and_resume(team: Team, capsys: pytest.CaptureFixture[str]
     put(team, canary(), annotations={ROLLBACK: V3})
     assert typed(team, "bob", "pause", "router") == 0
     assert team.annotations() == {PAUSE: "true", REQUESTED_BY: "bob"}, "bob signs for nothing that alice asked for"
-    assert "router: paused\nnext: v2 stays where it is until finetune resume" in capsys.readouterr().out
+    assert (
+        "router: paused\nnext: nothing moves on until finetune resume; it is still watched" in capsys.readouterr().out
+    )
     assert typed(team, "carol", "resume", "router") == 0
     assert team.annotations() == {}
 
@@ -133,4 +135,4 @@ def test_describe_and_explain(team: Team, capsys: pytest.CaptureFixture[str]) ->
     assert "v2     RolledBack" in captured.out
     assert "note: events are left out: " in captured.err, "finetune-view does not show the namespace's events"
     assert typed(team, "bob", "explain", "mep", "router") == 0
-    assert "1 of 2 gateways to take the newest routes (epoch 8)" in capsys.readouterr().out
+    assert "1 of 2 gateways follow the newest routes (epoch 8)" in capsys.readouterr().out

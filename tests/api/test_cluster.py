@@ -11,9 +11,9 @@ from tests.conformance.cluster_conformance import ClusterConformance, config_map
 from tests.harness import ApiServer
 from tests.wrong_manifests import valid
 
-from finetune_operator.endpoint.settling import drift
+from finetune_operator.core.ports import FIELD_MANAGER, Cluster, InvalidError, Manifest, UnavailableError
+from finetune_operator.endpoint.settling import differences
 from finetune_operator.kube.cluster import KubernetesCluster
-from finetune_operator.ports import FIELD_MANAGER, Cluster, InvalidError, Manifest, UnavailableError
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,11 @@ async def test_what_others_changed_of_ours_is_seen_and_is_ours_again(
     apiserver.kubectl.patch("configmap", "settings", {"data": {"ours": "9"}}, namespace=namespace)
     live = await cluster.get(kind="ConfigMap", namespace=namespace, name="settings")
     assert live is not None
-    assert list(drift(wanted=wanted, live=live)) == [("data", "ours")]
+    assert list(differences(wanted=wanted, live=live)) == [(("data", "ours"), False)]
     seen = {**wanted, "metadata": {**wanted["metadata"], "uid": created["metadata"]["uid"]}}
     again = await cluster.apply(manifest=seen)
     assert again["data"] == {"ours": "1"}
-    assert not list(drift(wanted=wanted, live=again))
+    assert not list(differences(wanted=wanted, live=again))
 
 
 def _entries(manifest: Manifest) -> list[Manifest]:

@@ -64,6 +64,7 @@ def test_short_names_columns_and_categories(crds: ApiServer, namespace: str) -> 
         "LOSS",
         "ETA",
         "MESSAGE",
+        "WAITS-FOR",
         "AGE",
     ]
     assert jobs[1].split()[:4] == ["router", "Training", "35", "1.83"]

@@ -15,17 +15,17 @@ import aiohttp
 import pytest
 from tests.api.client import open_api
 from tests.harness import ApiServer, Kubectl, Object
+from tests.local.eventually import eventually
 from tests.wrong_manifests import valid
 
 from finetune_api.progress import progress_path
+from finetune_operator.core.ports import Key
 from finetune_operator.kube.certificates import new_authority, new_serving
 from finetune_operator.kube.cluster import KubernetesCluster
 from finetune_operator.kube.door import MAXIMUM_BODY_BYTES, door_application, serving
 from finetune_operator.kube.doorway import load_certificate
 from finetune_operator.kube.gatekeeper import Gatekeeper
-from finetune_operator.kube.observations import ObservationInbox
-from finetune_operator.kube.progress import ProgressInbox
-from finetune_operator.ports import Key
+from finetune_operator.kube.inboxes import ObservationInbox, ProgressInbox
 
 REPORT = {
     "trainerStatus": {
@@ -290,8 +290,12 @@ async def test_a_pod_that_floods_is_told_when_to_come_back(crds: ApiServer, run:
         assert sum(status == 200 for status, _, _ in answers) >= 20
         assert len(refused) >= 30
         assert all(int(headers["Retry-After"]) >= 1 for headers in refused)
-        await asyncio.sleep(1)
-        assert (await door.post(namespace=run.namespace, job="router", token=run.token))[0] == 200
+
+        async def is_taken() -> bool:
+            status, _, _ = await door.post(namespace=run.namespace, job="router", token=run.token)
+            return status == 200
+
+        await eventually(is_taken)
 
 
 async def test_a_flood_of_bad_tokens_does_not_reach_the_apiserver(crds: ApiServer, run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from tests.api.test_door import make_run, open_door, pod_token
@@ -10,11 +11,21 @@ from tests.harness import ApiServer, Kubectl
 from tests.wrong_manifests import valid
 
 from finetune_api.observations import OBSERVATIONS_ROUTE, Observations, ObservationsReply
-from finetune_operator.ports import Key
+from finetune_operator.core.ports import Key
+
+NOTHING: Mapping[str, Any] = {}
 
 
-def make_gateway(kubectl: Kubectl, *, namespace: str, endpoint: str = "router", owned: bool = True) -> str:
-    """An endpoint with a gateway pod as the Deployment controller leaves it; the pod's token."""
+def make_gateway(
+    kubectl: Kubectl,
+    *,
+    namespace: str,
+    endpoint: str = "router",
+    owned: bool = True,
+    forged: Mapping[str, Any] = NOTHING,
+) -> str:
+    """An endpoint with a gateway pod as the Deployment controller leaves it; the pod's token. `forged`: what is wrong
+    in what the pod says of its controller."""
     kubectl.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "trainer"}}, namespace=namespace)
     kubectl.create(valid("endpoint") | {"metadata": {"name": endpoint}}, namespace=namespace)
     owner = kubectl.get("modelendpoint", endpoint, namespace=namespace)
@@ -31,12 +42,16 @@ def make_gateway(kubectl: Kubectl, *, namespace: str, endpoint: str = "router", 
         "spec": {"selector": {"matchLabels": labels}, "template": template},
     }
     kubectl.create(deployment, namespace=namespace)
-    replicas = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": f"{endpoint}-gateway-5d8f", "uid": "x"}
+    stored = kubectl.get("deployment", f"{endpoint}-gateway", namespace=namespace)
+    replicas = {**deployment, "kind": "ReplicaSet", "metadata": {"name": f"{endpoint}-gateway-5d8f"}}
+    kubectl.create(
+        replicas | {"metadata": {**replicas["metadata"], "ownerReferences": [_reference(stored)]}}, namespace=namespace
+    )
+    owner = _reference(kubectl.get("replicaset", f"{endpoint}-gateway-5d8f", namespace=namespace))
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": f"{endpoint}-gateway-5d8f-a", "labels": labels}
-        | {"ownerReferences": [replicas | {"controller": True}]},
+        "metadata": {"name": f"{endpoint}-gateway-5d8f-a", "labels": labels} | {"ownerReferences": [owner | forged]},
         "spec": template["spec"] | {"automountServiceAccountToken": False},
     }
     kubectl.create(pod, namespace=namespace)
@@ -86,9 +101,13 @@ async def test_nobody_else_is_heard(crds: ApiServer, namespace: str) -> None:
     token = make_gateway(crds.kubectl, namespace=namespace)
     make_gateway(crds.kubectl, namespace=namespace, endpoint="other")
     stray = make_gateway(crds.kubectl, namespace=namespace, endpoint="stray", owned=False)
+    copied = make_gateway(crds.kubectl, namespace=namespace, endpoint="copied", forged={"uid": "x"})
+    deployed = crds.kubectl.get("deployment", "other-gateway", namespace=namespace)["metadata"]["uid"]
+    skipped = make_gateway(crds.kubectl, namespace=namespace, endpoint="skipped", forged={"uid": deployed})
     run = make_run(crds.kubectl, namespace=namespace, job="job")
     async with open_door(crds) as door:
-        for caller, endpoint in ((token, "other"), (token, "none"), (stray, "stray"), (run.token, "router")):
+        wrong = [(token, "other"), (token, "none"), (stray, "stray"), (run.token, "router")]
+        for caller, endpoint in (*wrong, (copied, "copied"), (skipped, "skipped")):
             status, body = await post(door, token=caller, body=report(endpoint=endpoint))
             assert status == 403, (endpoint, body)
             assert f"is not a gateway of ModelEndpoint {endpoint}" in body["error"]
@@ -96,5 +115,5 @@ async def test_nobody_else_is_heard(crds: ApiServer, namespace: str) -> None:
         assert status == 401
         status, body = await post(door, token=token, body=b'{"endpoint": "router"}')
         assert (status, "bootId: Field required" in body["error"] or "gateway" in body["error"]) == (400, True)
-        for endpoint in ("router", "other", "stray"):
+        for endpoint in ("router", "other", "stray", "copied", "skipped"):
             assert door.observations.reports(namespace=namespace, endpoint=endpoint) == ()

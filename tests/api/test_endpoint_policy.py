@@ -12,6 +12,7 @@ import yaml
 from tests.api.client import open_session
 from tests.api.people import POLICIES, Team, endpoint
 from tests.harness import ApiServer, KubectlError, wait_until
+from tests.patience import HANGS_S
 
 from finetune_api.modelendpoint import ACTION_ANNOTATIONS, ALLOW_DELETE, APPROVE, PAUSE, REJECT, REQUESTED_BY, ROLLBACK
 
@@ -254,7 +255,7 @@ def test_the_apiserver_finds_no_fault_in_the_expressions(policed: ApiServer, con
         status = policy.get("status", {})
         return status if status.get("observedGeneration") == policy["metadata"]["generation"] else None
 
-    status = wait_until(checked, what="the type check", timeout_s=60)
+    status = wait_until(checked, what="the type check", timeout_s=HANGS_S)
     assert status.get("typeChecking", {}).get("expressionWarnings", []) == []
 
 

@@ -7,6 +7,7 @@ import json
 import signal
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,11 @@ from tests.api.people import endpoint
 from tests.api.replica import NAMESPACE, Replica, replicas, seconds_until
 from tests.api.scripted import ScriptedPods
 from tests.conformance.objects import evaluate_result, job_manifest, prepare_result, train_result
-from tests.harness import ApiServer, Object, wait_until
+from tests.harness import ApiServer, KubectlError, Object, wait_until
+from tests.patience import HANGS_S
 
 from finetune_api.progress import TOKEN_AUDIENCE, progress_path
 from finetune_api.results import ExitCode
-
-TIMEOUT_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def wait_for_phase(pods: ScriptedPods, phase: str) -> Object:
         "router",
         lambda job: job.get("status", {}).get("phase") == phase,
         namespace=pods.namespace,
-        timeout_s=TIMEOUT_S,
+        timeout_s=HANGS_S,
         what=phase,
     )
 
@@ -75,7 +75,7 @@ def wait_for_message(pods: ScriptedPods, kind: str, name: str, message: str) -> 
         name,
         lambda found: message in found.get("status", {}).get("message", ""),
         namespace=pods.namespace,
-        timeout_s=TIMEOUT_S,
+        timeout_s=HANGS_S,
         what=message,
     )
 
@@ -97,6 +97,7 @@ def test_from_apply_to_succeeded(operator: Replica, pods: ScriptedPods) -> None:
     training = pods.of(stage="Train")
     pods.run(training)
     wait_for_phase(pods, "Training")
+    _forge(operator, pods, training[0])
     pods.succeed(training, result=train_result())
     run_stage(pods, stage="Evaluate", phase="Evaluating", result=evaluate_result())
     job = wait_for_phase(pods, "Succeeded")
@@ -125,7 +126,7 @@ def test_deleting_the_job_removes_its_children_and_leaves_the_version(operator: 
     wait_until(
         lambda: not pods.kubectl.list("jobs,pods,configmaps,services", namespace=pods.namespace, selector=selector),
         what="the end of the children",
-        timeout_s=TIMEOUT_S,
+        timeout_s=HANGS_S,
     )
     assert len(pods.kubectl.list("modelversions", namespace=pods.namespace)) == 1
     _wait_for_metric(operator, 'finetune_jobs{phase="Succeeded"}', 0)
@@ -158,7 +159,7 @@ def test_two_nodes_are_one_gang_and_report_through_the_door(operator: Replica, p
         "router",
         lambda found: found["status"].get("trainerStatus", {}).get("progressPercentage") == 42,
         namespace=pods.namespace,
-        timeout_s=TIMEOUT_S,
+        timeout_s=HANGS_S,
         what="the report",
     )
     assert job["status"]["trainerStatus"]["metrics"] == [{"name": "loss", "value": "1.25"}]
@@ -191,7 +192,7 @@ def test_what_the_job_names_must_exist(operator: Replica, installed: ApiServer, 
         "router",
         lambda found: "models" in found.get("status", {}).get("message", ""),
         namespace=namespace,
-        timeout_s=TIMEOUT_S,
+        timeout_s=HANGS_S,
         what="the missing claim",
     )
     assert job["status"]["phase"] == "Pending"
@@ -232,7 +233,7 @@ def test_an_endpoint_that_names_a_missing_version_says_so(
             "router",
             lambda found: "VersionNotFound" not in json.dumps(found["status"]),
             namespace=pods.namespace,
-            timeout_s=TIMEOUT_S,
+            timeout_s=HANGS_S,
             what="the end of it",
         )
         assert conditions(found).get("Stalled", ("False", ""))[0] == "False"
@@ -272,7 +273,7 @@ def test_an_apiserver_that_was_away_for_a_while(installed: ApiServer, pods: Scri
         wait_for_phase(pods, "Training")
         installed.stop_apiserver()
         try:
-            seconds_until(lambda: not operator.leads, timeout_s=TIMEOUT_S, what="the end of the leadership")
+            seconds_until(lambda: not operator.leads, timeout_s=HANGS_S, what="the end of the leadership")
             assert operator.metric('finetune_jobs{phase="Training"}') == 0, "it shows what it no longer knows"
         finally:
             installed.start_apiserver()
@@ -306,6 +307,86 @@ def test_some_namespaces_only(installed: ApiServer, pods: ScriptedPods, namespac
         installed.kubectl.apply(Path("manifests/rbac"))
 
 
+# As a mesh does (a container before ours, with a volume of its own) and as OpenShift's admission does (its own ids).
+INJECTED = """[
+    JSONPatch{op: "add", path: "/spec/containers/0", value: Object.spec.containers{
+        name: "istio-proxy", image: "localhost/proxy:1"}},
+    JSONPatch{op: "add", path: "/spec/volumes/-", value: Object.spec.volumes{
+        name: "istio-envoy", emptyDir: Object.spec.volumes.emptyDir{}}},
+    JSONPatch{op: "add", path: "/spec/securityContext/runAsUser", value: 1000650000},
+    JSONPatch{op: "add", path: "/spec/securityContext/fsGroup", value: 1000650000}
+]"""
+
+
+@contextmanager
+def policy(pods: ScriptedPods, kind: str, *, rule: Object, spec: Object, binding: Object) -> Iterator[str]:
+    """An admission policy for this namespace alone; gives its name."""
+    api, name = "admissionregistration.k8s.io/v1", f"{pods.namespace}-{kind.lower()}"
+    here = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": pods.namespace}}}
+    rules = {"resourceRules": [{"apiVersions": ["v1"], "operations": ["CREATE"], **rule}], **here}
+    made = {"apiVersion": api, "kind": kind, "metadata": {"name": name}, "spec": {"matchConstraints": rules, **spec}}
+    bound = {"apiVersion": api, "kind": f"{kind}Binding", "metadata": {"name": name}}
+    pods.kubectl.create([made, {**bound, "spec": {"policyName": name, **binding}}])
+    try:
+        yield name
+    finally:
+        pods.kubectl.delete(f"{kind.lower()}binding", name)
+        pods.kubectl.delete(kind.lower(), name)
+
+
+def test_what_others_put_into_the_pods_changes_nothing(operator: Replica, pods: ScriptedPods) -> None:
+    """A container that comes first and never ends, a volume, other ids: the run is judged by its own container."""
+    change = {"patchType": "JSONPatch", "jsonPatch": {"expression": INJECTED}}
+    spec = {"failurePolicy": "Fail", "reinvocationPolicy": "Never", "mutations": [change]}
+    rule = {"apiGroups": [""], "resources": ["pods"]}
+    with policy(pods, "MutatingAdmissionPolicy", rule=rule, spec=spec, binding={}):
+        trial = ("run", "x", "--image=x", "--dry-run=server", "-n", pods.namespace, "-o", "json")
+        in_force = lambda: "istio-proxy" in pods.kubectl.run(*trial)  # noqa: E731 - a probe
+        wait_until(in_force, what="the policy to come into force", timeout_s=HANGS_S)
+        create(pods)
+        for stage, phase, result in (
+            ("Prepare", "Preparing", prepare_result()),
+            ("Train", "Training", train_result()),
+            ("Evaluate", "Evaluating", evaluate_result()),
+        ):
+            (name,) = pods.of(stage=stage)
+            spec = pods.kubectl.get("pod", name, namespace=pods.namespace)["spec"]
+            assert [each["name"] for each in spec["containers"]] == ["istio-proxy", "trainer"]
+            assert spec["securityContext"]["runAsUser"] == 1000650000
+            pods.run([name])
+            wait_for_phase(pods, phase)
+            pods.succeed_beside([name], sidecar="istio-proxy", result=result)
+        job = wait_for_phase(pods, "Succeeded")
+        assert "restarts" not in job["status"]
+
+
+def test_a_policy_that_refuses_the_job_is_named_with_what_would_let_it_in(
+    operator: Replica, pods: ScriptedPods
+) -> None:
+    spec = {"failurePolicy": "Fail", "validations": [{"expression": "false", "message": "no jobs on Sundays"}]}
+    rule = {"apiGroups": ["batch"], "resources": ["jobs"]}
+    binding = {"validationActions": ["Deny"]}
+    with policy(pods, "ValidatingAdmissionPolicy", rule=rule, spec=spec, binding=binding) as name:
+        trial = ("create", "job", "x", "--image=x", "--dry-run=server", "-n", pods.namespace)
+
+        def refused() -> bool:
+            try:
+                pods.kubectl.run(*trial)
+            except KubectlError as error:
+                return "no jobs on Sundays" in str(error)
+            return False
+
+        wait_until(refused, what="the policy to come into force", timeout_s=HANGS_S)
+        create(pods)
+        job = wait_for_message(pods, "finetunejob", "router", "no jobs on Sundays")
+        assert conditions(job)["Stalled"] == ("True", "ChildRefused")
+        assert "Job router-prepare-1: " in job["status"]["message"]
+        following = job["status"]["next"]
+        assert following["waitsFor"][0].startswith(f"ValidatingAdmissionPolicy {name} to let it in")
+        assert following["then"] == ["it is asked again by itself, at least every two minutes"]
+    pods.of(stage="Prepare")  # within a minute
+
+
 async def _report(*, operator: Replica, pods: ScriptedPods, pod: str, body: Object) -> int:
     """What the trainer in a pod does, with what the pod was given."""
     spec = pods.kubectl.get("pod", pod, namespace=pods.namespace)["spec"]
@@ -328,10 +409,27 @@ async def _report(*, operator: Replica, pods: ScriptedPods, pod: str, body: Obje
         return answer.status
 
 
+def _forge(operator: Replica, pods: ScriptedPods, real: str) -> None:
+    """Somebody's pod with all labels of a real one, which says that the stage is over: looked at, and not believed."""
+    looks = 'finetune_reconcile_duration_seconds_count{kind="FineTuneJob"}'
+    before = operator.metric(looks)
+    metadata = pods.kubectl.get("pod", real, namespace=pods.namespace)["metadata"]
+    labels = {key: value for key, value in metadata["labels"].items() if key.startswith("finetune.dev/")}
+    owner = metadata["ownerReferences"][0] | {"controller": False}
+    spec = {"containers": [{"name": "trainer", "image": "localhost/none"}]}
+    forged = {"name": "forged", "labels": labels, "ownerReferences": [owner]}
+    pods.kubectl.create({"apiVersion": "v1", "kind": "Pod", "metadata": forged, "spec": spec}, namespace=pods.namespace)
+    pods.succeed(["forged"], result=train_result())
+    wait_until(lambda: operator.metric(looks) >= before + 2, what="two looks", timeout_s=HANGS_S)
+    job = pods.kubectl.get("finetunejob", "router", namespace=pods.namespace)
+    assert [stage["state"] for stage in job["status"]["stages"]] == ["Complete", "Running"]
+    pods.kubectl.delete("pod", "forged", namespace=pods.namespace)
+
+
 def _wait_for_metric(operator: Replica, line: str, value: float) -> None:
     wait_until(
         lambda: operator.metric(line) == value,
         what=f"{line} {value}",
-        timeout_s=TIMEOUT_S,
+        timeout_s=HANGS_S,
         explain=lambda: operator.get("/metrics")[1],
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from tests.harness import ApiServer, KubectlError, wait_until
 
 OPERATOR = "system:serviceaccount:finetune-system:finetune-operator"
@@ -56,6 +57,7 @@ def can(apiserver: ApiServer, verb: str, resource: str, *, namespace: str, user:
         ("update", "modelendpoints.finetune.dev/status", OTHER),
         ("delete", "modelversions.finetune.dev", OTHER),
         ("patch", "deployments.apps", OTHER),
+        ("list", "replicasets.apps", OTHER),
         ("create", "controllerrevisions.apps", OTHER),
         ("patch", "configmaps", OTHER),
         ("create", "roles.rbac.authorization.k8s.io", OTHER),
@@ -96,6 +98,7 @@ def test_the_operator_may(installed: ApiServer, verb: str, resource: str, namesp
         ("create", "pods/exec", OTHER),
         ("update", "configmaps", OTHER),
         ("list", "services", OTHER),
+        ("create", "replicasets.apps", OTHER),
         ("escalate", "roles.rbac.authorization.k8s.io", OTHER),
         ("bind", "roles.rbac.authorization.k8s.io", OTHER),
         ("bind", "clusterroles.rbac.authorization.k8s.io", OTHER),
@@ -163,3 +166,12 @@ def test_built_in_roles_include_ours(installed: ApiServer, role: str, verb: str,
         timeout_s=20,
     )
     assert can(installed, verb, resource, namespace=OTHER, user=f"user-{role}") is allowed
+
+
+def test_what_may_be_changed_may_be_deleted() -> None:
+    """OwnerReferencesPermissionEnforcement lets nobody else change an owner: that of a restored endpoint is another."""
+    documents = yaml.safe_load_all(Path("manifests/rbac/operator.yaml").read_text())
+    rules = [rule for document in documents for rule in document.get("rules", ())]
+    changed = [rule for rule in rules if "patch" in rule["verbs"]]
+    assert changed
+    assert not [rule["resources"] for rule in changed if "delete" not in rule["verbs"]]

@@ -93,14 +93,14 @@ def running(
 
 
 def _await_answer(server: Server, *, path: str, seconds: float, log: Path) -> None:
-    body = b'{"model": "router", "messages": [{"role": "user", "content": "hello"}]}'
+    body = b'{"model": "router", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}'
     url = f"http://127.0.0.1:{server.port}{path}"
     headers = {"Content-Type": "application/json", "Authorization": "Bearer sk-bench"}
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and server.process.poll() is None:
         with suppress(OSError, urllib.error.URLError):
             request = urllib.request.Request(url, data=body, headers=headers)
-            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
                 if answer.status == 200:
                     return
         time.sleep(0.1)

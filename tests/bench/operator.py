@@ -24,12 +24,13 @@ from typing import Any
 import aiohttp
 from tests.api.client import open_session
 from tests.api.replica import Replica, replicas
+from tests.bench.at_rest import AtRest
 from tests.bench.kubeflow_trainer import running_kubeflow_trainer, train_job
 from tests.bench.pod_arrivals import PodArrivals, watching_pods
 from tests.conformance.objects import evaluate_result, job_manifest, prepare_result, train_result
 from tests.harness import ApiServer, Object
 
-from finetune_operator.job.pods import CONTAINER
+from finetune_operator.attempts.pods import CONTAINER
 from finetune_operator.kube.kinds import PLACES
 
 NAMESPACE = "bench"
@@ -75,13 +76,24 @@ class Bench:
 
 
 async def measure(
-    *, apiserver: ApiServer, operator: Replica, jobs: int, active: int, large: bool, peer: str | None
+    *,
+    apiserver: ApiServer,
+    operator: Replica,
+    jobs: int,
+    active: int,
+    rest_seconds: int,
+    large: bool,
+    peer: str | None,
 ) -> Object:
     """All figures."""
     async with open_session(apiserver) as session, watching_pods(session) as arrivals:
         bench = Bench(session=session, arrivals=arrivals, operator=operator)
         await _set_up(bench)
-        figures = await _apply_to_pods(bench, jobs=jobs, with_trainer=peer is not None)
+        at_rest = AtRest(session=session, operator=operator, arrivals=arrivals, calls=_calls, namespace=NAMESPACE)
+        figures: Object = await at_rest.figures(objects=100, rest_seconds=rest_seconds) if rest_seconds else {}
+        if not jobs:
+            return figures
+        figures |= await _apply_to_pods(bench, jobs=jobs, with_trainer=peer is not None)
         figures |= await _next_stage(bench, jobs=max(5, jobs // 3))
         figures |= await _calls_per_job(bench, jobs=max(5, jobs // 5))
         figures["reconcile_p99_ms"] = _quantile_ms(operator, "finetune_reconcile_duration_seconds", 0.99)
@@ -279,8 +291,11 @@ def _utc() -> str:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=100, help="of each kind, one a second")
+    parser.add_argument("--jobs", type=int, default=100, help="of each kind, one a second; 0: only what is at rest")
     parser.add_argument("--active", type=int, default=1000, help="jobs under way for the measurement of memory")
+    parser.add_argument(
+        "--rest-seconds", type=int, default=690, help="how long 100 objects are watched at rest; 0: not measured"
+    )
     parser.add_argument("--large", action="store_true", help="also 10,000 finished jobs beside them")
     parser.add_argument("--without-peer", action="store_true", help="leave Kubeflow Trainer out")
     options = parser.parse_args()
@@ -292,7 +307,8 @@ def main() -> None:
         apiserver.kubectl.apply(Path("manifests/rbac"))
         apiserver.start_controllers()
         peer = None if options.without_peer else stack.enter_context(running_kubeflow_trainer(apiserver))
-        (operator,) = stack.enter_context(replicas(apiserver, folder, "bench"))
+        gateway = {"FINETUNE_GATEWAY_IMAGE": "localhost/none"}
+        (operator,) = stack.enter_context(replicas(apiserver, folder, "bench", environment=gateway))
         print(f"peer: {peer}", file=sys.stderr)
         figures = asyncio.run(
             measure(
@@ -300,6 +316,7 @@ def main() -> None:
                 operator=operator,
                 jobs=options.jobs,
                 active=options.active,
+                rest_seconds=options.rest_seconds,
                 large=options.large,
                 peer=peer,
             )

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from finetune_api.modelendpoint import LiveMetric
 from finetune_api.observations import ArmCounts, Observations, PairCounts
-from finetune_operator.endpoint.analysis import advance
-from finetune_operator.endpoint.analysis_rows import rows
-from finetune_operator.endpoint.analysis_state import AnalysisState, Scope
-from finetune_operator.endpoint.reports import Gateways
-from finetune_operator.ports import Report
+from finetune_operator.core.ports import Report
+from finetune_operator.endpoint.analysis.analysis import advance
+from finetune_operator.endpoint.analysis.reports import Gateways
+from finetune_operator.endpoint.analysis.rows import rows
+from finetune_operator.endpoint.analysis.state import AnalysisState, Scope
 
 LOSSES = (10, 30)
 _BAD = 0.04

@@ -20,21 +20,22 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from tests.conformance.objects import BASE
 from tests.local.gateway.conftest import GatewayProcess
+from tests.simulation.memory_cluster import MemoryCluster
 from tests.simulation.world import Reports
 
 from finetune_api.modelendpoint import ModelEndpoint, ModelEndpointStatus
 from finetune_api.observations import OBSERVATIONS_ROUTE, Observations
 from finetune_api.routes import ROUTES_KEY
-from finetune_operator.config import OperatorConfig
+from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.controller import Surroundings
+from finetune_operator.core.names import ENDPOINT_LABEL
+from finetune_operator.core.ports import Door, Key, Manifest, NotFoundError
+from finetune_operator.core.workqueue import WorkQueue
 from finetune_operator.endpoint.names import COMPONENT_LABEL, GATEWAY, routes_name, server_name
-from finetune_operator.job.names import ENDPOINT_LABEL
 from finetune_operator.kube.door import MAXIMUM_BODY_BYTES, serving
-from finetune_operator.kube.observations import ObservationInbox
-from finetune_operator.memory.cluster import MemoryCluster
+from finetune_operator.kube.inboxes import ObservationInbox
 from finetune_operator.metrics import Metrics
-from finetune_operator.ports import Door, Key, Manifest, NotFoundError
 from finetune_operator.reconcile import Reconciler
-from finetune_operator.workqueue import WorkQueue
 
 NAMESPACE = "ml"
 LATENCY_LIMIT_SECONDS = 2.0
@@ -68,14 +69,16 @@ class World:
         self.inbox = ObservationInbox(enqueue=lambda key: self.queue.add(key), clock=_now)
         metrics = Metrics(registry=CollectorRegistry())
         self.reconciler = Reconciler(
-            cluster=self.cluster,
-            config=_CONFIG,
-            progress=Reports(listening_since=_now()),
-            clock=_now,
             metrics=metrics,
-            door=lambda: Door(url="https://door.example", ca_bundle="-----BEGIN CERTIFICATE-----\n"),
-            observations=self.inbox,
-            server_url=lambda namespace, service: f"{upstream_url}/{service}",
+            around=Surroundings(
+                cluster=self.cluster,
+                config=_CONFIG,
+                progress=Reports(listening_since=_now()),
+                clock=_now,
+                door=lambda: Door(url="https://door.example", ca_bundle="-----BEGIN CERTIFICATE-----\n"),
+                observations=self.inbox,
+                server_url=lambda namespace, service: f"{upstream_url}/{service}",
+            ),
         )
         self.queue: WorkQueue[Key] = WorkQueue(self.reconciler.reconcile, observer=metrics)
 

@@ -19,18 +19,18 @@ from typing import Any
 from unittest.mock import patch
 
 from finetune_api.modelendpoint import LiveMetric
-from finetune_api.routes import Routes
+from finetune_api.routes import Judging, Routes
 from finetune_gateway.answers import Answer, measures
 from finetune_gateway.flights import Flights
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.quality import fault_of_answer
 from finetune_gateway.tally import Tally, User
-from finetune_operator.endpoint.analysis import advance, begun
-from finetune_operator.endpoint.analysis_rows import rows
-from finetune_operator.endpoint.analysis_state import AnalysisState, Scope
-from finetune_operator.endpoint.plan import CLIENT_ERRORS, DEFAULT_METRICS
-from finetune_operator.endpoint.reports import Gateways
-from finetune_operator.ports import Report
+from finetune_operator.core.ports import Report
+from finetune_operator.endpoint.analysis.analysis import advance, begun
+from finetune_operator.endpoint.analysis.reports import Gateways
+from finetune_operator.endpoint.analysis.rows import rows
+from finetune_operator.endpoint.analysis.state import AnalysisState, Scope
+from finetune_operator.endpoint.rollout.plan import CLIENT_ERRORS, DEFAULT_METRICS
 
 LIMIT = 4.0
 METRICS = (*DEFAULT_METRICS, LiveMetric(name="latency_seconds", limit=LIMIT, max_regression=0.05), CLIENT_ERRORS)
@@ -143,7 +143,6 @@ class Rollout:
         state: AnalysisState | None = None
         for epoch, (part, percent) in enumerate(PARTS.items(), start=1):
             self.live.accept(_routes(epoch=epoch, percent=percent))
-            state = begun(key=part, before=state)
             scope = Scope(
                 part=part,  # type: ignore[arg-type]
                 key=part,
@@ -154,8 +153,9 @@ class Rollout:
                 metrics=METRICS,
                 alpha={metric.name: ALPHA for metric in METRICS},
                 guard_seconds=GUARD_SECONDS,
-                reference=state.reference(),
             )
+            state = begun(scope=scope, before=state, gateways=Gateways(names=(), reports=(), now=NOW))
+            scope = replace(scope, reference=state.reference())
             for number in range(1, REQUESTS + 1):
                 self._request(epoch=epoch, percent=percent, shadowed=part == "Shadow")
                 if number % BATCH:
@@ -175,7 +175,7 @@ class Rollout:
     def _request(self, *, epoch: int, percent: float, shadowed: bool) -> None:
         rng, number = self.rng, self.rng.randrange(60)
         asked = Asked(
-            user=User(name=f"u{number}"),
+            user=User(source="10.0.0.1", has_key=True, name=f"u{number}"),
             wrong=number < 3,  # these clients do everything wrong
             with_system=rng.random() < 0.5,
             patience=rng.choice((3.0, 30.0, 30.0)),
@@ -198,9 +198,9 @@ class Rollout:
     def _attempt(self, asked: Asked, *, epoch: int, variant: str, first: bool) -> Answer | None:
         """What the version answered; None: its client went away."""
         answer = self._ask(variant, asked)
-        flight = self.flights.begin(
-            key=(epoch, "default", variant), user=asked.user, cap=50, first=first, elsewhere=first and variant == "new"
-        )
+        key, elsewhere = (epoch, "default", variant), first and variant == "new"
+        cap = Judging().user_weight_cap
+        flight = self.flights.begin(key=key, user=asked.user, cap=cap, first=first, elsewhere=elsewhere)
         waiting = _Waiting()
         flight.upstream = waiting  # type: ignore[assignment]
         ends = self.clock.now + min(answer.seconds, asked.patience)
@@ -211,7 +211,7 @@ class Rollout:
         gone = asked.patience < answer.seconds and not waiting.cancelled
         if waiting.cancelled:
             answer = Answer(status=0, seconds=answer.seconds)
-        judged = not gone and not flight.left
+        judged = not gone and flight.given_up != "breaker"
         self.flights.end(flight, failed=answer.failed, refused=answer.refused, what=str(answer.problem), judged=judged)
         if judged and flight.counted and _bad(answer, label=None) and not answer.failed:
             flight.arm.bad += 1

@@ -20,8 +20,16 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from demo import assets
+
+from finetune_api.run import Optimisation
+from finetune_trainer.process.gang import Gang
+from finetune_trainer.tasks.choose import task_of
+from finetune_trainer.tasks.tokens import Tokens
+from finetune_trainer.training.batches import Batches
+from finetune_trainer.training.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCH, MICRO_BATCH, MAX_LENGTH, RANK = 8, 16, 8, 128, 16
@@ -82,11 +90,14 @@ def watched(
     return lines, first, usage.ru_maxrss / 1024
 
 
-def ours(folder: Path, prepared: dict[str, Any], *, name: str, common: dict[str, Any], **changes: Any) -> Outcome:
-    """`python -m finetune_trainer`, as its container would run it."""
+def ours(
+    folder: Path, prepared: dict[str, Any], *, name: str, common: dict[str, Any], tokens: bool = True, **changes: Any
+) -> Outcome:
+    """`python -m finetune_trainer`, as its container would run it; with the tokens of Prepare, or making its own."""
     run = f"file://{folder}/{name}"
     (folder / name).mkdir()
-    (folder / name / "data").symlink_to(folder / "prepared" / "data")
+    for made in ("data", "tokens") if tokens else ("data",):
+        (folder / name / made).symlink_to(folder / "prepared" / made)
     optimisation = {
         "epochs": None,
         "maxSteps": STEPS,
@@ -213,6 +224,38 @@ def chats_of_many_lengths(path: Path, *, single: Path) -> Path:
     return path
 
 
+def step_costs(folder: Path, *, examples: int) -> tuple[float, float]:
+    """What comes before the model, over a split of so many examples of ten tokens: milliseconds of a step (median over
+    a whole epoch's steps or 200 of them, the first left out), and seconds until the first step's batches are there.
+    """
+    ids = np.arange(10 * examples, dtype=np.int32) % 1000
+    made = Tokens(
+        ids=ids,
+        targets=ids > 500,
+        starts=np.arange(examples + 1, dtype=np.int64) * 10,
+        labels=np.full(examples, -1),
+        target_counts=(ids > 500).reshape(examples, 10).sum(axis=1, dtype=np.int32),
+    )
+    made.write(folder, split="train")
+    order = Optimisation(
+        epochs=1.0, learning_rate=LEARNING_RATE, scheduler="Linear", warmup_fraction=0.0, weight_decay=0.0,
+        max_grad_norm=1.0, global_batch_size=BATCH, micro_batch_size=MICRO_BATCH, max_length=MAX_LENGTH, packing=False,
+        precision="Auto", seed=SEED,
+    )  # fmt: skip
+    gang = Gang(rank=0, local_rank=0, world=1, device=torch.device("cpu"))
+    began = time.monotonic()
+    tokens = Tokens.mapped(folder, split="train")
+    schedule = Schedule(optimisation=order, examples=len(tokens))
+    batches = Batches(task=task_of("Chat"), order=order, pad_id=0, gang=gang)
+    batches.of_step(tokens, schedule.indices(0))
+    first, took = time.monotonic() - began, []
+    for step in range(1, min(200, schedule.total_steps)):
+        began = time.monotonic()
+        batches.of_step(tokens, schedule.indices(step))
+        took.append(1000 * (time.monotonic() - began))
+    return median(took), first
+
+
 def say(name: str, outcome: Outcome) -> None:
     """One line for the reader."""
     print(
@@ -236,6 +279,13 @@ def main() -> None:
             say("ours", mine[-1])
             theirs.append(trl(single, name=f"trl-{number}"))
             say("TRL", theirs[-1])
+        untokenised = ours(single, prepared, name="own-tokens", common=common, tokens=False, maxSteps=4)
+        say("own tokens", untokenised)
+        costs = {}
+        for power in (4, 6, 7):
+            step_ms, first_s = step_costs(single, examples=10**power)
+            costs |= {f"step_before_model_ms_1e{power}": round(step_ms, 3)}
+            costs |= {f"first_batches_s_1e{power}": round(first_s, 2)}
         chats = chats_of_many_lengths(varied / "chats.jsonl", single=data)
         prepared, common = prepare(varied, chats, max_length=PACKING_MAX_LENGTH)
         changes = {"maxSteps": PACKING_STEPS, "maxLength": PACKING_MAX_LENGTH}
@@ -252,6 +302,8 @@ def main() -> None:
         "trl_tokens_per_s": round(best_trl, 1),
         "packing_gain": round(packed.rate / padded.rate, 3),
         "start_to_first_step_s": round(min(outcome.start_to_first_step_s for outcome in mine), 1),
+        "start_to_first_step_own_tokens_s": round(untokenised.start_to_first_step_s, 1),
+        **costs,
         "trl_start_to_first_step_s": round(min(outcome.start_to_first_step_s for outcome in theirs), 1),
         "checkpoint_stall_s": round(median(stalls), 3),
         "peak_memory_mb": round(max(outcome.peak_memory_mb for outcome in mine)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from html import escape
 from html.parser import HTMLParser
@@ -12,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.harness.prerequisites import require_for_browser
 from tests.made_report import HOSTILE, chat_report, classifier_report
+from tests.patience import HANGS_S
 
-from finetune_trainer.report import Report, to_html
+from finetune_trainer.evaluation.report import Report, to_html
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
     "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr",
 )  # fmt: skip
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")
+pytestmark = pytest.mark.usefixtures("chromium")
 
 # Runs in the page, which itself has no script: where are the texts, which colours do they have?
 PROBE = """<script>
@@ -80,8 +80,8 @@ class Dom(HTMLParser):
 
 def browse(page: Path, folder: Path, *flags: str) -> tuple[str, str]:
     """The page's DOM after loading, and what the browser logged."""
-    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={folder}", *flags, "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    command = [require_for_browser(), *FLAGS, f"--user-data-dir={folder}", *flags, "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS_S, check=True)
     return done.stdout, done.stderr
 
 
@@ -180,6 +180,8 @@ def test_a_picture_of_the_page_can_be_taken(tmp_path: Path) -> None:
     page, picture = tmp_path / "report.html", tmp_path / "report.png"
     page.write_text(to_html(chat_report()))
     flags = [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1100,1600", f"--screenshot={picture}"]
-    subprocess.run([str(CHROMIUM), *FLAGS, *flags, page.as_uri()], capture_output=True, timeout=120, check=True)
+    subprocess.run(
+        [require_for_browser(), *FLAGS, *flags, page.as_uri()], capture_output=True, timeout=HANGS_S, check=True
+    )
     # An empty page of this size is a picture of some 10 KB.
     assert picture.stat().st_size > 60_000

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from tests.harness import HarnessError, Object
 from tests.harness.store import ROOT
+from tests.patience import HANGS_S
 
 CHART = ROOT / "charts" / "finetune-operator"
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
@@ -22,7 +23,6 @@ NAMESPACE = "finetune-system"
 OLDEST_KUBERNETES = "1.30.0"
 """What charts are rendered for without a cluster: the oldest version that the chart names."""
 Values = Mapping[str, Any] | Path
-_TIMEOUT_S = 120
 
 
 class HelmError(HarnessError):
@@ -80,7 +80,7 @@ class Helm:
                 env=self._environment(),
                 capture_output=True,
                 text=True,
-                timeout=_TIMEOUT_S,
+                timeout=HANGS_S,
                 check=False,
             )
         if result.returncode != 0:

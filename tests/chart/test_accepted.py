@@ -10,6 +10,7 @@ import pytest
 from tests.chart.cluster import RESTRICTED, wait_for_type
 from tests.chart.helm import CI_VALUES, Helm
 from tests.harness import ApiServer, Kubectl, KubectlError, MissingPrerequisite, Object, tools
+from tests.patience import HANGS_S
 
 PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator"
 SERVICE_MONITORS = "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml"
@@ -45,7 +46,7 @@ def ask(kubectl: Kubectl, objects: list[Object]) -> list[str]:
     """The names of the objects, if the apiserver would take them. Its warnings, Pod Security's for one, are errors."""
     strictly = ("--server-side", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "--output=name")
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
-    return kubectl.run("apply", *strictly, "-f", "-", text=text, timeout_s=60).split()
+    return kubectl.run("apply", *strictly, "-f", "-", text=text, timeout_s=HANGS_S).split()
 
 
 @pytest.mark.parametrize("values", [None, *CI_VALUES], ids=lambda path: path.stem if path else "defaults")

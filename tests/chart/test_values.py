@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import yaml
 from tests.chart.helm import CHART, Helm, HelmError
 from tests.chart.test_rendering import environment
 
-from finetune_operator.config import OperatorConfig
+from finetune_operator.core.config import OperatorConfig
 
 VALUES = CHART / "values.yaml"
 ALL_VALUES = CHART / "ci" / "all-values.yaml"
@@ -41,7 +40,7 @@ def camel_case(name: str) -> str:
 
 
 def test_every_setting_of_the_operator_is_a_value() -> None:
-    settings = {camel_case(item.name) for item in fields(OperatorConfig) if item.name not in WITH_OWN_KEYS}
+    settings = {camel_case(name) for name in OperatorConfig.model_fields if name not in WITH_OWN_KEYS}
     assert set(documented_config()) == settings, "describe it in values.yaml under `config`, with its default"
     assert set(schema()["properties"]["config"]["properties"]) == settings, "add it to values.schema.json"
 
@@ -59,17 +58,17 @@ def test_every_setting_reaches_the_operator(helm: Helm) -> None:
     read = OperatorConfig.from_environment(environment(helm.objects(ALL_VALUES)))
     default = OperatorConfig(trainer_image="unset")
     assert set(given) == set(documented_config()), "ci/all-values.yaml sets all"
-    for item in fields(OperatorConfig):
-        value = getattr(read, item.name)
-        if item.name in WITH_OWN_KEYS:
+    for name in OperatorConfig.model_fields:
+        value = getattr(read, name)
+        if name in WITH_OWN_KEYS:
             continue
-        assert value != getattr(default, item.name), item.name
-        expected = None if given[camel_case(item.name)] == "none" else given[camel_case(item.name)]
-        if item.name.endswith("_resources"):
+        assert value != getattr(default, name), name
+        expected = None if given[camel_case(name)] == "none" else given[camel_case(name)]
+        if name.endswith("_resources"):
             requested = value.model_dump(exclude_none=True)
-            assert json.dumps(requested) == json.dumps(_as_text(expected, like=requested)), item.name
+            assert json.dumps(requested) == json.dumps(_as_text(expected, like=requested)), name
         else:
-            assert value == (tuple(expected) if isinstance(expected, list) else expected), item.name
+            assert value == (tuple(expected) if isinstance(expected, list) else expected), name
 
 
 def _as_text(given: Any, *, like: Any) -> Any:
@@ -174,6 +173,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"serviceMonitor": {"interval": "15"}}, "at '/serviceMonitor/interval': '15' does not match"),
     ({"networkPolicy": {"apiserverPorts": [70000]}}, "maximum: got 70,000, want 65,535"),
     ({"extraArgs": ["debug"]}, "at '/extraArgs/0': 'debug' does not match"),
+    ({"namespaces": ["ml"], "config": {"excludedNamespaces": ["sandbox"]}}, "set one of the two"),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.cluster.endpoints import ENDPOINT, EndpointSpace
 from tests.harness import Object
+from tests.patience import HANGS_S
 
 _KEPT = ("name", "labels", "annotations")
 
@@ -16,7 +17,7 @@ def recreate(space: EndpointSpace) -> None:
     space.kubectl.run("annotate", "modelendpoint", ENDPOINT, "-n", namespace, "finetune.dev/allow-delete=true")
     for each in reversed(backup):
         kind, name = each["kind"].lower(), each["metadata"]["name"]
-        space.kubectl.run("delete", kind, name, "-n", namespace, "--cascade=orphan", timeout_s=60)
+        space.kubectl.run("delete", kind, name, "-n", namespace, "--cascade=orphan", timeout_s=HANGS_S)
     deployments = space.kubectl.list("deployments", namespace=namespace)
     assert deployments, "the children stay"
     assert not any(each["metadata"].get("ownerReferences") for each in deployments), "and nobody owns them"

@@ -15,7 +15,9 @@ from tests.harness import Cluster, MissingPrerequisite
 from tests.harness.images import build_images
 from tests.harness.preparation import prepare_collected, prepare_for_cluster
 from tests.harness.prerequisites import require_for_cluster
+from tests.harness.unchanged import remember, skip_where_unchanged
 
+SMOKE = Path(__file__).with_name("test_cluster_smoke.py")
 _RUNNING_CLUSTER = "FINETUNE_TEST_CLUSTER"
 
 
@@ -24,8 +26,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     prepare_collected(session, folder=Path(__file__).parent, prepare=prepare_for_cluster)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the harness's own tests where they have passed."""
+    skip_where_unchanged(items, tests=SMOKE)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
     """Print the figures that tests recorded."""
+    remember(terminalreporter, exit_status=exitstatus, tests=SMOKE)
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             terminalreporter.write_line(f"{report.nodeid}: {name} {value}")

@@ -14,9 +14,10 @@ from tests.cluster import containers
 from tests.cluster.jobs import give_to_pods, merged
 from tests.harness import Kubectl, Object
 from tests.harness.cluster import Cluster
+from tests.patience import HANGS_S
 
 from finetune_api.run import Locations
-from finetune_trainer.storage import Storage
+from finetune_trainer.store.storage import Storage
 
 ENDPOINT = "assistant"
 _CLAIM = "models"
@@ -44,7 +45,7 @@ class EndpointSpace:
         """Its status."""
         return dict(self.endpoint().get("status") or {})
 
-    def wait(self, condition: Callable[[dict[str, Any]], object], *, what: str, timeout_s: float = 240) -> Object:
+    def wait(self, condition: Callable[[dict[str, Any]], object], *, what: str, timeout_s: float = HANGS_S) -> Object:
         """Wait for a status."""
         return self.kubectl.wait_for(
             "modelendpoint",
@@ -55,9 +56,15 @@ class EndpointSpace:
             what=what,
         )
 
-    def offer(self, name: str, *, baseline: str) -> str:
-        """A ModelVersion that passed its evaluation against the version with digest `baseline`; its UID."""
+    def offer(self, name: str, *, baseline: str, damaged: bool = False) -> str:
+        """A ModelVersion that passed its evaluation against the version with digest `baseline`; its UID. `damaged`: a
+        byte of it has changed since."""
         manifest = self.version(name, baseline=baseline)
+        if damaged:
+            weights = self.folder / "versions" / name / "model.safetensors"
+            content = bytearray(weights.read_bytes())
+            content[-1] ^= 1
+            weights.write_bytes(content)
         self.kubectl.create(manifest, namespace=self.namespace)
         return str(self.kubectl.get("modelversion", name, namespace=self.namespace)["metadata"]["uid"])
 

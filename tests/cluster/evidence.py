@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.cluster.operator_install import SYSTEM
 from tests.harness.cluster import Cluster
 from tests.harness.errors import HarnessError
+from tests.patience import HANGS_S
 
 _OURS = "finetunejobs,modelversions,modelendpoints"
 _THEIRS = "jobs,endpointslices,configmaps,leases,persistentvolumeclaims"
@@ -25,7 +26,7 @@ def collect(*, cluster: Cluster, namespace: str | None, folder: Path) -> None:
 
 def _keep(cluster: Cluster, *arguments: str, to: Path) -> None:
     try:
-        text = cluster.kubectl.run(*arguments, timeout_s=60)
+        text = cluster.kubectl.run(*arguments, timeout_s=HANGS_S)
     except HarnessError as error:
         text = str(error)
     to.write_text(text)

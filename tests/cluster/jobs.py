@@ -123,10 +123,14 @@ def condition(job: Object, type_: str) -> dict[str, Any]:
     return found
 
 
-def running_training(workspace: Workspace, name: str) -> Object:
-    """The job once a checkpoint of its training is recorded."""
-    job = workspace.wait(name, checkpointed, what="a checkpoint")
-    assert phase(job) == "Training", dumped(job)
+def running_training(workspace: Workspace, name: str, *, after: int = 0) -> Object:
+    """The job once a checkpoint of its training is recorded, newer than that of the step `after`."""
+
+    def trains(job: Object) -> bool:
+        return phase(job) == "Training" and checkpoint(job) > after
+
+    job = workspace.wait(name, trains, what=f"a checkpoint after step {after}")
+    assert trains(job), dumped(job)
     return job
 
 
@@ -138,15 +142,9 @@ def resumed(job: Object) -> int:
     return int(train["result"]["resumedFromStep"])
 
 
-def step(job: Object) -> int:
-    """The last step that training reported, 0 before the first."""
-    metrics = job.get("status", {}).get("trainerStatus", {}).get("metrics") or []
-    return next((int(float(metric["value"])) for metric in metrics if metric["name"] == "step"), 0)
-
-
-def checkpointed(job: Object) -> bool:
-    """Whether a checkpoint is recorded."""
-    return bool(job.get("status", {}).get("checkpoint", {}).get("step"))
+def checkpoint(job: Object) -> int:
+    """The step of the recorded checkpoint, 0 before the first."""
+    return int(job.get("status", {}).get("checkpoint", {}).get("step") or 0)
 
 
 def phase(job: Object) -> str:

@@ -15,6 +15,7 @@ from tests.cluster import containers
 from tests.harness import Kubectl, Object, wait_until
 from tests.harness.cluster import Cluster
 from tests.harness.store import ROOT
+from tests.patience import HANGS_S
 
 SYSTEM = "finetune-system"
 _MODULE = b"finetune_operator"
@@ -70,7 +71,7 @@ class InstalledOperator:
         """Another number of replicas; at 0, wait until all are gone."""
         self.kubectl.run("scale", "deployment/finetune-operator", "-n", SYSTEM, f"--replicas={replicas}")
         if replicas == 0:
-            wait_until(lambda: not self.pods(), what="the end of all replicas", timeout_s=60)
+            wait_until(lambda: not self.pods(), what="the end of all replicas", timeout_s=HANGS_S)
 
     def upgrade(self, *, tag: str) -> None:
         """What a newer version changes: the pods' template, and the images of all that it would start from now on."""
@@ -126,7 +127,7 @@ def install(*, cluster: Cluster, trainer_image: str | None = None) -> InstalledO
         "finetune-gateway": cluster.images.gateway,
     }
     objects: list[Any] = list(
-        yaml.safe_load_all(cluster.kubectl.run("kustomize", str(ROOT / "manifests" / "default"), timeout_s=60))
+        yaml.safe_load_all(cluster.kubectl.run("kustomize", str(ROOT / "manifests" / "default"), timeout_s=HANGS_S))
     )
     for item in objects:
         if item["kind"] == "Deployment":
@@ -140,10 +141,16 @@ def install(*, cluster: Cluster, trainer_image: str | None = None) -> InstalledO
 def wait_rolled_out(operator: InstalledOperator) -> None:
     """Wait until all replicas are of the newest template and one of them leads."""
     operator.kubectl.run(
-        "rollout", "status", "deployment/finetune-operator", "-n", SYSTEM, "--timeout=120s", timeout_s=130
+        "rollout",
+        "status",
+        "deployment/finetune-operator",
+        "-n",
+        SYSTEM,
+        f"--timeout={HANGS_S}s",
+        timeout_s=HANGS_S + 10,
     )
     # An old replica is no longer counted while it ends, but it may lead until then, with the old image.
-    wait_until(operator.is_led_by_a_staying_pod, what="a leader of the new version", timeout_s=60)
+    wait_until(operator.is_led_by_a_staying_pod, what="a leader of the new version", timeout_s=HANGS_S)
 
 
 def _set_images(deployment: dict[str, Any], images: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from tests.harness import Cluster, HarnessError, KubectlError, Object, wait_until
 from tests.harness.cluster import CLUSTERS
 from tests.harness.store import ROOT
+from tests.patience import HANGS_S
 
 RESTRICTED_POD = {
     "runAsNonRoot": True,
@@ -133,7 +134,7 @@ def test_two_pods_train_together(cluster: Cluster, namespace: str) -> None:
         "reduce",
         lambda found: {"Complete", "Failed"} & {c["type"] for c in found.get("status", {}).get("conditions", ())},
         namespace=namespace,
-        timeout_s=120,
+        timeout_s=HANGS_S,
     )
     pods = cluster.kubectl.list("pods", namespace=namespace, selector="app=reduce")
     logs = {

@@ -13,10 +13,12 @@ import pytest
 import urllib3
 from tests.cluster import backup, containers, endpoints
 from tests.cluster.endpoints import ENDPOINT, EndpointSpace
+from tests.cluster.jobs import classifier
 from tests.cluster.operator_install import InstalledOperator, install
 from tests.cluster.switches import GatewayLogs, Switch, gateway_name, splits, switches
 from tests.cluster.traffic import Traffic, wait_reachable
-from tests.harness import wait_until
+from tests.harness import Object, wait_until
+from tests.patience import HANGS_S
 
 from finetune_gateway.routing import user_position
 
@@ -97,7 +99,7 @@ class Walk:
         wait_until(
             seen,
             what=f"an answer of {version}",
-            timeout_s=120,
+            timeout_s=HANGS_S,
             explain=lambda: json.dumps(self.space.status(), indent=1),
         )
 
@@ -129,6 +131,7 @@ def test_from_the_first_version_to_a_restore(
         stable = walk.running("server", version="v1")
         assert list(stable.values()) == [0]
         voted_at_any_gateway(walk)
+        damaged_on_disk(walk)
         candidate_without_pods(walk)
         promoted(walk)
         servers_that_hang(walk)
@@ -173,12 +176,25 @@ def voted_once(*, answering: str, other: str) -> None:
     assert [vote(each) for each in (answering, other)] == [409, 409], "one vote for each answer"
 
 
+def damaged_on_disk(walk: Walk) -> None:
+    """A version whose files are not what was evaluated: it cannot be served, and never touches production."""
+    space = walk.space
+    v0 = space.offer("v0", baseline=walk.stable, damaged=True)
+    status = space.wait(
+        lambda status: status.get("phase") == "Idle" and status["versions"][-1]["name"] == "v0", what="v0 rejected"
+    )["status"]
+    assert status["versions"][-1]["outcome"] == "Rejected"
+    assert "Artifact" in status["versions"][-1]["reason"], status["versions"][-1]
+    assert status["stable"]["name"] == "v1"
+    assert not [each for each in switches(space) if any(v0 in rule.weights for rule in each.routes.rules)]
+
+
 def candidate_without_pods(walk: Walk) -> None:
     """v2 loses its pods while clients are sent to it: a gateway leaves it by itself, which ends it. All replicas of the
     operator are killed at that moment, and the one that leads in each phase before."""
     space, traffic = walk.space, walk.traffic
     v2 = space.offer("v2", baseline=walk.stable)
-    wait_until(lambda: space.pods("server", version="v2"), what="a pod of v2", timeout_s=60)
+    wait_until(lambda: space.pods("server", version="v2"), what="a pod of v2", timeout_s=HANGS_S)
     leader = walk.kill_leader("Shadowing")
     walk.wait("Canary", candidate=v2)
     walk.wait_answered_by(v2)
@@ -200,12 +216,12 @@ def candidate_without_pods(walk: Walk) -> None:
             space.kubectl.delete("pod", name, namespace=space.namespace, wait=False)
         wait_until(lambda: not set(pids) & set(space.processes("v2")), what="the end of v2's servers", timeout_s=30)
         traffic.burst(users[:_BURST])
-        space.wait(lambda status: status["versions"][-1]["uid"] == v2, what="the end of v2", timeout_s=120)
+        space.wait(lambda status: status["versions"][-1]["uid"] == v2, what="the end of v2", timeout_s=HANGS_S)
         walk.figures["candidate_pods_deleted_to_recorded_s"] = round(time.time() - began, 1)
         phase = space.status()["phase"]
         if killed and phase == "RollingBack":
             walk.killed_in.append(phase)
-        status = space.wait(lambda status: status.get("phase") == "Idle", what="Idle", timeout_s=120)["status"]
+        status = space.wait(lambda status: status.get("phase") == "Idle", what="Idle", timeout_s=HANGS_S)["status"]
     space.kubectl.run("uncordon", *space.cluster.nodes)
     walk.logs.collect()
     walk.figures["candidate_pods_deleted_to_left_by_gateway_s"] = round(walk.logs.left[v2] - began, 2)
@@ -255,7 +271,7 @@ def gateway_killed(walk: Walk) -> None:
         ]
         return bool(status["ready"]) and status["restartCount"] == 1
 
-    wait_until(runs_again, what=f"{killed} ready again", timeout_s=60)
+    wait_until(runs_again, what=f"{killed} ready again", timeout_s=HANGS_S)
     walk.kills.append((began, time.time()))
 
 
@@ -271,8 +287,24 @@ def upgraded(walk: Walk) -> None:
 
     before = picture(), phase()
     walk.operator.upgrade(tag="next")
+    image_that_cannot_be_pulled(walk)
     walk.traffic.wait(more=5)
     assert (picture(), phase()) == before, "an upgrade restarts nothing, and moves nobody"
+
+
+def image_that_cannot_be_pulled(walk: Walk) -> None:
+    """There are no images of the new version here. A job says so, by the image's name."""
+    space, image = walk.space, f"{walk.operator.cluster.images.trainer}-next"
+    space.kubectl.apply(classifier("no-image"), namespace=space.namespace)
+
+    def named(job: Object) -> bool:
+        status = job.get("status") or {}
+        return status.get("phase") == "Preparing" and image in (status.get("message") or "")
+
+    space.kubectl.wait_for(
+        "finetunejob", "no-image", named, namespace=space.namespace, timeout_s=HANGS_S, what="the image's name"
+    )
+    space.kubectl.delete("finetunejob", "no-image", namespace=space.namespace)
 
 
 def servers_that_hang(walk: Walk) -> None:
@@ -286,14 +318,14 @@ def servers_that_hang(walk: Walk) -> None:
     began = time.time()
     thaw = containers.freeze(pids)  # every answer hangs from now on
     try:
-        space.wait(lambda status: status["stable"]["name"] == "v1", what="back on v1", timeout_s=60)
+        space.wait(lambda status: status["stable"]["name"] == "v1", what="back on v1", timeout_s=HANGS_S)
         walk.figures["servers_frozen_to_rollback_s"] = round(time.time() - began, 1)
-        space.wait(lambda status: status.get("phase") == "Idle", what="Idle", timeout_s=120)
+        space.wait(lambda status: status.get("phase") == "Idle", what="Idle", timeout_s=HANGS_S)
     finally:
         thaw()
     outcome = space.status()["versions"][-1]
     assert (outcome["name"], outcome["outcome"]) == ("v3", "RolledBack")
-    wait_until(lambda: not space.pods("server", version="v3"), what="the servers of v3 gone", timeout_s=120)
+    wait_until(lambda: not space.pods("server", version="v3"), what="the servers of v3 gone", timeout_s=HANGS_S)
 
 
 def restored(walk: Walk) -> None:
@@ -367,22 +399,3 @@ def checked(walk: Walk) -> None:
 def after_outage(switch: Switch, outages: list[tuple[float, float]]) -> bool:
     """Whether the apiserver was away when routes were written, or gateways may not have noticed that it is back."""
     return any(stopped - 1 <= switch.at <= back + _WATCHING_AGAIN_S for stopped, back in outages)
-
-
-def test_a_version_that_cannot_be_served_never_touches_production(
-    operator: InstalledOperator, space: EndpointSpace
-) -> None:
-    space.kubectl.apply(endpoints.manifest(), namespace=space.namespace)
-    space.offer("v1", baseline="")
-    first = space.wait(in_production, what="the first version in production")
-    space.offer("v2", baseline=first["status"]["stable"]["digest"])
-    damaged = space.folder / "versions" / "v2" / "model.safetensors"
-    content = bytearray(damaged.read_bytes())
-    content[-1] ^= 1
-    damaged.write_bytes(content)
-    status = space.wait(
-        lambda status: status.get("phase") == "Idle" and status["versions"][-1]["name"] == "v2", what="v2 rejected"
-    )["status"]
-    assert status["versions"][-1]["outcome"] == "Rejected"
-    assert "Artifact" in status["versions"][-1]["reason"], status["versions"][-1]
-    assert status["stable"]["name"] == "v1"

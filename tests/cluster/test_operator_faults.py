@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
-from tests.cluster.jobs import LONG, Workspace, classifier, condition, dumped, phase, resumed, running_training
-from tests.cluster.operator_install import SYSTEM, InstalledOperator, install
-from tests.harness import Object
+from tests.cluster.jobs import (
+    LONG,
+    Workspace,
+    checkpoint,
+    classifier,
+    condition,
+    dumped,
+    phase,
+    resumed,
+    running_training,
+    steps_in_checkpoint,
+)
+from tests.cluster.operator_install import SYSTEM, InstalledOperator
+from tests.harness import Object, wait_until
+from tests.patience import HANGS_S
 
 pytestmark = pytest.mark.timeout(1200)
+OUTAGE_S = 30
+"""Twice as long as the leader's Lease."""
 KILL_ALL = """
 import os, signal
 for entry in os.listdir("/proc"):
@@ -18,27 +33,78 @@ for entry in os.listdir("/proc"):
 """
 
 
-def test_a_deleted_pod_is_a_preemption_that_loses_no_step(workspace: Workspace) -> None:
-    workspace.apply(classifier("evicted", training=LONG))
-    before = running_training(workspace, "evicted")
-    (pod,) = workspace.children("pods", "evicted", stage="Train")
+def test_one_run_through_all_that_interrupts_it(workspace: Workspace, operator: InstalledOperator) -> None:
+    """An evicted pod, a killed trainer, a suspension, an apiserver that is away, a leader killed in each phase; each
+    where a newer checkpoint is recorded than before the last."""
+    name = "disturbed"
+    workspace.apply(classifier(name, training={"epochs": None, "maxSteps": 140}))
+    workspace.wait(name, lambda job: phase(job) == "Preparing", what="Preparing")
+    leader_killed(operator)
+    running_training(workspace, name)
+    leader_killed(operator)
+
+    (pod,) = workspace.children("pods", name, stage="Train")
     workspace.kubectl.delete("pod", pod["metadata"]["name"], namespace=workspace.namespace, wait=False)
-    job = workspace.finished("evicted")
-    assert resumed(job) >= before["status"]["checkpoint"]["step"]
-    assert job["status"]["restarts"]["preemptions"] == 1
-    assert job["status"]["restarts"]["failures"] == 0
-    assert job["status"]["restarts"]["stepsLost"] == 0
+    evicted = workspace.wait(name, lambda job: restarts(job).get("preemptions"), what="a preemption")
+    assert restarts(evicted) | {"preemptions": 1, "failures": 0, "stepsLost": 0} == restarts(evicted), dumped(evicted)
+
+    running_training(workspace, name, after=checkpoint(evicted))
+    workspace.kubectl.execute(running_pod(workspace, name), "python", "-c", KILL_ALL, namespace=workspace.namespace)
+    killed = workspace.wait(name, lambda job: restarts(job).get("failures"), what="a failure")
+    assert restarts(killed) | {"preemptions": 1, "failures": 1} == restarts(killed), dumped(killed)
+    assert restarts(killed)["stepsLost"] <= 20, "at most checkpoint.everySteps"
+
+    running_training(workspace, name, after=checkpoint(killed))
+    suspend(workspace, name, wanted=True)
+    workspace.wait(name, lambda job: phase(job) == "Suspended", what="Suspended")
+    wait_until(lambda: not workspace.children("pods", name, stage="Train"), what="no training pods", timeout_s=HANGS_S)
+    suspended = max(steps_in_checkpoint(workspace.folder))
+    suspend(workspace, name, wanted=False)
+
+    running_training(workspace, name, after=suspended)
+    starts = {pod["metadata"]["name"]: _restarts(pod) for pod in operator.pods()}
+    saved = max(steps_in_checkpoint(workspace.folder))
+    workspace.cluster.stop_apiserver()
+    stopped = time.monotonic()
+    wait_until(
+        lambda: time.monotonic() - stopped > OUTAGE_S and max(steps_in_checkpoint(workspace.folder)) > saved,
+        what=f"a checkpoint after step {saved} while the apiserver is away",
+        timeout_s=HANGS_S,
+    )
+    workspace.cluster.start_apiserver()
+    workspace.wait(name, lambda job: phase(job) == "Evaluating", what="Evaluating")
+    assert {pod["metadata"]["name"]: _restarts(pod) for pod in operator.pods()} == starts, "no crash loop"
+    leader_killed(operator)
+
+    job = workspace.finished(name)
+    assert resumed(job) >= suspended, dumped(job)
+    assert restarts(job) | {"preemptions": 1, "failures": 1} == restarts(job), "training ran on through the outage"
+    assert [stage["attempt"] for stage in job["status"]["stages"]] == [1, 4, 1], f"nothing ran twice: {dumped(job)}"
 
 
-def test_kill_9_of_the_trainer_resumes_from_the_checkpoint(workspace: Workspace) -> None:
-    workspace.apply(classifier("killed", training=LONG))
-    before = running_training(workspace, "killed")
-    (pod,) = workspace.children("pods", "killed", stage="Train")
-    workspace.kubectl.execute(pod["metadata"]["name"], "python", "-c", KILL_ALL, namespace=workspace.namespace)
-    job = workspace.finished("killed")
-    assert resumed(job) >= before["status"]["checkpoint"]["step"]
-    assert job["status"]["restarts"]["failures"] == 1
-    assert job["status"]["restarts"]["stepsLost"] <= 20, "at most checkpoint.everySteps"
+def leader_killed(operator: InstalledOperator) -> None:
+    """The pod that leads is gone without a word; another one leads."""
+    leader = operator.wait_for_leader()
+    pod = leader.split("_")[0]
+    operator.kubectl.run("delete", "pod", pod, "-n", SYSTEM, "--grace-period=0", "--force", timeout_s=HANGS_S)
+    operator.wait_for_leader(other_than=leader)
+
+
+def running_pod(workspace: Workspace, name: str) -> str:
+    """The pod that trains now."""
+    pods = workspace.children("pods", name, stage="Train")
+    (running,) = [
+        pod for pod in pods if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
+    ]
+    return str(running["metadata"]["name"])
+
+
+def suspend(workspace: Workspace, name: str, *, wanted: bool) -> None:
+    workspace.kubectl.patch("finetunejob", name, {"spec": {"suspend": wanted}}, namespace=workspace.namespace)
+
+
+def restarts(job: Object) -> dict[str, Any]:
+    return dict(job["status"].get("restarts") or {})
 
 
 def test_a_lost_node_moves_the_run(workspace: Workspace) -> None:
@@ -73,87 +139,26 @@ def test_out_of_memory_is_named_and_bounded(workspace: Workspace) -> None:
     assert job["status"]["restarts"]["failures"] == 1
 
 
-def test_an_image_that_cannot_be_pulled_is_named(workspace: Workspace, operator: InstalledOperator) -> None:
-    cluster = operator.cluster
-    install(cluster=cluster, trainer_image="localhost/no-such-image:1")
-    try:
-        workspace.apply(classifier("no-image"))
-        job = workspace.wait(
-            "no-image",
-            lambda job: "no-such-image" in (job.get("status", {}).get("message") or ""),
-            what="the image's name",
-        )
-        assert phase(job) in ("Preparing", "Failed"), dumped(job)
-        workspace.kubectl.delete("finetunejob", "no-image", namespace=workspace.namespace)
-    finally:
-        install(cluster=cluster)
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "reason", "words"),
-    [
-        (
-            "no-file",
-            {"data": {"sources": [{"name": "a", "uri": "pvc://models/data/gone.jsonl"}]}},
-            "InputNotFound",
-            "gone.jsonl",
-        ),
-        ("no-base", {"model": {"uri": "pvc://models/no-such-model"}}, "InputNotFound", "no-such-model"),
-        (
-            "outside",
-            {"data": {"sources": [{"name": "a", "uri": "file:///etc/passwd"}]}},
-            "UriNotAllowed",
-            "/etc/passwd",
-        ),
-    ],
-)
-def test_bad_input_fails_at_once_with_its_name(
-    workspace: Workspace, name: str, changes: dict[str, object], reason: str, words: str
-) -> None:
-    workspace.apply(classifier(name, **changes))
-    job = workspace.finished(name, timeout_s=120)
+def test_bad_input_fails_at_once_with_its_name(workspace: Workspace) -> None:
+    """By its termination message, which kubelet hands on. Which inputs are bad: tests/trainer, tests/local."""
+    sources = [{"name": "a", "uri": "pvc://models/data/gone.jsonl"}]
+    workspace.apply(classifier("no-file", data={"sources": sources}))
+    job = workspace.finished("no-file", timeout_s=HANGS_S)
     assert phase(job) == "Failed"
     stalled = condition(job, "Stalled")
-    assert (stalled["reason"], words in stalled["message"]) == (reason, True), dumped(job)
-    assert (job["status"].get("restarts") or {}).get("failures", 0) == 0, "bad input is not tried again"
+    assert (stalled["reason"], "gone.jsonl" in stalled["message"]) == ("InputNotFound", True), dumped(job)
+    assert restarts(job).get("failures", 0) == 0, "bad input is not tried again"
 
 
 def test_a_claim_for_one_node_is_refused_for_two_pods(workspace: Workspace) -> None:
     workspace.cluster.volume("single", namespace=workspace.namespace, access_modes=["ReadWriteOnce"])
     workspace.apply(classifier("rwo", artifacts={"uri": "pvc://single/runs"}, compute={"nodes": 2}))
-    job = workspace.finished("rwo", timeout_s=60)
+    job = workspace.finished("rwo", timeout_s=HANGS_S)
     assert phase(job) == "Failed"
     stalled = condition(job, "Stalled")
     assert stalled["reason"] == "ClaimNotShared"
     assert "single" in stalled["message"]
     assert "ReadWriteMany" in stalled["message"]
-
-
-def test_the_leader_killed_in_each_phase(workspace: Workspace, operator: InstalledOperator) -> None:
-    workspace.apply(classifier("orphaned"))
-    for in_phase in ("Preparing", "Training", "Evaluating"):
-        workspace.wait("orphaned", lambda job, wanted=in_phase: phase(job) == wanted, what=in_phase)
-        leader = operator.wait_for_leader()
-        pod = leader.split("_")[0]
-        operator.kubectl.run("delete", "pod", pod, "-n", SYSTEM, "--grace-period=0", "--force", timeout_s=60)
-        operator.wait_for_leader(other_than=leader)
-    job = workspace.finished("orphaned")
-    assert phase(job) == "Succeeded", dumped(job)
-    assert len(workspace.children("jobs", "orphaned")) == 3, "one Job a stage: nothing ran twice"
-    assert (job["status"].get("restarts") or {}).get("failures", 0) == 0
-
-
-def test_an_apiserver_away_for_a_minute(workspace: Workspace, operator: InstalledOperator) -> None:
-    restarts = {pod["metadata"]["name"]: _restarts(pod) for pod in operator.pods()}
-    workspace.apply(classifier("outage", training=LONG))
-    running_training(workspace, "outage")
-    workspace.cluster.stop_apiserver()
-    time.sleep(60)
-    workspace.cluster.start_apiserver()
-    job = workspace.finished("outage")
-    assert phase(job) == "Succeeded", dumped(job)
-    assert (job["status"].get("restarts") or {}).get("failures", 0) == 0, "training ran on through the outage"
-    assert {p["metadata"]["name"]: _restarts(p) for p in operator.pods()} == restarts, "no crash loop"
 
 
 def _restarts(pod: Object) -> int:

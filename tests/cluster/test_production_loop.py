@@ -15,6 +15,7 @@ from tests.cluster.traffic import wait_reachable
 from tests.harness import Cluster, Kubectl, Object
 from tests.harness.errors import HarnessError
 from tests.harness.store import ROOT
+from tests.patience import HANGS_S
 
 pytestmark = pytest.mark.timeout(1200)
 DEMO = ROOT / "demo"
@@ -39,7 +40,7 @@ def wait(kubectl: Kubectl, job: str, condition: str, *, namespace: str) -> Objec
     """`kubectl wait`, as a pipeline would; the job after that."""
     where = ("-n", namespace, "--timeout=300s")
     try:
-        kubectl.run("wait", f"--for=condition={condition}", f"finetunejob/{job}", *where, timeout_s=320)
+        kubectl.run("wait", f"--for=condition={condition}", f"finetunejob/{job}", *where, timeout_s=HANGS_S)
     except HarnessError as error:
         objects = kubectl.run("get", "ftj,mep,pods", "-n", namespace, "-o", "wide")
         raise AssertionError(f"{error}\n{objects}") from None

@@ -14,6 +14,7 @@ import httpx2
 import openai
 import urllib3
 from tests.harness import wait_until
+from tests.patience import HANGS_S
 
 
 def wait_reachable(url: str) -> None:
@@ -59,7 +60,7 @@ class Traffic:
 
     url: str
     model: str
-    per_second: float = 1.5
+    per_second: float = 1.0
     answers: list[Answer] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -76,7 +77,7 @@ class Traffic:
             self._stop.set()
             thread.join(timeout=90)
 
-    def wait(self, *, more: int, timeout_s: float = 120) -> None:
+    def wait(self, *, more: int, timeout_s: float = HANGS_S) -> None:
         """Wait for more answers."""
         wanted, deadline = len(self.answers) + more, time.monotonic() + timeout_s
         while len(self.answers) < wanted:

@@ -22,10 +22,7 @@ from tests.simulation.endpoint_world import EVALUATION, endpoint_manifest, versi
 from finetune_api.finetunejob import STAGES, FineTuneJob
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
-from finetune_operator.endpoint.comparison import MOST_ATTEMPTS, comparison_key
-from finetune_operator.endpoint.comparison_job import comparison_manifests
-from finetune_operator.job.children import children_of
-from finetune_operator.ports import (
+from finetune_operator.core.ports import (
     AlreadyExistsError,
     Cluster,
     ConflictError,
@@ -34,6 +31,9 @@ from finetune_operator.ports import (
     Manifest,
     NotFoundError,
 )
+from finetune_operator.endpoint.comparison.comparison import MOST_ATTEMPTS, comparison_key
+from finetune_operator.endpoint.comparison.comparison_job import comparison_manifests
+from finetune_operator.job.children import children_of
 
 COLLECTED_WITHIN_SECONDS = 20.0
 

@@ -10,7 +10,7 @@ from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelversion import RowCounts
 from finetune_api.results import DataSummary, EvaluateResult, PrepareResult, TrainResult
 from finetune_api.shared_fields import Artifact, MetricResult, ResolvedModel, Verdict
-from finetune_operator.config import OperatorConfig
+from finetune_operator.core.config import OperatorConfig
 from finetune_operator.job.plan import ResolvedPlan
 from finetune_operator.job.resolve import resolve
 from finetune_operator.job.stages import Results
@@ -141,6 +141,7 @@ def evaluate_result(*, verdict: Verdict = "Pass") -> EvaluateResult:
         report="pvc://models/runs/ml/router-5a0c1e7e/evaluation/report.html",
         examples=100,
         baseline_digest=digest("b"),
+        precision="BF16",
     )
 
 

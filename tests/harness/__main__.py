@@ -16,6 +16,7 @@ from tests.harness.images import build_images, current_references
 from tests.harness.preparation import (
     TEST_PROGRAMS,
     prepare_for_api,
+    prepare_for_browser,
     prepare_for_chart,
     prepare_for_cluster,
     prepare_for_trainer,
@@ -72,7 +73,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    for prepare in (prepare_for_trainer, prepare_for_api, prepare_for_cluster, prepare_for_chart):
+    for prepare in (
+        prepare_for_trainer,
+        prepare_for_api,
+        prepare_for_cluster,
+        prepare_for_chart,
+        prepare_for_browser,
+    ):
         try:
             prepare()
         except MissingPrerequisite as missing:

@@ -26,6 +26,7 @@ from tests.harness.processes import Daemon
 from tests.harness.store import locked
 from tests.harness.volumes import claim, spare_volumes, volume
 from tests.harness.waiting import wait_until
+from tests.patience import HANGS_S
 
 CLUSTERS = Path(os.environ.get("FINETUNE_CLUSTERS", "/var/lib/finetune-operator"))
 """State of the clusters. A short path: sockets lie below it, whose paths have at most 107 characters."""
@@ -148,7 +149,7 @@ class Cluster(ControlPlane):
         """The calling thread, and what it starts, is in the network of `node1` and reaches all of the cluster."""
         return self.control.network()
 
-    def run_inside(self, command: Sequence[str], *, timeout_s: float = 60) -> str:
+    def run_inside(self, command: Sequence[str], *, timeout_s: float = HANGS_S) -> str:
         """Run a command there, with KUBECONFIG and PATH set, and return its output."""
         run = subprocess.run(
             [*self.control.network_prefix(), *command],

@@ -90,7 +90,8 @@ class ControlPlane:
             f"--tls-private-key-file={pki / 'apiserver.key'}",
             f"--client-ca-file={self.authority.certificate}",
             "--authorization-mode=Node,RBAC",
-            "--enable-admission-plugins=NodeRestriction",
+            # OpenShift has the second one: who makes children needs the right to their owners' finalizers.
+            "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
             f"--service-cluster-ip-range={SERVICE_RANGE}",
             f"--service-account-issuer=https://{CLUSTER_DNS_NAME}",
             f"--service-account-key-file={self.authority.service_account_key}",

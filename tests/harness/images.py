@@ -74,12 +74,7 @@ RECIPES = {
             name="gateway",
             dockerfile="operator/gateway.Dockerfile",
             lock="gateway.txt",
-            code=(
-                "operator/finetune_api",
-                "operator/finetune_stats",
-                "operator/finetune_http",
-                "operator/finetune_gateway",
-            ),
+            code=("operator/finetune_api", "operator/finetune_http", "operator/finetune_gateway"),
         ),
     )
 }

@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.harness.errors import HarnessError, Timeout
 from tests.harness.waiting import wait_until
+from tests.patience import HANGS_S
 
 Object = dict[str, Any]
 """A Kubernetes object as JSON."""
@@ -55,9 +56,9 @@ class Kubectl:
         arguments = ["apply", *_in(namespace), *(["--server-side", "--force-conflicts"] if server_side else [])]
         if isinstance(manifest, Path):
             option = "-k" if (manifest / "kustomization.yaml").exists() else "-f"
-            self.run(*arguments, option, str(manifest), timeout_s=60)
+            self.run(*arguments, option, str(manifest), timeout_s=HANGS_S)
         else:
-            self.run(*arguments, "-f", "-", text=_text(manifest), timeout_s=60)
+            self.run(*arguments, "-f", "-", text=_text(manifest), timeout_s=HANGS_S)
 
     def create(self, manifest: Object | Sequence[Object] | str, *, namespace: str | None = None) -> None:
         """Create objects; one that exists is an error."""
@@ -100,7 +101,7 @@ class Kubectl:
         condition: Callable[[Object], object],
         *,
         namespace: str | None = None,
-        timeout_s: float = 60,
+        timeout_s: float = HANGS_S,
         what: str = "the condition",
     ) -> Object:
         """Poll an object until `condition(object)` is true; the last state seen is in the error."""

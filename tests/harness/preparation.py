@@ -11,7 +11,12 @@ import pytest
 from tests.harness import tools
 from tests.harness.errors import MissingPrerequisite
 from tests.harness.images import build_images
-from tests.harness.prerequisites import require_for_api, require_for_chart, require_for_cluster
+from tests.harness.prerequisites import (
+    require_for_api,
+    require_for_browser,
+    require_for_chart,
+    require_for_cluster,
+)
 
 TEST_PROGRAMS = tuple(dict.fromkeys((*tools.TRAINER_PROGRAMS, *tools.CLUSTER_PROGRAMS, *tools.CHART_PROGRAMS)))
 """What the tests run. A program that a new test needs belongs here; benchmarks build theirs on demand."""
@@ -39,6 +44,11 @@ def prepare_for_cluster() -> None:
     require_for_cluster()
     tools.programs(tools.CLUSTER_PROGRAMS)
     build_images()
+
+
+def prepare_for_browser() -> None:
+    """Install Chromium; raises `MissingPrerequisite` where that cannot be."""
+    require_for_browser()
 
 
 def prepare_collected(session: pytest.Session, *, folder: Path, prepare: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.harness import tools
@@ -27,7 +28,9 @@ _NODE_PACKAGES = {
     "iproute2": "/sbin/ip",
 }
 DEBIAN_PACKAGES = {**_IMAGE_PACKAGES, **_NODE_PACKAGES}
-"""Package to a file that it brings."""
+"""Package to a file that it brings; what a cluster needs."""
+BROWSER_PACKAGES = {"chromium": "/usr/bin/chromium", "fonts-dejavu-core": "/usr/share/fonts/truetype/dejavu"}
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _APT_TIMEOUT_S = 900
 
 
@@ -58,17 +61,31 @@ def require_for_cluster() -> None:
     install_debian_packages()
 
 
-def missing_debian_packages() -> list[str]:
+def require_for_browser() -> str:
+    """A Chromium's path; raises `MissingPrerequisite` where there is none and it cannot be installed."""
+    if (found := _browser()) is None:
+        install_debian_packages(BROWSER_PACKAGES)
+        found = _browser()
+    if found is None:
+        raise MissingPrerequisite("chromium is not on the PATH")
+    return found
+
+
+def _browser() -> str | None:
+    return next((found for name in _BROWSERS if (found := shutil.which(name))), None)
+
+
+def missing_debian_packages(packages: Mapping[str, str]) -> list[str]:
     """Names of the packages that are not there."""
-    return sorted(name for name, file in DEBIAN_PACKAGES.items() if not Path(file).exists())
+    return sorted(name for name, file in packages.items() if not Path(file).exists())
 
 
-def install_debian_packages() -> None:
+def install_debian_packages(packages: Mapping[str, str] = DEBIAN_PACKAGES) -> None:
     """Install what is missing; raises `MissingPrerequisite` with the apt-get line when that cannot be done."""
-    if not missing_debian_packages():
+    if not missing_debian_packages(packages):
         return
     with locked("apt"):
-        missing = missing_debian_packages()
+        missing = missing_debian_packages(packages)
         if not missing:
             return
         advice = f"install them with: apt-get install --no-install-recommends {' '.join(missing)}"
@@ -87,7 +104,7 @@ def install_debian_packages() -> None:
                 timeout=_APT_TIMEOUT_S,
                 check=False,
             )
-        if missing_debian_packages():
+        if missing_debian_packages(packages):
             raise MissingPrerequisite(
                 f"apt-get could not install {', '.join(missing)}: {run.stderr.strip()[-500:]}; {advice}"
             )

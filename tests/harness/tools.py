@@ -1,7 +1,7 @@
-"""The Go programs that the tests run, built from source by the module files in `tests/tools`.
+"""The Go programs that the tests run, built from source by the modules in `tests/tools`.
 
 Nothing is downloaded as a binary: `go build` fetches sources through the machine's module proxy and checks them against
-the committed `go.sum`. A build is kept in the cache under a hash of the module files, the flags and Go's version.
+the committed `go.sum`. A build is kept in the cache under a hash of the module's files, the flags and Go's version.
 `source_folder` gives a module's sources themselves.
 """
 
@@ -56,7 +56,7 @@ class ToolModule:
 
     def built(self, *, go_version: str | None) -> Path:
         """The folder for its programs. Without Go, any earlier build of the same sources does."""
-        sources = [self.folder / name for name in ("go.mod", "go.sum")]
+        sources = sorted([self.folder / "go.mod", self.folder / "go.sum", *self.folder.rglob("*.go")])
         prefix = f"{self.name}-{digest(texts=self.flags, paths=sources)}"
         programs = cache() / "bin"
         if go_version is None:
@@ -74,17 +74,17 @@ MODULES = (
         linker_flags=_KUBERNETES_VERSION_FLAGS,
     ),
     ToolModule(name="etcd", programs={"etcd": "go.etcd.io/etcd/server/v3"}),
-    ToolModule(name="coredns", programs={"coredns": "github.com/coredns/coredns"}),
     ToolModule(
-        name="helm",
+        name="clients",  # one module: they share Kubernetes' client library, which is most of what is compiled
         programs={
             "helm": "helm.sh/helm/v3/cmd/helm",
+            "helm4": "helm.sh/helm/v4/cmd/helm",
+            "coredns": "./coredns",
             "kwok": "sigs.k8s.io/kwok/cmd/kwok",
             "kubeconform": "github.com/yannh/kubeconform/cmd/kubeconform",
         },
     ),
-    ToolModule(name="helm4", programs={"helm4": "helm.sh/helm/v4/cmd/helm"}),
-    ToolModule(name="versitygw", programs={"versitygw": "github.com/versity/versitygw/cmd/versitygw"}),
+    ToolModule(name="versitygw", programs={"versitygw": "."}),
     ToolModule(
         name="kubeflow-trainer",
         programs={
@@ -182,7 +182,6 @@ def _build(module: ToolModule, name: str, path: Path) -> None:
         cwd=module.folder,
         # A fifth of the compiler's time goes to collecting garbage in memory that machines have.
         env={"GOGC": "400", **os.environ, "CGO_ENABLED": "0", "GOWORK": "off"},
-        preexec_fn=_be_nice,
         capture_output=True,
         text=True,
         timeout=_BUILD_TIMEOUT_S,
@@ -193,10 +192,6 @@ def _build(module: ToolModule, name: str, path: Path) -> None:
         raise HarnessError(f"go build of {name} in {module.folder} failed:\n{_last_lines(run.stderr)}")
     unfinished.replace(path)
     print(f"built {name} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-
-
-def _be_nice() -> None:
-    os.nice(5)
 
 
 def _last_lines(text: str) -> str:

@@ -1,0 +1,5 @@
+"""Limits end what hangs, not what is slow."""
+
+HANGS_S = 500
+"""What has not ended after so many seconds never will: on a machine with many times its load it takes less. Shorter
+than a test may take (`timeout` in pyproject.toml), so that what is waited for can be named."""
