@@ -249,6 +249,7 @@ def _pytest(layer: str, environment: dict[str, str], *, due: float, settings: La
     if settings.workers > 1:
         command += [f"--numprocesses={settings.workers}", "--dist=loadfile", "--no-loadscope-reorder"]
         environment.setdefault("OMP_NUM_THREADS", "1")  # threads of several workers would wait for each other
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # and those that spin keep the others from running
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     ended = _watch(process, running_tests, due=due, quiet_s=settings.quiet_s)
     if ended is not None:

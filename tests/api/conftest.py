@@ -11,6 +11,7 @@ from tests.harness import ApiServer, MissingPrerequisite
 from tests.harness.preparation import prepare_collected, prepare_for_api
 from tests.harness.prerequisites import require_for_api
 from tests.harness.store import ROOT
+from tests.patience import HANGS_S
 
 __all__ = ["members", "policed", "team"]
 
@@ -35,7 +36,9 @@ def apiserver() -> Iterator[ApiServer]:
 def crds(apiserver: ApiServer) -> ApiServer:
     """The same API server with our types."""
     apiserver.kubectl.apply(ROOT / "manifests" / "crd")
-    apiserver.kubectl.run("wait", "--for=condition=Established", "customresourcedefinitions", "--all", "--timeout=20s")
+    apiserver.kubectl.run(
+        "wait", "--for=condition=Established", "customresourcedefinitions", "--all", f"--timeout={HANGS_S}s"
+    )
     return apiserver
 
 

@@ -23,10 +23,10 @@ def policed(crds: ApiServer) -> Iterator[ApiServer]:
     crds.kubectl.apply(POLICIES)
     with crds.namespace_named("trial") as namespace:
         crds.kubectl.create(endpoint(namespace=namespace))
-        wait_until(lambda: not _deletable(crds, namespace), what="the policies to come into force", timeout_s=30)
+        wait_until(lambda: not _deletable(crds, namespace), what="the policies to come into force")
         yield crds
         crds.kubectl.run("delete", "-k", str(POLICIES))
-        wait_until(lambda: _deletable(crds, namespace), what="the policies to go", timeout_s=30)
+        wait_until(lambda: _deletable(crds, namespace), what="the policies to go")
 
 
 def _deletable(apiserver: ApiServer, namespace: str) -> bool:
@@ -94,7 +94,7 @@ def members(policed: ApiServer) -> Iterator[Team]:
             team.bind(user=user, role="finetune-edit")
         team.bind(user="alice", role="finetune-approve")
         for user, verb in (("alice", "approve"), ("bob", "patch"), ("carol", "patch")):
-            wait_until(lambda user=user, verb=verb: team.can(user, verb), what=f"{user}'s rights", timeout_s=20)  # type: ignore[misc]
+            wait_until(lambda user=user, verb=verb: team.can(user, verb), what=f"{user}'s rights")  # type: ignore[misc]
         assert not team.can("bob", "approve")
         yield team
 

@@ -71,7 +71,7 @@ class Replica:
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of a probe."""
         try:
-            with urllib.request.urlopen(self.probe_url + path, timeout=30) as answer:  # noqa: S310 - loopback
+            with urllib.request.urlopen(self.probe_url + path, timeout=HANGS_S) as answer:  # noqa: S310 - loopback
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -98,7 +98,7 @@ class Replica:
         """End it, whatever state it is in."""
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=HANGS_S)
 
     def _port(self, message: str) -> int:
         self.wait_until_says(message)
@@ -146,7 +146,7 @@ def write_kubeconfig(apiserver: ApiServer, folder: Path, *, namespace: str = NAM
     return path
 
 
-def seconds_until(condition: Any, *, timeout_s: float, what: str) -> float:
+def seconds_until(condition: Any, *, timeout_s: float = HANGS_S, what: str) -> float:
     """How long a condition took to come true."""
     started = time.monotonic()
     wait_until(condition, what=what, timeout_s=timeout_s, interval_s=0.05)

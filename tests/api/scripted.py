@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 from tests.harness import Kubectl, Object, wait_until
-from tests.patience import HANGS_S
 
 from finetune_operator.attempts.pods import CONTAINER
 
@@ -29,7 +28,7 @@ class ScriptedPods:
             return [pod["metadata"]["name"] for pod in pods] if len(pods) == count else None
 
         what = f"{count} pods of {stage} {attempt}"
-        return wait_until(probe, what=what, timeout_s=HANGS_S, explain=self._state)
+        return wait_until(probe, what=what, explain=self._state)
 
     def run(self, pods: list[str]) -> None:
         """The containers are running."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.api.client import open_session
 from tests.harness import ApiServer
+from tests.patience import HANGS_S
 
 from finetune_operator.validation.cel_rules import check_rules
 
@@ -71,7 +72,9 @@ def lists(apiserver: ApiServer) -> Iterator[ApiServer]:
             },
         }
     )
-    apiserver.kubectl.run("wait", "--for=condition=Established", f"customresourcedefinition/{name}", "--timeout=20s")
+    apiserver.kubectl.run(
+        "wait", "--for=condition=Established", f"customresourcedefinition/{name}", f"--timeout={HANGS_S}s"
+    )
     yield apiserver
     apiserver.kubectl.delete("customresourcedefinition", name)
 

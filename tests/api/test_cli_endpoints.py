@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tests.api.people import Team
 from tests.harness import wait_until
+from tests.patience import HANGS_S
 from tests.unit.cli.endpoints import V1, V2, V3, awaiting, canary, guarding, rolling_back
 
 from finetune_api.modelendpoint import APPROVE, PAUSE, REJECT, REQUESTED_BY, ROLLBACK, ModelEndpoint
@@ -93,7 +94,7 @@ def test_a_pause_does_not_take_over_a_rejection(team: Team, capsys: pytest.Captu
 def test_whoever_may_only_look(team: Team, capsys: pytest.CaptureFixture[str]) -> None:
     team.bind(user="dave", role="finetune-view")
     put(team, awaiting())
-    wait_until(lambda: typed(team, "dave", "get", "mep", "router") == 0, what="dave's rights", timeout_s=20)
+    wait_until(lambda: typed(team, "dave", "get", "mep", "router") == 0, what="dave's rights")
     capsys.readouterr()
     assert typed(team, "dave", "approve", "router") == 1
     assert 'User "dave" cannot patch resource "modelendpoints"' in capsys.readouterr().err
@@ -103,12 +104,12 @@ def test_waiting_for_what_was_asked(team: Team, capsys: pytest.CaptureFixture[st
     put(team, awaiting())
 
     def promote() -> None:
-        wait_until(lambda: APPROVE in team.annotations(), what="the approval", timeout_s=20)
+        wait_until(lambda: APPROVE in team.annotations(), what="the approval")
         put(team, guarding())
 
     with ThreadPoolExecutor(1) as operator:
         promoting = operator.submit(promote)
-        assert typed(team, "alice", "approve", "router", "--wait", "--timeout=30") == 0
+        assert typed(team, "alice", "approve", "router", "--wait", f"--timeout={HANGS_S}") == 0
         promoting.result()
     assert re.search(r"\d\d:\d\d:\d\d AwaitingApproval: v2 in Approval\n", capsys.readouterr().out)
 

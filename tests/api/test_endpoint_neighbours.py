@@ -98,7 +98,7 @@ def server_of(apiserver: ApiServer, namespace: str) -> str:
         names[:] = [each["metadata"]["name"] for each in found]
         return bool(names)
 
-    wait_until(probe, what="the servers", timeout_s=HANGS_S)
+    wait_until(probe, what="the servers")
     return names[0]
 
 
@@ -114,7 +114,7 @@ def look_again(operator: Replica, apiserver: ApiServer, namespace: str) -> None:
         before = operator.metric(looks)
         word = f"look={before}-{number}"
         apiserver.kubectl.run("annotate", "--overwrite", "modelendpoint", "router", "-n", namespace, word)
-        wait_until(lambda before=before: operator.metric(looks) > before, what="a look", timeout_s=HANGS_S)  # type: ignore[misc]
+        wait_until(lambda before=before: operator.metric(looks) > before, what="a look")  # type: ignore[misc]
 
 
 def test_a_role_of_somebody_else_is_named_and_left_alone(
@@ -162,12 +162,12 @@ def test_what_the_apiserver_writes_differently_rests_and_what_people_change_is_p
     variable, value = template["containers"][0]["env"][0]["name"], template["containers"][0]["env"][0]["value"]
     controllers.kubectl.run("set", "env", f"deployment/{name}", "-n", namespace, f"{variable}=/other", "ADDED=1")
     condition(controllers, namespace, "Contested", "kubectl-set changed")
-    wait_until(lambda: run_file() == value, what="the first put back", timeout_s=HANGS_S)
+    wait_until(lambda: run_file() == value, what="the first put back")
     controllers.kubectl.run("set", "env", f"deployment/{name}", "-n", namespace, f"{variable}=/again")
     look_again(operator, controllers, namespace)
     patches = requests(operator, "PATCH")
     assert patches - before <= 4, "one put back, and the creation that counts as applied"
-    wait_until(lambda: run_file() == value, what="the second put back, after a pause", timeout_s=HANGS_S)
+    wait_until(lambda: run_file() == value, what="the second put back, after a pause")
     events = controllers.kubectl.list("events", namespace=namespace)
     assert any(each["reason"] == "Contested" and "kubectl-set" in each["message"] for each in events)
     controllers.kubectl.run("scale", "deployment/router-gateway", "-n", namespace, "--replicas=7")
@@ -209,7 +209,6 @@ def test_what_a_policy_makes_of_servers_is_named_and_not_fought(
         wait_until(
             lambda: '"minReadySeconds": 3' in controllers.kubectl.run(*trial),
             what="the policy to come into force",
-            timeout_s=HANGS_S,
         )
         create(controllers, namespace)
         name = server_of(controllers, namespace)
@@ -235,7 +234,6 @@ def test_who_serves_is_told_by_uid_may_be_drained_one_by_one_and_is_asked_by_gat
         wait_until(
             lambda component=component: len(pods(controllers, namespace, component)) == 2,  # type: ignore[misc]
             what=f"two pods of the {component}",
-            timeout_s=HANGS_S,
         )
     servers = pods(controllers, namespace, "server")
     for each in servers:
@@ -270,7 +268,6 @@ def test_who_serves_is_told_by_uid_may_be_drained_one_by_one_and_is_asked_by_gat
     (compared,) = wait_until(
         lambda: controllers.kubectl.list("pods", namespace=namespace, selector="finetune.dev/comparison"),
         what="the pod of a comparison",
-        timeout_s=HANGS_S,
     )
     result = evaluate_result().model_dump_json(by_alias=True, exclude_none=True)
     passed = {"terminated": {"exitCode": 0, "message": result}}

@@ -12,7 +12,6 @@ import yaml
 from tests.api.client import open_session
 from tests.api.people import POLICIES, Team, endpoint
 from tests.harness import ApiServer, KubectlError, wait_until
-from tests.patience import HANGS_S
 
 from finetune_api.modelendpoint import ACTION_ANNOTATIONS, ALLOW_DELETE, APPROVE, PAUSE, REJECT, REQUESTED_BY, ROLLBACK
 
@@ -145,7 +144,7 @@ def test_the_verb_for_one_endpoint_is_enough_for_that_one(team: Team) -> None:
             return False
         return True
 
-    wait_until(approved, what="the role to hold", timeout_s=20)
+    wait_until(approved, what="the role to hold")
     with pytest.raises(KubectlError, match=r"ModelEndpoint .*/another: carol may not write finetune.dev/approve"):
         team.annotate("carol", {APPROVE: VERSION, REQUESTED_BY: "carol"}, name="another")
 
@@ -223,7 +222,6 @@ def test_a_namespace_takes_its_endpoints_along(policed: ApiServer, controllers: 
     wait_until(
         lambda: policed.kubectl.find("namespace", namespace) is None,
         what="the end of the namespace",
-        timeout_s=90,
         explain=lambda: policed.kubectl.run("get", "namespace", namespace, "-o", "yaml"),
     )
 
@@ -239,7 +237,6 @@ def test_an_owner_takes_its_endpoint_along(policed: ApiServer, controllers: ApiS
     wait_until(
         lambda: policed.kubectl.find("modelendpoint", "router", namespace=namespace) is None,
         what="the garbage collection of the endpoint",
-        timeout_s=90,
     )
 
 
@@ -255,7 +252,7 @@ def test_the_apiserver_finds_no_fault_in_the_expressions(policed: ApiServer, con
         status = policy.get("status", {})
         return status if status.get("observedGeneration") == policy["metadata"]["generation"] else None
 
-    status = wait_until(checked, what="the type check", timeout_s=HANGS_S)
+    status = wait_until(checked, what="the type check")
     assert status.get("typeChecking", {}).get("expressionWarnings", []) == []
 
 

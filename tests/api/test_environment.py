@@ -14,6 +14,7 @@ from tests.harness import ApiServer, Kubectl, KubectlError, Object, wait_until
 from tests.harness.prerequisites import require_for_api
 from tests.harness.processes import ProcessId
 from tests.harness.store import ROOT
+from tests.patience import HANGS_S
 
 
 def config_map(name: str, **data: str) -> Object:
@@ -36,7 +37,7 @@ def test_a_user_has_only_the_rights_that_rbac_gives(apiserver: ApiServer, namesp
     with pytest.raises(KubectlError, match='User "alice" cannot list resource "configmaps"'):
         alice.list("configmaps", namespace=namespace)
     _let_group_read_config_maps(apiserver.kubectl, group="ml", namespace=namespace)
-    wait_until(lambda: _may_list(alice, namespace), what="effect of the role binding", timeout_s=5)
+    wait_until(lambda: _may_list(alice, namespace), what="effect of the role binding")
     with pytest.raises(KubectlError, match="cannot create"):
         alice.create(config_map("x"), namespace=namespace)
     assert not _may_list(apiserver.user("bob"), namespace)
@@ -46,7 +47,6 @@ def test_a_service_account_gets_a_token_for_an_audience(controllers: ApiServer, 
     wait_until(
         lambda: controllers.kubectl.find("serviceaccount", "default", namespace=namespace),
         what="the default service account",
-        timeout_s=10,
     )
     token = controllers.service_account_token("default", namespace=namespace, audience="somebody.dev")
     for audience, authenticated in (("somebody.dev", "true"), ("somebody.else", "")):
@@ -74,7 +74,6 @@ def test_a_dependent_is_garbage_collected(controllers: ApiServer, namespace: str
     wait_until(
         lambda: kubectl.find("configmap", "dependent", namespace=namespace) is None,
         what="garbage collection of the dependent",
-        timeout_s=30,
     )
 
 
@@ -103,9 +102,9 @@ def test_a_killed_owner_leaves_nothing_behind() -> None:
     processes = [ProcessId.of(pid=int(pid)) for pid in pids]
     assert len(processes) == 2
     os.kill(owner.pid, signal.SIGKILL)
-    owner.wait(timeout=10)
+    owner.wait(timeout=HANGS_S)
     owner.stdout.close()
-    wait_until(lambda: not Path(folder).exists(), what=f"removal of {folder}", timeout_s=20)
+    wait_until(lambda: not Path(folder).exists(), what=f"removal of {folder}")
     assert not any(process.alive() for process in processes)
 
 

@@ -126,7 +126,6 @@ def test_deleting_the_job_removes_its_children_and_leaves_the_version(operator: 
     wait_until(
         lambda: not pods.kubectl.list("jobs,pods,configmaps,services", namespace=pods.namespace, selector=selector),
         what="the end of the children",
-        timeout_s=HANGS_S,
     )
     assert len(pods.kubectl.list("modelversions", namespace=pods.namespace)) == 1
     _wait_for_metric(operator, 'finetune_jobs{phase="Succeeded"}', 0)
@@ -273,7 +272,7 @@ def test_an_apiserver_that_was_away_for_a_while(installed: ApiServer, pods: Scri
         wait_for_phase(pods, "Training")
         installed.stop_apiserver()
         try:
-            seconds_until(lambda: not operator.leads, timeout_s=HANGS_S, what="the end of the leadership")
+            seconds_until(lambda: not operator.leads, what="the end of the leadership")
             assert operator.metric('finetune_jobs{phase="Training"}') == 0, "it shows what it no longer knows"
         finally:
             installed.start_apiserver()
@@ -342,7 +341,7 @@ def test_what_others_put_into_the_pods_changes_nothing(operator: Replica, pods: 
     with policy(pods, "MutatingAdmissionPolicy", rule=rule, spec=spec, binding={}):
         trial = ("run", "x", "--image=x", "--dry-run=server", "-n", pods.namespace, "-o", "json")
         in_force = lambda: "istio-proxy" in pods.kubectl.run(*trial)  # noqa: E731 - a probe
-        wait_until(in_force, what="the policy to come into force", timeout_s=HANGS_S)
+        wait_until(in_force, what="the policy to come into force")
         create(pods)
         for stage, phase, result in (
             ("Prepare", "Preparing", prepare_result()),
@@ -376,7 +375,7 @@ def test_a_policy_that_refuses_the_job_is_named_with_what_would_let_it_in(
                 return "no jobs on Sundays" in str(error)
             return False
 
-        wait_until(refused, what="the policy to come into force", timeout_s=HANGS_S)
+        wait_until(refused, what="the policy to come into force")
         create(pods)
         job = wait_for_message(pods, "finetunejob", "router", "no jobs on Sundays")
         assert conditions(job)["Stalled"] == ("True", "ChildRefused")
@@ -420,7 +419,7 @@ def _forge(operator: Replica, pods: ScriptedPods, real: str) -> None:
     forged = {"name": "forged", "labels": labels, "ownerReferences": [owner]}
     pods.kubectl.create({"apiVersion": "v1", "kind": "Pod", "metadata": forged, "spec": spec}, namespace=pods.namespace)
     pods.succeed(["forged"], result=train_result())
-    wait_until(lambda: operator.metric(looks) >= before + 2, what="two looks", timeout_s=HANGS_S)
+    wait_until(lambda: operator.metric(looks) >= before + 2, what="two looks")
     job = pods.kubectl.get("finetunejob", "router", namespace=pods.namespace)
     assert [stage["state"] for stage in job["status"]["stages"]] == ["Complete", "Running"]
     pods.kubectl.delete("pod", "forged", namespace=pods.namespace)
@@ -430,6 +429,5 @@ def _wait_for_metric(operator: Replica, line: str, value: float) -> None:
     wait_until(
         lambda: operator.metric(line) == value,
         what=f"{line} {value}",
-        timeout_s=HANGS_S,
         explain=lambda: operator.get("/metrics")[1],
     )

@@ -39,7 +39,7 @@ def test_one_leads_and_both_are_ready(installed: ApiServer, tmp_path: Path) -> N
             assert replica.get("/readyz") == (200, "ok\n")
         assert not standby.said("the door is open")
         renewals = 'finetune_kubernetes_requests_total{method="PUT",resource="leases",status="200"}'
-        seconds_until(lambda: leader.metric(renewals) > 0, timeout_s=HANGS_S, what="the lease's first renewal")
+        seconds_until(lambda: leader.metric(renewals) > 0, what="the lease's first renewal")
 
 
 def test_the_door_is_where_the_leader_is(installed: ApiServer, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_the_door_is_where_the_leader_is(installed: ApiServer, tmp_path: Path) -
 
 def _certificate_of(*, port: int, context: ssl.SSLContext, name: str) -> list[tuple[str, str]]:
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=HANGS_S) as plain,
         context.wrap_socket(plain, server_hostname=name) as secure,
     ):
         certificate = secure.getpeercert() or {}
@@ -64,7 +64,7 @@ def _certificate_of(*, port: int, context: ssl.SSLContext, name: str) -> list[tu
 def test_sigterm_hands_over_at_once(installed: ApiServer, tmp_path: Path) -> None:
     with replicas(installed, tmp_path, "one", "two") as (leader, standby):
         leader.signal(signal.SIGTERM)
-        took = seconds_until(lambda: standby.leads, timeout_s=HANGS_S, what="the standby's leadership")
+        took = seconds_until(lambda: standby.leads, what="the standby's leadership")
         assert leader.wait_for_end() == 0
         assert took < LEASE_SECONDS * 2 / 3, "it waited for the lease to end"
         standby.wait_until_says("the door is open")
@@ -78,7 +78,7 @@ def test_sigterm_hands_over_at_once(installed: ApiServer, tmp_path: Path) -> Non
 def test_kill_9_hands_over_when_the_lease_ends(installed: ApiServer, tmp_path: Path) -> None:
     with replicas(installed, tmp_path, "one", "two") as (leader, standby):
         leader.signal(signal.SIGKILL)
-        took = seconds_until(lambda: standby.leads, timeout_s=HANGS_S, what="the standby's leadership")
+        took = seconds_until(lambda: standby.leads, what="the standby's leadership")
         assert LEASE_SECONDS / 2 < took < LEASE_SECONDS + 8 * RETRY_SECONDS
         assert holder(installed).startswith("two_")
 
@@ -86,9 +86,9 @@ def test_kill_9_hands_over_when_the_lease_ends(installed: ApiServer, tmp_path: P
 def test_a_frozen_leader_does_nothing_when_it_wakes_up(installed: ApiServer, tmp_path: Path) -> None:
     with replicas(installed, tmp_path, "one", "two") as (leader, standby):
         leader.signal(signal.SIGSTOP)
-        seconds_until(lambda: standby.leads, timeout_s=HANGS_S, what="the standby's leadership")
+        seconds_until(lambda: standby.leads, what="the standby's leadership")
         leader.signal(signal.SIGCONT)
-        seconds_until(lambda: not leader.leads, timeout_s=HANGS_S, what="the end of the old leadership")
+        seconds_until(lambda: not leader.leads, what="the end of the old leadership")
         assert standby.leads
         assert leader.process.poll() is None
 
@@ -100,18 +100,16 @@ def test_an_outage_of_the_apiserver_causes_no_restart(installed: ApiServer, tmp_
         try:
             seconds_until(
                 lambda: not any(replica.leads for replica in both),
-                timeout_s=HANGS_S,
                 what="the end of the leadership",
             )
             stays_so(lambda: all(replica.process.poll() is None for replica in both), seconds=LEASE_SECONDS)
             assert [replica.get("/healthz") for replica in both] == [(200, "ok\n")] * 2
         finally:
             (installed.start_apiserver if kind == "away" else installed.resume_apiserver)()
-        seconds_until(lambda: sum(replica.leads for replica in both) == 1, timeout_s=HANGS_S, what="a new leader")
+        seconds_until(lambda: sum(replica.leads for replica in both) == 1, what="a new leader")
         leader = next(replica for replica in both if replica.leads)
         seconds_until(
             lambda: sum("the door is open" in entry["message"] for entry in leader.log()) >= 1,
-            timeout_s=HANGS_S,
             what="the new leader's door",
         )
         assert all(replica.process.poll() is None for replica in both)

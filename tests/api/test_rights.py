@@ -163,7 +163,6 @@ def test_built_in_roles_include_ours(installed: ApiServer, role: str, verb: str,
     wait_until(
         lambda: can(installed, "list", "finetunejobs.finetune.dev", namespace=OTHER, user=f"user-{role}"),
         what="the aggregation of the role",
-        timeout_s=20,
     )
     assert can(installed, verb, resource, namespace=OTHER, user=f"user-{role}") is allowed
 

@@ -11,7 +11,6 @@ from tests.api.replica import NAMESPACE, Replica, replicas
 from tests.api.scripted import ScriptedPods
 from tests.conformance.objects import job_manifest, prepare_result
 from tests.harness import ApiServer, wait_until
-from tests.patience import HANGS_S
 
 GREEN = "finetune-green"
 GATEWAY = {"FINETUNE_GATEWAY_IMAGE": "localhost/finetune-gateway:test"}
@@ -66,7 +65,6 @@ def test_each_object_has_one_operator_and_the_other_says_so(
                 wait_until(
                     lambda kind=kind: green.metric(FOREIGN % kind) == 1,  # type: ignore[misc]
                     what=f"green to meet one {kind} of blue",
-                    timeout_s=HANGS_S,
                     explain=lambda: green.get("/metrics")[1],
                 )
                 assert blue.metric(FOREIGN % kind) == 0

@@ -82,5 +82,4 @@ def wait_for_type(kubectl: Kubectl, name: str) -> None:
     wait_until(
         lambda: kind in kubectl.run("api-resources", f"--api-group={group}", "--cached=false"),
         what=f"{name} among the types served",
-        timeout_s=30,
     )

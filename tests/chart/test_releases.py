@@ -60,7 +60,7 @@ def test_uninstalling_leaves_the_types_the_users_work_and_its_protection(cluster
     cluster.helm.uninstall(namespace=cluster.system)
     assert kinds_of_release(cluster.kubectl) == KEPT
     assert cluster.users_work() == made
-    wait_until(lambda: endpoint_is_protected(cluster), what="the endpoint's protection", timeout_s=30)
+    wait_until(lambda: endpoint_is_protected(cluster), what="the endpoint's protection")
 
     cluster.helm.install({"replicas": 1}, namespace=cluster.system)
     assert cluster.deployment(namespace=cluster.system)["spec"]["replicas"] == 1
@@ -93,7 +93,7 @@ def test_an_upgrade_brings_new_fields_of_the_types(cluster: Cluster, tmp_path: P
     made = cluster.make_users_work()
     assert not is_accepted(cluster, painted_job())
     cluster.helm.upgrade(namespace=cluster.system, chart=chart_with_colours(tmp_path))
-    wait_until(lambda: is_accepted(cluster, painted_job()), what="the new field", timeout_s=30)
+    wait_until(lambda: is_accepted(cluster, painted_job()), what="the new field")
     assert cluster.users_work() == made
 
 

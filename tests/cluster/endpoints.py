@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from demo import assets
+from safetensors.torch import load_file, save_file
 from tests.cluster import containers
 from tests.cluster.jobs import give_to_pods, merged
 from tests.harness import Kubectl, Object
@@ -21,6 +22,8 @@ from finetune_trainer.store.storage import Storage
 
 ENDPOINT = "assistant"
 _CLAIM = "models"
+_WEIGHTS = "model.safetensors"
+_LAYERS = 4
 
 
 @dataclass(kw_only=True)
@@ -61,7 +64,7 @@ class EndpointSpace:
         byte of it has changed since."""
         manifest = self.version(name, baseline=baseline)
         if damaged:
-            weights = self.folder / "versions" / name / "model.safetensors"
+            weights = self.folder / "versions" / name / _WEIGHTS
             content = bytearray(weights.read_bytes())
             content[-1] ^= 1
             weights.write_bytes(content)
@@ -69,7 +72,7 @@ class EndpointSpace:
         return str(self.kubectl.get("modelversion", name, namespace=self.namespace)["metadata"]["uid"])
 
     def version(self, name: str, *, baseline: str) -> dict[str, Any]:
-        """SmolLM2-135M-Instruct as it comes, in a folder of its own: a version like any other."""
+        """The first layers of SmolLM2-135M-Instruct, in a folder of its own: a version like any other."""
         uri = f"pvc://{_CLAIM}/versions/{name}"
         digest, size = publish(folder=self.folder / "versions" / name)
         digest_of_base = f"sha256:{'b' * 64}"
@@ -130,14 +133,24 @@ def prepare(*, cluster: Cluster, namespace: str) -> EndpointSpace:
 
 
 def publish(*, folder: Path) -> tuple[str, int]:
-    """SmolLM2-135M-Instruct with its COMPLETE manifest; digest and size."""
+    """A model with its COMPLETE manifest; digest and size.
+
+    SmolLM2-135M-Instruct with the first of its layers only: what it says does not matter here, and two busy cores that
+    run all else too answer in time.
+    """
     storage = Storage(
         locations=Locations(run=f"file://{folder.parent}", cache=f"file://{folder.parent}", allowed_roots=[])
     )
     with storage.staging_folder(f"file://{folder}") as staging:
         for path in assets.smollm2_folder().iterdir():
-            if path.is_file() and path.name != "COMPLETE":
+            if path.is_file() and path.name not in ("COMPLETE", "config.json", _WEIGHTS):
                 shutil.copy(path, staging / path.name)
+        config = json.loads((assets.smollm2_folder() / "config.json").read_text())
+        (staging / "config.json").write_text(json.dumps({**config, "num_hidden_layers": _LAYERS}))
+        weights = load_file(assets.smollm2_folder() / _WEIGHTS)
+        left_out = tuple(f"model.layers.{layer}." for layer in range(_LAYERS, config["num_hidden_layers"]))
+        kept = {name: weight for name, weight in weights.items() if not name.startswith(left_out)}
+        save_file(kept, staging / _WEIGHTS, metadata={"format": "pt"})
         complete = storage.publish(staging, to=f"file://{folder}", input_digest="sha256:test", extra={})
     give_to_pods(folder.parent)
     return complete.digest, complete.size_bytes

@@ -37,7 +37,7 @@ class InstalledOperator:
         lease = self.kubectl.get("lease", "finetune-operator", namespace=SYSTEM)
         return str(lease["spec"].get("holderIdentity") or "")
 
-    def wait_for_leader(self, *, other_than: str = "", timeout_s: float = 40) -> str:
+    def wait_for_leader(self, *, other_than: str = "", timeout_s: float = HANGS_S) -> str:
         """A leader, other than the one named."""
         return wait_until(
             lambda: self.leader() if self.leader() not in ("", other_than) else None,
@@ -71,7 +71,7 @@ class InstalledOperator:
         """Another number of replicas; at 0, wait until all are gone."""
         self.kubectl.run("scale", "deployment/finetune-operator", "-n", SYSTEM, f"--replicas={replicas}")
         if replicas == 0:
-            wait_until(lambda: not self.pods(), what="the end of all replicas", timeout_s=HANGS_S)
+            wait_until(lambda: not self.pods(), what="the end of all replicas")
 
     def upgrade(self, *, tag: str) -> None:
         """What a newer version changes: the pods' template, and the images of all that it would start from now on."""
@@ -115,8 +115,8 @@ class InstalledOperator:
             yield killed
         finally:
             watch.terminate()
-            watch.wait(timeout=10)
-            thread.join(timeout=10)
+            watch.wait(timeout=HANGS_S)
+            thread.join(timeout=HANGS_S)
 
 
 def install(*, cluster: Cluster, trainer_image: str | None = None) -> InstalledOperator:
@@ -150,7 +150,7 @@ def wait_rolled_out(operator: InstalledOperator) -> None:
         timeout_s=HANGS_S + 10,
     )
     # An old replica is no longer counted while it ends, but it may lead until then, with the old image.
-    wait_until(operator.is_led_by_a_staying_pod, what="a leader of the new version", timeout_s=HANGS_S)
+    wait_until(operator.is_led_by_a_staying_pod, what="a leader of the new version")
 
 
 def _set_images(deployment: dict[str, Any], images: dict[str, str]) -> None:

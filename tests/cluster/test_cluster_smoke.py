@@ -169,9 +169,9 @@ def test_a_service_is_reached_from_pods_and_from_tests(cluster: Cluster, namespa
         except KubectlError:
             return ""  # kube-proxy and CoreDNS follow the endpoints a moment later
 
-    assert wait_until(from_pod, what="an answer through the Service's name", timeout_s=20) == "hello\n"
+    assert wait_until(from_pod, what="an answer through the Service's name") == "hello\n"
     address = cluster.service_address("web", namespace=namespace)
-    with urllib.request.urlopen(f"http://{address}", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://{address}", timeout=HANGS_S) as answer:
         assert answer.read() == b"hello\n"
 
 
@@ -268,12 +268,11 @@ def test_nothing_remains(cluster: Cluster, end: str) -> None:
     if end == "killed":
         owner.kill()
     owner.stdin.close()
-    owner.wait(timeout=60)
+    owner.wait(timeout=HANGS_S)
     owner.stdout.close()
     wait_until(
         lambda: not folder.exists() and not _traces(folder),
         what=f"removal of {folder}",
-        timeout_s=30,
         explain=lambda: f"still there: {_traces(folder)}",
     )
 

@@ -38,7 +38,7 @@ def manifest(name: str) -> dict[str, Any]:
 
 def wait(kubectl: Kubectl, job: str, condition: str, *, namespace: str) -> Object:
     """`kubectl wait`, as a pipeline would; the job after that."""
-    where = ("-n", namespace, "--timeout=300s")
+    where = ("-n", namespace, f"--timeout={HANGS_S}s")
     try:
         kubectl.run("wait", f"--for=condition={condition}", f"finetunejob/{job}", *where, timeout_s=HANGS_S)
     except HarnessError as error:
@@ -55,7 +55,7 @@ def endpoint(kubectl: Kubectl, *, namespace: str) -> dict[str, Any]:
 def comparisons_passed(operator: InstalledOperator) -> float:
     """What the operator that leads has counted since it leads."""
     (address,) = [pod["status"]["podIP"] for pod in operator.pods_of(operator.leader())]
-    shown = urllib3.request("GET", f"http://{address}:8080/metrics", timeout=10).data.decode().splitlines()
+    shown = urllib3.request("GET", f"http://{address}:8080/metrics", timeout=HANGS_S).data.decode().splitlines()
     return sum(
         float(line.split()[-1]) for line in shown if line.startswith('finetune_comparisons_total{verdict="Pass"}')
     )
@@ -71,7 +71,7 @@ def test_jobs_end_promoted_or_rejected_by_themselves(operator: InstalledOperator
     url = f"http://{operator.cluster.service_address(ENDPOINT, namespace=namespace)}"
     wait_reachable(url)
     answer = urllib3.request(
-        "POST", f"{url}/v1/classify", json={"input": "What is artificial intelligence?"}, timeout=30
+        "POST", f"{url}/v1/classify", json={"input": "What is artificial intelligence?"}, timeout=HANGS_S
     )
     assert answer.status == 200
     assert answer.json()["label"] in assets.TOPICS

@@ -26,7 +26,7 @@ def wait_reachable(url: str) -> None:
         except urllib3.exceptions.HTTPError:
             return False
 
-    wait_until(answers, what=f"an answer of {url}", timeout_s=30)
+    wait_until(answers, what=f"an answer of {url}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Traffic:
             yield self
         finally:
             self._stop.set()
-            thread.join(timeout=90)
+            thread.join(timeout=HANGS_S)
 
     def wait(self, *, more: int, timeout_s: float = HANGS_S) -> None:
         """Wait for more answers."""

@@ -30,7 +30,6 @@ from tests.patience import HANGS_S
 
 CLUSTERS = Path(os.environ.get("FINETUNE_CLUSTERS", "/var/lib/finetune-operator"))
 """State of the clusters. A short path: sockets lie below it, whose paths have at most 107 characters."""
-READY_TIMEOUT_S = 90
 _GRACE_PERIOD_S = 12
 _CONTROLLER_OPTIONS = (f"--node-monitor-grace-period={_GRACE_PERIOD_S}s", "--node-monitor-period=1s")
 _DNS_HEALTH = "127.0.0.1:8181"
@@ -291,7 +290,7 @@ class Cluster(ControlPlane):
                 except OSError:
                     return False
 
-        wait_until(probe, what="CoreDNS", timeout_s=READY_TIMEOUT_S, explain=self.coredns.log_tail)
+        wait_until(probe, what="CoreDNS", explain=self.coredns.log_tail)
 
     def _wait_node(self, name: str, accept: Callable[[str], bool], *, what: str) -> None:
         def probe() -> bool:
@@ -301,7 +300,6 @@ class Cluster(ControlPlane):
         wait_until(
             probe,
             what=f"{name} {what}",
-            timeout_s=READY_TIMEOUT_S,
             interval_s=0.25,
             explain=self.nodes[name].log_tails,
         )

@@ -19,7 +19,6 @@ from tests.harness.waiting import wait_until
 ADMIN = "finetune-test-admin"
 CLUSTER_DNS_NAME = "kubernetes.default.svc"
 SERVICE_RANGE = "10.96.0.0/16"
-_START_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +174,6 @@ class ControlPlane:
         wait_until(
             probe,
             what="the service account that kube-controller-manager makes",
-            timeout_s=_START_TIMEOUT_S,
             explain=self.controllers.log_tail,
         )
 
@@ -192,9 +190,7 @@ class ControlPlane:
             with self.network():
                 return self._is_ready()
 
-        wait_until(
-            probe, what=f"kube-apiserver at {self.server}", timeout_s=_START_TIMEOUT_S, explain=self.apiserver.log_tail
-        )
+        wait_until(probe, what=f"kube-apiserver at {self.server}", explain=self.apiserver.log_tail)
 
     def user(self, name: str, *, groups: Sequence[str] = ()) -> Kubectl:
         """kubectl as a new user: a client certificate with this name and groups; its rights come from RBAC alone."""

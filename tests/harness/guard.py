@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.harness.machine import remove_cgroups
 from tests.harness.processes import kill, read_record
 from tests.harness.store import ROOT
+from tests.patience import HANGS_S
 
 _CGROUP_RECORD = "cgroup.json"
 
@@ -44,7 +45,7 @@ class Guard:
         """Have the environment removed now, and wait for it."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=HANGS_S)
 
 
 def record_cgroup(folder: Path, name: str) -> None:

@@ -34,7 +34,7 @@ class Kubectl:
     prefix: Callable[[], Sequence[str]] = field(default=tuple)
     """What puts the command into the cluster's network."""
 
-    def run(self, *arguments: str, text: str | None = None, timeout_s: float = 30) -> str:
+    def run(self, *arguments: str, text: str | None = None, timeout_s: float = HANGS_S) -> str:
         """Run `kubectl ARGUMENTS` with `text` on standard input and return standard output."""
         command = [*self.prefix(), str(self.program), f"--kubeconfig={self.kubeconfig}", *arguments]
         try:
@@ -90,9 +90,7 @@ class Kubectl:
 
     def delete(self, kind: str, name: str, *, namespace: str | None = None, wait: bool = True) -> None:
         """Delete an object; one that is gone already is no error."""
-        self.run(
-            "delete", kind, name, *_in(namespace), "--ignore-not-found", f"--wait={str(wait).lower()}", timeout_s=90
-        )
+        self.run("delete", kind, name, *_in(namespace), "--ignore-not-found", f"--wait={str(wait).lower()}")
 
     def wait_for(
         self,
@@ -124,7 +122,7 @@ class Kubectl:
         extra = [*([f"--container={container}"] if container else []), *(["--previous"] if previous else [])]
         return self.run("logs", pod, f"--namespace={namespace}", *extra)
 
-    def execute(self, pod: str, *command: str, namespace: str, container: str = "", timeout_s: float = 30) -> str:
+    def execute(self, pod: str, *command: str, namespace: str, container: str = "", timeout_s: float = HANGS_S) -> str:
         """Run a command in a pod and return its output."""
         extra = [f"--container={container}"] if container else []
         return self.run("exec", pod, f"--namespace={namespace}", *extra, "--", *command, timeout_s=timeout_s)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tests.harness.errors import HarnessError
 from tests.harness.storage import Layer, StoredImage
+from tests.patience import HANGS_S
 
 _NAMESPACE = "k8s.io"
 """What kubelet's images are filed under."""
@@ -58,7 +59,7 @@ class Containerd:
             ["ctr", f"--address={self.socket}", f"--namespace={_NAMESPACE}", *arguments],
             input=content,
             capture_output=True,
-            timeout=60,
+            timeout=HANGS_S,
             check=False,
         )
         if run.returncode != 0:

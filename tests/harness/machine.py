@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tests.harness.errors import HarnessError
 from tests.harness.processes import Daemon, ProcessId, kill
+from tests.patience import HANGS_S
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _CLONE_NEWNET = 0x40000000
@@ -85,7 +86,7 @@ class Machine:
         """A long-running process on this machine, not yet started."""
         return Daemon(name=name, command=command, folder=self.folder, prefix=self.prefix())
 
-    def run(self, *command: str | Path, text: str | None = None, timeout_s: float = 20) -> str:
+    def run(self, *command: str | Path, text: str | None = None, timeout_s: float = HANGS_S) -> str:
         """Run a short command on this machine and return its output; `HarnessError` with its words when it fails."""
         result = subprocess.run(
             [*self.prefix(), *map(str, command)],

@@ -18,12 +18,12 @@ from tests.harness.pki import Authority
 from tests.harness.processes import Daemon
 from tests.harness.storage import Storage
 from tests.harness.waiting import wait_until
+from tests.patience import HANGS_S
 
 NODE_NETWORK = "10.89.0"
 POD_NETWORK = "10.244"
 BRIDGE = "nodes"
 _CNI_PROGRAMS = "/usr/lib/cni"
-_RUNTIME_TIMEOUT_S = 30
 _HEARTBEAT_S = 2
 
 
@@ -134,7 +134,6 @@ class Node:
         wait_until(
             listening,
             what=f"containerd of {self.name}",
-            timeout_s=_RUNTIME_TIMEOUT_S,
             explain=self.containerd.log_tail,
         )
         self.load(images)
@@ -253,7 +252,7 @@ def _ip(machine: Machine, *commands: str) -> None:
     """Run `ip` commands in the machine's network, but with the host's process ids."""
     text = "\n".join(commands) + "\n"
     command = [*machine.network_prefix(), "ip", "-batch", "-"]
-    run = subprocess.run(command, input=text, capture_output=True, text=True, timeout=20, check=False)
+    run = subprocess.run(command, input=text, capture_output=True, text=True, timeout=HANGS_S, check=False)
     if run.returncode != 0:
         raise HarnessError(f"network of {machine.name}: {run.stderr.strip()}\n{text}")
 

@@ -169,7 +169,7 @@ class Daemon:
             children = Path(f"/proc/{wrapper.pid}/task/{wrapper.pid}/children").read_text().split()
             return int(children[0]) if children else None
 
-        return wait_until(find, what=f"start of {self.name}", timeout_s=10, interval_s=0.002)
+        return wait_until(find, what=f"start of {self.name}", interval_s=0.002)
 
 
 def write_record(path: Path, process: ProcessId) -> None:

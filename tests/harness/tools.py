@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tests.harness.errors import HarnessError, MissingPrerequisite
 from tests.harness.store import ROOT, cache, digest, locked
+from tests.patience import HANGS_S
 
 KUBERNETES_VERSION = "1.36.3"
 _BUILD_TIMEOUT_S = 3600
@@ -155,7 +156,7 @@ def go_version() -> str | None:
     """Such as `go1.26.8`; None when there is no Go."""
     if shutil.which("go") is None:
         return None
-    run = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True, timeout=HANGS_S, check=False)
     return run.stdout.strip() or None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from tests.harness.errors import Timeout
+from tests.patience import HANGS_S
 
 T = TypeVar("T")
 
@@ -15,7 +16,7 @@ def wait_until(
     probe: Callable[[], T | None],
     *,
     what: str,
-    timeout_s: float,
+    timeout_s: float = HANGS_S,
     interval_s: float = 0.1,
     explain: Callable[[], str] | None = None,
 ) -> T:

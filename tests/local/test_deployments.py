@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.local.eventually import eventually
+from tests.patience import HANGS_S
 from tests.staying import stays
 
 from finetune_operator.core.config import OperatorConfig
@@ -100,7 +101,7 @@ def status(runtime: LocalRuntime) -> dict[str, Any]:
 
 def ask(runtime: LocalRuntime) -> str:
     try:
-        with urllib.request.urlopen(runtime.services.url("ml", "web"), timeout=5) as answer:  # noqa: S310
+        with urllib.request.urlopen(runtime.services.url("ml", "web"), timeout=HANGS_S) as answer:  # noqa: S310
             return str(answer.read().decode())
     except OSError:
         return ""

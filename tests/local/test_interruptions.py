@@ -42,7 +42,7 @@ def running(workspace: Workspace) -> Iterator[subprocess.Popen[str]]:
         yield process
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=400)
+            process.communicate(timeout=HANGS_S)
             assert process.returncode == 130
     finally:
         if process.poll() is None:
@@ -62,7 +62,7 @@ def test_ctrl_c_stops_after_a_checkpoint_and_the_same_command_goes_on(training: 
     process = training.start(*RUN)
     reached = wait_for(lambda: trains(training), what="training")["step"]
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=400)
+    out, _ = process.communicate(timeout=HANGS_S)
     assert process.returncode == 130
     status = training.status()
     assert status["phase"] == "Suspended"
@@ -125,7 +125,7 @@ def test_a_closed_terminal_stops_after_a_checkpoint(training: Workspace) -> None
     process = training.start(*RUN)
     wait_for(lambda: trains(training), what="training")
     process.send_signal(signal.SIGHUP)
-    process.communicate(timeout=400)
+    process.communicate(timeout=HANGS_S)
     assert process.returncode == 130
     assert training.status()["phase"] == "Suspended"
     assert training.pids() == []

@@ -108,7 +108,7 @@ class Served:
             f"http://127.0.0.1:{self.port}/v1/classify", data=body, headers={"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=HANGS_S) as answer:  # noqa: S310
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -251,7 +251,7 @@ def test_metrics_are_where_it_says(served: Served) -> None:
 
     until(served, lambda: set(urls()) == {"the gateway", "the server of first"}, what="both")
     for whose, name in (("the gateway", "finetune_gateway_"), ("the server of first", "finetune_server_")):
-        with urllib.request.urlopen(urls()[whose], timeout=60) as answer:  # noqa: S310
+        with urllib.request.urlopen(urls()[whose], timeout=HANGS_S) as answer:  # noqa: S310
             assert f"\n{name}" in answer.read().decode()
 
 

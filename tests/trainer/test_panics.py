@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import pytest
 import tokenizers
 import torch
+from tests.patience import HANGS_S
 from tests.trainer.tiny_tokenizer import tiny_tokenizer
 
 import finetune_trainer.__main__ as entry
@@ -61,7 +62,7 @@ async def test_the_engine_goes_on_after_a_round_that_ended_so() -> None:
             [event async for event in engine.submit(object())[0]]
         assert len([event async for event in engine.submit(object())[0]]) == 1
     finally:
-        assert engine.stop(timeout=5)
+        assert engine.stop(timeout=HANGS_S)
 
 
 async def test_a_request_that_cannot_be_tokenized_or_shown_fails_alone() -> None:

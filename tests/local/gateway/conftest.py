@@ -180,7 +180,7 @@ class GatewayProcess:
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=HANGS_S)
 
     def route(self, *upstreams: Upstream, **changes: Any) -> int:
         """Write routes of the next epoch: all traffic to the first upstream unless `rules` says otherwise."""

@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 from tests.local.gateway.conftest import GatewayProcess, Upstream, eventually
 from tests.local.gateway.test_gateway_process import HELLO, arm, post
+from tests.patience import HANGS_S
 from tests.staying import stays
 
 PROMPT_BYTES = 10_000_000
@@ -32,7 +33,7 @@ async def under_way(client: aiohttp.ClientSession, gateway: GatewayProcess) -> f
 
 async def nothing_stays(client: aiohttp.ClientSession, gateway: GatewayProcess, upstream: Upstream) -> None:
     """Neither a request under way nor a connection to the version."""
-    await eventually(lambda: upstream.open_streams == 0, seconds=3)
+    await eventually(lambda: upstream.open_streams == 0)
     deadline = time.monotonic() + 3
     while await under_way(client, gateway) > 0:
         assert time.monotonic() < deadline, "a request stays under way"
@@ -110,12 +111,12 @@ async def test_clients_that_never_ask_are_let_go(gateway: GatewayProcess, stable
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(begun)
             with contextlib.suppress(ConnectionResetError):
-                assert await asyncio.wait_for(reader.read(), timeout=10) == b""
+                assert await asyncio.wait_for(reader.read(), timeout=HANGS_S) == b""
             writer.close()
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     for _ in range(2):
         writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert b"router" in await asyncio.wait_for(reader.readuntil(b"}]}"), timeout=10)
+        assert b"router" in await asyncio.wait_for(reader.readuntil(b"}]}"), timeout=HANGS_S)
         await stays(lambda: not reader.at_eof(), seconds=1.5)
     writer.close()
 
@@ -131,7 +132,7 @@ async def test_a_long_answer_that_nobody_reads_is_given_up(gateway: GatewayProce
         await stays(lambda: gateway.process is not None and gateway.process.poll() is None, seconds=3)
         received = 0
         with contextlib.suppress(ConnectionResetError):
-            while part := await asyncio.wait_for(loop.sock_recv(reader, 1 << 20), timeout=5):
+            while part := await asyncio.wait_for(loop.sock_recv(reader, 1 << 20), timeout=HANGS_S):
                 received += len(part)
     assert received < 20_000_000, "the connection was closed"
 
@@ -164,7 +165,7 @@ async def test_a_client_that_does_not_read_does_not_hold_up_the_end(
         await eventually(lambda: stable.open_streams == 1)
         assert gateway.process is not None
         gateway.process.send_signal(signal.SIGTERM)
-        assert gateway.process.wait(timeout=5) == 0
+        assert gateway.process.wait(timeout=HANGS_S) == 0
     await eventually(lambda: stable.open_streams == 0)
 
 
@@ -298,7 +299,7 @@ async def test_a_client_of_http_1_0(gateway: GatewayProcess, stable: Upstream, s
     body = json.dumps(HELLO | {"stream": stream}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(b"POST /v1/chat/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-    answer = await asyncio.wait_for(reader.read(), timeout=10)
+    answer = await asyncio.wait_for(reader.read(), timeout=HANGS_S)
     writer.close()
     head, _, rest = answer.partition(b"\r\n\r\n")
     assert head.split(b" ")[1] == b"200"
@@ -327,7 +328,7 @@ async def test_a_client_that_hangs_up_before_a_whole_answer_ends_it_at_the_versi
     await gateway.ready()
     with pytest.raises(TimeoutError):
         await client.post(gateway.url + "/v1/chat/completions", json=HELLO, timeout=aiohttp.ClientTimeout(total=1))
-    await asyncio.wait_for(cancelled.wait(), timeout=5)
+    await asyncio.wait_for(cancelled.wait(), timeout=HANGS_S)
 
 
 async def test_a_stream_of_a_version_that_knows_its_length(

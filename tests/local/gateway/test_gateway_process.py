@@ -19,6 +19,7 @@ from tests.local.gateway.conftest import (
     eventually,
     without_an_answer_to_connections,
 )
+from tests.patience import HANGS_S
 from tests.staying import stays
 
 HELLO = {"model": "router", "messages": [{"role": "user", "content": "hello"}]}
@@ -298,7 +299,7 @@ async def test_a_client_that_hangs_up_is_no_error_of_the_variant(
     answer = await client.post(gateway.url + "/v1/chat/completions", data=body)
     await answer.content.readany()
     answer.close()
-    await eventually(lambda: not gateway.observations()["draining"] and arm(gateway, "old"), seconds=8)
+    await eventually(lambda: not gateway.observations()["draining"] and arm(gateway, "old"))
     assert arm(gateway, "old")["errors"] == 0
     stable.text = None
     assert (await post(client, gateway))[0] == 200
@@ -321,7 +322,7 @@ async def test_bad_requests_are_refused_with_reasons(
         assert (answer.status, "task is Chat" in await answer.text()) == (404, True)
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
-    head = await asyncio.wait_for(reader.readline(), timeout=5)
+    head = await asyncio.wait_for(reader.readline(), timeout=HANGS_S)
     assert b" 408 " in head
     writer.close()
     assert stable.seen == []
@@ -380,7 +381,7 @@ async def test_a_vote_reaches_the_gateway_that_gave_the_answer(
         status, body = await vote(client, gateway, request_id)
         assert status == 503, "it was there a moment ago"
         assert "try again" in body["error"]["message"]
-        await eventually(lambda: door.told["gateway-0"] == {}, seconds=15)
+        await eventually(lambda: door.told["gateway-0"] == {})
         status, body = await vote(client, gateway, request_id)
         assert (status, "is gone" in body["error"]["message"]) == (404, True)
     finally:
@@ -484,7 +485,7 @@ async def test_sigterm_lets_requests_finish(
     assert gateway.process is not None
     gateway.process.send_signal(signal.SIGTERM)
     assert (await under_way)[0] == 200
-    assert gateway.process.wait(timeout=5) == 0
+    assert gateway.process.wait(timeout=HANGS_S) == 0
 
 
 async def test_a_version_that_fails_every_request_fills_no_log(

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
 from tests.local.gateway.conftest import Upstream, eventually
+from tests.patience import HANGS_S
 
 from finetune_api.routes import Routes
 from finetune_gateway.application import Application
@@ -55,4 +56,4 @@ async def test_requests_that_wait_for_a_version_are_answered_though_routes_witho
             live.record(epoch=1, rule="all", variant="new", failed=True, what="refused")
         flights.sweep_once(now=time.monotonic())
         live.accept(routes(2, stable))  # before any of those that wait has run
-        assert await asyncio.wait_for(asyncio.gather(*waiting), timeout=5) == [(200, "old says hello")] * 4
+        assert await asyncio.wait_for(asyncio.gather(*waiting), timeout=HANGS_S) == [(200, "old says hello")] * 4

@@ -13,6 +13,7 @@ import openai
 import pytest
 from tests.local.gateway.conftest import GatewayProcess, Upstream, eventually
 from tests.local.gateway.test_gateway_process import HELLO
+from tests.patience import HANGS_S
 
 KEY = "sk-SECRET-OF-TEAM-A"
 PROMPT = "my PRIVATE-PROMPT 4111111111111111"
@@ -204,16 +205,18 @@ async def test_a_silent_stream_gets_comments_that_clients_skip(gateway: GatewayP
     stable.go_on = asyncio.Event()
     body = json.dumps({**HELLO, "stream": True}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-    async with openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key="any", max_retries=0, timeout=20) as client:
+    async with openai.AsyncOpenAI(
+        base_url=gateway.url + "/v1", api_key="any", max_retries=0, timeout=HANGS_S
+    ) as client:
         asked = asyncio.create_task(client.chat.completions.create(**HELLO, stream=True))
         writer.write(http(f"Content-Length: {len(body)}", body=body))
         seen = b""
         while seen.count(b": waiting") < 3:
-            seen += await asyncio.wait_for(reader.read(65536), timeout=20)
+            seen += await asyncio.wait_for(reader.read(65536), timeout=HANGS_S)
         assert b"data:" not in seen, "the event that has begun is not cut in two"
         stable.go_on.set()
         while b"[DONE]" not in seen:
-            seen += await asyncio.wait_for(reader.read(65536), timeout=20)
+            seen += await asyncio.wait_for(reader.read(65536), timeout=HANGS_S)
         words = [chunk.choices[0].delta.content or "" async for chunk in await asked]
     writer.close()
     assert "".join(words) == "old says hello "

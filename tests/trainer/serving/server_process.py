@@ -147,7 +147,7 @@ class ServerProcess:
             assert self.process is not None
             assert self.process.poll() is None, self.log
             try:
-                with urllib.request.urlopen(f"{self.url}/readyz", timeout=5):  # noqa: S310 - loopback
+                with urllib.request.urlopen(f"{self.url}/readyz", timeout=HANGS_S):  # noqa: S310 - loopback
                     return
             except (urllib.error.URLError, OSError):
                 assert time.monotonic() < deadline, self.log

@@ -12,6 +12,7 @@ import aiohttp
 import openai
 import pytest
 from tests.local.eventually import eventually
+from tests.patience import HANGS_S
 from tests.trainer.serving.server_process import ENDPOINT, ServerProcess, get, order_for, post, serving
 
 from finetune_api.base import VersionReference
@@ -168,7 +169,7 @@ async def test_paths_of_other_tasks_and_unknown_ones(server: ServerProcess) -> N
 async def test_what_is_no_http_is_refused_in_the_same_form(server: ServerProcess, line: str) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(f"{line}\r\nAuthorization : SECRET\r\n\r\n".encode())
-    answer = await asyncio.wait_for(reader.read(), timeout=10)
+    answer = await asyncio.wait_for(reader.read(), timeout=HANGS_S)
     writer.close()
     assert answer.split(b" ")[1] == b"400"
     assert set(json.loads(answer.partition(b"\r\n\r\n")[2])["error"]) == {"message", "type", "param", "code"}

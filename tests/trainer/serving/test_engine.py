@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
+from tests.patience import HANGS_S
 
 from finetune_trainer.serving.engine import BusyError, Engine
 
@@ -77,7 +78,7 @@ async def test_work_goes_in_rounds_and_later_work_waits() -> None:
         assert [await heard(ticket) for ticket in tickets] == [["a1", "a2", "a3"], ["b1", "b2", "b3"], ["c1"]]
         assert [each for each in runner.rounds if each] == ["ab", "ab", "ab", "c"]
     finally:
-        assert engine.stop(timeout=5)
+        assert engine.stop(timeout=HANGS_S)
     assert (engine.active, engine.waiting) == (0, 0)
 
 
@@ -90,7 +91,7 @@ async def test_what_has_no_room_waits_and_nobody_overtakes_it() -> None:
             await heard(ticket)
         assert [each for each in runner.rounds if each] == ["a", "a", "bc"]
     finally:
-        assert engine.stop(timeout=5)
+        assert engine.stop(timeout=HANGS_S)
 
 
 async def test_so_many_wait_whoever_may_begin() -> None:
@@ -112,7 +113,7 @@ async def test_so_many_wait_whoever_may_begin() -> None:
         assert [await heard(ticket) for ticket in tickets] == [["a1"], ["b1"], ["c1"]]
     finally:
         go_on.set()
-        assert engine.stop(timeout=5)
+        assert engine.stop(timeout=HANGS_S)
 
 
 async def test_a_request_of_several_works_is_taken_or_refused_whole() -> None:
@@ -126,7 +127,7 @@ async def test_a_request_of_several_works_is_taken_or_refused_whole() -> None:
         assert [len(await heard(ticket)) for ticket in tickets] == [2, 2, 2, 2]
         assert [each for each in runner.rounds if each] == ["ab", "ab", "cd", "cd"]
     finally:
-        assert engine.stop(timeout=5)
+        assert engine.stop(timeout=HANGS_S)
 
 
 async def test_what_is_given_up_is_worked_on_no_more() -> None:
@@ -143,7 +144,7 @@ async def test_what_is_given_up_is_worked_on_no_more() -> None:
         assert "b" not in "".join(runner.rounds)
         assert [each.text async for each in events][-1:] != ["a1000000000"]
     finally:
-        assert engine.stop(timeout=5)
+        assert engine.stop(timeout=HANGS_S)
 
 
 async def test_what_fails_is_told_and_harms_nobody_else() -> None:
@@ -155,7 +156,7 @@ async def test_what_fails_is_told_and_harms_nobody_else() -> None:
             await heard(failed)
         assert await heard(fine) == ["a1", "a2", "a3"]
     finally:
-        assert engine.stop(timeout=5)
+        assert engine.stop(timeout=HANGS_S)
 
 
 async def test_a_round_that_fails_ends_all_of_it_and_the_next_work_is_done() -> None:
@@ -167,7 +168,7 @@ async def test_a_round_that_fails_ends_all_of_it_and_the_next_work_is_done() -> 
                 await heard(ticket)
         assert await heard(engine.submit(Work("c", 2))[0]) == ["c1", "c2"]
     finally:
-        assert engine.stop(timeout=5)
+        assert engine.stop(timeout=HANGS_S)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -187,7 +188,7 @@ async def test_a_broken_accelerator_ends_the_engine_and_fails_all(whole_round: b
     for ticket in (other, waiting):
         with pytest.raises(RuntimeError, match=r"stopped|device-side"):
             await heard(ticket)
-    assert engine.stop(timeout=5)
+    assert engine.stop(timeout=HANGS_S)
     assert not engine.is_alive
 
 
@@ -206,6 +207,6 @@ async def test_the_end_waits_for_the_round_under_way() -> None:
     assert begun.wait(5)
     assert not engine.stop(timeout=0.01), "a round cannot be broken off"
     go_on.set()
-    assert engine.stop(timeout=5)
+    assert engine.stop(timeout=HANGS_S)
     with pytest.raises(RuntimeError, match="stopped"):
         await heard(ticket)

@@ -97,7 +97,7 @@ async def test_sigterm_while_it_loads_ends_it_at_once(small_chat: dict[str, Any]
             assert server.process.poll() is None, server.log
             await asyncio.sleep(0.02)
         server.process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(server.wait, seconds=20) == ExitCode.DONE, server.log
+        assert await asyncio.to_thread(server.wait, seconds=HANGS_S) == ExitCode.DONE, server.log
     finally:
         server.stop()
     assert "ready" not in server.log
