@@ -19,6 +19,7 @@ from finetune_api.base import (
     VersionReference,
 )
 from finetune_api.shared_fields import Artifact, MetricResult, OpenObject, ResolvedModel, Software, Task, Verdict
+from finetune_api.tasks import TASKS
 
 
 class RowCounts(ApiModel):
@@ -130,7 +131,7 @@ class ModelVersionSpec(ApiModel):
     @property
     def limit(self) -> int | None:
         """What servers keep to; versions older than `context_tokens` say how long their classifiers' texts were."""
-        trained = self.training.get("maxLength") if self.task == "SequenceClassification" else None
+        trained = self.training.get("maxLength") if TASKS[self.task].cuts_texts else None
         return self.context_tokens or (trained if isinstance(trained, int) else None)
 
     cel_rules = (Rule(rule="self == oldSelf", message="a ModelVersion is immutable; a new run makes a new version"),)

@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from finetune_api.routes import Routes
+from finetune_api.tasks import TASKS
 from finetune_gateway import cross_origin
 from finetune_gateway.access_log import AccessLog
 from finetune_gateway.api_keys import ANONYMOUS, ApiKeys
@@ -37,11 +38,7 @@ _CLIENT = web.RequestKey("client", str)
 _REQUEST_ID_LENGTH = 128
 _HUNG_UP = 499
 """In the access log: the client went before it had its answer."""
-_TASKS: dict[str, tuple[str, ...]] = {
-    "/v1/chat/completions": ("Chat",),
-    "/v1/completions": ("CausalLM", "Seq2Seq", "Chat"),
-    "/v1/classify": ("SequenceClassification",),
-}
+_PATHS = tuple(dict.fromkeys(path for kind in TASKS.values() for path in kind.paths))
 
 
 @dataclass(kw_only=True)
@@ -65,7 +62,7 @@ class Application:
         """The aiohttp application."""
         self.metrics.in_flight.set_function(lambda: self.in_flight)
         app = web.Application(client_max_size=self.config.body_bytes + 1, middlewares=[self._outermost])
-        for path in _TASKS:
+        for path in _PATHS:
             app.router.add_post(path, self._forward)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{name:.+}", self._model)
@@ -147,7 +144,7 @@ class Application:
         routes = self.live.current
         if routes is None:
             return refuse(status=503, message="no routes yet: the endpoint has no version to serve")
-        if routes.task not in _TASKS[request.path]:
+        if request.path not in TASKS[routes.task].paths:
             return refuse(status=404, message=f"this endpoint's task is {routes.task}; {request.path} is not offered")
         body = await self._read(request)
         if isinstance(body, web.Response):

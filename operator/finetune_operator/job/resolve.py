@@ -10,6 +10,7 @@ from finetune_api.finetunejob import EvaluationMetric, FineTuneJob, FineTuneJobS
 from finetune_api.metrics import metric_problems
 from finetune_api.run import BaselineOrder, CheckpointOrder, MethodOrder, ModelOrder, Optimisation, SplitOrder
 from finetune_api.shared_fields import Task
+from finetune_api.tasks import LEARNING_RATES
 from finetune_operator.attempts.claims import Claim, claims_behind
 from finetune_operator.core.config import OperatorConfig
 from finetune_operator.core.reasons import Reason
@@ -45,7 +46,7 @@ def unsupported(spec: FineTuneJobSpec) -> str | None:
     """
     strategy = spec.compute.strategy if spec.compute else None
     wishes = {
-        f"spec.method.type: {spec.method.type}": spec.method.type not in ("LoRA", "Full"),
+        f"spec.method.type: {spec.method.type}": spec.method.type not in LEARNING_RATES,
         f"spec.model.task: {spec.model.task}": spec.model.task not in _DEFAULT_METRICS,
         "spec.model.uri: version://": spec.model.uri.startswith("version://"),
         "spec.artifacts.policy: Delete": spec.artifacts.policy == "Delete",
@@ -174,7 +175,7 @@ def _optimisation(spec: FineTuneJobSpec) -> Optimisation:
     return Optimisation(
         epochs=training.epochs if training.max_steps or training.epochs else 3.0,
         max_steps=training.max_steps,
-        learning_rate=_or(training.learning_rate, 2e-4 if spec.method.type == "LoRA" else 2e-5),
+        learning_rate=_or(training.learning_rate, LEARNING_RATES[spec.method.type]),
         scheduler=training.scheduler or "Cosine",
         warmup_fraction=_or(training.warmup_fraction, 0.03),
         weight_decay=_or(training.weight_decay, 0.0),

@@ -15,6 +15,7 @@ from finetune_api.modelversion import (
 )
 from finetune_api.results import EvaluateResult, PrepareResult
 from finetune_api.shared_fields import Software
+from finetune_api.tasks import TASKS
 from finetune_operator.attempts.evaluation import EvaluationPlan
 from finetune_operator.core.names import ENDPOINT_LABEL, JOB_LABEL
 from finetune_operator.core.ports import Manifest
@@ -107,5 +108,5 @@ def _evaluation_plan(*, job: FineTuneJob, plan: ResolvedPlan, result: EvaluateRe
 
 def _context_tokens(plan: ResolvedPlan, *, prepare: PrepareResult) -> int | None:
     """A classifier's texts were cut at maxLength when it was evaluated; what generates may fill its context."""
-    cut = plan.optimisation.max_length if plan.model.task == "SequenceClassification" else None
+    cut = plan.optimisation.max_length if TASKS[plan.model.task].cuts_texts else None
     return min((each for each in (prepare.context_tokens, cut) if each is not None), default=None)

@@ -11,6 +11,7 @@ import json
 
 from finetune_api.modelversion import ModelVersionSpec
 from finetune_api.run import CHAT_TEMPLATE_OPTIONS, GENERATION_FOLDER
+from finetune_api.tasks import TASKS
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank accepts: MaxLoRARanks in vllm/config/lora.py."""
@@ -29,7 +30,7 @@ def vllm_arguments(*, version: ModelVersionSpec, model_name: str, folder: str, g
     each layer (tensor parallelism). What a request leaves unset is decoded greedily, answers end where they ended in
     the evaluation, prompts are written and numbers are computed as there. Raises NotServableError.
     """
-    if version.task not in ("Chat", "CausalLM"):
+    if not TASKS[version.task].vllm:
         raise NotServableError(f"runtime VLLM does not serve task {version.task}; use serving.runtime FastAPI")
     if gpus < 1:
         raise NotServableError("runtime VLLM needs serving.gpus of 1 or more; use serving.runtime Transformers on CPU")
@@ -45,7 +46,7 @@ def vllm_arguments(*, version: ModelVersionSpec, model_name: str, folder: str, g
         "--generation-config", f"{folder}/{GENERATION_FOLDER}",
         "--override-generation-config", '{"temperature": 0.0}',
     ]  # fmt: skip
-    if version.task == "Chat":
+    if TASKS[version.task].chat_template:
         arguments += ["--default-chat-template-kwargs", json.dumps(CHAT_TEMPLATE_OPTIONS)]
     if version.evaluation.precision is not None:  # alone it would round FP32 weights to BF16
         arguments += ["--dtype", _DTYPES[version.evaluation.precision]]
