@@ -25,6 +25,7 @@ STAGE_REASONS: dict[str, tuple[str, str]] = {
     "TooManyLabels": ("there are more labels than a classifier may have", "join labels"),
     "TooManyTruncated": ("more than data.maxTruncatedFraction would be cut", "raise it, or training.maxLength"),
     "UnknownFileType": ("a file of data.sources is of no known type", "rename or convert it"),
+    "MissingFile": ("a saved data set lacks files that its state.json names", "copy all of it"),
     "UnreadableFile": ("a file of data.sources cannot be read", "write it again, as UTF-8"),
     # -- the base model
     "AmbiguousModel": ("model.uri holds several GGUF files", "name one of them"),

@@ -50,6 +50,8 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_WHITE_SPACE = re.compile(r"[ \t\r\n]*")
+_STATE = "state.json"
 _DESCRIBING = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
 # What only a damaged or mislabelled file raises.
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
@@ -68,6 +70,8 @@ def find(path: Path, *, uri: str) -> tuple[list[Path], list[str]]:
     names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
     seen = [name for name in names if not any(part.startswith(".") for part in name.parts)]
     files = [name for name in seen if _is_data(path / name)]
+    for name in (name for name in seen if name.name == _STATE and not _is_data(path / name)):
+        _all_there(path / name, uri=uri)
     told = set(files)
     left_out = [printable(name.as_posix()) for name in seen if name not in told]
     for name in files:
@@ -82,10 +86,24 @@ def _is_data(file: Path) -> bool:
     """Whether a file of a folder holds rows, and is none of those that tools for data sets write beside them, which
     only their names tell; `datasets` calls what it keeps for itself cache-SOMETHING.
     """
-    if file.name == "state.json":
+    if file.name == _STATE:
         return not (file.parent / "dataset_info.json").exists()
     described = file.name in _DESCRIBING or (_suffix(file) == ".arrow" and file.name.startswith("cache-"))
     return _suffix(file) is not None and not described
+
+
+def _all_there(state: Path, *, uri: str) -> None:
+    """Whether the files are there that `datasets.save_to_disk` says belong to a data set. Raises StageError (65)."""
+    try:
+        told = [state.parent / each["filename"] for each in json.loads(state.read_text())["_data_files"]]
+    except (ValueError, KeyError, TypeError):
+        return
+    if missing := [file.name for file in told if not file.exists()]:
+        raise bad_data(
+            "MissingFile",
+            f"{uri} lacks {listed(missing)}, which its {_STATE} names as parts of the data: copy all of them, or remove"
+            f" {_STATE} where the others are meant to be all",
+        )
 
 
 def read(
@@ -267,18 +285,19 @@ class _Values:
     """JSON values in a text, of which not much more is held than one of them."""
 
     def __init__(self, text: TextIO) -> None:
-        self._text, self._held, self._ended = text, "", False
+        self._text, self._ended = text, False
+        self._held, self._at = "", 0
+        """What was read, and where in it what follows begins."""
 
     def symbol(self) -> str:
         """The next character that is no white space; empty at the end."""
-        while not (held := self._held.lstrip(" \t\r\n")) and not self._ended:
+        while self._pass_white_space() and not self._ended:
             self._read_on()
-        self._held = held
-        return held[:1]
+        return self._held[self._at : self._at + 1]
 
     def skip(self) -> None:
         """Leave one character."""
-        self._held = self._held[1:]
+        self._at += 1
 
     def value(self) -> str:
         """The text of the next value. Raises Problem where its extent cannot be told."""
@@ -286,24 +305,31 @@ class _Values:
             why = "is nested too deeply"
             try:
                 # Only the extent counts here: Python reads no numbers of thousands of digits.
-                end = json.JSONDecoder(parse_int=str).raw_decode(self._held)[1]
+                end = json.JSONDecoder(parse_int=str).raw_decode(self._held, self._at)[1]
             except (json.JSONDecodeError, RecursionError) as error:
                 end = len(self._held) + 1
                 if isinstance(error, json.JSONDecodeError):
                     unfinished = error.pos >= len(self._held) or error.msg.startswith("Unterminated")
-                    why = "is cut off: the file ends within it" if unfinished else f"is not JSON: {error}"
+                    where = f"{error.msg} at its character {error.pos - self._at + 1}"
+                    why = "is cut off: the file ends within it" if unfinished else f"is not JSON: {where}"
             if end < len(self._held) or (end == len(self._held) and self._ended):
-                found, self._held = self._held[:end], self._held[end:]
+                found, self._at = self._held[self._at : end], end
                 return found
             if self._ended:
                 raise Problem(field="", reason=why)
-            if len(self._held) > _LONGEST:
+            if len(self._held) - self._at > _LONGEST:
                 raise Problem(field="", reason=f"is longer than {_LONGEST >> 20} MiB, or is not JSON")
             self._read_on()
 
+    def _pass_white_space(self) -> bool:
+        """Whether nothing else is held."""
+        self._at += len(_WHITE_SPACE.match(self._held, self._at)[0])  # type: ignore[index]
+        return self._at == len(self._held)
+
     def _read_on(self) -> None:
-        chunk = self._text.read(max(_CHUNK, len(self._held)))
-        self._held, self._ended = self._held + chunk, not chunk
+        left = self._held[self._at :]
+        chunk = self._text.read(max(_CHUNK, len(left)))
+        self._held, self._at, self._ended = left + chunk, 0, not chunk
 
 
 def _arrow_rows(file: Path, name: str) -> Iterator[RawRow]:
