@@ -335,6 +335,17 @@ def test_too_many_cut_examples(tmp_path: Path) -> None:
     assert prepare(order(tmp_path, file, max_truncated_fraction=0.2)).summary.truncated_fraction > 0.01
 
 
+def test_examples_that_are_cut_before_their_answer_are_counted_where_a_person_looks(tmp_path: Path) -> None:
+    long = [{"prompt": f"{row['text']} " * 100, "completion": "so"} for row in questions(10, start=200)]
+    rows = [*({"prompt": row["text"], "completion": row["label"]} for row in questions(95)), *long]
+    run = order(tmp_path, write(tmp_path / "rows.jsonl", rows), task="Chat", max_truncated_fraction=1.0)
+    result = prepare(run)
+    splits, manifest = snapshot(run)
+    unlearned = sum(example.right_answer == "so" for example in splits["train"])
+    assert manifest.statistics["nothingToLearn"] == unlearned > 0
+    assert any(f"{unlearned} training examples have no answer within" in each for each in result.remarks)
+
+
 def test_examples_longer_than_the_model_reads_are_refused_with_what_it_reads(tmp_path: Path) -> None:
     """A higher training.maxLength is no way out; the one that is named is one."""
     rows = [*questions(95), *({**row, "text": row["text"] * 100} for row in questions(5, start=100))]

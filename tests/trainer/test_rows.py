@@ -163,7 +163,7 @@ def test_what_datasets_saves_is_read_with_the_names_of_its_classes(tmp_path: Pat
 def test_a_saved_data_set_of_which_a_part_is_missing_is_refused(tmp_path: Path) -> None:
     datasets.Dataset.from_list([{"text": "a", "label": "x"}] * 4).save_to_disk(tmp_path, num_shards=2)
     (tmp_path / "data-00001-of-00002.arrow").unlink()
-    with pytest.raises(StageError, match="lacks data-00001-of-00002.arrow, which its state.json names"):
+    with pytest.raises(StageError, match=r"lacks data-00001-of-00002\.arrow, which its state\.json names"):
         source_files.find(tmp_path, uri="file:///data")
     (tmp_path / "state.json").unlink()
     assert len(source_files.find(tmp_path, uri="file:///data")[0]) == 1

@@ -23,13 +23,15 @@ def of_data(
     carried: Mapping[str, Mapping[str, int]],
     labels: Iterable[str],
     held_out: Sequence[Example],
+    unlearned: int,
     tokenizer: Any,
     max_length: int,
     context: int | None,
     max_new_tokens: int | None,
 ) -> list[str]:
     """All remarks, each a short text. `left_out`: files that are not read, by source; `carried`: fields that are not
-    used, with the number of rows, by source; `labels`: of classes, or of what a split is stratified by.
+    used, with the number of rows, by source; `labels`: of classes, or of what a split is stratified by; `unlearned`:
+    training examples that are cut before their answer.
     `max_new_tokens` is None where no answers are compared.
     """
     found = [*_left_out(left_out), *_carried(carried), *_alike(labels)]
@@ -37,6 +39,11 @@ def of_data(
         found.append(
             f"training.maxLength {max_length} is more than the {context} tokens that the base model can read at once;"
             " no example is longer than that, and servers take none that is"
+        )
+    if unlearned:
+        found.append(
+            f"{unlearned} training examples have no answer within training.maxLength {max_length}: nothing is learned"
+            " from them; raise it, or shorten what they ask"
         )
     if max_new_tokens is not None:
         found += _long_answers(held_out, tokenizer=tokenizer, limit=max_new_tokens)

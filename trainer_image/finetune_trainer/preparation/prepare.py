@@ -237,6 +237,12 @@ def _make(run: PrepareRun, read: _Sources[SourceRows], *, bad_rows: int, tokeniz
             if length + run.max_new_tokens > context
         ]
         _check_room(run, held_out, of=len(splits["test"]), context=context, tokenizer=tokenizer)
+    task = task_of(run.model.task)
+    unlearned = sum(
+        not task.encode(example, tokenizer=tokenizer, max_length=run.max_length, labels=labels).target_count
+        for length, example in zip(measured["train"], splits["train"], strict=True)
+        if length > run.max_length
+    )
     weights = {source.name: source.weight or 1.0 for source in run.sources}
     splits["train"] = snapshot.weighed(splits["train"], weights=weights, salt=run.split.salt)
     summary = DataSummary(
@@ -250,12 +256,13 @@ def _make(run: PrepareRun, read: _Sources[SourceRows], *, bad_rows: int, tokeniz
         token_length_max=lengths.max,
         truncated_fraction=lengths.truncated_fraction,
     )
-    statistics = _statistics(summary, read, pool, splits)
+    statistics = _statistics(summary, read, pool, splits) | {"nothingToLearn": unlearned}
     statistics["remarks"] = remarks.of_data(
         left_out={item.source.name: item.left_out for item in read.all},
         carried=statistics["carriedFields"],
         labels={*(labels or ()), *(row.stratum for row in pool.rows.values() if row.stratum is not None)},
         held_out=splits["test"],
+        unlearned=unlearned,
         tokenizer=tokenizer,
         max_length=run.max_length,
         context=context,
