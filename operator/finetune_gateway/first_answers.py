@@ -39,7 +39,7 @@ async def wait_for_first_answers(*, live: LiveRoutes, session: aiohttp.ClientSes
 async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
     """Whether its servers listen, and do not say that they load. vLLM has no such path, and listens when ready."""
     try:
-        async with session.get(url + _READY_PATH, timeout=_TIMEOUT) as answer:
+        async with session.get(url + _READY_PATH, timeout=_TIMEOUT, allow_redirects=False) as answer:
             return answer.status != 503
     except (aiohttp.ClientError, TimeoutError, OSError):
         return False

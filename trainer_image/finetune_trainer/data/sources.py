@@ -12,6 +12,7 @@ from typing import Any
 
 from finetune_api.finetunejob import Source
 from finetune_trainer.data import source_files
+from finetune_trainer.data.fields import printable
 from finetune_trainer.data.rows import Content, Quarantine, Row, RowFormat
 from finetune_trainer.process.errors import bad_data
 from finetune_trainer.store import complete, hub
@@ -72,7 +73,7 @@ def opened(source: Source, *, storage: Storage, stack: ExitStack) -> OpenedSourc
     return OpenedSource(
         source=source,
         files=tuple(files),
-        left_out=tuple(sorted({*others, *left_out})),
+        left_out=tuple(sorted({*map(printable, others), *left_out})),
         digest=complete.tree_digest(digests),
     )
 
