@@ -1,23 +1,28 @@
-"""A Cluster that kills the operator at a chosen write."""
+"""A Cluster at which the operator dies at each of its writes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import asyncio
+import os
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NoReturn
 
 from finetune_operator.core.ports import Cluster, Kind, Manifest
+
+_WORDS = 1 << 15
+"""Bytes that a fork says at once, without anybody reading."""
 
 
 class KilledError(BaseException):
     """The operator process is gone. Not an Exception: nothing in it may catch its own end."""
 
 
-class CrashingCluster:
-    """Passes everything on; instead of the write with this number (from 1), the operator dies."""
+class CountingCluster:
+    """Passes everything on, and lists the writes."""
 
-    def __init__(self, *, inner: Cluster, kill_at: int | None = None) -> None:
+    def __init__(self, *, inner: Cluster) -> None:
         self._inner = inner
-        self._kill_at = kill_at
         self.writes: list[str] = []
 
     async def get(self, *, kind: Kind, namespace: str, name: str) -> Manifest | None:
@@ -60,5 +65,52 @@ class CrashingCluster:
 
     def _count(self, what: str) -> None:
         self.writes.append(what)
-        if len(self.writes) == self._kill_at:
+
+
+class ForkingCluster(CountingCluster):
+    """At each write this process forks, and in the fork the operator dies in its place: no story is played twice."""
+
+    def __init__(self, *, inner: Cluster) -> None:
+        super().__init__(inner=inner)
+        self.kills = 0
+        self.failures: list[str] = []
+        """What forks said of themselves."""
+        self.where: str | None = None
+        """In a fork: the write at which the operator died."""
+        self._words = -1
+
+    async def play(self, story: Callable[[], Awaitable[None]]) -> None:
+        """Play a story to its end, in this process and in all its forks. What a fork raises is in `failures`."""
+        try:
+            await story()
+        except BaseException:
+            if self.where is None:
+                raise
+            self._end(traceback.format_exc())
+        if self.where is not None:
+            self._end("")
+
+    def _count(self, what: str) -> None:
+        super()._count(what)
+        repeats = len(self.writes) > 2 and self.writes[-3:] == [what] * 3
+        # Progress is written as it comes; that many writes of the same kind need not all be tried.
+        if self.where is not None or repeats:
+            return
+        reader, writer = os.pipe()
+        loop = asyncio.get_running_loop()
+        child = os.fork()
+        if child == 0:
+            asyncio._set_running_loop(loop)  # asyncio takes it away in forks; this one does no I/O
+            self.where, self._words = f"killed at write {len(self.writes)} ({what})", writer
             raise KilledError(what)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            words = pipe.read()
+        _, status = os.waitpid(child, 0)
+        self.kills += 1
+        if words or status:
+            self.failures.append(f"killed at write {len(self.writes)} ({what}): {words or status}")
+
+    def _end(self, words: str) -> NoReturn:
+        os.write(self._words, words.encode()[-_WORDS:])
+        os._exit(0)

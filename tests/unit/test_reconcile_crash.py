@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.conformance.objects import evaluate_result, job_manifest
-from tests.simulation.crashing import CrashingCluster, KilledError
+from tests.simulation.crashing import CountingCluster, ForkingCluster, KilledError
 from tests.simulation.script import BAD_DATA, CRASH, Disrupt, Hang, Script
 from tests.simulation.world import World
 
@@ -59,15 +59,18 @@ class Played:
 
     world: World
     key: Key
-    writes: list[str]
     killed: bool
 
 
-async def play(story: Story, *, kill_at: int | None = None) -> Played:
-    """Play a story to its end and beyond its clean-up. The operator is killed at most once."""
+def stage(story: Story) -> World:
+    """Where a story can be played."""
     world = World(script=story.script())
     world.broken_nodes = set(story.broken_nodes)
-    cluster = CrashingCluster(inner=world.cluster, kill_at=kill_at)
+    return world
+
+
+async def play(story: Story, *, world: World, cluster: CountingCluster) -> Played:
+    """Play a story to its end and beyond its clean-up. The operator is killed at most once."""
     world.restart_operator(cluster=lambda _: cluster)
     key = await world.submit(job_manifest(**story.changes))
     suspended_at, killed, quiet = None, False, 0
@@ -86,7 +89,7 @@ async def play(story: Story, *, kill_at: int | None = None) -> Played:
             world.change_spec(key, suspend=False)
         quiet = quiet + 1 if status.phase in TERMINAL_PHASES else 0
         if quiet > story.quiet_ticks:
-            return Played(world=world, key=key, writes=cluster.writes, killed=killed)
+            return Played(world=world, key=key, killed=killed)
         await world.tick()
     raise AssertionError(f"no end: {(await world.status(key)).to_dict()}")
 
@@ -119,36 +122,30 @@ async def outcome(played: Played) -> dict[str, Any]:
 async def test_killed_at_every_write(name: str) -> None:
     """Just before it. To the cluster that is the same as just after the write before; the operator keeps nothing."""
     story = STORIES[name]
-    undisturbed = await play(story)
+    world = stage(story)
+    undisturbed = await play(story, world=world, cluster=CountingCluster(inner=world.cluster))
     expected = await outcome(undisturbed)
     assert not undisturbed.killed
-    # Progress is written as it comes; that many writes of the same kind need not all be tried.
-    kills = _telling(undisturbed.writes)
-    assert len(kills) >= 3
-    for kill_at in kills:
-        played = await play(story, kill_at=kill_at)
-        where = f"killed before write {kill_at}: {played.writes[kill_at - 1]}"
-        assert played.killed, where
-        assert await outcome(played) == expected, where
-        assert max(Counter(played.world.created).values()) == 1, where
+    world = stage(story)
+    cluster = ForkingCluster(inner=world.cluster)
 
+    async def played() -> None:
+        found = await play(story, world=world, cluster=cluster)
+        assert found.killed == (cluster.where is not None)
+        assert await outcome(found) == expected
+        assert max(Counter(found.world.created).values()) == 1
 
-def _telling(writes: list[str]) -> list[int]:
-    """The numbers of all writes but those that repeat the two before them."""
-    return [
-        number
-        for number, what in enumerate(writes, start=1)
-        if number <= 2 or not what == writes[number - 2] == writes[number - 3]
-    ]
+    await cluster.play(played)
+    assert cluster.failures == []
+    assert cluster.kills >= 3
 
 
 @pytest.mark.parametrize("name", STORIES)
 async def test_a_second_look_writes_nothing(name: str) -> None:
     """Whenever the operator is through with an object, looking again changes nothing."""
     story = STORIES[name]
-    world = World(script=story.script())
-    world.broken_nodes = set(story.broken_nodes)
-    cluster = CrashingCluster(inner=world.cluster)
+    world = stage(story)
+    cluster = CountingCluster(inner=world.cluster)
     world.restart_operator(cluster=lambda _: cluster)
     key = await world.submit(job_manifest(**story.changes))
     quiet = 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.conformance.objects import job_manifest
-from tests.simulation.crashing import CrashingCluster
+from tests.simulation.crashing import CountingCluster
 from tests.simulation.world import World
 
 from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJobStatus
@@ -25,7 +25,7 @@ from finetune_operator.job import controller as job_controller
 from finetune_operator.job.observed import Observed
 
 
-class FailingCluster(CrashingCluster):
+class FailingCluster(CountingCluster):
     """Raises `error` for every write of `kind` while it is set."""
 
     def __init__(self, *, inner: Cluster, kind: str, error: Exception | None) -> None:
@@ -142,7 +142,7 @@ async def test_a_change_by_a_user_meanwhile_is_taken_in() -> None:
     world = World()
     key = await world.submit(job_manifest())
 
-    class Racing(CrashingCluster):
+    class Racing(CountingCluster):
         async def replace_status(self, *, manifest: Manifest) -> Manifest:
             if not self.writes:
                 world.change_spec(key, ttlSecondsAfterFinished=60)
@@ -158,7 +158,7 @@ async def test_a_job_that_is_deleted_meanwhile_is_let_go() -> None:
     world = World()
     key = await world.submit(job_manifest())
 
-    class Racing(CrashingCluster):
+    class Racing(CountingCluster):
         async def replace_status(self, *, manifest: Manifest) -> Manifest:
             world.cluster.remove(kind="FineTuneJob", namespace="ml", name="router")
             return await super().replace_status(manifest=manifest)
@@ -238,7 +238,7 @@ async def test_a_run_costs_few_calls() -> None:
     world = World()
     calls: list[str] = []
 
-    class Counting(CrashingCluster):
+    class Counting(CountingCluster):
         async def get(self, **address: Any) -> Manifest | None:
             calls.append(f"get {address['kind']}")
             return await super().get(**address)

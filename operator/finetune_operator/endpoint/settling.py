@@ -115,13 +115,14 @@ def differences(*, wanted: Manifest, live: Manifest) -> Iterator[tuple[Path, boo
 
 def covers(*, live: Any, wanted: Any) -> bool:
     """Whether an object says all that is wanted. What the apiserver or others added does not count."""
+    if live == wanted:
+        return True
     if isinstance(wanted, dict):
         return isinstance(live, dict) and all(covers(live=live.get(key), wanted=value) for key, value in wanted.items())
     if isinstance(wanted, list):
         same = isinstance(live, list) and len(live) == len(wanted)
         return same and all(covers(live=one, wanted=other) for one, other in zip(live, wanted, strict=True))
-    amount = _amount(wanted)
-    return bool(live == wanted) or (live is None and wanted in ("", 0, False)) or amount == _amount(live) is not None
+    return (live is None and wanted in ("", 0, False)) or (_amount(wanted) == _amount(live) is not None)
 
 
 def _amount(value: Any) -> Decimal | None:
