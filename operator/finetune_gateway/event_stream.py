@@ -15,6 +15,7 @@ from typing import Any
 
 from finetune_gateway.openai_format import (
     calls_tool,
+    ends_of,
     error_in,
     error_message,
     fault_of_finish,
@@ -48,6 +49,8 @@ class EventStream:
         self._data: list[str] = []
         self._held = 0
         self._done = False
+        self._ended: dict[int, bool] = {}
+        """By index: whether a choice that has begun has ended."""
         self._failure: str | None = None
         self._parts: list[str] = []
         self._characters = 0
@@ -80,7 +83,7 @@ class EventStream:
     @property
     def fault(self) -> str | None:
         """Why this is no good answer, once it has ended."""
-        if self._failure is None and not self._done and self.finish is None:
+        if self._failure is None and not self._done and not (self._ended and all(self._ended.values())):
             return "it ended without [DONE] and finish_reason"
         return self._failure or (None if self.has_begun else "the answer holds nothing")
 
@@ -115,7 +118,9 @@ class EventStream:
         text, finish = first_choice(document, key="delta")
         self.finish = finish or self.finish
         self._calls_tool = self._calls_tool or calls_tool(document, key="delta")
-        self._failure = self._failure or fault_of_finish(finish)
+        for index, end in ends_of(document):
+            self._failure = self._failure or fault_of_finish(end)
+            self._ended[index] = self._ended.get(index, False) or bool(end)
         if text and self._characters <= _LONGEST_TEXT:
             self._parts.append(text)
             self._characters += len(text)

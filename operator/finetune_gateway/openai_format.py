@@ -95,7 +95,7 @@ def read_answer(*, body: bytes) -> tuple[dict[str, Any], str | None]:
         return document, f"it says: {error}"
     if not document.get("choices") and not document.get("data") and not isinstance(document.get("label"), str):
         return document, "the answer holds nothing"
-    return document, fault_of_finish(text_of(document)[1])
+    return document, next(filter(None, (fault_of_finish(end) for _, end in ends_of(document))), None)
 
 
 def text_of(document: dict[str, Any]) -> tuple[str | None, str | None]:
@@ -109,8 +109,18 @@ def first_choice(document: dict[str, Any], *, key: str) -> tuple[str | None, str
     choice = _first(document)
     message, finish = choice.get(key), choice.get("finish_reason")
     content = message.get("content") if isinstance(message, dict) else choice.get("text")
+    if content is None and choice:
+        content = ""  # as in a stream, where nothing is sent of what was only thought
     text = content if isinstance(content, str) and (content or not calls_tool(document, key=key)) else None
     return text, finish if isinstance(finish, str) else None
+
+
+def ends_of(document: dict[str, Any]) -> list[tuple[int, str | None]]:
+    """Index and finish_reason of each choice of an answer, or of a streamed part of it."""
+    choices = document.get("choices")
+    found = [each for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
+    ends = [(each.get("index", place), each.get("finish_reason")) for place, each in enumerate(found)]
+    return [(index if isinstance(index, int) else 0, end if isinstance(end, str) else None) for index, end in ends]
 
 
 def calls_tool(document: dict[str, Any], *, key: str) -> bool:

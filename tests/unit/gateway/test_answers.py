@@ -141,10 +141,27 @@ def test_comments_are_handed_on_at_once_and_events_without_end_are_not_kept() ->
     assert events.fault == "an event is longer than 1048576 characters"
 
 
+def second(text: str, finish: str | None = None) -> bytes:
+    """A part of another choice."""
+    return event(text, finish).replace(b'"index": 0', b'"index": 1')
+
+
 def test_of_several_choices_the_first_is_judged() -> None:
-    second = event("NO", "length").replace(b'"index": 0', b'"index": 1')
-    events, _ = read(event("he") + second + event("y", "stop") + DONE)
-    assert (events.text, events.finish) == ("hey", "stop")
+    events, _ = read(event("he") + second("NO", "length") + event("y", "stop") + DONE)
+    assert (events.text, events.finish, events.fault) == ("hey", "stop", None)
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        (second("yes", "stop") + event("hey", "stop"), None),
+        (second("ye") + event("hey", "stop"), "it ended without [DONE] and finish_reason"),
+        (event("hey", "stop") + second("ye"), "it ended without [DONE] and finish_reason"),
+        (event("hey", "stop") + second("ye", "abort") + DONE, "it ended with finish_reason abort"),
+    ],
+)
+def test_a_choice_that_breaks_off_is_a_failure_whichever_it_is(body: bytes, fault: str | None) -> None:
+    assert read(body)[0].fault == fault
 
 
 @pytest.mark.parametrize(
@@ -157,6 +174,7 @@ def test_of_several_choices_the_first_is_judged() -> None:
         (200, b'{"object": "list", "data": [{"label": "movies"}]}', False, False),
         (200, b'{"error": {"message": "no"}}', True, False),
         (200, b'{"choices": [{"message": {"content": "h"}, "finish_reason": "abort"}]}', True, False),
+        (200, b'{"choices": [{"text": "h", "finish_reason": "stop"}, {"finish_reason": "abort"}]}', True, False),
         (204, b"", True, False),
         (307, b"", True, False),
         (200, b"{}", True, False),
@@ -182,6 +200,20 @@ def test_a_call_of_a_tool_is_no_empty_answer_in_a_stream_either() -> None:
     empty = streamed(events=read(said + end + DONE)[0], seconds=0.1)
     assert fault_of_answer(called, json_expected=True, limited=True) is None
     assert fault_of_answer(empty, json_expected=False, limited=True) == "empty"
+
+
+@pytest.mark.parametrize("content", [{"content": None}, {"content": ""}, {}])
+def test_an_answer_of_nothing_but_thoughts_is_empty_streamed_or_not(content: dict[str, Any]) -> None:
+    """vLLM says null where it sends no part of a stream: stable's streamed answers were bad, the same in copies not."""
+    message = {"role": "assistant", "reasoning_content": "hm", **content}
+    ends = {"index": 0, "finish_reason": "length"}
+    stream = b"".join(
+        b"data: %s\n\n" % json.dumps({"choices": [choice]}).encode()
+        for choice in ({"index": 0, "delta": message}, {**ends, "delta": {}})
+    )
+    at_once = whole(status=200, body=json.dumps({"choices": [{**ends, "message": message}]}).encode(), seconds=0.1)
+    for answer in (streamed(events=read(stream + DONE)[0], seconds=0.1), at_once):
+        assert fault_of_answer(answer, json_expected=False, limited=True) == "empty"
 
 
 def test_an_answer_cut_off_by_another_limit_than_the_client_s_is_a_bad_one() -> None:
