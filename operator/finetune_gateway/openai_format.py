@@ -57,10 +57,13 @@ def parse_request(*, body: bytes, model: str) -> ParsedRequest:
     named = document.get("model")
     if named is not None and named != model:
         raise no_such_model(model=model)
+    stream = document.get("stream")
+    if not isinstance(stream, bool | None):  # vLLM reads "true" and 1 as true, and would be blamed for its stream
+        raise BadRequestError("`stream` must be true or false", code="invalid_type", param="stream")
     user = document.get("user")
     response_format = document.get("response_format")
     return ParsedRequest(
-        stream=document.get("stream") is True,
+        stream=bool(stream),
         body=body if named is not None else with_model(document=document, model=model),
         limited=any(document.get(name) is not None for name in ("max_tokens", "max_completion_tokens")),
         user=user if isinstance(user, str) and user else None,

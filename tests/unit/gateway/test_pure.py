@@ -143,6 +143,8 @@ def test_similarity_is_token_f1() -> None:
         (b"{", "not valid JSON"),
         (b"[1]", "JSON object"),
         (b'{"model": "gpt-4"}', "'router' only"),
+        (b'{"stream": "true"}', "`stream` must be true or false"),
+        (b'{"stream": 1}', "`stream` must be true or false"),
         (b"[" * 100_000, "not valid JSON"),
     ],
 )
