@@ -37,3 +37,8 @@ def t_quantile(probability: float, *, degrees_of_freedom: float) -> float:
 def chi_square_quantile(probability: float, *, degrees_of_freedom: float) -> float:
     """The x with P(X <= x) = probability of a chi-square variable."""
     return float(special.chdtri(degrees_of_freedom, 1 - probability))
+
+
+def beta_quantile(probability: float, a: float, b: float) -> float:
+    """The x with P(X <= x) = probability of a beta variable; a and b need not be whole."""
+    return float(special.betaincinv(a, b, probability))

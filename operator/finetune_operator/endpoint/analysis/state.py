@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from scipy.stats import beta
-
 from finetune_api.modelendpoint import LiveMetric
 from finetune_stats.betting import BoundedMeanState, bounded_mean_from_dict
+from finetune_stats.distributions import beta_quantile
 from finetune_stats.edetector import DetectorState, detector_from_dict
 from finetune_stats.eprocess import TwoRateState, two_rate_from_dict
 from finetune_stats.ledger import Ledger, ledger_from_dict
@@ -87,7 +86,7 @@ class AnalysisState:
         every version is worse, the same one too.
         """
         return {
-            name: float(beta.ppf(_REFERENCE_CONFIDENCE, bad + 1, total - bad)) if bad < total else 1.0
+            name: beta_quantile(_REFERENCE_CONFIDENCE, bad + 1, total - bad) if bad < total else 1.0
             for name, bad, total in self.rates
             if total >= 20
         }
