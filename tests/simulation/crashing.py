@@ -1,4 +1,4 @@
-"""A Cluster at which the operator dies at each of its writes."""
+"""Clusters at which the operator dies: at a chosen write, or at each of them."""
 
 from __future__ import annotations
 
@@ -65,6 +65,19 @@ class CountingCluster:
 
     def _count(self, what: str) -> None:
         self.writes.append(what)
+
+
+class CrashingCluster(CountingCluster):
+    """Instead of the write with this number (from 1) the operator dies."""
+
+    def __init__(self, *, inner: Cluster, kill_at: int | None = None) -> None:
+        super().__init__(inner=inner)
+        self._kill_at = kill_at
+
+    def _count(self, what: str) -> None:
+        super()._count(what)
+        if len(self.writes) == self._kill_at:
+            raise KilledError(what)
 
 
 class ForkingCluster(CountingCluster):
