@@ -27,11 +27,19 @@ LEASE_SECONDS = 9
 class Replica:
     """One operator process. `log` is parsed: one JSON object a line."""
 
-    def __init__(self, *, name: str, kubeconfig: Path, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        kubeconfig: Path,
+        folder: Path,
+        environment: Mapping[str, str],
+        lease_seconds: int = LEASE_SECONDS,
+    ) -> None:
         self.name = name
         self._log = folder / f"{name}.log"
         command = [sys.executable, "-m", "finetune_operator", "--log-format=json", f"--kubeconfig={kubeconfig}"]
-        options = ["--listen=127.0.0.1", "--probe-port=0", "--door-port=0", f"--lease-seconds={LEASE_SECONDS}"]
+        options = ["--listen=127.0.0.1", "--probe-port=0", "--door-port=0", f"--lease-seconds={lease_seconds}"]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, *options],
@@ -113,6 +121,7 @@ def replicas(
     *names: str,
     environment: Mapping[str, str] | None = None,
     namespace: str = NAMESPACE,
+    lease_seconds: int = LEASE_SECONDS,
 ) -> Iterator[list[Replica]]:
     """Start replicas of an operator that is installed in a namespace, one after the other; the first leads. They end
     with the context."""
@@ -127,7 +136,9 @@ def replicas(
                 "POD_IP": f"10.244.9.{number + 1}",
                 **(environment or {}),
             }
-            started.append(Replica(name=name, kubeconfig=kubeconfig, folder=folder, environment=given))
+            started.append(
+                Replica(name=name, kubeconfig=kubeconfig, folder=folder, environment=given, lease_seconds=lease_seconds)
+            )
             started[-1].wait_until_says("the door is open" if number == 0 else "probes and metrics on port")
         yield started
     finally:

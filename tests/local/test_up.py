@@ -302,7 +302,7 @@ def test_a_server_that_hangs_under_guard_is_left(served: Served) -> None:
     assert clients.failures == []
     assert served.status()["stable"]["name"] == "first"
     assert served.status()["versions"][-1]["name"] == "second"
-    assert took < 20, f"{took:.1f} s"
+    assert took < 60, f"{took:.1f} s"
     until(served, lambda: len(served.pods("server")) == 1, what="the end of its server")
 
 

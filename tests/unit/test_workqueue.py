@@ -187,17 +187,17 @@ async def test_backoff_grows_and_is_forgotten_after_a_success() -> None:
         if next(failures):
             raise RuntimeError("no")
 
-    queue: WorkQueue[str] = WorkQueue(handler, first_backoff_seconds=0.04, longest_backoff_seconds=10)
+    queue: WorkQueue[str] = WorkQueue(handler, first_backoff_seconds=0.1, longest_backoff_seconds=10)
     task = asyncio.create_task(queue.run(workers=1))
     queue.add("a")
     await until(lambda: len(times) == 4)
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert gaps[0] >= 0.03
-    assert gaps[1] >= 0.06
-    assert gaps[2] >= 0.12
+    assert gaps[0] >= 0.075
+    assert gaps[1] >= 0.15
+    assert gaps[2] >= 0.3
     queue.add("a")
     await until(lambda: len(times) == 6)
-    assert times[5] - times[4] < 0.12, "the count begins anew"
+    assert times[5] - times[4] < 0.6, "the count begins anew"
     task.cancel()
 
 

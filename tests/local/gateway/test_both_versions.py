@@ -207,12 +207,12 @@ async def test_all_attempts_together_have_the_limit_s_time(
     gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
 ) -> None:
     stable.delay = candidate.delay = 60
-    gateway.route(candidate, stable, rules=rules(100, overdueSeconds=1.5))
-    gateway.start(TIMEOUT_SECONDS="2")
+    gateway.route(candidate, stable, rules=rules(100, overdueSeconds=3.5))
+    gateway.start(TIMEOUT_SECONDS="4")
     await gateway.ready()
     began = time.monotonic()
     status, _ = await post(client, gateway)
-    assert (status, time.monotonic() - began < 3) == (504, True)
+    assert (status, time.monotonic() - began < 7) == (504, True)
 
 
 class NoNames(AbstractResolver):
@@ -237,4 +237,4 @@ async def test_a_name_that_is_not_resolved_is_not_waited_for(stable: Upstream, c
             began = time.monotonic()
             async with client.post(server.make_url("/v1/chat/completions"), json=HELLO) as answer:
                 text = json.loads(await answer.read())["choices"][0]["message"]["content"]
-    assert (text, time.monotonic() - began < 10) == ("old says hello", True)
+    assert (text, time.monotonic() - began < 25) == ("old says hello", True)
