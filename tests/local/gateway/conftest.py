@@ -207,7 +207,7 @@ class GatewayProcess:
 
     async def ready(self) -> None:
         async with aiohttp.ClientSession() as session:
-            deadline = time.monotonic() + 15
+            deadline = time.monotonic() + HANGS_S
             while time.monotonic() < deadline:
                 assert self.process is not None
                 assert self.process.poll() is None, (self.folder / "gateway.log").read_text()

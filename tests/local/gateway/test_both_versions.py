@@ -198,8 +198,9 @@ async def test_versions_are_told_the_model_in_copies_and_probes_too(
     gateway.route(stable, candidate, shadow={**SHADOW, "probe": {"ratePerSecond": 50}})
     gateway.start()
     await gateway.ready()
+    await eventually(lambda: len(stable.seen) == len(candidate.seen) == 5)  # none is copied before both have answered
     await post(client, gateway, {"messages": HELLO["messages"]})
-    await eventually(lambda: len(stable.seen) == 6 and len(candidate.seen) == 6)
+    await eventually(lambda: len(stable.seen) == len(candidate.seen) == 6)
     assert {seen.get("model") for seen in (*stable.seen, *candidate.seen)} == {"router"}
 
 
