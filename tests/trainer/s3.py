@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.harness import MissingPrerequisite, tools
+from tests.patience import HANGS_S
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def serve_s3(folder: Path, *, bucket: str) -> Iterator[dict[str, str]]:
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANGS_S
     while time.monotonic() < deadline and process.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tests.patience import HANGS_S
 from tests.trainer.local_ca import certificate
 
 from finetune_api.progress import CA_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
@@ -76,7 +77,7 @@ def test_many_reports_become_few_and_the_last_one_counts(door: Door, tmp_path: P
     variables = environment(tmp_path, door.url)
     with ProgressReporter(environment=variables) as progress:
         progress.report(fraction=0.0, remaining_seconds=None, metrics={})
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANGS_S
         while not door.requests and time.monotonic() < deadline:
             time.sleep(0.01)
         Path(variables[TOKEN_VARIABLE]).write_text("renewed")

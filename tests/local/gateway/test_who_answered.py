@@ -273,7 +273,7 @@ def silent(*, stopped: bool) -> Iterator[Upstream]:
     upstream = Upstream(name="new")
     process = subprocess.Popen([sys.executable, "-c", SILENT, str(upstream.port)])
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANGS_S
         while True:
             try:
                 socket.create_connection(("127.0.0.1", upstream.port), timeout=1).close()

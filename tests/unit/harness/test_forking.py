@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests import forking
+from tests.patience import HANGS_S
 
 PROGRAMS = {
     "ends": "import sys; print('out'); print('error', file=sys.stderr); sys.exit(7)",
@@ -71,7 +72,7 @@ def test_it_ends_with_the_one_who_waits_for_it(python: str, folder: Path) -> Non
         assert process.stdout is not None
         pid = json.loads(process.stdout.readline())
         process.kill()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANGS_S
         while Path(f"/proc/{pid}").exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
