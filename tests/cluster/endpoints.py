@@ -179,9 +179,9 @@ def manifest(**rollout: Any) -> dict[str, Any]:
             "task": "Chat",
             "serving": {
                 "runtime": "Transformers",
-                "resources": {"requests": {"cpu": "100m", "memory": "700Mi"}},
+                "resources": {"requests": {"cpu": "300m", "memory": "700Mi"}},
             },
-            "gateway": {"replicas": 2, "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}}},
+            "gateway": {"replicas": 2, "resources": {"requests": {"cpu": "200m", "memory": "64Mi"}}},
             "rollout": merged(short, rollout),
         },
     }

@@ -54,6 +54,18 @@ def test_a_gateway_is_as_recorded() -> None:
     check("gateway", list(gateway_manifests(endpoint=endpoint(gateway=gateway), config=CONFIG, door=door)))
 
 
+@pytest.mark.parametrize("runtime", ["Transformers", "VLLM"])
+def test_no_kubelet_restarts_what_is_slow_on_a_busy_node(runtime: str) -> None:
+    """One restarted the version in production, which six times in a row took more than 5 s to say that it lives."""
+    gateway = gateway_manifests(endpoint=endpoint(), config=CONFIG, door=None)
+    deployments = [each for each in (*servers(runtime), *gateway) if each["kind"] == "Deployment"]
+    assert len(deployments) == 2
+    for deployment in deployments:
+        probe = deployment["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]
+        assert probe["timeoutSeconds"] >= 30
+        assert probe["timeoutSeconds"] * probe["failureThreshold"] >= 180
+
+
 def test_a_gateway_knows_what_the_endpoint_says_of_it() -> None:
     gateway = {"heartbeatSeconds": 5, "allowedOrigins": ["https://one.example", "https://two.example"]}
     found = gateway_manifests(endpoint=endpoint(gateway=gateway), config=CONFIG, door=None)

@@ -33,7 +33,7 @@ from finetune_operator.endpoint.names import (
     routes_name,
     selector,
 )
-from finetune_operator.endpoint.serving.pod import STOP_HOOK, spread
+from finetune_operator.endpoint.serving.pod import BUSY_SECONDS, STOP_HOOK, spread
 
 INPUTS_ANNOTATION = f"{GROUP}/rendered-from"
 _RESTARTED_ANNOTATION = "kubectl.kubernetes.io/restartedAt"
@@ -177,11 +177,11 @@ def _template(
             {"name": "http", "containerPort": GATEWAY_PORT},
             {"name": "status", "containerPort": GATEWAY_STATUS_PORT},
         ],
-        "readinessProbe": {"httpGet": {"path": "/readyz", "port": "status"}, "periodSeconds": 2, "timeoutSeconds": 2},
+        "readinessProbe": {"httpGet": {"path": "/readyz", "port": "status"}, "periodSeconds": 2, "timeoutSeconds": 5},
         "livenessProbe": {
             "httpGet": {"path": "/healthz", "port": "status"},
             "periodSeconds": 10,
-            "timeoutSeconds": 5,
+            "timeoutSeconds": BUSY_SECONDS,
             "failureThreshold": 6,
         },
         "resources": (gateway.resources or config.gateway_resources).to_dict(),

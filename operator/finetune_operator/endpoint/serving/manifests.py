@@ -35,7 +35,7 @@ from finetune_operator.endpoint.names import (
     metadata_of,
     server_name,
 )
-from finetune_operator.endpoint.serving.pod import STOP_HOOK, spread
+from finetune_operator.endpoint.serving.pod import BUSY_SECONDS, STOP_HOOK, spread
 from finetune_operator.endpoint.serving.servers import CONTAINER, FETCH
 from finetune_operator.endpoint.serving.vllm import NotServableError, vllm_arguments
 
@@ -218,7 +218,7 @@ def _probes(*, live: str, ready: str) -> dict[str, Any]:
     return {
         "startupProbe": _probe(ready, seconds=2, failures=_START_SECONDS // 2),
         "readinessProbe": _probe(ready, seconds=2, failures=2),
-        "livenessProbe": _probe(live, seconds=10, failures=6),
+        "livenessProbe": {**_probe(live, seconds=10, failures=6), "timeoutSeconds": BUSY_SECONDS},
     }
 
 

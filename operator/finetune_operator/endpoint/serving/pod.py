@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+BUSY_SECONDS = 30
+"""What a process may take to say that it lives: a kubelet restarts what hangs, not what is slow on a busy node."""
 STOP_HOOK: dict[str, Any] = {"preStop": {"sleep": {"seconds": 5}}}
 """Before SIGTERM: the time that nodes take to hear that a Service does not lead here any more (Kubernetes 1.30)."""
 
