@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from tests.harness.store import ROOT
+from tests.patience import HANGS_S
 
 HANGS = """
 import pytest, signal, subprocess, sys, time
@@ -28,7 +29,6 @@ RUN = """
 import sys
 from pathlib import Path
 from tests import run_layers
-from tests.patience import HANGS_S
 
 run_layers.ROOT = Path(sys.argv[1])
 run_layers.INTERRUPT_S = run_layers.CLEANUP_S = 1
