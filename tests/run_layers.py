@@ -69,7 +69,7 @@ LAYERS = {
     "trainer": Layer(workers=2),
     "local": Layer(workers=2),
     "api": Layer(workers=2),
-    "cluster": Layer(quiet_s=1500),
+    "cluster": Layer(quiet_s=1800),
 }
 LINTER_LIMIT_S = 1500
 _LINE = 300

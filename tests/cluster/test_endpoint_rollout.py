@@ -23,7 +23,7 @@ from tests.patience import HANGS_S
 
 from finetune_gateway.routing import user_position
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = pytest.mark.timeout(1700)
 
 _BURST = 16
 _WATCHING_AGAIN_S = 8.0

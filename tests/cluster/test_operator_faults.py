@@ -22,7 +22,7 @@ from tests.cluster.operator_install import SYSTEM, InstalledOperator
 from tests.harness import Object, wait_until
 from tests.patience import HANGS_S
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(1700)
 OUTAGE_S = 30
 """Twice as long as the leader's Lease."""
 KILL_ALL = """

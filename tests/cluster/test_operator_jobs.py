@@ -8,7 +8,7 @@ from tests.cluster.operator_install import SYSTEM
 from tests.harness import wait_until
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1700)
 def test_two_pods_train_and_prove_a_model_though_one_is_deleted(workspace: Workspace) -> None:
     """One pod does, undisturbed, in test_production_loop.py."""
     name = "topics"

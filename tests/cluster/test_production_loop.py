@@ -17,7 +17,7 @@ from tests.harness.errors import HarnessError
 from tests.harness.store import ROOT
 from tests.patience import HANGS_S
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(1700)
 DEMO = ROOT / "demo"
 ENDPOINT = "topics"
 
