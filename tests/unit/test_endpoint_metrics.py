@@ -10,8 +10,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from finetune_api.base import ObjectMeta
 from finetune_api.modelendpoint import ComparisonStatus, ModelEndpointStatus
 from finetune_operator.core.ports import Key
-from finetune_operator.endpoint.facts import MOST_OUTCOMES, with_comparison, with_outcome
+from finetune_operator.endpoint.facts import with_comparison, with_outcome
 from finetune_operator.endpoint.metrics import EndpointMetrics
+from finetune_operator.endpoint.rollout.choose import MOST_OUTCOMES
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 KEY = Key(kind="ModelEndpoint", namespace="ml", name="router")

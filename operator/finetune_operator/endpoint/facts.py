@@ -22,14 +22,11 @@ from finetune_operator.core.times import whole_second
 from finetune_operator.endpoint.approvals import used
 from finetune_operator.endpoint.names import server_name
 from finetune_operator.endpoint.observed import ObservedEndpoint
-from finetune_operator.endpoint.rollout.choose import outcome_of
+from finetune_operator.endpoint.rollout.choose import MOST_OUTCOMES, outcome_of
 from finetune_operator.endpoint.rollout.plan import RolloutPlan, stored
 from finetune_operator.endpoint.rollout.proof import doubted, with_proof
 from finetune_operator.endpoint.rollout.routing import routes_of, same_content
 from finetune_operator.endpoint.rollout.state import Starting, Trying
-
-MOST_OUTCOMES = 100
-"""Outcomes that a status remembers; the oldest go first."""
 
 MOST_COMPARISONS = 10
 """Comparisons that a status remembers; the oldest go first."""

@@ -21,6 +21,9 @@ from finetune_operator.endpoint.comparison import comparison
 from finetune_operator.endpoint.names import COMPARISON_LABEL
 from finetune_operator.endpoint.observed import ObservedEndpoint
 
+MOST_OUTCOMES = 100
+"""Outcomes that a status remembers; the oldest go first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -116,6 +119,7 @@ def _newest(observed: ObservedEndpoint) -> Choice:
             version
             for version in observed.versions
             if version.metadata.uid not in tried
+            and not _may_be_forgotten(version, status=status)
             and (accepted(version) or version.spec.evaluation.held)
             and version.spec.endpoint_ref is not None
             and version.spec.endpoint_ref.name == observed.endpoint.metadata.name
@@ -140,6 +144,13 @@ def _newest(observed: ObservedEndpoint) -> Choice:
                 return Choice(compare=version, held=waits)
             problem = problem or obstacle
     return Choice(problem=problem, held=waits)
+
+
+def _may_be_forgotten(version: ModelVersion, *, status: ModelEndpointStatus) -> bool:
+    """Whether what became of a version may be among the outcomes that the status no longer has: it is not tried again.
+    One that only waits is not lost so: whatever is newer and begins supersedes it."""
+    known = status.versions
+    return len(known) >= MOST_OUTCOMES and order_of(version)[0] <= known[0].time
 
 
 def comparison_problem(observed: ObservedEndpoint, *, version: ModelVersion) -> tuple[str, str] | None:
