@@ -63,12 +63,7 @@ class ShadowCounts(ApiModel):
 
     epoch: int
     sampled: Count = 0
-    completed: Count = 0
     dropped: Count = 0
-    agreed: Count = 0
-    """Answers equal after normalisation."""
-    similarity_sum: float = 0.0
-    """Sum over pairs of the token-level F1 of the two answers."""
 
 
 class BreakerTrip(ApiModel):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from finetune_api.observations import BreakerTrip
 from finetune_api.routes import Routes
 from finetune_gateway.breaker import BreakerState
+from finetune_gateway.metrics import Metrics
 from finetune_gateway.tally import Tally
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ class LiveRoutes:
     """One routing table at a time; a newer epoch replaces it between two requests."""
 
     tally: Tally
+    metrics: Metrics
     current: Routes | None = None
     heard: set[str] = field(default_factory=set)
     """Versions whose servers have answered this gateway: of others nothing is counted (first_answers.py)."""
@@ -88,6 +90,7 @@ class LiveRoutes:
             epoch=epoch, rule=rule, variant=variant, reason=(state.opened or what)[:_LONGEST_REASON], at=time.time()
         )
         self.tally.breakers.append(trip)
+        self.metrics.breakers.inc()
         logger.error("left variant %s of rule %s for its fallback: %s", variant, rule, state.opened)
 
     def failing_elsewhere(self, rule: str) -> float:

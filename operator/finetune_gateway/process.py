@@ -106,8 +106,8 @@ def assemble(*, config: GatewayConfig, session: aiohttp.ClientSession) -> Applic
     """The parts of a gateway, wired; none of them runs."""
     address = _host_and_port(config.address, config.status_port) if config.address else ""
     tally = Tally(endpoint=config.endpoint, gateway=config.name, address=address)
-    live = LiveRoutes(tally=tally)
     metrics = Metrics()
+    live = LiveRoutes(tally=tally, metrics=metrics)
     votes = Votes(tally=tally, sealer=Sealer(issuer=issuer_tag(config.name)))
     proxy = Proxy(
         config=config,

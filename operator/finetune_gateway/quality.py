@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from typing import Literal
 
 from finetune_gateway.answers import Answer
@@ -75,14 +74,5 @@ def _has_period(tail: list[str], *, length: int) -> bool:
 
 
 def normalised(text: str) -> str:
-    """An answer without case and spacing, for agreement."""
+    """A label without case and spacing."""
     return " ".join(text.lower().split())
-
-
-def similarity(*, first: str, second: str) -> float:
-    """Token-level F1 of two answers in [0, 1]; 1 for two empty ones."""
-    one, two = Counter(_WORD.findall(first.lower())), Counter(_WORD.findall(second.lower()))
-    if not one and not two:
-        return 1.0
-    common = sum((one & two).values())
-    return 2.0 * common / (sum(one.values()) + sum(two.values()))

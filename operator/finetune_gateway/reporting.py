@@ -51,7 +51,7 @@ async def _post(*, session: aiohttp.ClientSession, config: GatewayConfig, url: s
         headers["Authorization"] = f"Bearer {config.door_token_file.read_text().strip()}"
     async with session.post(url, data=body, headers=headers, timeout=aiohttp.ClientTimeout(total=5)) as answer:
         if answer.status >= 300:
-            raise aiohttp.ClientError(f"{url} answered {answer.status}: {(await answer.text())[:200]}")
+            raise aiohttp.ClientError(f"{url} answered {answer.status}: {(await answer.text(errors='replace'))[:200]}")
         return await answer.read()
 
 

@@ -24,15 +24,14 @@ from finetune_api.routes import Routes, ShadowOrder
 from finetune_gateway.answers import Answer, Measures, measures, whole
 from finetune_gateway.client_stream import whole_body
 from finetune_gateway.live_routes import LiveRoutes
-from finetune_gateway.openai_format import with_model, without_stream
-from finetune_gateway.quality import fault_of_answer, normalised, similarity
+from finetune_gateway.openai_format import read_object, with_model, without_stream
+from finetune_gateway.quality import fault_of_answer, normalised
 from finetune_gateway.tally import Tally
 
 logger = logging.getLogger(__name__)
 MIRRORED_HEADER = "X-Finetune-Mirrored"
 """Of what no client waits for: `shadow` or `probe`. A server's own log and statistics can leave such requests out."""
 _PROBES_PATH = "/finetune/probes"
-_MAXIMUM_TEXT = 100_000
 
 
 @dataclass(kw_only=True)
@@ -59,6 +58,7 @@ class Comparator:
         counts.sampled += 1
         if len(self._tasks) >= order.max_in_flight:
             counts.dropped += 1
+            self.live.metrics.shadow.labels("dropped").inc()
             return
         if stable.seconds > order.timeout_seconds:
             stable = Answer(status=0, seconds=stable.seconds)  # the candidate is not waited for longer either
@@ -131,11 +131,7 @@ class Comparator:
         )
         found = measures(candidate, stable, bad=bad, latency_limit=routes.judging.latency_limit_seconds)
         self._count(found, routes=routes, order=order, source="Shadow")
-        counts = self.tally.shadow(routes.epoch)
-        counts.completed += 1
-        one, two = (candidate.text or "")[:_MAXIMUM_TEXT], (stable.text or "")[:_MAXIMUM_TEXT]
-        counts.agreed += normalised(one) == normalised(two)
-        counts.similarity_sum += similarity(first=one, second=two)
+        self.live.metrics.shadow.labels("completed").inc()
 
     async def _probe_one(self, *, routes: Routes, order: ShadowOrder, prompt: dict[str, Any]) -> None:
         path, label = str(prompt["path"]), prompt.get("label")
@@ -189,16 +185,23 @@ class Comparator:
             self.tally.pair(key).add(candidate_bad=candidate_bad, stable_bad=stable_bad)
 
     async def _fetch_probes(self, *, routes: Routes, order: ShadowOrder) -> list[dict[str, Any]]:
-        """Held-out requests from the candidate's server: `[{path, request, label?}]`, each once."""
+        """Held-out requests from the candidate's server."""
         try:
             url = routes.variants[order.candidate].url + _PROBES_PATH
             async with self.session.get(url, timeout=aiohttp.ClientTimeout(total=10)) as answer:
                 if answer.status != 200:
                     return []
-                prompts: list[dict[str, Any]] = json.loads(await whole_body(answer))["probes"]
-                return list({_body_of(prompt): prompt for prompt in prompts}.values())
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
+                return held_out(await whole_body(answer))
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return []
+
+
+def held_out(body: bytes) -> list[dict[str, Any]]:
+    """What a version hands out: `{"probes": [{path, request, label?}]}`, each once. Raises ValueError for no JSON."""
+    prompts = (read_object(body) or {}).get("probes")
+    found = [each for each in prompts if isinstance(each, dict)] if isinstance(prompts, list) else []
+    asked = [each for each in found if isinstance(each.get("path"), str) and isinstance(each.get("request"), dict)]
+    return list({_body_of(each): each for each in asked}.values())
 
 
 def _changes(*, first: Measures, now: Measures) -> Measures:

@@ -70,10 +70,7 @@ class Shadowed:
     """How the shadow itself fares."""
 
     sampled: int = 0
-    completed: int = 0
     dropped: int = 0
-    agreed: int = 0
-    similarity_sum: float = 0.0
 
 
 ArmKey = tuple[int, str, str]

@@ -23,6 +23,7 @@ from finetune_api.routes import Judging, Routes
 from finetune_gateway.answers import Answer, measures
 from finetune_gateway.flights import Flights
 from finetune_gateway.live_routes import LiveRoutes
+from finetune_gateway.metrics import Metrics
 from finetune_gateway.quality import fault_of_answer
 from finetune_gateway.tally import Tally, User
 from finetune_operator.core.ports import Report
@@ -248,7 +249,7 @@ def _routes(*, epoch: int, percent: float) -> Routes:
 def rollout(candidate: Version, *, seed: int, slowness: float) -> str | None:
     """Where and why a candidate is called a regression; None: it is not."""
     clock, tally = Clock(), Tally(endpoint="router", gateway="g")
-    live = LiveRoutes(tally=tally)
+    live = LiveRoutes(tally=tally, metrics=Metrics())
     with patch("finetune_gateway.flights.time", clock), patch("finetune_gateway.live_routes.time", clock):
         return Rollout(
             rng=random.Random(seed),

@@ -103,7 +103,7 @@ class GatewayProcess:
                 )
                 for (e, source, one, other, metric), counts in self.pairs.items()
             ],
-            shadow=[ShadowCounts(epoch=epoch, sampled=n, completed=n) for epoch, n in self.shadows.items()],
+            shadow=[ShadowCounts(epoch=epoch, sampled=n) for epoch, n in self.shadows.items()],
             breakers=list(self.trips),
         )
 

@@ -19,6 +19,7 @@ from finetune_gateway import flights as flights_module
 from finetune_gateway import live_routes as live_module
 from finetune_gateway.flights import Flight, Flights
 from finetune_gateway.live_routes import LiveRoutes
+from finetune_gateway.metrics import Metrics
 from finetune_gateway.tally import Tally, User
 
 LIMIT, OVERDUE, CAP = 4.0, 8.0, 3
@@ -73,7 +74,7 @@ class _Wait:
 
 def gateway(**breaker: Any) -> Flights:
     tally = Tally(endpoint="router", gateway="g")
-    live = LiveRoutes(tally=tally)
+    live = LiveRoutes(tally=tally, metrics=Metrics())
     rule = {"name": "all", "weights": {"new": 50, "old": 50}, "fallback": "old"}
     live.accept(
         Routes.model_validate(

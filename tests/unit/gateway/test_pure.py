@@ -18,7 +18,7 @@ from finetune_gateway.openai_format import (
     text_of,
     without_stream,
 )
-from finetune_gateway.quality import fault_of, similarity
+from finetune_gateway.quality import fault_of
 from finetune_gateway.routing import choose, user_position
 
 
@@ -129,12 +129,6 @@ def test_breaker_forgets_what_left_its_window() -> None:
 )
 def test_faults(text: str, json_expected: bool, fault: str | None) -> None:
     assert fault_of(text=text, json_expected=json_expected) == fault
-
-
-def test_similarity_is_token_f1() -> None:
-    assert similarity(first="a b c", second="A b d e") == pytest.approx(4 / 7)
-    assert similarity(first="", second="") == 1.0
-    assert similarity(first="a", second="") == 0.0
 
 
 @pytest.mark.parametrize(
