@@ -1,5 +1,5 @@
 """What operator and gateway have to know of a task or a method: a row each. What the trainer does with them is in
-`finetune_trainer.tasks` and `finetune_trainer.methods`."""
+`finetune_trainer.tasks` and `finetune_trainer.training.methods`."""
 
 from __future__ import annotations
 

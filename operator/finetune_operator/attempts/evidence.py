@@ -163,7 +163,7 @@ def _failed_container(*, pod: PodState, ended: Ended, said: Failure | None) -> B
 
 
 def _broken_job(job: ChildJob) -> Broken:
-    """The pods are gone. Their Job remembers which rule of its failure policy applied (job_manifest.FAILURE_RULES)."""
+    """The pods are gone. Their Job remembers which rule of its failure policy applied (manifests.FAILURE_RULES)."""
     message = f"{job.failure_message} (the pod is gone)" if job.failure_message else "its pods are gone"
     if job.failure_reason == "PodFailurePolicy":
         if "rule at index 0" in job.failure_message:

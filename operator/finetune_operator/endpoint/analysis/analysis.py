@@ -1,7 +1,7 @@
 """The live statistics of one part of a rollout (shadow, a canary step, guard): counts in, verdicts out.
 
     reports of the gateways (cumulative) -> ledgers (increments) -> sequential tests -> a row for each metric
-    analysis_counts.py                                              here                analysis_rows.py
+    counts.py                                                       here                rows.py
 
 Methods, sources and assumptions: finetune_stats, docs/statistics.md.
 """
