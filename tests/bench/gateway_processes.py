@@ -190,7 +190,7 @@ def _routes(*, stable: Server, candidate: Server | None) -> dict[str, object]:
 def shadow_counts(folder: Path) -> dict[str, int]:
     """How many requests were mirrored, and how many were shed."""
     counts = json.loads((folder / "shadow-observations.json").read_text())["shadow"]
-    return {key: sum(each.get(key, 0) for each in counts) for key in ("sampled", "completed", "dropped")}
+    return {key: sum(each.get(key, 0) for each in counts) for key in ("sampled", "dropped")}
 
 
 # -- LiteLLM ----------------------------------------------------------------------------------------------------------

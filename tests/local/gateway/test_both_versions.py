@@ -32,7 +32,7 @@ def rules(new: float, **breaker: Any) -> list[dict[str, Any]]:
 
 
 async def table(gateway: GatewayProcess, metric: str = "error_rate") -> dict[str, int]:
-    await eventually(lambda: gateway.observations()["shadow"][-1]["completed"] >= 1)
+    await eventually(lambda: gateway.observations()["pairs"])
     return next(each for each in gateway.observations()["pairs"] if each["metric"] == metric)
 
 
