@@ -238,7 +238,11 @@ def _watched_candidate(observed: ObservedEndpoint, state: Watched, *, requests: 
         return _held(observed, state.step, version=candidate, judged=judged)
     if not _in_force(observed, plan):
         return _stay(observed, reason=reason, message=f"{doing}{_unheard(observed)}", judged=judged)
-    progress = _progress(observed, state, judged=judged)
+    progress, unready = _progress(observed, state, judged=judged), observed.unready(candidate)
+    if unready and isinstance(progress, _GoOn):
+        progress = _Wait(what=unready[0])
+    elif unready and isinstance(progress, _Wait):
+        progress = replace(progress, what=f"{unready[0]}, and {progress.what}")
     if requests.pause:
         return _paused(
             observed, f"{doing}; paused: no next step until the annotation finetune.dev/pause is removed", judged
@@ -248,7 +252,7 @@ def _watched_candidate(observed: ObservedEndpoint, state: Watched, *, requests: 
         message = f"{doing}; waits for {progress.what}{_unheard(observed)}"
         draft = _stay(observed, reason=reason, message=message, judged=judged, look_again=again)
         problem = shadow_problem(observed) if isinstance(state, Shadowing) else None
-        return replace(draft, waits_for=(problem,)) if problem is not None else draft
+        return replace(draft, waits_for=(*unready, problem) if problem is not None else unready)
     if isinstance(progress, _GiveUp):
         after = facts.left_candidate(observed, state, outcome="Rejected", reason=f"inconclusive: {judged.missing}")
         return _left(after, reason=Reason.INCONCLUSIVE, message=f"{candidate.name} was not proven: {judged.missing}")
@@ -360,7 +364,8 @@ def _guard(observed: ObservedEndpoint, state: Guarding) -> Draft:
     if previous is not None and judged.regression is not None and step.accepted is None:
         return _held(observed, step, version=stable, judged=judged)
     due = step.start_time + timedelta(seconds=plan.guard_seconds)
-    if observed.now < due or requests.pause:
+    unready = observed.unready(stable) if previous is not None else ()  # until then it is the way back
+    if observed.now < due or requests.pause or unready:
         warm = f", {previous.name} stays warm" if previous else ""
         message = f"{observed.served_by(stable)}; {stable.name} is watched{warm}"
         if requests.pause:
@@ -369,7 +374,8 @@ def _guard(observed: ObservedEndpoint, state: Guarding) -> Draft:
                 f"{message}; paused: the guard does not end until the annotation finetune.dev/pause is removed",
                 judged,
             )
-        return _stay(observed, reason=Reason.GUARDING, message=message, judged=judged, look_again=(due,))
+        draft = _stay(observed, reason=Reason.GUARDING, message=message, judged=judged, look_again=(due,))
+        return replace(draft, waits_for=unready)
     message = observed.served_by(stable)
     if judged.samples == 0:
         message = f"{message}; the guard ended without a request that could be judged"

@@ -261,11 +261,11 @@ def _approval(look: _Look, state: AwaitingApproval) -> NextStatus:
     name, guard = state.candidate.name, state.plan.guard_seconds
     then = [look.on_regression(state.plan)]
     if passes(look.status, uid=state.candidate.uid, hold=PROMOTION):
-        return NextStatus(waits_for=[_ROUTES], then=then, release=[look.reject(name)])
+        return NextStatus(waits_for=list(look.waits_for) or [_ROUTES], then=then, release=[look.reject(name)])
     watched = f", and it is watched for {guard} s" if guard else ""
     approve = Release(action="Approve", effect=f"{name} is promoted: all requests move to it{watched}")
     wait = f"a person to approve {name} (rollout.approval Manual): there is no time limit"
-    return NextStatus(waits_for=[wait], then=then, release=[approve, look.reject(name)])
+    return NextStatus(waits_for=[*look.waits_for, wait], then=then, release=[approve, look.reject(name)])
 
 
 def _guard(look: _Look, state: Guarding) -> NextStatus:
@@ -275,7 +275,7 @@ def _guard(look: _Look, state: Guarding) -> NextStatus:
     if state.step.held is not None:
         return _held(name, leave=leave, goes_on="stays, and its guard goes on,")
     return NextStatus(
-        waits_for=[f"the {seconds} s of the guard to pass without a regression"],
+        waits_for=[*look.waits_for, f"the {seconds} s of the guard to pass without a regression"],
         until=None if look.requests.pause else state.step.start_time + timedelta(seconds=seconds),
         then=[f"{name} stays, and the version before goes", look.on_regression(state.plan)],
         release=[leave],

@@ -91,6 +91,13 @@ class ObservedEndpoint:
             return Reason.SERVER_NOT_READY, f"no server of {stable.name} is ready{_why(server)}"
         return None
 
+    def unready(self, version: ServedVersion) -> tuple[str, ...]:
+        """What is to be waited for before more depends on a version that was ready; empty: nothing."""
+        server = self.servers.get(version.uid)
+        return (
+            () if server is not None and server.ready else (f"the servers of {version.name} to be ready{_why(server)}",)
+        )
+
     def served_by(self, stable: ServedVersion) -> str:
         """Who answers clients, in words; and that nobody does where that is so."""
         why = self.why_unserved(stable)

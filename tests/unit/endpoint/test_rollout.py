@@ -202,6 +202,55 @@ async def test_a_candidate_without_a_gpu_waits() -> None:
     await world.run(until=serving("v2"))
 
 
+GONE = Quality(ready_after=None, unschedulable="its node is gone")
+
+
+async def test_nobody_is_moved_to_a_version_whose_servers_have_gone_while_it_waited_for_a_person() -> None:
+    world = await with_stable(approval="Manual")
+    uid = await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "AwaitingApproval")
+    world.requests_per_tick = 0  # so no gateway notices
+    world.qualities["v2"] = GONE
+    world.annotate(approve=uid, requested_by="ann")
+    status = await world.settle(ticks=20)
+    assert (status.phase, status.stable and status.stable.name) == ("AwaitingApproval", "v1")
+    assert status.next is not None
+    assert status.next.waits_for == ["the servers of v2 to be ready: its node is gone"]
+    assert "waits for the servers of v2 to be ready: its node is gone" in (status.message or "")
+    world.qualities["v2"] = Quality()
+    await world.run(until=serving("v2"))
+
+
+async def test_a_version_whose_servers_have_gone_takes_no_further_step() -> None:
+    """Its held-out prompts may all have been asked before."""
+    world = await with_stable(shadow={"percent": 100, "minSamples": 40, "probe": {"ratePerSecond": 50}})
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Canary")
+    world.requests_per_tick = 0
+    world.qualities["v2"] = GONE
+    status = await world.settle(ticks=60)
+    assert (status.phase, status.step and status.step.name) == ("Canary", "ten")
+    assert status.next is not None
+    assert status.next.waits_for[0] == "the servers of v2 to be ready: its node is gone"
+    world.qualities["v2"] = Quality()
+    await world.run(until=serving("v2"))
+
+
+async def test_the_version_before_stays_warm_until_the_new_one_has_servers() -> None:
+    world = await with_stable()
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Guarding")
+    world.requests_per_tick = 0
+    world.qualities["v2"] = GONE
+    status = await world.settle(ticks=120)
+    assert status.phase == "Guarding"
+    assert status.next is not None
+    assert status.next.waits_for[0] == "the servers of v2 to be ready: its node is gone"
+    assert await world.servers() == ["v1", "v2"]
+    world.qualities["v2"] = Quality()
+    await world.run(until=serving("v2"))
+
+
 async def test_a_newer_version_supersedes_a_candidate() -> None:
     world = await with_stable()
     await offer(world, "v2")
