@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.tasks.answer_ends import answer_text
+
 _GREEDY_BELOW = 1e-5
 _INCOMPLETE = "\ufffd"
 _LONGEST_WAIT = 16
@@ -69,8 +71,8 @@ class AnswerText:
     def push(self, token: int) -> str:
         """Add a token; the text that may be shown now."""
         self._tokens.append(token)
-        known = self._decode(self._tokens[self._shown_from : self._read_to])
-        text = self._decode(self._tokens[self._shown_from :])
+        known = answer_text(self._tokens[self._shown_from : self._read_to], self._tokenizer)
+        text = answer_text(self._tokens[self._shown_from :], self._tokenizer)
         late = len(self._tokens) - self._read_to >= _LONGEST_WAIT
         if not late and (text.endswith(_INCOMPLETE) or len(text) <= len(known)):
             return ""
@@ -82,12 +84,9 @@ class AnswerText:
         """The rest, when no token follows."""
         if self.stopped:
             return ""
-        known = self._decode(self._tokens[self._shown_from : self._read_to])
-        text = self._decode(self._tokens[self._shown_from :])
+        known = answer_text(self._tokens[self._shown_from : self._read_to], self._tokenizer)
+        text = answer_text(self._tokens[self._shown_from :], self._tokenizer)
         return self._release(text[len(known) :], last=True)
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _release(self, text: str, *, last: bool) -> str:
         self._held += text

@@ -1,7 +1,8 @@
-"""What ends an answer: one rule for evaluation, for the server, and for what vLLM is told."""
+"""What ends an answer, and how its tokens read: one rule for evaluation, for the server, and for what vLLM is told."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -12,6 +13,13 @@ from finetune_trainer.tasks.chat_template import render
 
 _ANSWER = "answer"
 _CHAT = ({"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER})
+
+
+def answer_text(tokens: Sequence[int], tokenizer: Any) -> str:
+    """An answer as it was generated: without its marks, and without what some tokenizers ask the library for, to take
+    out blanks before `?`, `,` and their like.
+    """
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def answer_ends(tokenizer: Any, declared: GenerationConfig) -> frozenset[int]:

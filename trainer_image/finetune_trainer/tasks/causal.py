@@ -14,7 +14,7 @@ from finetune_trainer.data.dataset import Example
 from finetune_trainer.data.rows import RowFormat
 from finetune_trainer.process.errors import bad_configuration, bad_data
 from finetune_trainer.tasks.adapters import plain
-from finetune_trainer.tasks.answer_ends import answer_ends, declared_ends
+from finetune_trainer.tasks.answer_ends import answer_ends, answer_text, declared_ends
 from finetune_trainer.tasks.encoding import IGNORED, Batch, Encoded, cut, padded_batch, prompt_ids
 from finetune_trainer.tasks.generate import generate_answers
 from finetune_trainer.tasks.likelihood import token_likelihoods
@@ -132,8 +132,7 @@ def _answers(asked: Asked, examples: Sequence[Example], *, decoding: Decoding) -
         batch_size=decoding.batch_size,
         what=f"{asked.who}: answers",
     )
-    texts = [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
-    return texts, sum(len(prompt) > room for prompt in prompts)
+    return [answer_text(answer, tokenizer) for answer in answers], sum(len(prompt) > room for prompt in prompts)
 
 
 def _check_tokens(

@@ -16,6 +16,7 @@ from jinja2.exceptions import TemplateError
 from finetune_trainer.data.dataset import Example, Message
 from finetune_trainer.data.fields import Problem
 from finetune_trainer.data.rows import Content
+from finetune_trainer.tasks.answer_ends import answer_text
 from finetune_trainer.tasks.chat_template import Tools, render
 from finetune_trainer.tasks.encoding import answer_texts
 
@@ -45,7 +46,7 @@ def with_reference(example: Example, *, tokenizer: Any) -> Example:
         return example
     text = answer_texts(example.messages, tools=example.tools, tokenizer=tokenizer)[-1]
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return replace(example, reference=str(tokenizer.decode(ids, skip_special_tokens=True)).strip())
+    return replace(example, reference=answer_text(ids, tokenizer).strip())
 
 
 def _without_each(content: Content) -> Iterator[tuple[str, Sequence[Message], Tools]]:
