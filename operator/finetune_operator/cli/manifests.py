@@ -18,13 +18,18 @@ def manifests_from(name: str) -> list[Manifest]:
     """All objects of a file, of a folder's files (sorted by name), or of standard input (`-`)."""
     if name == "-":
         return _parsed(sys.stdin.read(), source="standard input")
+    return [manifest for file in files_of(name) for manifest in _read(Path(file))]
+
+
+def files_of(name: str) -> list[str]:
+    """A folder's files, sorted by name; else the name itself. Raises CommandError where the folder has none."""
     path = Path(name)
-    if path.is_dir():
-        files = sorted(each for each in path.iterdir() if each.suffix in _SUFFIXES)
-        if not files:
-            raise CommandError(f"{name}: no {', '.join(_SUFFIXES)} file in this folder")
-        return [manifest for file in files for manifest in _read(file)]
-    return _read(path)
+    if name == "-" or not path.is_dir():
+        return [name]
+    files = sorted(each for each in path.iterdir() if each.suffix in _SUFFIXES)
+    if not files:
+        raise CommandError(f"{name}: no {', '.join(_SUFFIXES)} file in this folder")
+    return [str(file) for file in files]
 
 
 def folder_of(name: str) -> Path:

@@ -10,7 +10,7 @@ from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelendpoint import ModelEndpointSpec
 from finetune_api.streams import tell
 from finetune_operator.cli.errors import CommandError, ExitStatus
-from finetune_operator.cli.manifests import folder_of, manifests_from, with_absolute_uris
+from finetune_operator.cli.manifests import files_of, folder_of, manifests_from, with_absolute_uris
 from finetune_operator.core.config import OperatorConfig
 from finetune_operator.core.ports import Manifest
 from finetune_operator.job.resolve import refusal as impossible
@@ -22,14 +22,20 @@ def run(options: argparse.Namespace) -> int:
     """Check all manifests; BAD_INPUT when one is refused."""
     wrong = 0
     for source in options.filename:
-        for written in manifests_from(source):
-            manifest = with_absolute_uris(written, folder=folder_of(source))
-            objections = objections_to(manifest)
-            if objections is None:
-                tell(f"{manifest['kind'].lower()}.{GROUP}/{_name(manifest)} is valid")
-            else:
+        for file in files_of(source):
+            try:
+                written = manifests_from(file)
+            except CommandError as error:
                 wrong += 1
-                tell(f"{source}: {objections}", error=True)
+                tell(f"error: {error}", error=True)
+                continue
+            for manifest in written:
+                objections = objections_to(with_absolute_uris(manifest, folder=folder_of(file)))
+                if objections is None:
+                    tell(f"{manifest['kind'].lower()}.{GROUP}/{_name(manifest)} is valid")
+                else:
+                    wrong += 1
+                    tell(f"{file}: {objections}", error=True)
     return ExitStatus.BAD_INPUT if wrong else ExitStatus.DONE
 
 
@@ -71,8 +77,9 @@ def in_kubectls_words(manifest: Manifest, errors: list[FieldError]) -> str:
     if errors[0].reason in ("BadRequest", "UnknownField"):
         if errors[0].message.startswith("no matches for"):
             return errors[0].message
-        return f"Error from server (BadRequest): {refusal(kind=kind, name=name, errors=errors)}"
-    lines = list(dict.fromkeys(f"{error}{f' (write {error.hint})' if error.hint else ''}" for error in errors))
+        said = refusal(kind=kind, name=name, errors=errors, words=FieldError.with_hint)
+        return f"Error from server (BadRequest): {said}"
+    lines = list(dict.fromkeys(error.with_hint() for error in errors))
     if len(lines) == 1:
         return f'The {kind} "{name}" is invalid: {lines[0]}'
     return "\n".join([f'The {kind} "{name}" is invalid: ', *(f"* {line}" for line in lines)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
@@ -49,6 +49,10 @@ class FieldError:
         if self.reason == "UnknownField":
             return f'unknown field "{self.field}"'
         return f"{self.field}: {self.message}" if self.field else self.message
+
+    def with_hint(self) -> str:
+        """For people; the apiserver's own words where there is no hint."""
+        return f"{self} (write {self.hint})" if self.hint else str(self)
 
 
 def required(*, field: str, detail: str = "") -> FieldError:
@@ -97,12 +101,12 @@ def duplicate(*, field: str, value: object) -> FieldError:
     return FieldError(field=field, reason="FieldValueDuplicate", message=f"Duplicate value: {go_value(value)}")
 
 
-def refusal(*, kind: str, name: str, errors: Iterable[FieldError]) -> str:
+def refusal(*, kind: str, name: str, errors: Iterable[FieldError], words: Callable[[FieldError], str] = str) -> str:
     """The message of the apiserver's Status for these errors, as `kubectl` shows it after "Error from server"."""
-    messages = list(dict.fromkeys(str(error) for error in errors if error.reason not in _READING))
+    messages = list(dict.fromkeys(words(error) for error in errors if error.reason not in _READING))
     reading = [error for error in errors if error.reason in _READING]
     if reading:
-        said = ", ".join(str(error) for error in reading)
+        said = ", ".join(words(error) for error in reading)
         strict = "strict decoding error: " if reading[0].reason == "UnknownField" else ""
         return f'{kind} in version "{VERSION}" cannot be handled as a {kind}: {strict}{said}'
     listed = messages[0] if len(messages) == 1 else f"[{', '.join(messages)}]"

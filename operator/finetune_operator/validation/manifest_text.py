@@ -63,7 +63,7 @@ def read_manifests(text: str, *, source: str) -> list[Manifest]:
     except ManifestTextError as error:
         raise ManifestTextError(f"{source}: {error}") from None
     except yaml.YAMLError as error:
-        raise ManifestTextError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+        raise ManifestTextError(f"{source}: not YAML: {_reason(error)}") from None
     manifests: list[Manifest] = []
     for number, document in enumerate(documents, start=1):
         if document is None:
@@ -77,6 +77,19 @@ def read_manifests(text: str, *, source: str) -> list[Manifest]:
     if not manifests:
         raise ManifestTextError(f"{source}: no object in it")
     return manifests
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    """Where and why, on one line."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    found, began = error.problem_mark, error.context_mark
+    words = f"line {found.line + 1}, column {found.column + 1}: {error.problem}"
+    if error.context is not None:
+        words += f", {error.context}"
+        if began is not None and began.line != found.line:
+            words += f" that begins at line {began.line + 1}"
+    return words + (" (indent with spaces)" if "'\\t'" in words else "")
 
 
 def _string_keys(value: Any) -> Any:

@@ -11,6 +11,7 @@ from finetune_operator.core.ports import InvalidError, Manifest
 from finetune_operator.validation.cel_rules import check_rules
 from finetune_operator.validation.decoding import Schema, decode_numbers, drop_nulls, prune
 from finetune_operator.validation.field_errors import BLOCKING, FieldError, go_string, refusal
+from finetune_operator.validation.meant_field import meant_field
 from finetune_operator.validation.object_metadata import check_metadata, check_metadata_update, decode_errors
 from finetune_operator.validation.schema import ABSENT, check_list_maps, check_schema
 
@@ -82,8 +83,12 @@ def _reading_errors(manifest: Manifest) -> list[FieldError]:
     errors = decode_errors(manifest.get("metadata", {}))
     if errors and errors[0].reason == "BadRequest":
         return errors
-    _, unknown = prune(manifest, _schema(str(kind)))
-    return errors + [FieldError(field=path, reason="UnknownField", message="unknown field") for path in unknown]
+    schema = _schema(str(kind))
+    _, unknown = prune(manifest, schema)
+    return errors + [
+        FieldError(field=path, reason="UnknownField", message="unknown field", hint=meant_field(path, schema))
+        for path in unknown
+    ]
 
 
 def _stored_form(manifest: Manifest, schema: Schema) -> Manifest:

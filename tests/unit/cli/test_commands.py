@@ -65,7 +65,7 @@ def test_validate_refuses_in_kubectls_words(capsys: pytest.CaptureFixture[str]) 
         "* <nil>: Invalid value: null: some validation rules were not checked because the object was invalid;"
         " correct the existing errors to complete validation",
         'b.yaml: Error from server (BadRequest): FineTuneJob in version "v1alpha1" cannot be handled as a FineTuneJob:'
-        ' strict decoding error: unknown field "spec.modle"',
+        ' strict decoding error: unknown field "spec.modle" (write model)',
     ]
 
 
@@ -113,6 +113,42 @@ def test_a_folder_of_manifests(capsys: pytest.CaptureFixture[str]) -> None:
         "modelversion.finetune.dev",
         "finetunejob.finetune.dev",
     ]
+
+
+def test_one_bad_file_of_a_folder_leaves_the_others_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("jobs").mkdir()
+    Path("jobs/a.yaml").write_text("a:\n\tb: 1\n")
+    write("jobs/b.yaml", {**valid("job"), "spec": {}})
+    write("jobs/c.yaml", valid("job"))
+    assert main(["validate", "-f", "jobs", "-f", "nowhere.yaml"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "finetunejob.finetune.dev/router is valid\n"
+    said = captured.err.splitlines()
+    assert said[0].startswith("error: jobs/a.yaml: not YAML: line 2, column 1: ")
+    assert said[1] == 'jobs/b.yaml: The FineTuneJob "router" is invalid: ', "the file is named, not the folder"
+    assert said[-1] == "error: nowhere.yaml does not exist"
+
+
+@pytest.mark.parametrize(
+    ("parent", "name", "hint"),
+    [
+        (("training",), "learning_rate", " (write learningRate)"),
+        (("training",), "learningrate", " (write learningRate)"),
+        (("data", "sources", 0), "urii", " (write uri)"),
+        ((), "epochs", " (write spec.training.epochs)"),
+        (("training",), "colour", ""),
+    ],
+)
+def test_an_unknown_field_comes_with_the_one_that_was_meant(
+    parent: tuple[str | int, ...], name: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = valid("job")
+    place, path = wrong["spec"], "spec"
+    for part in parent:
+        place, path = place[part], f"{path}[{part}]" if isinstance(part, int) else f"{path}.{part}"
+    place[name] = 1
+    assert main(["validate", "-f", write("a.yaml", wrong)]) == 2
+    assert capsys.readouterr().err.endswith(f'strict decoding error: unknown field "{path}.{name}"{hint}\n')
 
 
 def test_run_takes_one_job(capsys: pytest.CaptureFixture[str]) -> None:

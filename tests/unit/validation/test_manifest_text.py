@@ -40,7 +40,13 @@ def test_several_documents_and_lists() -> None:
     ("text", "message"),
     [
         ("a: 1\nb: 2\na: 3\n", 'x.yaml: line 3: mapping key "a" already defined at line 1'),
-        ("a: [1", "x.yaml: not YAML"),
+        ("a: [1", "x.yaml: not YAML: line 1, column 6: expected ',' or ']'"),
+        (
+            "a:\n\tb: 1",
+            r"x.yaml: not YAML: line 2, column 1: found character '\\t' that cannot start any token,"
+            r" while scanning for the next token \(indent with spaces\)$",
+        ),
+        ("a:\n  b: 1\n   c: 2", "x.yaml: not YAML: line 3, column 5: mapping values are not allowed here$"),
         ("- 1", "x.yaml: document 1 is no object"),
         ("", "x.yaml: no object in it"),
         ("a: !!python/object:os.system x", "x.yaml: not YAML"),

@@ -1,0 +1,42 @@
+"""Which field was meant by one that the schema does not know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+from finetune_operator.validation.decoding import Schema
+
+_LIKENESS = 0.75
+_PART = re.compile(r"[^.\[\]]+")
+
+
+def meant_field(path: str, schema: Schema) -> str:
+    """How to write the field at `path`: a like name beside it, else the only place of that name; "": nobody knows."""
+    *parents, name = _PART.findall(path)
+    here: Schema = schema
+    for part in parents:
+        here = here.get("items", {}) if part.isdigit() else here.get("properties", {}).get(part, {})
+    beside = {_letters(known): known for known in here.get("properties", {})}
+    like = get_close_matches(_letters(name), beside, n=1, cutoff=_LIKENESS)
+    if like:
+        return beside[like[0]]
+    elsewhere = [known for known in _paths(schema.get("properties", {}).get("spec", {}), "spec") if _is(name, known)]
+    return elsewhere[0] if len(elsewhere) == 1 else ""
+
+
+def _paths(schema: Schema, path: str) -> Iterator[str]:
+    for name, field in schema.get("properties", {}).items():
+        yield f"{path}.{name}"
+        yield from _paths(field, f"{path}.{name}")
+    if "items" in schema:
+        yield from _paths(schema["items"], f"{path}[]")
+
+
+def _is(name: str, path: str) -> bool:
+    return _letters(path.rpartition(".")[2]) == _letters(name)
+
+
+def _letters(name: str) -> str:
+    return re.sub("[-_]", "", name).lower()
