@@ -127,9 +127,9 @@ class Reason(StrEnum):
         _ENDPOINT,
         "a decision is about another version, or an approval was for another thing",
     )
-    ANOTHER_VERSION = "AnotherVersion", _ENDPOINT, "the same, as the reason of the condition RequestVoid"
+    ANOTHER_VERSION = "AnotherVersion", _ENDPOINT, "a decision is about another version (of the condition RequestVoid)"
     CONTESTED = "Contested", _ENDPOINT, "somebody else changes what the endpoint's children say"
-    CHANGED_BY_OTHERS = "ChangedByOthers", _ENDPOINT, "the same, as the reason of the condition Contested"
+    CHANGED_BY_OTHERS = "ChangedByOthers", _ENDPOINT, "somebody else changes the children (of the condition Contested)"
     COMPLETE = "Complete", _JOB, "the stage is complete"
     FAILED = "Failed", _JOB, "the stage failed"
     IN_PROGRESS = "InProgress", _JOB, "the stage has begun"
