@@ -49,6 +49,7 @@ generate: setup ## Write what is generated: CRDs, reference pages, the chart's c
 	cp manifests/tenant/*.yaml $(CHART_FILES)/tenant
 	cp manifests/rbac/{operator,own_namespace,users}.yaml $(CHART_FILES)/rbac
 	rm $(CHART_FILES)/*/kustomization.yaml
+	$(PY) -m finetune_api.reference docs/finetunejob.md
 	$(PY) -m finetune_operator.cli.reference docs/cli.md
 	$(PY) -m finetune_operator.core.reasons docs/reasons.md
 

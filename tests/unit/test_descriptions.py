@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune_api.crd import RESOURCES, object_schema
+from finetune_api.reference import reference
 
 
 def fields_of(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -28,6 +30,11 @@ def test_every_field_is_described_by_more_than_its_default(kind: str) -> None:
         path: re.sub(r"Default:? [^;]*", "", field.get("description", "")).strip(" .") for path, field in fields.items()
     }
     assert [path for path, words in said.items() if not words] == []
+
+
+def test_the_page_of_a_jobs_fields_is_up_to_date() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "finetunejob.md"
+    assert page.read_text() == reference(), "run `make generate`"
 
 
 @pytest.mark.parametrize("kind", [resource.kind for resource in RESOURCES])
