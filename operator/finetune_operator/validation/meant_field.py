@@ -18,7 +18,7 @@ def meant_field(path: str, schema: Schema) -> str:
     here: Schema = schema
     for part in parents:
         here = here.get("items", {}) if part.isdigit() else here.get("properties", {}).get(part, {})
-    beside = {_letters(known): known for known in here.get("properties", {})}
+    beside: dict[str, str] = {_letters(known): known for known in here.get("properties", {})}
     like = get_close_matches(_letters(name), beside, n=1, cutoff=_LIKENESS)
     if like:
         return beside[like[0]]
