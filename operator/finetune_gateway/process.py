@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -41,6 +42,7 @@ _IDLE_SECONDS = 4.0
 its way there has failed, and more often so at the version that has fewer requests."""
 _NOT_PACKED = {"Accept-Encoding": "identity"}
 _VOTE_BYTES = 4096
+_AGAIN_SECONDS = 1.0
 _CUT_OFF_SECONDS = 1.0
 """For what is still under way after the time to drain: a client that does not read holds up nobody's end."""
 
@@ -55,14 +57,14 @@ async def serve(*, config: GatewayConfig) -> None:
         session = await stack.enter_async_context(session_to_versions())
         app = assemble(config=config, session=session)
         background = [
-            _routes(config=config, live=app.live),
-            wait_for_first_answers(live=app.live, session=session, longest_seconds=config.first_answer_seconds),
-            app.proxy.flights.sweep(),
-            app.proxy.comparator.probe(),
-            app.access_log.keep_writing(),
-            report(config=config, live=app.live, tally=app.live.tally, metrics=app.metrics, peers=app.peers),
+            lambda: _routes(config=config, live=app.live),
+            lambda: wait_for_first_answers(live=app.live, session=session, longest_seconds=config.first_answer_seconds),
+            app.proxy.flights.sweep,
+            app.proxy.comparator.probe,
+            app.access_log.keep_writing,
+            lambda: report(config=config, live=app.live, tally=app.live.tally, metrics=app.metrics, peers=app.peers),
         ]
-        tasks = [asyncio.create_task(work) for work in background]
+        tasks = [asyncio.create_task(kept_up(work)) for work in background]
         status = await _listen(
             stack=stack,
             app=_status_application(app),
@@ -84,14 +86,24 @@ async def serve(*, config: GatewayConfig) -> None:
         gc.collect()
         gc.freeze()  # what was imported stays for good; looking through it again and again only makes requests wait
         stopping = asyncio.create_task(stop.wait())
-        done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        await stopping
         await _drain(app)
         await app.proxy.comparator.close()
         for task in [stopping, *tasks]:
             task.cancel()
         await asyncio.gather(stopping, *tasks, return_exceptions=True)
-        for task in done - {stopping}:
-            task.result()
+
+
+async def kept_up(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run what runs until it is cancelled. What it raises is told, and it begins anew: whatever others send beside the
+    clients' requests, these are answered.
+    """
+    while True:
+        try:
+            await work()
+        except Exception:
+            logger.exception("what runs beside the requests failed; it begins anew")
+        await asyncio.sleep(_AGAIN_SECONDS)
 
 
 def session_to_versions() -> aiohttp.ClientSession:
