@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel
 
@@ -77,11 +77,12 @@ class Resource:
     scale: Scale | None = None
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> ResourceKind:
         """The resource's kind."""
-        return self.model.__name__
+        return cast("ResourceKind", self.model.__name__)
 
 
+ResourceKind = Literal["FineTuneJob", "ModelVersion", "ModelEndpoint"]
 AGE = Column(name="Age", path=".metadata.creationTimestamp", type="date")
 
 RESOURCES: tuple[Resource, ...] = (

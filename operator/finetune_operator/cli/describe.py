@@ -6,6 +6,7 @@ import argparse
 import sys
 from datetime import UTC, datetime
 
+from finetune_api.crd import ResourceKind
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
@@ -21,21 +22,23 @@ from finetune_operator.core.ports import Manifest, UnavailableError
 
 async def run(options: argparse.Namespace) -> int:
     """Print the description."""
-    resource = resource_of(options.kind)
-    now = datetime.now(UTC)
+    kind = resource_of(options.kind).kind
     async with open_target(options) as target:
-        if resource.kind == "FineTuneJob":
-            job = await target.read(kind="FineTuneJob", name=options.name)
-            events = await _events_of(job, target=target)
-            print(describe_job(FineTuneJob.from_object(job), events=events, now=now))
-        elif resource.kind == "ModelVersion":
-            version = await target.read(kind="ModelVersion", name=options.name)
-            print(describe_version(ModelVersion.model_validate(version), now=now))
-        else:
-            endpoint = await target.read(kind="ModelEndpoint", name=options.name)
-            events = await _events_of(endpoint, target=target)
-            print(describe_endpoint(ModelEndpoint.from_object(endpoint), events=events, now=now))
+        found = await target.read(kind=kind, name=options.name)
+        print(await _described(found, kind=kind, target=target, now=datetime.now(UTC)))
     return ExitStatus.DONE
+
+
+async def _described(raw: Manifest, *, kind: ResourceKind, target: Target, now: datetime) -> str:
+    match kind:
+        case "FineTuneJob":
+            return describe_job(FineTuneJob.from_object(raw), events=await _events_of(raw, target=target), now=now)
+        case "ModelVersion":
+            return describe_version(ModelVersion.model_validate(raw), now=now)
+        case "ModelEndpoint":
+            return describe_endpoint(
+                ModelEndpoint.from_object(raw), events=await _events_of(raw, target=target), now=now
+            )
 
 
 async def _events_of(manifest: Manifest, *, target: Target) -> list[Manifest]:

@@ -19,7 +19,7 @@ from finetune_operator.core.ports import Kind, Manifest
 async def run(options: argparse.Namespace) -> int:
     """Print the objects."""
     resource = resource_of(options.kind)
-    kind: Kind = resource.model.__name__  # type: ignore[assignment] # every resource is a kind of the ports
+    kind = resource.kind
     async with open_target(options) as target:
         found = await _objects(target, kind=kind, options=options)
     if options.output in ("json", "yaml"):

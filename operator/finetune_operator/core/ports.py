@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
+from finetune_api.crd import ResourceKind
 from finetune_api.finetunejob import TrainerStatus
 from finetune_api.observations import Observations
 
 Manifest = dict[str, Any]
 Kind = Literal[
-    "FineTuneJob",
-    "ModelVersion",
-    "ModelEndpoint",
+    ResourceKind,
     "Job",
     "Pod",
     "ConfigMap",

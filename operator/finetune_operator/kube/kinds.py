@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 from finetune_api import API_VERSION
 from finetune_api.crd import RESOURCES
@@ -32,7 +31,7 @@ class Place:
 
 
 PLACES: dict[Kind, Place] = {
-    **{cast("Kind", each.kind): Place(api_version=API_VERSION, plural=each.plural) for each in RESOURCES},
+    **{each.kind: Place(api_version=API_VERSION, plural=each.plural) for each in RESOURCES},
     "Job": Place(api_version="batch/v1", plural="jobs"),
     "Pod": Place(api_version="v1", plural="pods"),
     "ConfigMap": Place(api_version="v1", plural="configmaps"),
