@@ -273,7 +273,7 @@ def _check_tokenizer(order: Rehearsal, *, base_folder: Path, folder: Path) -> No
     """Training reads with the base's tokenizer; evaluation and server read and write with the one that is saved."""
     loaded, uri = base_model.load_tokenizer(base_folder), order.base.uri
     loaded.save_pretrained(str(folder))
-    if not method_of(order.method).frozen_base:  # saved with its config.json, which chooses the tokenizer's class
+    if method_of(order.method).saved_as != "Adapter":  # saved with its config.json, which chooses the tokenizer's class
         model_files.configuration(base_folder).save_pretrained(str(folder))
     saved = base_model.load_tokenizer(folder)
     marks = [token.content for token in loaded.added_tokens_decoder.values()]
