@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field
 
@@ -34,6 +34,7 @@ from finetune_api.shared_fields import (
     ThresholdRange,
     Verdict,
 )
+from finetune_api.tasks import LEARNING_RATES, STRATEGIES, TASKS, MethodType, Strategy
 
 Phase = Literal[
     "Pending",
@@ -59,8 +60,6 @@ TERMINAL_PHASES: frozenset[str] = frozenset({"Succeeded", "Rejected", "Supersede
 StageName = Literal["Prepare", "Train", "Evaluate"]
 STAGES: tuple[StageName, ...] = ("Prepare", "Train", "Evaluate")
 StageState = Literal["Pending", "Queued", "Running", "Complete", "Failed"]
-Strategy = Literal["Auto", "DDP", "FSDP2", "DeepSpeedZeRO1", "DeepSpeedZeRO2", "DeepSpeedZeRO3"]
-MethodType = Literal["Full", "LoRA", "QLoRA", "DoRA", "IA3"]
 
 _FOLDERS = ("s3://bucket/folder", "gs://bucket/folder", "pvc://claim/folder", "file:///folder")
 
@@ -119,7 +118,7 @@ class Model(ApiModel):
             rule="!has(self.revision) || self.uri.startsWith('hf://')",
             message="model.revision: {self.revision} applies to hf:// models only; remove it or use an hf:// uri",
         ),
-        not_supported("self.task == 'Seq2Seq'", "model.task: Seq2Seq"),
+        not_supported(f"self.task in {[task for task in TASKS if not TASKS[task].scored]}", "model.task: {self.task}"),
         not_supported("self.uri.startsWith('version://')", "model.uri: version://"),
     )
 
@@ -214,7 +213,10 @@ class Method(ApiModel):
     freeze: Freeze | None = None
 
     cel_rules = (
-        not_supported("self.type in ['QLoRA', 'DoRA', 'IA3']", "method.type: {self.type}"),
+        not_supported(
+            f"self.type in {[each for each in get_args(MethodType) if each not in LEARNING_RATES]}",
+            "method.type: {self.type}",
+        ),
         Rule(
             rule="(self.type == 'LoRA') == has(self.lora)",
             message="method.type: {self.type}; method.lora must be set where it is LoRA, and only there",
@@ -293,8 +295,7 @@ class Compute(ApiModel):
 
     cel_rules = (
         not_supported(
-            "has(self.strategy) && !(self.strategy in ['Auto', 'DDP'])",
-            "compute.strategy: {self.strategy}",
+            f"has(self.strategy) && !(self.strategy in {['Auto', *STRATEGIES]})", "compute.strategy: {self.strategy}"
         ),
     )
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from finetune_api.finetunejob import EvaluationMetric
 from finetune_api.shared_fields import Task
+from finetune_api.tasks import TASKS, Scored
 
 Kind = Literal["proportion", "mean", "corpus"]
 """proportion: each example is right or wrong. mean: each example has a number. corpus: a function of summed counts."""
@@ -18,10 +19,10 @@ Kind = Literal["proportion", "mean", "corpus"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of a task."""
+    """A metric of the tasks that are scored so."""
 
     name: str
-    tasks: frozenset[Task]
+    of: Scored
     kind: Kind
     better: Literal["Higher", "Lower"]
     bounds: tuple[float, float | None]
@@ -32,33 +33,31 @@ class Metric:
     @property
     def from_answers(self) -> bool:
         """Needs an answer to compare with, so it does not exist for plain texts."""
-        return self.tasks == _TEXT and self.name not in ("loss", "perplexity")
+        return self.of == "Text" and self.name not in ("loss", "perplexity")
 
 
-_TEXT: frozenset[Task] = frozenset({"Chat", "CausalLM"})
-_CLASSES: frozenset[Task] = frozenset({"SequenceClassification"})
 _SHARE, _ANY = (0.0, 1.0), (0.0, None)
 
 METRICS: tuple[Metric, ...] = (
-    Metric("loss", _TEXT, "corpus", "Lower", _ANY, "negative log likelihood per token of the reference, in nats"),
+    Metric("loss", "Text", "corpus", "Lower", _ANY, "negative log likelihood per token of the reference, in nats"),
     Metric(
-        "perplexity", _TEXT, "corpus", "Lower", (1.0, None), "exp(loss): how many likely tokens it hesitates between"
+        "perplexity", "Text", "corpus", "Lower", (1.0, None), "exp(loss): how many likely tokens it hesitates between"
     ),
-    Metric("exact_match", _TEXT, "proportion", "Higher", _SHARE, "share of answers that equal the reference, trimmed"),
-    Metric("token_f1", _TEXT, "mean", "Higher", _SHARE, "words shared with the reference, upper and lower case alike"),
-    Metric("rouge_l", _TEXT, "mean", "Higher", _SHARE, "longest common subsequence of words (F measure)"),
-    Metric("bleu", _TEXT, "corpus", "Higher", (0.0, 100.0), "shared sequences of up to four words (sacrebleu)"),
-    Metric("loss", _CLASSES, "mean", "Lower", _ANY, "negative log probability of the right class, in nats"),
-    Metric("accuracy", _CLASSES, "proportion", "Higher", _SHARE, "share of texts put into the right class"),
-    Metric("precision", _CLASSES, "corpus", "Higher", _SHARE, "share right of those put into a class; mean of classes"),
-    Metric("recall", _CLASSES, "corpus", "Higher", _SHARE, "share found of those of a class; mean of classes"),
-    Metric("f1", _CLASSES, "corpus", "Higher", _SHARE, "harmonic mean of precision and recall; mean of classes"),
+    Metric("exact_match", "Text", "proportion", "Higher", _SHARE, "share of answers that equal the reference, trimmed"),
+    Metric("token_f1", "Text", "mean", "Higher", _SHARE, "words shared with the reference, upper and lower case alike"),
+    Metric("rouge_l", "Text", "mean", "Higher", _SHARE, "longest common subsequence of words (F measure)"),
+    Metric("bleu", "Text", "corpus", "Higher", (0.0, 100.0), "shared sequences of up to four words (sacrebleu)"),
+    Metric("loss", "Class", "mean", "Lower", _ANY, "negative log probability of the right class, in nats"),
+    Metric("accuracy", "Class", "proportion", "Higher", _SHARE, "share of texts put into the right class"),
+    Metric("precision", "Class", "corpus", "Higher", _SHARE, "share right of those put into a class; mean of classes"),
+    Metric("recall", "Class", "corpus", "Higher", _SHARE, "share found of those of a class; mean of classes"),
+    Metric("f1", "Class", "corpus", "Higher", _SHARE, "harmonic mean of precision and recall; mean of classes"),
 )
 
 
 def metrics_of(task: Task) -> dict[str, Metric]:
     """The metrics of a task by name, in the order in which they are shown. Empty for tasks that are not evaluated."""
-    return {metric.name: metric for metric in METRICS if task in metric.tasks}
+    return {metric.name: metric for metric in METRICS if metric.of == TASKS[task].scored}
 
 
 def metric_problems(metrics: Sequence[EvaluationMetric], *, task: Task) -> list[str]:

@@ -34,6 +34,7 @@ from finetune_api.shared_fields import (
     Task,
     Verdict,
 )
+from finetune_api.tasks import TASKS, Runtime
 
 EndpointPhase = Literal[
     "Empty",
@@ -78,7 +79,7 @@ class Serving(ApiModel):
     """How a version is served: one Deployment and Service each. A change of `replicas` applies at once, any other one from
     the next version on: what serves is not restarted."""
 
-    runtime: Literal["Transformers", "FastAPI", "VLLM"]
+    runtime: Runtime
     """Transformers: chat and generation, on CPU or GPU. VLLM: chat and generation on GPUs. FastAPI: classifiers."""
     replicas: Annotated[int, Field(ge=1, le=1000, json_schema_extra={STORED_DEFAULT: 1})] | None = None
     """Pods of each version that is served. Default 1. `kubectl scale` and autoscalers write it; where they do, leave it
@@ -304,11 +305,12 @@ class ModelEndpointSpec(ApiModel):
             rule="self.task == oldSelf.task",
             message="spec.task: {oldSelf.task} is immutable; create a new ModelEndpoint instead",
         ),
-        Rule(
-            rule="self.task in ['Chat', 'CausalLM'] ? self.serving.runtime in ['Transformers', 'VLLM'] : "
-            "self.serving.runtime == 'FastAPI'",
-            message="serving.runtime: {self.serving.runtime} does not serve task: {self.task}; Transformers and VLLM serve "
-            "Chat and CausalLM, FastAPI SequenceClassification and Seq2Seq",
+        *(
+            Rule(
+                rule=f"self.task != '{task}' || self.serving.runtime in {[*kind.runtimes]}",
+                message=f"serving.runtime: {{self.serving.runtime}} does not serve task: {task}; use {' or '.join(kind.runtimes)}",
+            )
+            for task, kind in TASKS.items()
         ),
         Rule(
             rule="self.serving.runtime != 'VLLM' || (has(self.serving.gpus) && self.serving.gpus > 0)",

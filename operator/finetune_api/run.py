@@ -22,8 +22,9 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from finetune_api.base import Digest, StrictModel, Uri, VersionReference
-from finetune_api.finetunejob import EvaluationMetric, Freeze, LoRA, MethodType, Source, Split
+from finetune_api.finetunejob import EvaluationMetric, Freeze, LoRA, Source, Split
 from finetune_api.shared_fields import Artifact, ResolvedModel, Task
+from finetune_api.tasks import MethodType, UsedStrategy
 
 RUN_FILE_VARIABLE = "FINETUNE_RUN_FILE"
 TERMINATION_LOG_VARIABLE = "FINETUNE_TERMINATION_LOG"
@@ -158,7 +159,7 @@ class TrainRun(StrictModel):
     checkpoint: CheckpointOrder
     nodes: int
     processes_per_node: int
-    strategy: Literal["DDP"]
+    strategy: UsedStrategy
 
 
 class BaselineOrder(StrictModel):

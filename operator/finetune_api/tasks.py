@@ -1,12 +1,19 @@
-"""What operator and gateway have to know of a task or a method: a row each. What the trainer does with them is in
-`finetune_trainer.tasks` and `finetune_trainer.training.methods`."""
+"""What operator and gateway have to know of a task, a method or a strategy; the rest is in `finetune_trainer`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from finetune_api.finetunejob import MethodType
 from finetune_api.shared_fields import Task
+
+MethodType = Literal["Full", "LoRA", "QLoRA", "DoRA", "IA3"]
+Strategy = Literal["Auto", "DDP", "FSDP2", "DeepSpeedZeRO1", "DeepSpeedZeRO2", "DeepSpeedZeRO3"]
+UsedStrategy = Literal["DDP"]
+STRATEGIES: tuple[UsedStrategy, ...] = get_args(UsedStrategy)
+"""What this version can do; Auto is the first."""
+Runtime = Literal["Transformers", "FastAPI", "VLLM"]
+Scored = Literal["Text", "Class"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +21,11 @@ class TaskKind:
     """How versions of a task are asked, and served."""
 
     paths: tuple[str, ...]
-    """Of OpenAI's API, where clients ask them."""
-    vllm: bool
-    """Whether vLLM serves them."""
+    """Of OpenAI's API, where clients ask them; the one that is theirs first."""
+    runtimes: tuple[Runtime, ...]
+    """What serves them; the trainer's own first."""
+    scored: Scored | None = None
+    """What an evaluation scores (`finetune_api.metrics`). None: this version cannot train them."""
     chat_template: bool = False
     """Their prompts are written by the model's chat template."""
     cuts_texts: bool = False
@@ -24,11 +33,12 @@ class TaskKind:
 
 
 _COMPLETIONS = "/v1/completions"
+_BOTH: tuple[Runtime, ...] = ("Transformers", "VLLM")
 TASKS: dict[Task, TaskKind] = {
-    "Chat": TaskKind(paths=("/v1/chat/completions", _COMPLETIONS), vllm=True, chat_template=True),
-    "CausalLM": TaskKind(paths=(_COMPLETIONS,), vllm=True),
-    "SequenceClassification": TaskKind(paths=("/v1/classify",), vllm=False, cuts_texts=True),
-    "Seq2Seq": TaskKind(paths=(_COMPLETIONS,), vllm=False),
+    "Chat": TaskKind(paths=("/v1/chat/completions", _COMPLETIONS), runtimes=_BOTH, scored="Text", chat_template=True),
+    "CausalLM": TaskKind(paths=(_COMPLETIONS,), runtimes=_BOTH, scored="Text"),
+    "SequenceClassification": TaskKind(paths=("/v1/classify",), runtimes=("FastAPI",), scored="Class", cuts_texts=True),
+    "Seq2Seq": TaskKind(paths=(_COMPLETIONS,), runtimes=("FastAPI",)),
 }
 
 LEARNING_RATES: dict[MethodType, float] = {"LoRA": 2e-4, "Full": 2e-5}

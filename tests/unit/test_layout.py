@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from finetune_api.__main__ import to_yaml
-from finetune_api.crd import RESOURCES, Resource, custom_resource_definition, object_schema
-from finetune_api.finetunejob import MethodType
+from finetune_api.crd import RESOURCES, Resource, ResourceKind, custom_resource_definition, object_schema
 from finetune_api.shared_fields import Task
+from finetune_api.tasks import TASKS, MethodType
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,6 +93,16 @@ def test_only_choosers_ask_which_task_or_method_it_is() -> None:
         and any(isinstance(each, ast.Constant) and each.value in names for each in ast.walk(node))
     ]
     assert found == []
+
+
+def test_each_resource_is_a_kind_and_is_installed() -> None:
+    assert {each.kind for each in RESOURCES} == set(get_args(ResourceKind))
+    installed = yaml.safe_load((ROOT / "manifests" / "crd" / "kustomization.yaml").read_text())["resources"]
+    assert sorted(installed) == sorted(f"{each.plural}.yaml" for each in RESOURCES)
+
+
+def test_each_task_has_a_row() -> None:
+    assert set(TASKS) == set(get_args(Task))
 
 
 def test_no_test_sleeps_a_fixed_time() -> None:

@@ -9,6 +9,7 @@ import pytest
 from finetune_api.finetunejob import EvaluationMetric
 from finetune_api.metrics import METRICS, metric_problems, metrics_of
 from finetune_api.shared_fields import Task
+from finetune_api.tasks import TASKS
 
 
 def wanted(name: str, **how: Any) -> EvaluationMetric:
@@ -17,7 +18,7 @@ def wanted(name: str, **how: Any) -> EvaluationMetric:
 
 def test_a_name_means_one_thing_per_task() -> None:
     for task in ("Chat", "CausalLM", "SequenceClassification"):
-        assert len(metrics_of(task)) == sum(task in metric.tasks for metric in METRICS)
+        assert len(metrics_of(task)) == sum(metric.of == TASKS[task].scored for metric in METRICS)
 
 
 @pytest.mark.parametrize(

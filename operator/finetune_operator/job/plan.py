@@ -10,6 +10,7 @@ from finetune_api.base import ApiModel, Uri, first_problem
 from finetune_api.finetunejob import EvaluationMetric, Source
 from finetune_api.run import BaselineOrder, CheckpointOrder, MethodOrder, ModelOrder, Optimisation, SplitOrder
 from finetune_api.shared_fields import PodOverlay, Resources
+from finetune_api.tasks import UsedStrategy
 from finetune_operator.attempts.claims import Claim
 from finetune_operator.attempts.restarts import Budget
 
@@ -40,7 +41,7 @@ class ResolvedPlan(ApiModel):
     checkpoint: CheckpointOrder
     nodes: int
     gpus_per_node: int
-    strategy: Literal["DDP"]
+    strategy: UsedStrategy
     prepare_resources: Resources
     compute_resources: Resources
     """Of training and evaluation containers, GPUs not included."""

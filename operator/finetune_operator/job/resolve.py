@@ -9,8 +9,7 @@ from finetune_api.base import size_problem
 from finetune_api.finetunejob import EvaluationMetric, FineTuneJob, FineTuneJobSpec, LoRA, Source, Split, Training
 from finetune_api.metrics import metric_problems
 from finetune_api.run import BaselineOrder, CheckpointOrder, MethodOrder, ModelOrder, Optimisation, SplitOrder
-from finetune_api.shared_fields import Task
-from finetune_api.tasks import LEARNING_RATES
+from finetune_api.tasks import LEARNING_RATES, STRATEGIES, TASKS, Scored
 from finetune_operator.attempts.claims import Claim, claims_behind
 from finetune_operator.core.config import OperatorConfig
 from finetune_operator.core.reasons import Reason
@@ -21,10 +20,9 @@ _DEFAULT_BATCH = 16
 _LARGEST_MICRO_BATCH = 8
 _EVALUATION_BATCH = 16
 T = TypeVar("T")
-_DEFAULT_METRICS: dict[Task, tuple[EvaluationMetric, ...]] = {
-    "Chat": (EvaluationMetric(name="loss", min_improvement=0.0),),
-    "CausalLM": (EvaluationMetric(name="loss", min_improvement=0.0),),
-    "SequenceClassification": (
+_DEFAULT_METRICS: dict[Scored | None, tuple[EvaluationMetric, ...]] = {
+    "Text": (EvaluationMetric(name="loss", min_improvement=0.0),),
+    "Class": (
         EvaluationMetric(name="accuracy", max_regression=0.01),
         EvaluationMetric(name="f1", report=True),
     ),
@@ -47,10 +45,10 @@ def unsupported(spec: FineTuneJobSpec) -> str | None:
     strategy = spec.compute.strategy if spec.compute else None
     wishes = {
         f"spec.method.type: {spec.method.type}": spec.method.type not in LEARNING_RATES,
-        f"spec.model.task: {spec.model.task}": spec.model.task not in _DEFAULT_METRICS,
+        f"spec.model.task: {spec.model.task}": TASKS[spec.model.task].scored is None,
         "spec.model.uri: version://": spec.model.uri.startswith("version://"),
         "spec.artifacts.policy: Delete": spec.artifacts.policy == "Delete",
-        f"spec.compute.strategy: {strategy}": strategy not in (None, "Auto", "DDP"),
+        f"spec.compute.strategy: {strategy}": strategy not in (None, "Auto", *STRATEGIES),
     }
     return next((wish for wish, wished in wishes.items() if wished), None)
 
@@ -96,7 +94,7 @@ def resolve(*, job: FineTuneJob, config: OperatorConfig, baseline: BaselineOrder
         checkpoint=_checkpoint(spec),
         nodes=_nodes(spec),
         gpus_per_node=_gpus(spec),
-        strategy="DDP",
+        strategy=next((each for each in STRATEGIES if compute and each == compute.strategy), STRATEGIES[0]),
         prepare_resources=config.prepare_resources,
         compute_resources=(compute.resources if compute else None) or config.compute_resources,
         pod_template=compute.pod_template if compute else None,
@@ -228,7 +226,7 @@ def _gpus(spec: FineTuneJobSpec) -> int:
 
 def _metrics(spec: FineTuneJobSpec) -> list[EvaluationMetric]:
     wanted = spec.evaluation.metrics if spec.evaluation else None
-    return list(wanted or _DEFAULT_METRICS[spec.model.task])
+    return list(wanted or _DEFAULT_METRICS[TASKS[spec.model.task].scored])
 
 
 def _secrets(spec: FineTuneJobSpec) -> list[str]:

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from finetune_api.panics import as_exception
 from finetune_api.run import ServeOrder
+from finetune_api.tasks import TASKS
 from finetune_trainer.data.held_out_probes import HeldOutProbe
 from finetune_trainer.serving.classification import Classes, Classifier, Texts
 from finetune_trainer.serving.engine import BusyError, Engine, Ticket
@@ -36,7 +37,6 @@ from finetune_trainer.serving.wire import (
     usage_of,
 )
 from finetune_trainer.tasks.chat_template import prompt_tokens
-from finetune_trainer.tasks.choose import task_of
 
 log = logging.getLogger(__name__)
 Event = TypeVar("Event")
@@ -45,7 +45,6 @@ _STREAM = "text/event-stream"
 _UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Of streams: nginx would collect them."""
 _HUNG_UP = 499
-_CHAT = "/v1/chat/completions"
 _MOST_CHARACTERS = 4 << 20
 """Of all the texts of one classification together."""
 
@@ -278,13 +277,13 @@ class Service:
 
     def _text_model(self, name: str | None, *, path: str) -> TextModel:
         model = self._named(name, path=path)
-        if not isinstance(model, TextModel) or (path == _CHAT and task_of(self.order.task).path != path):
+        if not isinstance(model, TextModel) or path not in TASKS[self.order.task].paths:
             raise self._wrong_path(path)
         return model
 
     def _wrong_path(self, path: str) -> RequestError:
-        task = task_of(self.order.task)
-        return RequestError(f"{path} is not offered: this model's task is {task.name}; use {task.path}", status=404)
+        task, use = self.order.task, TASKS[self.order.task].paths[0]
+        return RequestError(f"{path} is not offered: this model's task is {task}; use {use}", status=404)
 
     async def _off_loop(self, work: Any) -> Any:
         try:
@@ -300,7 +299,7 @@ class _GoneError(Exception):
 def build(service: Service) -> FastAPI:
     """The application with all routes."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    app.post(_CHAT)(service.chat)
+    app.post("/v1/chat/completions")(service.chat)
     app.post("/v1/completions")(service.complete)
     app.post("/v1/classify")(service.classify)
     app.get("/v1/models")(service.models)

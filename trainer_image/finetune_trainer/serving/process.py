@@ -26,6 +26,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from finetune_api.results import ExitCode
 from finetune_api.run import SERVE_HOST_VARIABLE, SERVE_PORT_VARIABLE, ServeOrder
+from finetune_api.tasks import TASKS
 from finetune_trainer.process.errors import StageError, bad_configuration
 from finetune_trainer.serving.application import Service, build
 from finetune_trainer.serving.artifact import Loaded, load
@@ -59,10 +60,10 @@ def serve(order: ServeOrder, *, wrap: Wrap = unchanged) -> None:
 
     Raises StageError: 66 and 78 where the version cannot be had or is not what was recorded, 70 where it cannot serve.
     """
-    task = task_of(order.task)
-    if task.runtime != order.runtime:
+    runtime = TASKS[order.task].runtimes[0]
+    if runtime != order.runtime:
         raise bad_configuration(
-            "BadRunFile", f"runtime {order.runtime} does not serve task {task.name}; use {task.runtime}"
+            "BadRunFile", f"runtime {order.runtime} does not serve task {order.task}; use {runtime}"
         )
     log_json_lines()
     clean = asyncio.run(_serve(order, wrap=wrap))
@@ -172,7 +173,7 @@ def _load(order: ServeOrder) -> tuple[TextModel | Classifier, Runner, Loaded]:
 async def _warm_up(service: Service, app: AsgiApp) -> None:
     """One request through all that a client's goes through. Raises StageError (70) unless it is answered."""
     task = task_of(service.order.task)
-    path, request = task.path, task.greeting
+    path, request = TASKS[task.name].paths[0], task.greeting
     if service.probes:
         path, request = service.probes[0].path, service.probes[0].request
     short = {"max_tokens": _WARM_UP_TOKENS} if task.generates else {}

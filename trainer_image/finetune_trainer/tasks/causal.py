@@ -19,7 +19,7 @@ from finetune_trainer.tasks.encoding import IGNORED, Batch, Encoded, cut, padded
 from finetune_trainer.tasks.generate import generate_answers
 from finetune_trainer.tasks.likelihood import token_likelihoods
 from finetune_trainer.tasks.scores import ClassOutcome, TextOutcome, score_texts
-from finetune_trainer.tasks.task import Asked, Decoding, Judged, ModelRun, Runtime
+from finetune_trainer.tasks.task import Asked, Decoding, Judged, ModelRun
 
 # Of these it is known that the output layer is a plain linear map of the decoder's last state, so that it can be
 # applied at the targets only: a prompt of 100 tokens with an answer of 3 costs 3 rows of logits instead of 103.
@@ -36,8 +36,6 @@ class CausalLM:
     generates: ClassVar[bool] = True
     two_parts: ClassVar[bool] = False
     own_head: ClassVar[bool] = False
-    runtime: ClassVar[Runtime] = "Transformers"
-    path: ClassVar[str] = "/v1/completions"
     greeting: ClassVar[Mapping[str, Any]] = {"prompt": "Hello"}
     outcome: ClassVar[type[TextOutcome | ClassOutcome]] = TextOutcome
 

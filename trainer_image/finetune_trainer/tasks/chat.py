@@ -10,7 +10,6 @@ from finetune_trainer.data.dataset import Example
 from finetune_trainer.data.rows import RowFormat
 from finetune_trainer.tasks.causal import CausalLM
 from finetune_trainer.tasks.encoding import Encoded, encode_chat
-from finetune_trainer.tasks.task import Runtime
 
 
 class Chat(CausalLM):
@@ -18,7 +17,6 @@ class Chat(CausalLM):
 
     name: ClassVar[TaskName] = "Chat"
     formats: ClassVar[tuple[RowFormat, ...]] = ("Chat", "PromptCompletion")
-    path: ClassVar[str] = "/v1/chat/completions"
     greeting: ClassVar[Mapping[str, Any]] = {"messages": [{"role": "user", "content": "Hello"}]}
 
     def encode(
@@ -35,6 +33,4 @@ class Seq2Seq(Chat):
     formats: ClassVar[tuple[RowFormat, ...]] = ("PromptCompletion",)
     loader: ClassVar[str] = "AutoModelForSeq2SeqLM"
     two_parts: ClassVar[bool] = True
-    runtime: ClassVar[Runtime] = "FastAPI"
-    path: ClassVar[str] = CausalLM.path
     greeting: ClassVar[Mapping[str, Any]] = CausalLM.greeting

@@ -17,7 +17,7 @@ from finetune_trainer.data.rows import RowFormat
 from finetune_trainer.tasks.encoding import IGNORED, Batch, Encoded, padded_batch, text_tokens
 from finetune_trainer.tasks.likelihood import class_log_probabilities
 from finetune_trainer.tasks.scores import UNKNOWN_CLASS_PROBABILITY, ClassOutcome, TextOutcome, score_classes
-from finetune_trainer.tasks.task import Asked, Decoding, Judged, ModelRun, Runtime
+from finetune_trainer.tasks.task import Asked, Decoding, Judged, ModelRun
 
 _KEPT_CLASSES = 5
 
@@ -32,8 +32,6 @@ class SequenceClassification:
     generates: ClassVar[bool] = False
     two_parts: ClassVar[bool] = False
     own_head: ClassVar[bool] = True
-    runtime: ClassVar[Runtime] = "FastAPI"
-    path: ClassVar[str] = "/v1/classify"
     greeting: ClassVar[Mapping[str, Any]] = {"input": "Hello"}
     outcome: ClassVar[type[TextOutcome | ClassOutcome]] = ClassOutcome
 

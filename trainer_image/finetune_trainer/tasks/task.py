@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -17,8 +17,6 @@ from finetune_trainer.data.dataset import Example
 from finetune_trainer.data.rows import RowFormat
 from finetune_trainer.tasks.encoding import Batch, Encoded
 from finetune_trainer.tasks.scores import ClassOutcome, Outcome, Scores, TextOutcome
-
-Runtime = Literal["Transformers", "FastAPI"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +85,8 @@ class Task(Protocol):
     """Whether the model reads with one part and writes with another, so that a prompt takes no room of the answer's."""
     own_head: ClassVar[bool]
     """Whether a base may lack the task's head, whose numbers are random until it is trained and saved with it."""
-    runtime: ClassVar[Runtime]
-    """The server of its models."""
-    path: ClassVar[str]
-    """Where that is asked."""
     greeting: ClassVar[Mapping[str, Any]]
-    """A first request at that path."""
+    """A first request, at the path that is its own (`finetune_api.tasks`)."""
     outcome: ClassVar[type[TextOutcome | ClassOutcome]]
 
     def problem_of(self, kind: str, architectures: Sequence[str]) -> str | None:

@@ -30,7 +30,7 @@ def vllm_arguments(*, version: ModelVersionSpec, model_name: str, folder: str, g
     each layer (tensor parallelism). What a request leaves unset is decoded greedily, answers end where they ended in
     the evaluation, prompts are written and numbers are computed as there. Raises NotServableError.
     """
-    if not TASKS[version.task].vllm:
+    if "VLLM" not in TASKS[version.task].runtimes:
         raise NotServableError(f"runtime VLLM does not serve task {version.task}; use serving.runtime FastAPI")
     if gpus < 1:
         raise NotServableError("runtime VLLM needs serving.gpus of 1 or more; use serving.runtime Transformers on CPU")
