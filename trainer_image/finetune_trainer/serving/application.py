@@ -335,7 +335,8 @@ def _malformed(error: RequestValidationError) -> RequestError:
     # Of the alternatives of a field (a text or a list), the one that has the right type says what is wrong.
     worst = next((problem for problem in problems if not problem["type"].endswith("_type")), problems[0])
     where = ".".join(str(part) for part in worst["loc"][1:] if str(part).isidentifier() or isinstance(part, int))
-    message = f"{where}: {worst['msg']}" if where else f"the request is not understood: {worst['msg']}"
+    words = str(worst["msg"]).removeprefix("Value error, ")  # pydantic's, before what our own validators say
+    message = f"{where}: {words}" if where else f"the request is not understood: {words}"
     return RequestError(message[:1000], param=where or None)
 
 
