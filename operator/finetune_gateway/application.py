@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from finetune_api.routes import Routes
+from finetune_api.shared_fields import Task
 from finetune_api.tasks import TASKS
 from finetune_gateway import cross_origin
 from finetune_gateway.access_log import AccessLog
@@ -39,6 +40,7 @@ _REQUEST_ID_LENGTH = 128
 _HUNG_UP = 499
 """In the access log: the client went before it had its answer."""
 _PATHS = tuple(dict.fromkeys(path for kind in TASKS.values() for path in kind.paths))
+_MODELS, _FEEDBACK = "/v1/models", "/v1/feedback"
 
 
 @dataclass(kw_only=True)
@@ -64,9 +66,9 @@ class Application:
         app = web.Application(client_max_size=self.config.body_bytes + 1, middlewares=[self._outermost])
         for path in _PATHS:
             app.router.add_post(path, self._forward)
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/v1/models/{name:.+}", self._model)
-        app.router.add_post("/v1/feedback", self._feedback)
+        app.router.add_get(_MODELS, self._models)
+        app.router.add_get(_MODELS + "/{name:.+}", self._model)
+        app.router.add_post(_FEEDBACK, self._feedback)
         app.on_response_prepare.append(self._complete_head)
         return app
 
@@ -145,7 +147,7 @@ class Application:
         if routes is None:
             return refuse(status=503, message="no routes yet: the endpoint has no version to serve")
         if request.path not in TASKS[routes.task].paths:
-            return refuse(status=404, message=f"this endpoint's task is {routes.task}; {request.path} is not offered")
+            return _not_offered(request.path, task=routes.task)
         body = await self._read(request)
         if isinstance(body, web.Response):
             return body
@@ -252,8 +254,14 @@ def _refused(error: BadRequestError) -> web.Response:
     return refuse(status=error.status, message=str(error), code=error.code, param=error.param)
 
 
+def _not_offered(path: str, *, task: Task) -> web.Response:
+    use = " or ".join(TASKS[task].paths)
+    return refuse(status=404, message=f"{path} is not offered: this endpoint's task is {task}; use {use}")
+
+
 def _refused_by_router(request: web.Request, error: web.HTTPException) -> web.Response:
-    words = {404: "there is no such path here", 405: f"{request.method} is not offered here"}
+    use = f"{', '.join((*_PATHS, _MODELS))} or {_FEEDBACK}"
+    words = {404: f"there is no such path here; use {use}", 405: f"{request.method} is not offered here"}
     answer = refuse(status=error.status, message=words.get(error.status, error.reason))
     if "Allow" in error.headers:
         answer.headers["Allow"] = error.headers["Allow"]
