@@ -30,7 +30,8 @@ def mirror(*, observed: Observed, status: FineTuneJobStatus, version: VersionRef
         return Draft(status=status, phase="Failed", state="Stalled", reason=reason, message=message, at_once=True)
     outcome = next((each for each in reversed(endpoint.status.versions) if each.uid == version.uid), None)
     if outcome is not None and outcome.outcome in _ENDS:
-        message = f"{version.name}: {outcome.reason} (by {outcome.by})"
+        fate = "rolled back" if outcome.outcome == "RolledBack" else outcome.outcome.lower()
+        message = f"{version.name} was {fate} at {name}: {outcome.reason} (by {outcome.by})"
         recorded = _recorded(status, endpoint=endpoint, promoted=outcome.outcome == "RolledBack" and _was(status))
         return Draft(status=recorded, phase=_ENDS[outcome.outcome], state="Stalled", message=message, at_once=True)
     under_way = endpoint.status.step is not None and _serves(endpoint, version)

@@ -153,3 +153,13 @@ def test_the_condition_of_a_promotion_says_the_same_as_the_phase(
         now=START,
     )
     assert [(each.status, each.reason) for each in found if each.type == "Promoted"] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [("RolledBack", "was rolled back"), ("Rejected", "was rejected"), ("Superseded", "was superseded")],
+)
+def test_a_version_that_was_given_up_is_told_with_what_became_of_it(what: Any, words: str) -> None:
+    found = endpoint(phase="Idle", stable=OTHER, versions=[outcome(what)])
+    draft = mirror(observed=observed_with(found), status=FineTuneJobStatus(), version=VERSION)
+    assert draft.summary.message == f"router {words} at prod: error_rate: worse (by operator)"
