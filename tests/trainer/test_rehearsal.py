@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from finetune_api.shared_fields import ResolvedModel
 from finetune_trainer.process import memory
 from finetune_trainer.process.errors import StageError
 from finetune_trainer.store.storage import Storage
-from finetune_trainer.training.rehearsal import Rehearsal, rehearse, was_rehearsed
+from finetune_trainer.tasks.choose import task_of
+from finetune_trainer.training.rehearsal import Rehearsal, _examples, rehearse, was_rehearsed
 
 hf: Any = transformers  # its signatures are not those that its configurations take
 
@@ -51,6 +53,20 @@ def test_a_model_that_reads_at_the_end_of_a_text_is_tried_on_texts_that_end(tmp_
     tokenizer.save_pretrained(str(tmp_path / "base"))
     order, storage = order_and_storage(tmp_path)
     rehearse(order, base_folder=tmp_path / "base", storage=storage)
+    assert was_rehearsed(order, storage=storage)
+
+
+def test_a_model_that_ends_its_answer_at_once_is_not_changed_by_padding(tmp_path: Path) -> None:
+    base = tiny_models.make("llama", to=tmp_path / "base")
+    model = hf.AutoModelForCausalLM.from_pretrained(str(base))
+    tokenizer = hf.AutoTokenizer.from_pretrained(str(base))
+    examples = _examples(model, tokenizer, pad_id=tokenizer.pad_token_id, task=task_of("Chat"))
+    answers = [int(model(input_ids=torch.tensor([each.ids])).logits[0, -1].argmax()) for each in examples]
+    assert answers[0] != answers[3], "what is asked beside it goes on"
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": answers[0]}))
+    order, storage = order_and_storage(tmp_path)
+    order = replace(order, model=ModelOrder(uri=order.model.uri, task="Chat"), labels=None)
+    rehearse(order, base_folder=base, storage=storage)
     assert was_rehearsed(order, storage=storage)
 
 

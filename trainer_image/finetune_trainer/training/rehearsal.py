@@ -233,7 +233,12 @@ def _check_padding(model: Any, examples: Sequence[Encoded], *, task: Task, pad_i
 def _generates_differently(model: Any, judged: Encoded, longer: Encoded, *, pad_id: int) -> bool:
     """Answers of an evaluation are generated in batches that are filled up on the left."""
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False, max_new_tokens=2, pad_token_id=pad_id, output_logits=True, return_dict_in_generate=True
+        do_sample=False,
+        min_new_tokens=2,  # also where the first one is an end, which would end an answer that is asked alone only
+        max_new_tokens=2,
+        pad_token_id=pad_id,
+        output_logits=True,
+        return_dict_in_generate=True,
     )
 
     def generated(rows: Sequence[Sequence[int]]) -> torch.Tensor:
