@@ -11,9 +11,12 @@ from tests.simulation.crashing import CrashingCluster, KilledError
 from tests.simulation.endpoint_world import PROMPTS, EndpointWorld, Quality, endpoint_manifest, version_manifest
 from tests.simulation.world import void
 
-from finetune_api.modelendpoint import ModelEndpointStatus
+from finetune_api.modelendpoint import HeldVersion, ModelEndpointStatus
+from finetune_api.modelversion import ModelVersion
 from finetune_operator.core.ports import Manifest
 from finetune_operator.endpoint.finish import ANALYSIS_KEY
+from finetune_operator.endpoint.observed import ObservedEndpoint
+from finetune_operator.endpoint.rollout import choose
 
 
 def serving(name: str) -> Any:
@@ -540,24 +543,30 @@ async def test_what_an_operator_before_began_is_not_said_to_have_been_stable() -
     assert (last.proven, last.reason) == (None, "not known to be proven: begun by an operator that did not record it")
 
 
-async def test_an_approval_from_before_an_upgrade_that_words_the_hold_otherwise_counts() -> None:
+@pytest.mark.parametrize("noted", [True, False])
+async def test_an_approval_from_before_an_upgrade_that_words_the_hold_otherwise_counts(
+    noted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Noted by the operator before, or only given."""
-    for noted in (True, False):
-        world = await with_stable()
-        uid = await offer(world, "v2", **HELD)
-        await world.run(until=lambda status: status.held)
-        world.annotate(pause="true", requested_by="ann")
-        world.annotate(approve=uid)
-        await world.settle(ticks=2)
+    held = choose._held
 
-        def as_before(found: dict[str, Any], *, noted: bool = noted) -> None:
-            found["status"]["held"]["reason"] = "in other words"
-            if not noted:
-                del found["status"]["approval"]
+    def in_other_words(observed: ObservedEndpoint, *, version: ModelVersion) -> HeldVersion | None:
+        found = held(observed, version=version)
+        return found and found.model_copy(update={"reason": "in other words"})
 
-        world.cluster.edit(kind="ModelEndpoint", namespace="ml", name="router", change=as_before)
-        world.annotate(pause=None)
-        await world.run(until=serving("v2"))
+    monkeypatch.setattr(choose, "_held", in_other_words)
+    world = await with_stable()
+    uid = await offer(world, "v2", **HELD)
+    await world.run(until=lambda status: status.held)
+    world.annotate(pause="true", requested_by="ann")
+    world.annotate(approve=uid)
+    await world.settle(ticks=2)
+    monkeypatch.undo()
+    if not noted:
+        forget = lambda found: found["status"].pop("approval")  # noqa: E731
+        world.cluster.edit(kind="ModelEndpoint", namespace="ml", name="router", change=forget)
+    world.annotate(pause=None)
+    await world.run(until=serving("v2"))
 
 
 async def test_an_older_held_version_can_be_approved() -> None:
