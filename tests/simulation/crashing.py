@@ -81,10 +81,14 @@ class CrashingCluster(CountingCluster):
 
 
 class ForkingCluster(CountingCluster):
-    """At each write this process forks, and in the fork the operator dies in its place: no story is played twice."""
+    """At each write this process forks, and in the fork the operator dies in its place: no story is played twice.
 
-    def __init__(self, *, inner: Cluster) -> None:
+    `but_repeats`: not at writes that repeat the two before them, as those of progress do.
+    """
+
+    def __init__(self, *, inner: Cluster, but_repeats: bool = False) -> None:
         super().__init__(inner=inner)
+        self._but_repeats = but_repeats
         self.kills = 0
         self.failures: list[str] = []
         """What forks said of themselves."""
@@ -105,9 +109,7 @@ class ForkingCluster(CountingCluster):
 
     def _count(self, what: str) -> None:
         super()._count(what)
-        repeats = len(self.writes) > 2 and self.writes[-3:] == [what] * 3
-        # Progress is written as it comes; that many writes of the same kind need not all be tried.
-        if self.where is not None or repeats:
+        if self.where is not None or (self._but_repeats and self.writes[-3:] == [what] * 3):
             return
         reader, writer = os.pipe()
         loop = asyncio.get_running_loop()

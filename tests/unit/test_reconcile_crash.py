@@ -127,7 +127,8 @@ async def test_killed_at_every_write(name: str) -> None:
     expected = await outcome(undisturbed)
     assert not undisturbed.killed
     world = stage(story)
-    cluster = ForkingCluster(inner=world.cluster)
+    # Progress is written as it comes; that many writes of the same kind need not all be tried.
+    cluster = ForkingCluster(inner=world.cluster, but_repeats=True)
 
     async def played() -> None:
         found = await play(story, world=world, cluster=cluster)
