@@ -85,13 +85,12 @@ async def serve(*, config: GatewayConfig) -> None:
         logger.info("serving %s on port %d, status on port %s", config.endpoint, config.port, status)
         gc.collect()
         gc.freeze()  # what was imported stays for good; looking through it again and again only makes requests wait
-        stopping = asyncio.create_task(stop.wait())
-        await stopping
+        await stop.wait()
         await _drain(app)
         await app.proxy.comparator.close()
-        for task in [stopping, *tasks]:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(stopping, *tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def kept_up(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

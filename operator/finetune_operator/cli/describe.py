@@ -42,8 +42,8 @@ async def _described(raw: Manifest, *, kind: ResourceKind, target: Target, now: 
 
 
 async def _events_of(manifest: Manifest, *, target: Target) -> list[Manifest]:
-    uid = manifest["metadata"]["uid"]
     """What was said about the object; nothing where the user may read the object and not the events."""
+    uid = manifest["metadata"]["uid"]
     try:
         events = await target.cluster.list(kind="Event", namespace=target.namespace)
     except UnavailableError as error:

@@ -17,7 +17,7 @@ from finetune_operator.validation.field_errors import (
     too_many,
     type_invalid,
 )
-from finetune_operator.validation.meant import meant
+from finetune_operator.validation.meant_value import meant
 
 
 class _Absent:

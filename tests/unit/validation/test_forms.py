@@ -14,7 +14,7 @@ from finetune_api.crd import RESOURCES
 from finetune_api.shared_fields import Resources
 from finetune_operator.cli.validate import objections_to
 from finetune_operator.validation.cel_rules import check_rules
-from finetune_operator.validation.meant import meant
+from finetune_operator.validation.meant_value import meant
 
 
 def nodes_with(key: str, node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
