@@ -75,6 +75,9 @@ LINTER_LIMIT_S = 1500
 _LINE = 300
 _LINES_OF_FAILURE = 12
 """How much of a failure the summary repeats, in characters and lines."""
+_SHORT_LINE = 150
+_NAMED_AGAIN = 6
+"""Failures that get one more line at the very end, which is what is kept of a long output, and its characters."""
 _POLL_S = 5.0
 
 
@@ -350,10 +353,13 @@ def _summarise(outcomes: list[Outcome], *, built: Sequence[str]) -> None:
         )
         for reason in sorted(outcome.reasons):
             print(f"{'':<10} because: {reason}")
-    for failure in [failure for outcome in outcomes for failure in outcome.failures]:
-        print(textwrap.indent(failure, "    ").replace("    ", "failed: ", 1))
     if built:
         print(f"built meanwhile: {'; '.join(built)}")
+    failures = [failure.split("\n") for outcome in outcomes for failure in outcome.failures]
+    for name, *words in failures:
+        print(f"failed: {name}", textwrap.indent("\n".join(words), "    "), sep="\n")
+    for name, *words in failures[:_NAMED_AGAIN]:  # the last lines are all that is kept of a long output
+        print(f"failed: {name}: {words[0].removeprefix('E').strip()[:_SHORT_LINE]}")
     passed, failed, skipped = (sum(getattr(o, name) for o in outcomes) for name in ("passed", "failed", "skipped"))
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
 

@@ -77,7 +77,7 @@ def wait_for_type(kubectl: Kubectl, name: str) -> None:
         conditions = definition.get("status", {}).get("conditions") or []
         return any(item["type"] == "Established" and item["status"] == "True" for item in conditions)
 
-    kubectl.wait_for("customresourcedefinition", name, established, timeout_s=30, what="Established")
+    kubectl.wait_for("customresourcedefinition", name, established, what="Established")
     kind, _, group = name.partition(".")
     wait_until(
         lambda: kind in kubectl.run("api-resources", f"--api-group={group}", "--cached=false"),

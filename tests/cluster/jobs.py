@@ -13,6 +13,7 @@ from typing import Any
 from demo import assets
 from tests.harness import Kubectl, Object
 from tests.harness.cluster import Cluster
+from tests.patience import JOB_HANGS_S
 
 TERMINAL = {"Succeeded", "Rejected", "Failed"}
 LABEL = "finetune.dev/job"
@@ -43,20 +44,20 @@ class Workspace:
         """A FineTuneJob."""
         return self.kubectl.get("finetunejob", name, namespace=self.namespace)
 
-    def wait(self, name: str, condition: Callable[[Object], object], *, what: str, timeout_s: float = 600) -> Object:
+    def wait(self, name: str, condition: Callable[[Object], object], *, what: str) -> Object:
         """Wait for a state of a job; stop early with its status when it ends otherwise."""
         return self.kubectl.wait_for(
             "finetunejob",
             name,
             lambda job: condition(job) or (job.get("status", {}).get("phase") in TERMINAL and "ended"),
             namespace=self.namespace,
-            timeout_s=timeout_s,
+            timeout_s=JOB_HANGS_S,
             what=what,
         )
 
-    def finished(self, name: str, *, timeout_s: float = 900) -> Object:
+    def finished(self, name: str) -> Object:
         """Wait until a job has ended."""
-        return self.wait(name, lambda _: False, what="the end", timeout_s=timeout_s)
+        return self.wait(name, lambda _: False, what="the end")
 
     def children(self, kind: str, name: str, **labels: str) -> list[Object]:
         """The children of a job."""

@@ -142,7 +142,7 @@ def test_bad_input_fails_at_once_with_its_name(workspace: Workspace) -> None:
     """By its termination message, which kubelet hands on. Which inputs are bad: tests/trainer, tests/local."""
     sources = [{"name": "a", "uri": "pvc://models/data/gone.jsonl"}]
     workspace.apply(classifier("no-file", data={"sources": sources}))
-    job = workspace.finished("no-file", timeout_s=HANGS_S)
+    job = workspace.finished("no-file")
     assert phase(job) == "Failed"
     stalled = condition(job, "Stalled")
     assert (stalled["reason"], "gone.jsonl" in stalled["message"]) == ("InputNotFound", True), dumped(job)
@@ -152,7 +152,7 @@ def test_bad_input_fails_at_once_with_its_name(workspace: Workspace) -> None:
 def test_a_claim_for_one_node_is_refused_for_two_pods(workspace: Workspace) -> None:
     workspace.cluster.volume("single", namespace=workspace.namespace, access_modes=["ReadWriteOnce"])
     workspace.apply(classifier("rwo", artifacts={"uri": "pvc://single/runs"}, compute={"nodes": 2}))
-    job = workspace.finished("rwo", timeout_s=HANGS_S)
+    job = workspace.finished("rwo")
     assert phase(job) == "Failed"
     stalled = condition(job, "Stalled")
     assert stalled["reason"] == "ClaimNotShared"

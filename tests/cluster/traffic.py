@@ -16,6 +16,9 @@ import urllib3
 from tests.harness import wait_until
 from tests.patience import HANGS_S
 
+_AT_ONCE = 4
+"""Unanswered requests beyond which it waits with the next: on a slow machine more would measure the machine."""
+
 
 def wait_reachable(url: str) -> None:
     """Wait until a Service leads to its pods: kube-proxy follows them within a second or two."""
@@ -56,13 +59,14 @@ class Failure:
 
 @dataclass(kw_only=True)
 class Traffic:
-    """Requests at a steady rate, each of a user of its own, every second one streamed."""
+    """Requests at a steady rate while they are answered, each of a user of its own, every second one streamed."""
 
     url: str
     model: str
     per_second: float = 1.0
     answers: list[Answer] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    _under_way: set[asyncio.Task[None]] = field(default_factory=set)
     _stop: threading.Event = field(default_factory=threading.Event)
     _bursts: list[Sequence[str]] = field(default_factory=list)
 
@@ -89,13 +93,18 @@ class Traffic:
         self._bursts.append(users)
 
     async def _run(self) -> None:
-        client = openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=60)
+        client = openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=HANGS_S)
         async with asyncio.TaskGroup() as group:
             number = 0
             while not self._stop.is_set():
+                if len(self._under_way) >= _AT_ONCE and not self._bursts:
+                    await asyncio.sleep(0.1)
+                    continue
                 burst = self._bursts.pop() if self._bursts else ()
                 for user in (f"user-{number}", *burst):
-                    group.create_task(self._ask(client, user=user, stream=bool(number % 2)))
+                    asked = group.create_task(self._ask(client, user=user, stream=bool(number % 2)))
+                    self._under_way.add(asked)
+                    asked.add_done_callback(self._under_way.discard)
                 number += 1
                 await asyncio.sleep(1 / self.per_second)
 
