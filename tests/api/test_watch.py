@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import pytest
 from kubernetes.aio.client.configuration import Configuration
 from tests.api.client import open_api
 from tests.harness import ApiServer, Object
@@ -18,7 +19,7 @@ from tests.wrong_manifests import valid
 
 from finetune_operator.core.ports import Key
 from finetune_operator.kube.api import Api, load_configuration
-from finetune_operator.kube.watch import KopfWatchSource
+from finetune_operator.kube.watch import Changes, KopfWatchSource
 
 
 @asynccontextmanager
@@ -172,6 +173,20 @@ async def test_a_relist_looks_at_what_has_not_ended(crds: ApiServer, namespace: 
         seen = keys.count(job_key(namespace, "ended"))
         await until(lambda: keys.count(job_key(namespace, "going")) >= 4)
         assert keys.count(job_key(namespace, "ended")) == seen
+
+
+async def test_a_relist_finds_what_was_deleted_unseen(
+    crds: ApiServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Changes, "is_news", lambda self, *, manifest, type: type != "DELETED")
+    key = job_key(namespace, "a")
+    async with watching(crds, relist_seconds=1.5) as keys:
+        await asyncio.to_thread(crds.kubectl.create, valid("job") | {"metadata": {"name": "a"}}, namespace=namespace)
+        await until(lambda: key in keys)
+        await asyncio.to_thread(crds.kubectl.delete, "finetunejob", "a", namespace=namespace)
+        keys.clear()
+        await until(lambda: key in keys)
+        await stays(lambda: keys.count(key) == 1, seconds=4)
 
 
 async def test_an_outage_is_survived(crds: ApiServer, namespace: str) -> None:

@@ -16,6 +16,7 @@ import asyncio
 import json
 import logging
 import os
+import random
 import sys
 import tempfile
 import time
@@ -45,8 +46,8 @@ ROLLOUT: dict[str, Any] = {
         {"name": "quality", "maxRegression": 0.02},
     ],
 }
-_HEALTHY_SECONDS = 4.0
-"""Under guard, before the fault."""
+_HEALTHY_SECONDS = 4.0, 5.0
+"""Under guard, before the fault: at any point of the gateways' beat, by which reports come in."""
 _LONGEST_SECONDS = 40.0
 _QUIET_SECONDS = 1.0
 """Nothing reached the version for this long: it was left."""
@@ -78,7 +79,7 @@ async def inject(*, world: World, endpoint: Endpoint, clients: Clients, upstream
     assert guarding.stable is not None
     assert guarding.previous is not None
     bad, good = (service_of(endpoint=endpoint, uid=each.uid) for each in (guarding.stable, guarding.previous))
-    await asyncio.sleep(_HEALTHY_SECONDS)
+    await asyncio.sleep(random.uniform(*_HEALTHY_SECONDS))  # noqa: S311 - guards nothing
     upstreams.faults[bad] = fault
     left = await _left(upstreams, version=bad, longest=_LONGEST_SECONDS)
     status = await _until(world, endpoint, lambda status: _stable(status) != name, what=f"rollback of {name}")

@@ -42,6 +42,8 @@ _OWN_KINDS = (*RECONCILED, *FOLLOWED)
 _KINDS = (*_OWN_KINDS, *CHILD_KINDS)
 RELIST_SECONDS = 600.0
 _RETRY_SECONDS = 2.0
+_AGAIN_SECONDS = 10.0
+"""After watching ended, until it surely goes on."""
 _STOP_SECONDS = 6.0
 _PATIENCE_SECONDS = 2.0
 _INSIST_SECONDS = 0.5
@@ -71,12 +73,20 @@ class KopfWatchSource:
         self._instance = instance
         self._selector = ",".join(f"metadata.namespace!={each}" for each in excluded_namespaces)
         self._relist_seconds = relist_seconds
+        self._known: set[Key] = set()
+        """What was told of. What is no longer listed was deleted while nobody watched, and nobody else will tell."""
+        self._missed = asyncio.Event()
 
     async def run(self, *, enqueue: Enqueue) -> None:
         """Watch until cancelled. kopf is started again whenever it gives up."""
+
+        def tell(key: Key) -> None:
+            self._known.add(key)
+            enqueue(key)
+
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._watch(enqueue=enqueue), name="watch")
-            group.create_task(self._relist(enqueue=enqueue), name="relist")
+            group.create_task(self._watch(enqueue=tell), name="watch")
+            group.create_task(self._relist(enqueue=tell), name="relist")
 
     async def _watch(self, *, enqueue: Enqueue) -> None:
         while True:
@@ -85,6 +95,7 @@ class KopfWatchSource:
                     await self._run_kopf(enqueue=enqueue)
                 except Exception as error:
                     log.warning("watching ended and begins again: %s", error)
+                self._missed.set()
             await asyncio.sleep(_RETRY_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, guards nothing
 
     async def _is_served(self) -> bool:
@@ -171,19 +182,30 @@ class KopfWatchSource:
         return registry
 
     async def _relist(self, *, enqueue: Enqueue) -> None:
-        """Now and then look at every object that has not ended, in case an event was missed."""
+        """Now and then, and where watching had ended, look at every object that has not ended or is no more, in case
+        an event was missed."""
         while True:
-            await asyncio.sleep(self._relist_seconds * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load
+            with contextlib.suppress(TimeoutError):
+                pause = self._relist_seconds * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
+                await asyncio.wait_for(self._missed.wait(), timeout=pause)
+                await asyncio.sleep(_AGAIN_SECONDS)
+            self._missed.clear()
+            known, listed = frozenset(self._known), set[Key]()
             try:
                 for namespace, kind in itertools.product(self._namespaces or (None,), RECONCILED):
                     path = PLACES[kind].collection(namespace=namespace)
                     query = [("fieldSelector", self._selector)] if self._selector else []
                     async for item in self._api.pages(path=path, query=query):
                         found = {**item, "kind": kind}  # items of a list do not say it
+                        listed.add(key_of(found))
                         if not has_ended(found):
                             enqueue(key_of(found))
             except (NotFoundError, UnavailableError) as error:
                 log.warning("relisting failed: %s", error)
+                continue
+            for key in known - listed:
+                enqueue(key)
+            self._known -= known - listed
 
 
 def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:
