@@ -169,6 +169,10 @@ def _candidate(observed: ObservedEndpoint, state: Trying) -> Draft:
             after = facts.left_candidate(observed, state, outcome=outcome, reason="requested", by=requests.who)
             message = f"{candidate.name} was {PARTICIPLES[outcome]} by {requests.who}"
             return _left(after, reason=outcome, message=message)
+    if observed.candidate_deleted:
+        why = "its ModelVersion was deleted"
+        after = facts.left_candidate(observed, state, outcome="Rejected", reason=why, by="a user")
+        return _left(after, reason=Reason.REJECTED, message=f"{candidate.name} is withdrawn: {why}")
     newer = _newer(observed, state)
     if newer is not None:
         after = facts.left_candidate(observed, state, outcome="Superseded", reason=newer)

@@ -72,6 +72,8 @@ async def observe_endpoint(
     )
     for other in _named_versions(endpoint) - {each["metadata"]["name"] for each in versions}:
         versions += [each] if (each := await cluster.get(kind="ModelVersion", namespace=namespace, name=other)) else []
+    versions = [each for each in versions if not each["metadata"].get("deletionTimestamp")]
+    candidate = endpoint.status.candidate
 
     def is_ours(each: Manifest) -> bool:
         return is_owned(each, uid=endpoint.metadata.uid) or is_left(each, endpoint=name)
@@ -94,6 +96,7 @@ async def observe_endpoint(
         config=config,
         door=door,
         versions=tuple(_versions(versions)),
+        candidate_deleted=candidate is not None and candidate.uid not in {each["metadata"]["uid"] for each in versions},
         servers={
             version: server_of(
                 version_uid=version,
@@ -150,8 +153,8 @@ def _names(*, endpoint: ModelEndpoint, servers: list[Manifest], jobs: list[Manif
 
 def _named_versions(endpoint: ModelEndpoint) -> set[str]:
     """ModelVersions that matter also where they were made for another endpoint: they are pinned, or they were."""
-    stable = endpoint.status.stable
-    return {endpoint.spec.version or "", stable.name if stable is not None else ""} - {""}
+    under_way = (endpoint.status.stable, endpoint.status.candidate)
+    return {endpoint.spec.version or "", *(each.name for each in under_way if each is not None)} - {""}
 
 
 def _served(endpoint: ModelEndpoint) -> list[str]:

@@ -59,7 +59,10 @@ class ObservedEndpoint:
     config: OperatorConfig
     door: Door | None = None
     versions: tuple[ModelVersion, ...] = ()
-    """ModelVersions of the namespace that name this endpoint, the pinned one and the stable one."""
+    """ModelVersions of the namespace that name this endpoint, the pinned one and those under way. One that is being
+    deleted is gone."""
+    candidate_deleted: bool = False
+    """The candidate's ModelVersion is gone; one that only cannot be read is not."""
     servers: Mapping[str, Server] = field(default_factory=dict)
     """By version UID."""
     server_urls: Mapping[str, str] = field(default_factory=dict)

@@ -67,7 +67,9 @@ def _conclude(*, observed: Observed, plan: ResolvedPlan) -> Draft:
         )
     )
     version = next((version for version in observed.versions if made_by(version=version, job=job)), None)
-    if version is None:
+    seen = VersionReference(name=version.metadata.name, uid=version.metadata.uid) if version is not None else None
+    reference = seen or job.status.model_version
+    if reference is None:
         manifest = version_manifest(
             job=job,
             plan=plan,
@@ -78,14 +80,13 @@ def _conclude(*, observed: Observed, plan: ResolvedPlan) -> Draft:
         )
         message = "Evaluate is complete"
         return Draft(status=job.status, phase="Evaluating", message=message, create=(manifest,), at_once=True)
-    reference = VersionReference(name=version.metadata.name, uid=version.metadata.uid)
     status = job.status.model_copy(update={"model_version": reference})
-    message, at_endpoint = f"{version.metadata.name}: {judgement.message}", job.spec.endpoint_ref is not None
+    message, at_endpoint = f"{reference.name}: {judgement.message}", job.spec.endpoint_ref is not None
     if not judgement.accepted and not (judgement.held and at_endpoint):
         reason = judgement.reason
         return Draft(status=status, phase="Rejected", state="Stalled", reason=reason, message=message, at_once=True)
     if at_endpoint:
-        return mirror(observed=observed, status=status, version=reference)
+        return mirror(observed=observed, status=status, version=reference, deleted=seen is None)
     return Draft(status=status, phase="Succeeded", state="Ready", message=message, at_once=True)
 
 

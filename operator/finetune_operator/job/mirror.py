@@ -20,8 +20,8 @@ _SECONDS = 5.0
 _ENDS: dict[str, Phase] = {"Rejected": "Rejected", "RolledBack": "RolledBack", "Superseded": "Superseded"}
 
 
-def mirror(*, observed: Observed, status: FineTuneJobStatus, version: VersionReference) -> Draft:
-    """Where the job's version is on its way into production."""
+def mirror(*, observed: Observed, status: FineTuneJobStatus, version: VersionReference, deleted: bool = False) -> Draft:
+    """Where the job's version is on its way into production. `deleted`: somebody has withdrawn it."""
     endpoint = observed.endpoint
     name = observed.job.spec.endpoint_ref.name if observed.job.spec.endpoint_ref else ""
     if endpoint is None:
@@ -43,6 +43,10 @@ def mirror(*, observed: Observed, status: FineTuneJobStatus, version: VersionRef
         serves += f"; not proven: {outcome.reason}" if outcome.proven is False else ""
         recorded = _recorded(status, endpoint=endpoint, promoted=True)
         return Draft(status=recorded, phase="Succeeded", state="Ready", message=serves, at_once=True)
+    candidate = endpoint.status.candidate
+    if deleted and outcome is None and (candidate is None or candidate.uid != version.uid):
+        message = f"{version.name} was deleted before {name} tried it"
+        return Draft(status=status, phase="Rejected", state="Stalled", message=message, at_once=True)
     return _goes_on(observed, status=status, version=version, endpoint=endpoint, promoted=outcome is not None)
 
 

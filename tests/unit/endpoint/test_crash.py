@@ -41,10 +41,15 @@ def fails(**how: float) -> Callable[[EndpointWorld], None]:
     return change
 
 
+def withdrawn(world: EndpointWorld) -> None:
+    world.cluster.remove(kind="ModelVersion", namespace="ml", name="v2")
+
+
 STORIES = {
     "promoted": Story(),
     "rejected in shadow": Story(quality=lambda: Quality(error=0.6), end=("v2", "Rejected")),
     "rolled back in canary": Story(at={"Canary": fails(error=1.0)}, end=("v2", "RolledBack")),
+    "withdrawn in canary": Story(at={"Canary": withdrawn}, end=("v2", "Rejected")),
     "rolled back in guard": Story(at={"Guarding": fails(error=1.0)}, end=("v2", "RolledBack")),
     "compared again": Story(baseline="7"),
     "compared again, worse at the second attempt": Story(baseline="7", ends=("Crash", "Fail"), end=("v2", "Rejected")),

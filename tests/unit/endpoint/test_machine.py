@@ -23,6 +23,7 @@ EVENTS = (
     "version of another baseline",
     "version that compares badly",
     "version that cannot be compared",
+    "version withdrawn",
     "breaks",
     "heals",
     "approve",
@@ -62,6 +63,8 @@ async def happen(world: EndpointWorld, event: str, number: int) -> None:
         world.comparisons.ends[name] = [OTHERS[event]]
         letter = "23456789abcdef"[number % 14]
         await world.create(version_manifest(name, baseline="1", letter=letter, planned=True))
+    elif event == "version withdrawn" and under_way:
+        world.cluster.remove(kind="ModelVersion", namespace="ml", name=under_way.name)
     elif event == "breaks" and under_way:
         world.qualities[under_way.name].error = 1.0
     elif event == "heals" and under_way:

@@ -290,6 +290,66 @@ async def test_rejected_by_a_person() -> None:
     assert (last.name, last.outcome, last.by) == ("v2", "Rejected", "ann")
 
 
+def withdraw(world: EndpointWorld, name: str, *, lingers: bool = False) -> None:
+    """kubectl delete modelversion. `lingers`: somebody's finalizer keeps the object for a while."""
+    if lingers:
+        world.cluster.edit(
+            kind="ModelVersion",
+            namespace="ml",
+            name=name,
+            change=lambda found: found["metadata"].update(deletionTimestamp="2026-01-01T00:00:00Z"),
+        )
+    else:
+        world.cluster.remove(kind="ModelVersion", namespace="ml", name=name)
+
+
+@pytest.mark.parametrize("lingers", [False, True])
+@pytest.mark.parametrize("stage", ["Starting", "Shadow", "Canary", "Approval"])
+async def test_a_candidate_whose_model_version_is_deleted_is_withdrawn(stage: str, lingers: bool) -> None:
+    world = await with_stable(approval="Manual")
+    uid = await offer(world, "v2")
+    await world.run(until=lambda status: status.step is not None and status.step.stage == stage)
+    world.annotate(approve=uid, requested_by="ann")
+    withdraw(world, "v2", lingers=lingers)
+    status = await world.run(until=serving("v1"))
+    status = await world.settle(ticks=60)
+    last = status.versions[-1]
+    assert (last.name, last.outcome, last.reason) == ("v2", "Rejected", "its ModelVersion was deleted")
+    assert (outcomes(status), world.stables) == ([("v1", "Promoted"), ("v2", "Rejected")], ["v1"])
+    assert await world.servers() == ["v1"]
+
+
+@pytest.mark.parametrize("phase", ["Promoting", "Guarding", "Idle"])
+async def test_what_serves_goes_on_to_serve_when_its_model_version_is_deleted(phase: str) -> None:
+    world = await with_stable()
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == phase and status.stable and status.stable.name == "v2")
+    withdraw(world, "v2")
+    status = await world.settle(ticks=80)
+    assert (status.phase, outcomes(status)[-1], await world.servers()) == ("Idle", ("v2", "Promoted"), ["v2"])
+
+
+async def test_a_candidate_whose_model_version_cannot_be_read_goes_on() -> None:
+    world = await with_stable()
+    await offer(world, "v2")
+    await world.run(until=lambda status: status.phase == "Canary")
+    newer = {"task": "Translation"}  # of an operator that this one was rolled back from
+    world.cluster.edit(kind="ModelVersion", namespace="ml", name="v2", change=lambda found: found["spec"].update(newer))
+    assert outcomes(await world.run(until=serving("v2")))[-1] == ("v2", "Promoted")
+
+
+async def test_a_pinned_candidate_that_was_made_for_another_endpoint_is_not_taken_for_deleted_once_unpinned() -> None:
+    world = await with_stable()
+    manifest = version_manifest("v2", baseline="1")
+    manifest["metadata"]["labels"] = {"finetune.dev/endpoint": "other"}
+    manifest["spec"]["endpointRef"] = {"name": "other"}
+    await world.create(manifest)
+    world.change_spec(version="v2")
+    await world.run(until=lambda status: status.phase == "Canary")
+    world.change_spec(version="")
+    assert outcomes(await world.run(until=serving("v2")))[-1] == ("v2", "Promoted")
+
+
 HELD = {"verdict": "Inconclusive", "accepted": False, "held": True}
 
 

@@ -312,6 +312,14 @@ def test_the_version_is_made_before_the_end_is_recorded() -> None:
     assert end.create == ()
 
 
+def test_a_version_that_somebody_deleted_during_its_rollout_is_not_made_again() -> None:
+    evaluation = {"verdict": "Pass", "results": [row.to_dict() for row in evaluate_result().results]}
+    known = {"name": "router", "uid": "v9"}
+    status = planned(PREPARED, TRAINED, EVALUATED, evaluation=evaluation, phase="Canary", modelVersion=known)
+    decision = decide(observed(job(endpointRef={"name": "prod"}), status=status))
+    assert decision.create == ()
+
+
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 ENDED = ("Succeeded", "Rejected", "Failed", "Superseded", "RolledBack")

@@ -132,6 +132,12 @@ def test_a_version_that_a_pin_keeps_out_says_so() -> None:
     assert [each.action for each in draft.next.release] == ["Unpin"]
 
 
+def test_the_job_of_a_version_that_was_deleted_while_it_waited_for_its_turn_ends() -> None:
+    found = observed_with(endpoint(phase="Canary", stable=OTHER, candidate=OTHER))
+    draft = mirror(observed=found, status=FineTuneJobStatus(), version=VERSION, deleted=True)
+    assert (draft.phase, draft.summary.message) == ("Rejected", "router was deleted before prod tried it")
+
+
 @pytest.mark.parametrize(
     ("reason", "promoted", "expected"),
     [
