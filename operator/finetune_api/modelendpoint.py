@@ -505,6 +505,8 @@ class ModelEndpointStatus(ApiModel):
     """The stable version before the promotion under guard: still warm."""
     held: HeldVersion | None = None
     """Waits for a person to approve or reject it; versions that are proven do not wait for it."""
+    also_held: Annotated[list[HeldVersion], Field(max_length=10)] = Field(default_factory=list)
+    """Older ones that wait for a person as well, the newest first."""
     approval: ApprovalStatus | None = None
     plan: PlanStatus | None = None
     step: StepStatus | None = None
@@ -517,6 +519,11 @@ class ModelEndpointStatus(ApiModel):
     """What became of the versions that were tried, oldest first."""
     comparisons: Annotated[list[ComparisonStatus], Field(max_length=10)] = Field(default_factory=list)
     """Of versions that had been compared with something else than what was stable at their turn; newest last."""
+
+    @property
+    def all_held(self) -> list[HeldVersion]:
+        """The versions that wait for a person before they are tried, the newest first."""
+        return [*([self.held] if self.held is not None else []), *self.also_held]
 
 
 class ModelEndpoint(ApiModel):

@@ -56,7 +56,9 @@ def explain_endpoint(endpoint: ModelEndpoint, *, now: datetime, shell: Shell) ->
     if status.observed_generation is None:
         return _text(headline, **_unseen(shell, works=shell.finetune("up", "-f", "FILE")))
     found = status.next or NextStatus()
-    commands = [typed for each in found.release if (typed := _typed(each, shell=shell, endpoint=name))]
+    waiting = [*([status.candidate] if status.candidate is not None else []), *status.all_held]
+    version = waiting[0].name if len(waiting) > 1 else ""
+    commands = [typed for each in found.release if (typed := _typed(each, shell=shell, endpoint=name, version=version))]
     notes = [each.message for each in status.conditions if _is_news(each.type, each.status)]
     if status.observed_generation < (endpoint.metadata.generation or 0):
         notes.append("the operator has not seen the newest change of the spec yet")
@@ -127,9 +129,14 @@ def _unseen(shell: Shell, *, works: str) -> dict[str, Any]:
     return {"now": ["no operator has looked at it yet"], "waits": [waits], "commands": [command]}
 
 
-def _typed(release: Release, *, shell: Shell, endpoint: str, job: str = "") -> tuple[str, str] | None:
-    """The command that does it, and what comes of it; None where there is none in local mode."""
+def _typed(
+    release: Release, *, shell: Shell, endpoint: str, job: str = "", version: str = ""
+) -> tuple[str, str] | None:
+    """The command that does it, and what comes of it; None where there is none in local mode. `version`: the one that
+    it is about, where it has to be named."""
     match release.action:
+        case "Approve" | "Reject" if version:
+            return shell.finetune(_VERBS[release.action], endpoint, "--version", version), release.effect
         case "Approve" | "Reject" | "RollBack" | "Resume":
             return shell.finetune(_VERBS[release.action], endpoint), release.effect
         case "Unpin" if shell.local:

@@ -50,6 +50,8 @@ def version_meant(endpoint: ModelEndpoint, *, verb: Verb, name: str | None) -> V
         chosen = next((version for version in possible if version.name == name), None)
         if chosen is None:
             raise CommandError(_not_under_way(endpoint, verb=verb, name=name, possible=possible))
+    elif len(possible) > 1 and verb in ("approve", "reject"):
+        raise CommandError(_which(endpoint, verb=verb, possible=possible))
     elif possible:
         chosen = possible[0]
     else:
@@ -125,7 +127,7 @@ def progress_of(endpoint: ModelEndpoint, *, verb: Verb, uid: str) -> Progress:
 def _possible(status: ModelEndpointStatus, *, verb: Verb, named: bool) -> list[VersionMeant]:
     """The versions that a verb can be about now, the one meant without a name first."""
     candidate: list[VersionMeant] = [status.candidate] if status.candidate is not None else []
-    held: list[VersionMeant] = [status.held] if status.held is not None else []
+    held: list[VersionMeant] = [*status.all_held]
     if verb == "reject":
         return candidate + held
     stage = status.step.stage if status.step is not None else None
@@ -135,6 +137,14 @@ def _possible(status: ModelEndpointStatus, *, verb: Verb, named: bool) -> list[V
         return candidate + ([] if stage == "RollingBack" and not named else stable)
     under_guard = stage == "Guard" and status.previous is not None
     return candidate + (stable if under_guard and (named or _is_held(status)) else []) + held
+
+
+def _which(endpoint: ModelEndpoint, *, verb: Verb, possible: list[VersionMeant]) -> str:
+    """All that can be meant, and how to say which."""
+    why = {each.uid: each.reason for each in endpoint.status.all_held}
+    each_one = ", ".join(f"{each.name} ({why.get(each.uid, 'it is being rolled out')})" for each in possible)
+    choose = " or ".join(f"--version {each.name}" for each in possible)
+    return f"{endpoint.metadata.name} has {len(possible)} versions to {_INFINITIVES[verb]}: {each_one}; say {choose}"
 
 
 def _nothing(endpoint: ModelEndpoint, *, verb: Verb) -> str:
@@ -169,7 +179,7 @@ def _void_decisions(endpoint: ModelEndpoint) -> Changes:
     """Decisions about versions that are not under way any more, and an approval that was used."""
     status, known = endpoint.status, endpoint.metadata.annotations
     spent = {APPROVE} if status.approval is not None and status.approval.used else set()
-    live = {version.uid for version in (status.candidate, status.stable, status.held) if version is not None}
+    live = {version.uid for version in (status.candidate, status.stable, *status.all_held) if version is not None}
     return {
         name: None
         for name in _ANNOTATION.values()
@@ -184,7 +194,7 @@ def _promotion(status: ModelEndpointStatus, *, uid: str) -> Progress:
     stage = status.step.stage if status.step is not None else None
     if status.candidate is not None and status.candidate.uid == uid:
         return Progress()
-    if outcome_of(status, uid) is None and status.held is not None and status.held.uid == uid:
+    if outcome_of(status, uid) is None and uid in {each.uid for each in status.all_held}:
         return Progress()
     if status.stable is not None and status.stable.uid == uid:
         return Progress(reached=stage != "Promoting" and not (stage == "Guard" and _waits_for_a_person(status)))
@@ -195,7 +205,7 @@ def _promotion(status: ModelEndpointStatus, *, uid: str) -> Progress:
 
 def _departure(status: ModelEndpointStatus, *, verb: Verb, uid: str) -> Progress:
     """Until the version answers nobody any more."""
-    serves = {version.uid for version in (status.candidate, status.stable, status.held) if version is not None}
+    serves = {version.uid for version in (status.candidate, status.stable, *status.all_held) if version is not None}
     stage = status.step.stage if status.step is not None else None
     if uid not in serves:
         return Progress(reached=stage not in ("RollingBack", "Promoting"))

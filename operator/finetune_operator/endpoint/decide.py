@@ -69,7 +69,8 @@ def decide(observed: ObservedEndpoint) -> EndpointDecision:
         step = step.model_copy(update={"void_approval": False})
     noting = _with_status(observed, facts.changed(before, approval=approval, step=step))
     draft, choice = _draft(noting), choose(noting)
-    draft = replace(draft, status=facts.changed(draft.status, held=next(iter(choice.held), None)))
+    waiting = list(choice.held)
+    draft = replace(draft, status=facts.changed(draft.status, held=next(iter(waiting), None), also_held=waiting[1:11]))
     return finish(
         observed=observed,
         draft=draft,
@@ -119,8 +120,8 @@ def _idle(observed: ObservedEndpoint) -> Draft:
         message = "paused: no version is tried until the annotation finetune.dev/pause is removed"
         return _stay(observed, reason=Reason.PAUSED, message=message)
     choice = Choice() if requests.pause else choose(observed)
-    held, who = next(iter(choice.held), None), requests.who
-    if held is not None and requests.reject == held.uid:
+    held, who = next((each for each in choice.held if each.uid == requests.reject), None), requests.who
+    if held is not None:
         after = facts.with_outcome(status, held, outcome="Rejected", reason="requested", now=observed.now, by=who)
         return _left(after, reason=Reason.REJECTED, message=f"{held.name} was rejected by {who}")
     if choice.version is not None:

@@ -185,7 +185,8 @@ def _idle(look: _Look) -> NextStatus:
             approve += ", and a person is asked again before it is promoted"
         reject = f"{held.name} is given up and never tried{look.pin(held.name)}"
         choice = [Release(action="Approve", effect=approve), Release(action="Reject", effect=reject)]
-        return NextStatus(waits_for=[f"a person to decide about {held.name}"], release=[*choice, *release])
+        names = ", ".join(each.name for each in status.all_held)
+        return NextStatus(waits_for=[f"a person to decide about {names}"], release=[*choice, *release])
     if look.reason == Reason.COMPARING:
         then = "if it passes, its servers are started and the rollout begins; else it is rejected"
         return NextStatus(waits_for=["the evaluation of the next version to end"], then=[then], release=release)

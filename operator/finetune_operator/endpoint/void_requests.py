@@ -59,7 +59,7 @@ def names_of(status: ModelEndpointStatus) -> dict[str, str]:
     """The versions that the endpoint knows: UID → name."""
     served = (status.stable, status.candidate, status.previous)
     return {outcome.uid: outcome.name for outcome in status.versions} | {
-        version.uid: version.name for version in (*served, status.held) if version is not None
+        version.uid: version.name for version in (*served, *status.all_held) if version is not None
     }
 
 
@@ -70,8 +70,7 @@ def _meant(status: ModelEndpointStatus, decision: Decision) -> list[str]:
     if decision == "rollback":
         return candidate + stable
     watched = decision == "approve" or status.previous is not None
-    held = [status.held.uid] if status.held is not None else []
-    return (candidate or (stable if watched else [])) + held
+    return (candidate or (stable if watched else [])) + [each.uid for each in status.all_held]
 
 
 def _reason(status: ModelEndpointStatus, *, uid: str) -> str:

@@ -59,10 +59,11 @@ def _goes_on(
     promoted: bool,
 ) -> Draft:
     name, pin, message = endpoint.metadata.name, endpoint.spec.version, endpoint.status.message or ""
-    candidate, held = endpoint.status.candidate, endpoint.status.held
+    candidate = endpoint.status.candidate
+    held = next((each for each in endpoint.status.all_held if each.uid == version.uid), None)
     found = endpoint.status.next or NextStatus()
     phase: Phase = "Queued"
-    if held is not None and held.uid == version.uid:
+    if held is not None:
         message = f"{version.name} is held: {held.reason}; {name} says how to decide"
         phase = "AwaitingApproval"
     elif promoted or (candidate is not None and candidate.uid == version.uid):

@@ -80,6 +80,25 @@ def test_the_version_that_is_meant(verb: Verb, found: ModelEndpoint, name: str |
     assert version_meant(found, verb=verb, name=name).name == meant
 
 
+TWO_HELD = {
+    "held": {"name": "v4", "uid": "u4", "reason": "not decided against v2"},
+    "alsoHeld": [{"name": "v3", "uid": V3, "reason": "not decided against v1"}],
+}
+
+
+@pytest.mark.parametrize("verb", ["approve", "reject"])
+@pytest.mark.parametrize(
+    ("found", "names"), [(idle(**TWO_HELD), ("v4", "v3")), (awaiting(held=TWO_HELD["held"]), ("v2", "v4"))]
+)
+def test_where_several_wait_all_are_named_and_none_is_guessed(
+    verb: Verb, found: ModelEndpoint, names: tuple[str, str]
+) -> None:
+    with pytest.raises(CommandError) as error:
+        version_meant(found, verb=verb, name=None)
+    assert str(error.value).endswith(f"say --version {names[0]} or --version {names[1]}")
+    assert [version_meant(found, verb=verb, name=name).name for name in names] == list(names)
+
+
 @pytest.mark.parametrize(
     ("verb", "found", "name", "message"),
     [

@@ -644,6 +644,19 @@ async def test_an_older_held_version_can_be_approved() -> None:
     assert (status.held.name if status.held else "", told(status)) == ("v3", "")
 
 
+async def test_all_versions_that_wait_for_a_person_are_named_and_each_can_be_rejected() -> None:
+    world = await with_stable()
+    uid = await offer(world, "v2", **HELD)
+    await offer(world, "v3", **HELD)
+    status = await world.settle(ticks=3)
+    assert [each.name for each in status.all_held] == ["v3", "v2"]
+    assert status.next is not None
+    assert status.next.waits_for == ["a person to decide about v3, v2"]
+    world.annotate(reject=uid, requested_by="ann")
+    status = await world.settle(ticks=3)
+    assert ([each.name for each in status.all_held], outcomes(status)[-1]) == (["v3"], ("v2", "Rejected"))
+
+
 async def test_an_endpoint_that_is_too_large_for_its_status_says_so() -> None:
     world = await with_stable()
     serving = endpoint_manifest()["spec"]["serving"]
