@@ -39,6 +39,10 @@ _LINE_SECONDS = 10.0
 """Between two lines of the log about one version."""
 _PAUSE_SECONDS = 0.25
 """Before the same version is asked again: what was wrong with the way to it may be over."""
+_NO_WAY_SECONDS = 10.0
+"""How long a version that has answered before is asked again while no connection to it is made: a name that is not
+resolved, a Service that still leads to a machine that is gone, or to nothing since its servers were too busy to say
+that they are ready. Its client would only ask again, and wait anew for the version before."""
 _HEAD_OF_STREAMS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """The last one is for nginx, which would collect them."""
 _SENT_HEADERS = CIMultiDict({"Content-Type": "application/json"})
@@ -249,16 +253,7 @@ class Proxy:
         self, attempt: _Attempt, *, url: str, flight: Flight, sender: Sender
     ) -> tuple[Answer | _Stream, str | None]:
         loop = asyncio.get_running_loop()
-        # `connect` holds for what comes before the socket too: a name that is not resolved.
-        left = max(attempt.due - loop.time(), 0.001)
-        timeout = aiohttp.ClientTimeout(total=left, connect=CONNECT_SECONDS, sock_connect=CONNECT_SECONDS)
-        upstream = await self.session.post(
-            url + attempt.incoming.path,
-            data=attempt.incoming.body,
-            headers=_SENT_HEADERS,
-            timeout=timeout,
-            allow_redirects=False,
-        )
+        upstream = await self._connected(attempt, url=url)
         try:
             streams = upstream.content_type == "text/event-stream"
             if upstream.status == 200 and streams is not attempt.incoming.parsed.stream:
@@ -274,6 +269,29 @@ class Proxy:
         except BaseException:
             upstream.close()
             raise
+
+    async def _connected(self, attempt: _Attempt, *, url: str) -> aiohttp.ClientResponse:
+        """Wait for the head of the answer. The last version that can be asked, where it has answered before, is asked
+        again while there is no connection to it: no server has seen the request."""
+        loop = asyncio.get_running_loop()
+        stays = not attempt.elsewhere and not attempt.last and attempt.key[2] in self.live.heard
+        until = loop.time() + _NO_WAY_SECONDS if stays else 0.0
+        while True:
+            # `connect` holds for what comes before the socket too: a name that is not resolved.
+            left = max(attempt.due - loop.time(), 0.001)
+            timeout = aiohttp.ClientTimeout(total=left, connect=CONNECT_SECONDS, sock_connect=CONNECT_SECONDS)
+            try:
+                return await self.session.post(
+                    url + attempt.incoming.path,
+                    data=attempt.incoming.body,
+                    headers=_SENT_HEADERS,
+                    timeout=timeout,
+                    allow_redirects=False,
+                )
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+                if loop.time() >= min(until, attempt.due - _PAUSE_SECONDS):
+                    raise
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _begun(self, upstream: aiohttp.ClientResponse, *, flight: Flight, sender: Sender) -> _Stream | Answer:
         """Wait for the first event of a stream, for as long as a client may be left without a word. An answer: it has

@@ -193,6 +193,35 @@ async def test_a_candidate_that_takes_no_connections_is_left_and_no_client_sees_
     await eventually(lambda: "ConnectionTimeoutError" in gateway.observations()["breakers"][0]["reason"])
 
 
+async def test_a_version_that_takes_no_connections_for_a_moment_costs_no_request(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    """Its Service leads to nothing while its only server is too busy to say that it is ready."""
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    await post(client, gateway)
+    await stable.stop()
+    waiting = asyncio.create_task(post(client, gateway))
+    await asyncio.sleep(2)
+    await stable.start()
+    assert (await waiting)[0] == 200
+    await eventually(lambda: (arm(gateway, "old")["requests"], arm(gateway, "old")["errors"]) == (2, 0))
+
+
+async def test_a_version_that_takes_no_connections_any_more_is_not_waited_for_until_the_limit(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    gateway.route(stable)
+    gateway.start()
+    await gateway.ready()
+    await post(client, gateway)
+    await stable.stop()
+    began = time.monotonic()
+    assert (await post(client, gateway))[0] == 502
+    assert 10 <= time.monotonic() - began < 60
+
+
 @pytest.mark.parametrize("late", ["candidate", "stable"])
 async def test_of_a_version_that_is_still_starting_nothing_is_counted(
     gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession, late: str
