@@ -137,8 +137,9 @@ class Flights:
                 self.live.record(
                     epoch=epoch, rule=rule, variant=variant, failed=True, what=f"no answer within {overdue:g} s"
                 )
-                if flight.elsewhere and self.live.failing_elsewhere(rule) < _NO_BETTER:
-                    flight.upstream.cancel()  # its client is answered by the fallback
-            if flight.elsewhere and self.live.is_open(rule, variant):
+            no_better = self.live.failing_elsewhere(rule) >= _NO_BETTER  # now: the fallback may have been away a moment
+            if flight.given_up == "overdue" and flight.elsewhere and not no_better:
+                flight.upstream.cancel()  # its client is answered by the fallback
+            elif flight.elsewhere and self.live.is_open(rule, variant):
                 flight.given_up = flight.given_up or "breaker"
                 flight.upstream.cancel()

@@ -188,3 +188,23 @@ def test_one_user_whose_requests_are_all_wrong_is_one_voice(clock: Clock) -> Non
     assert dict(zip(COUNTS, counts, strict=True)) == {
         "requests": CAP, "errors": 0, "slow": 0, "clients": 1, "client_errors": 1, "capped": 30 - CAP
     }  # fmt: skip
+
+
+def test_who_waits_for_a_version_that_hangs_is_answered_by_the_fallback_once_that_fails_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was away for a moment: two failures of one request, and none since."""
+    clock, flights = Clock(), gateway()
+    monkeypatch.setattr(flights_module, "time", clock)
+    monkeypatch.setattr(live_module, "time", clock)
+    for _ in range(2):
+        flights.live.record(epoch=1, rule="all", variant="old", failed=True, what="refused")
+    flight = flights.begin(key=(1, "all", "new"), user=SOMEBODY, cap=CAP, elsewhere=True)
+    wait: Any = _Wait()
+    flight.upstream = wait
+    clock.now += OVERDUE + 1
+    flights.sweep_once(now=clock.now)
+    assert not wait.cancelled
+    clock.now += 60
+    flights.sweep_once(now=clock.now)
+    assert (wait.cancelled, flight.given_up) == (True, "overdue")
