@@ -79,7 +79,7 @@ async def inject(*, world: World, endpoint: Endpoint, clients: Clients, upstream
     assert guarding.stable is not None
     assert guarding.previous is not None
     bad, good = (service_of(endpoint=endpoint, uid=each.uid) for each in (guarding.stable, guarding.previous))
-    await asyncio.sleep(random.uniform(*_HEALTHY_SECONDS))  # noqa: S311 - guards nothing
+    await asyncio.sleep(random.uniform(*_HEALTHY_SECONDS))
     upstreams.faults[bad] = fault
     left = await _left(upstreams, version=bad, longest=_LONGEST_SECONDS)
     status = await _until(world, endpoint, lambda status: _stable(status) != name, what=f"rollback of {name}")

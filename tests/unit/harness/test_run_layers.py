@@ -107,7 +107,8 @@ def test_what_computes_runs_beside_what_waits(tmp_path: Path) -> None:
     ], done.stdout
     assert "no cluster" in summary
     assert "failed: tests.chart.test_chart::test_the_other_layer_runs_meanwhile\n    E       assert False\n" in summary
-    assert summary.splitlines()[-2] == "failed: tests.chart.test_chart::test_the_other_layer_runs_meanwhile: assert False"
+    last = "failed: tests.chart.test_chart::test_the_other_layer_runs_meanwhile: assert False"
+    assert summary.splitlines()[-2] == last
     assert "built meanwhile: a-thing in 3 s" in summary
     assert "1 passed, 1 failed, 1 skipped" in summary
 
