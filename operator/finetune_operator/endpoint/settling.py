@@ -135,6 +135,8 @@ def _amount(value: Any) -> Decimal | None:
 
 
 def _compared(wanted: Any, live: Any, fields: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, bool]]:
+    if wanted == live:
+        return
     if isinstance(wanted, dict):
         for key, value in wanted.items():
             there = live.get(key) if isinstance(live, dict) else None
