@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
@@ -98,12 +99,15 @@ class ForkingCluster(CountingCluster):
 
     async def play(self, story: Callable[[], Awaitable[None]]) -> None:
         """Play a story to its end, in this process and in all its forks. What a fork raises is in `failures`."""
+        gc.freeze()  # a collection would copy into each fork all that there is
         try:
             await story()
         except BaseException:
             if self.where is None:
                 raise
             self._end(traceback.format_exc())
+        finally:
+            gc.unfreeze()
         if self.where is not None:
             self._end("")
 
