@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from finetune_stats.bootstrap import BcaDistribution, bca_distribution, resample, sum_by_group, summed
 
@@ -22,7 +22,9 @@ def mean_distribution(values: np.ndarray, *, seed: int, resamples: int = 20_000)
 def test_equals_scipy_on_skewed_data() -> None:
     values = np.random.default_rng(1).lognormal(0, 1, 80)
     found = mean_distribution(values, seed=2)
-    reference = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="BCa", rng=np.random.default_rng(3))
+    reference = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="BCa", rng=np.random.default_rng(3)
+    )
     interval = reference.confidence_interval
     assert found.bound(probability=0.025) == pytest.approx(interval.low, abs=0.1 * found.standard_error)
     assert found.bound(probability=0.975) == pytest.approx(interval.high, abs=0.1 * found.standard_error)

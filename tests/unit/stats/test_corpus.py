@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
-import sacrebleu
-from sklearn import metrics
 
 from finetune_stats import corpus
 
@@ -18,6 +17,14 @@ PAIRS = [
     ("short", "short answer"),
     ("it rains and it rains and it rains", "it rains and it snows and it rains again"),
 ]
+
+
+@pytest.fixture(scope="module")
+def metrics() -> Any:
+    """Imported by whoever runs these tests, not by all who collect them: it takes a second."""
+    from sklearn import metrics
+
+    return metrics
 
 
 def bleu_counts(hypothesis: str, reference: str) -> list[int]:
@@ -35,6 +42,8 @@ def bleu_counts(hypothesis: str, reference: str) -> list[int]:
     "chosen", [[0], [1], [2], [3], [0, 1], [1, 2, 3], [1, 4], [2, 3], [0, 1, 2, 3, 4], [1, 1, 4, 3]]
 )
 def test_bleu_equals_sacrebleu(chosen: list[int]) -> None:
+    import sacrebleu
+
     pairs = [PAIRS[i] for i in chosen]
     sums = np.array([bleu_counts(h, r) for h, r in pairs], dtype=np.float64).sum(axis=0)
     reference = sacrebleu.corpus_bleu([h for h, _ in pairs], [[r for _, r in pairs]], tokenize="none")
@@ -50,20 +59,21 @@ def test_bleu_of_a_stack_of_samples_is_the_stack_of_bleus() -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
-        (corpus.macro_f1, lambda g, p: metrics.f1_score(g, p, average="macro", zero_division=0)),
-        (corpus.macro_precision, lambda g, p: metrics.precision_score(g, p, average="macro", zero_division=0)),
-        (corpus.macro_recall, lambda g, p: metrics.recall_score(g, p, average="macro", zero_division=0)),
+        (corpus.macro_f1, "f1_score"),
+        (corpus.macro_precision, "precision_score"),
+        (corpus.macro_recall, "recall_score"),
     ],
 )
-def test_label_metrics_equal_scikit_learn(seed: int, ours, theirs) -> None:
+def test_label_metrics_equal_scikit_learn(seed: int, ours, theirs: str, metrics: Any) -> None:
     rng = np.random.default_rng(seed)
     gold = rng.integers(0, 9, 25)  # small: some labels are absent
     predicted = np.where(rng.random(25) < 0.6, gold, rng.integers(0, 12, 25))
     counts = corpus.label_counts(gold=gold, predicted=predicted, labels=12)
-    assert float(ours(counts.sum(axis=0))) == pytest.approx(theirs(gold, predicted))
+    expected = getattr(metrics, theirs)(gold, predicted, average="macro", zero_division=0)
+    assert float(ours(counts.sum(axis=0))) == pytest.approx(expected)
 
 
-def test_binary_metric_of_the_positive_label() -> None:
+def test_binary_metric_of_the_positive_label(metrics: Any) -> None:
     gold = np.array([0, 0, 0, -1, -1, -1])
     predicted = np.array([0, -1, 0, 0, -1, -1])
     sums = corpus.label_counts(gold=gold, predicted=predicted, labels=1).sum(axis=0)

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
+import scipy
 
 from finetune_stats.eprocess import TwoRateState, two_rate_from_dict, update
 from finetune_stats.two_rates import ArmCounts, Block, log_e_values, nearest_stable_rates
@@ -45,7 +45,9 @@ def test_nearest_pair_equals_numerical_minimum(seed: int) -> None:
             stable_total=float(ns),
             differences=np.array(difference),
         )
-        assert float(found) == pytest.approx(optimize.brentq(slope, low + edge, high - edge, xtol=1e-15), rel=1e-7)
+        assert float(found) == pytest.approx(
+            scipy.optimize.brentq(slope, low + edge, high - edge, xtol=1e-15), rel=1e-7
+        )
 
 
 @pytest.mark.parametrize(
@@ -57,21 +59,26 @@ def test_e_value_has_expectation_at_most_one_on_the_whole_hypothesis(
 ) -> None:
     """All outcomes enumerated, for a grid of pairs of rates on the hypothesis' side of the difference."""
     greater = alternative[0] - alternative[1] > difference
+    outcomes = [range(total + 1) for total in totals]
+    log_e = [
+        log_e_values(
+            block=block(bad, totals[0], stable_bad, totals[1]),
+            candidate_rates=np.array(alternative[:1]),
+            stable_rates=np.array(alternative[1:]),
+            differences=np.array([difference]),
+        )[0, 0]
+        for bad, stable_bad in itertools.product(*outcomes)
+    ]
+    e_values = np.exp(log_e).reshape(len(outcomes[0]), len(outcomes[1]))
     worst = 0.0
     for candidate, stable in itertools.product(np.linspace(0, 1, 11), repeat=2):
         if (candidate - stable > difference) == greater:
             continue
-        expectation = 0.0
-        for bad, stable_bad in itertools.product(range(totals[0] + 1), range(totals[1] + 1)):
-            log_e = log_e_values(
-                block=block(bad, totals[0], stable_bad, totals[1]),
-                candidate_rates=np.array(alternative[:1]),
-                stable_rates=np.array(alternative[1:]),
-                differences=np.array([difference]),
-            )
-            chance = stats.binom.pmf(bad, totals[0], candidate) * stats.binom.pmf(stable_bad, totals[1], stable)
-            expectation += chance * np.exp(log_e[0, 0])
-        worst = max(worst, expectation)
+        chances = [
+            scipy.stats.binom.pmf(each, total, rate)
+            for each, total, rate in zip(outcomes, totals, (candidate, stable), strict=True)
+        ]
+        worst = max(worst, float(chances[0] @ e_values @ chances[1]))
     assert 0.5 < worst <= 1 + 1e-9
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from finetune_stats.paired_means import clustered_mean
 
@@ -13,9 +13,9 @@ def test_singletons_are_students_paired_t() -> None:
     values = np.random.default_rng(1).normal(0.1, 1, 57)
     found = clustered_mean(values=values, groups=np.arange(57))
     assert found is not None
-    reference = stats.ttest_1samp(values, 0.3, alternative="less")
+    reference = scipy.stats.ttest_1samp(values, 0.3, alternative="less")
     assert found.p_value_below(value=0.3) == pytest.approx(reference.pvalue)
-    interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    interval = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert found.bounds(alpha=0.025) == pytest.approx((interval.low, interval.high))
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
+import scipy
 
 from finetune_stats.paired_proportions import (
     PairedCounts,
@@ -46,7 +45,7 @@ def test_published_intervals(table: PairedCounts, alpha: float, published: tuple
 
 def inverted_by_brute_force(table: PairedCounts, alpha: float) -> tuple[float, float]:
     """The score test from its definition: restricted likelihood maximised numerically, inverted by root finding."""
-    z = stats.norm.ppf(1 - alpha)
+    z = scipy.stats.norm.ppf(1 - alpha)
 
     def statistic(delta: float) -> float:
         def minus_log_likelihood(q01: float) -> float:
@@ -54,15 +53,15 @@ def inverted_by_brute_force(table: PairedCounts, alpha: float) -> tuple[float, f
             return -sum(k * math.log(max(p, 1e-300)) for k, p in cells if k)
 
         low, high = max(0.0, -delta), (1 - delta) / 2
-        q01 = optimize.minimize_scalar(
+        q01 = scipy.optimize.minimize_scalar(
             minus_log_likelihood, bounds=(low, high), method="bounded", options={"xatol": 1e-12}
         ).x
         variance = (2 * q01 + delta - delta**2) / table.n
         return (table.difference - delta) / math.sqrt(variance)
 
     margin = 1e-6
-    low = optimize.brentq(lambda d: statistic(d) - z, -1 + margin, table.difference - margin)
-    high = optimize.brentq(lambda d: statistic(d) + z, table.difference + margin, 1 - margin)
+    low = scipy.optimize.brentq(lambda d: statistic(d) - z, -1 + margin, table.difference - margin)
+    high = scipy.optimize.brentq(lambda d: statistic(d) + z, table.difference + margin, 1 - margin)
     return low, high
 
 
@@ -76,7 +75,7 @@ def test_equals_the_inverted_score_test(table: PairedCounts) -> None:
 
 @pytest.mark.parametrize("n", [30, 400])
 def test_no_discordant_pair_has_the_closed_form(n: int) -> None:
-    z = stats.norm.ppf(0.975)
+    z = scipy.stats.norm.ppf(0.975)
     expected = z * z / (n + z * z)
     assert tango_interval(counts=counts(n - 5, 0, 0, 5), alpha=0.025) == pytest.approx((-expected, expected), abs=1e-9)
 
@@ -122,13 +121,12 @@ def test_exact_error_rates_at_the_margin(n: int, discordance: float, margin: flo
     p10, p01 = (discordance - margin) / 2, (discordance + margin) / 2
     p10, p01 = max(p10, 0.0), max(p01, margin)
     passes = fails = covered = 0.0
-    for n10, n01 in itertools.product(range(n + 1), repeat=2):
-        if n10 + n01 > n:
-            continue
-        probability = stats.multinomial.pmf([n10, n01, n - n10 - n01], n, [p10, p01, 1 - p10 - p01])
+    tables = np.array([(n10, n01, n - n10 - n01) for n10 in range(n + 1) for n01 in range(n + 1 - n10)])
+    probabilities = scipy.stats.multinomial.pmf(tables, n, [p10, p01, 1 - p10 - p01])
+    for (n10, n01, same), probability in zip(tables.tolist(), probabilities.tolist(), strict=True):
         if probability < 1e-9:
             continue
-        table = counts(n - n10 - n01, n10, n01, 0)
+        table = counts(same, n10, n01, 0)
         z = score_statistic(counts=table, difference=-margin)
         passes += probability * (z > 1.95996398454)
         fails += probability * (z < -1.95996398454)
