@@ -8,7 +8,8 @@ import pwd
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,9 @@ SHOWING = (
 """Commands that show a user's own words."""
 ALL_OF_THEM = """
 import json, sys
+from finetune_operator.cli import doctor
 from finetune_operator.cli.__main__ import main
+doctor._TORCH_PROBE = "import json; print(json.dumps({'version': '2.15.0', 'gpus': []}))"  # torch itself takes seconds
 print(json.dumps([main(command) for command in json.loads(sys.argv[1])]))
 """
 
@@ -75,16 +78,13 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalHome:
     return home
 
 
-def run(
-    *command: str, redirected: str = "", before: Callable[[], None] | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def run(*command: str, redirected: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """A command as a process; `redirected`: of which streams, in the shell's words."""
     arguments = [sys.executable, "-m", "finetune_operator.cli", *command]
     return subprocess.run(
         ["bash", "-c", f'exec "$@" {redirected}', "bash", *arguments],
         capture_output=True,
         env={**os.environ, **environment},
-        preexec_fn=before,
         text=True,
         timeout=HANGS_S,
         check=False,
@@ -159,13 +159,21 @@ def test_whoever_has_no_home(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "Traceback" not in capsys.readouterr().err
 
 
-def small_files() -> None:
-    """As on a full disk: nothing longer than this can be written."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))
+@contextmanager
+def small_files() -> Iterator[None]:
+    """As on a full disk: nothing longer than this can be written, by nobody in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize(("home", "before"), [("/dev/null/home", None), ("full", small_files)])
-def test_a_home_that_cannot_be_written_is_said(home: str, before: Callable[[], None] | None) -> None:
+@pytest.mark.parametrize(("home", "where"), [("/dev/null/home", nullcontext), ("full", small_files)])
+def test_a_home_that_cannot_be_written_is_said(
+    home: str, where: Callable[[], AbstractContextManager[None]], capsys: pytest.CaptureFixture[str]
+) -> None:
     endpoint = {**valid("endpoint"), "spec": {"task": "Chat", "serving": {"runtime": "Transformers"}}}
     job = job_with({}, data={"sources": [{"name": "a", "uri": f"file://{Path.cwd()}/job.yaml"}]}).to_dict()
     job = {key: job[key] for key in ("apiVersion", "kind", "spec")} | {"metadata": {"name": "other"}}
@@ -174,12 +182,15 @@ def test_a_home_that_cannot_be_written_is_said(home: str, before: Callable[[], N
     job["spec"].pop("compute", None)
     job["spec"]["evaluation"] = {"metrics": [{"name": "loss", "maxRegression": 1.0}]}
     for verb, manifest in (("run", job), ("up", endpoint)):
-        Path("m.yaml").write_text(yaml.safe_dump(manifest))
-        finished = run(verb, "-f", "m.yaml", "--home", home, before=before)
-        assert "cannot be written: " in finished.stderr, finished.stdout + finished.stderr
-        assert "; --home names another folder" in finished.stderr
-        assert finished.returncode == ExitStatus.FAILED
-        assert "Traceback" not in finished.stderr
+        Path(f"{verb}.yaml").write_text(yaml.safe_dump(manifest))
+    for verb in ("run", "up"):
+        with where():
+            status = main([verb, "-f", f"{verb}.yaml", "--home", home])
+        said = capsys.readouterr().err
+        assert status == ExitStatus.FAILED, said
+        assert "cannot be written: " in said
+        assert "; --home names another folder" in said
+        assert "Traceback" not in said
 
 
 def test_a_wish_that_cannot_be_written_is_said(stored: LocalHome, capsys: pytest.CaptureFixture[str]) -> None:
