@@ -113,7 +113,7 @@ def endpoint_manifest(**rollout: Any) -> Manifest:
     short: dict[str, Any] = {
         "shadow": {"percent": 100, "minSamples": 40, "maxDurationSeconds": 600},
         "steps": [{"name": "ten", "percent": 10, "minSamples": 40}, {"name": "half", "percent": 50, "minSamples": 60}],
-        "guard": {"durationSeconds": 60},
+        "guard": {"durationSeconds": 20},
         "metrics": [
             {"name": "error_rate", "maxRegression": 0.05},
             {"name": "quality", "maxRegression": 0.1},
@@ -166,6 +166,8 @@ class EndpointWorld:
         self.now = START
         self.cluster = MemoryCluster(clock=lambda: self.now)
         self.comparisons = ComparisonJobs(cluster=self.cluster, clock=lambda: self.now)
+        self._ages: dict[str, int] = {}
+        """Of servers, in ticks."""
         self.random = random.Random(seed)
         self.requests_per_tick = requests_per_tick
         self.qualities: dict[str, Quality] = {}
@@ -262,21 +264,23 @@ class EndpointWorld:
             return
         raise AssertionError("the operator does not get through")
 
-    async def run(self, *, until: Callable[[ModelEndpointStatus], object], ticks: int = 400) -> ModelEndpointStatus:
-        """Let time pass until the status is as wanted."""
+    async def run(
+        self, *, until: Callable[[ModelEndpointStatus], object], ticks: int = 400, every: int = 1
+    ) -> ModelEndpointStatus:
+        """Let time pass until the status is as wanted. `every`: see `tick`."""
         for _ in range(ticks):
             await self.reconcile()
             status = await self.status()
             if until(status):
                 return status
-            await self.tick()
+            await self.tick(every=every)
         reached = json.dumps((await self.status()).to_dict(), indent=1)
         raise AssertionError(f"not reached within {ticks} ticks: {reached}")
 
-    async def settle(self, *, ticks: int = 5) -> ModelEndpointStatus:
-        """Let some time pass."""
+    async def settle(self, *, ticks: int = 5, every: int = 1) -> ModelEndpointStatus:
+        """Let some time pass. `every`: see `tick`."""
         for _ in range(ticks):
-            await self.tick()
+            await self.tick(every=every)
             await self.reconcile()
         return await self.status()
 
@@ -312,9 +316,10 @@ class EndpointWorld:
                 assert status.stable is not None
                 assert order.baseline.artifact.digest == status.stable.digest, "compared with what is not stable"
 
-    async def tick(self) -> None:
-        """One second of everybody else's work."""
-        self.now += TICK
+    async def tick(self, *, every: int = 1) -> None:
+        """One second of everybody else's work. `every`: after so many seconds, where nobody but the clock has anything
+        to do for long."""
+        self.now += every * TICK
         for deployment in await self.cluster.list(kind="Deployment", namespace="ml"):
             await self._play(deployment)
         await self.comparisons.play()
@@ -349,18 +354,17 @@ class EndpointWorld:
             await self._start_gateways(deployment)
             return
         quality = self.qualities[labels["finetune.dev/version"]]
-        age = int((deployment.get("status") or {}).get("age", 0)) + 1
+        age = self._ages[metadata["uid"]] = self._ages.get(metadata["uid"], 0) + 1
         ready = deployment["spec"]["replicas"] if quality.ready_after is not None and age >= quality.ready_after else 0
-        self._set_ready(deployment, ready=ready, age=age)
+        self._set_ready(deployment, ready=ready)
         await self._play_pod(deployment, quality=quality, ready=bool(ready))
 
-    def _set_ready(self, deployment: Manifest, *, ready: int, age: int = 0) -> None:
+    def _set_ready(self, deployment: Manifest, *, ready: int) -> None:
         status = {
             "observedGeneration": deployment["metadata"].get("generation", 1),
             "replicas": deployment["spec"]["replicas"],
             "readyReplicas": ready,
             "updatedReplicas": deployment["spec"]["replicas"],
-            "age": age,
         }
         self.cluster.edit(
             kind="Deployment",

@@ -160,7 +160,7 @@ async def test_a_failed_attempt_is_made_again() -> None:
 async def test_what_fails_for_ever_is_not_tried_for_ever_and_what_serves_goes_on() -> None:
     world = await with_stable()
     await offer(world, "v2", "Crash")
-    await world.settle(ticks=300)
+    await world.settle(ticks=60, every=5)
     status = await world.status()
     assert len(world.comparisons.ran) == 3
     assert status.phase == "Idle"
@@ -182,7 +182,7 @@ async def test_interruptions_are_not_its_fault() -> None:
     world.check_attempts = False
     await offer(world, "v2", *["Interrupted"] * 5, "Pass")  # type: ignore[list-item]
     began = world.now
-    await world.run(until=lambda _: len(world.comparisons.ran) == 6, ticks=900)
+    await world.run(until=lambda _: len(world.comparisons.ran) == 6, ticks=90, every=10)
     assert (world.now - began).total_seconds() > 30 + 60 + 120 + 240 + 300, "one soon after another, they wait"
     await world.run(until=serving("v2"))
 
@@ -192,8 +192,8 @@ async def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     world = await with_stable()
     world.check_attempts = False
     await offer(world, "v2", "Interrupted")
-    await world.run(until=lambda status: "could not be compared" in (status.message or ""), ticks=600)
-    await world.settle(ticks=60)
+    await world.run(until=lambda status: "could not be compared" in (status.message or ""), ticks=60, every=10)
+    await world.settle(ticks=60, every=10)
     assert len(world.comparisons.ran) == 5
 
 
@@ -202,7 +202,7 @@ async def test_what_cannot_become_better_by_itself_is_tried_once() -> None:
     await offer(world, "v2", "BadConfiguration")
     status = await world.run(until=lambda status: "could not be compared" in (status.message or ""))
     assert "(LabelsUnknown: oh); put that right, then delete its Jobs" in (status.message or "")
-    await world.settle(ticks=200)
+    await world.settle(ticks=40, every=5)
     assert len(world.comparisons.ran) == 1
 
 
@@ -283,7 +283,7 @@ async def test_a_pinned_version_that_cannot_be_compared_stalls_with_the_reason_a
     world = await with_stable()
     await offer(world, "v2", "BadConfiguration", verdict="Pass")
     world.change_spec(version="v2")
-    await world.settle(ticks=100)
+    await world.settle(ticks=20, every=5)
     status = await world.status()
     stalled = next(each for each in status.conditions if each.type == "Stalled")
     assert stalled.reason == "ComparisonFailed"

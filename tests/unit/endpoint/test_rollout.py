@@ -116,7 +116,7 @@ async def test_a_step_that_wants_more_than_there_are_prompts_waits_for_clients()
     await world.run(until=serving("v1"))
     await offer(world, "v2")
     await world.run(until=lambda status: status.phase == "Canary")
-    await world.settle(ticks=60)
+    await world.settle(ticks=30)
     status = await world.status()
     assert status.phase == "Canary"
     assert [row.samples for row in status.analysis] == [PROMPTS, PROMPTS]
@@ -197,7 +197,7 @@ async def test_a_candidate_that_cannot_be_served_is_rejected(quality: Quality, w
 async def test_a_candidate_without_a_gpu_waits() -> None:
     world = await with_stable(progressDeadlineSeconds=30)
     await offer(world, "v2", Quality(ready_after=None, unschedulable="0/2 nodes have nvidia.com/gpu"))
-    await world.settle(ticks=100)
+    await world.settle(ticks=20, every=5)
     status = await world.status()
     assert status.phase == "Shadowing"
     assert status.message == "v2 waits for a node: 0/2 nodes have nvidia.com/gpu"
@@ -231,7 +231,7 @@ async def test_a_version_whose_servers_have_gone_takes_no_further_step() -> None
     await world.run(until=lambda status: status.phase == "Canary")
     world.requests_per_tick = 0
     world.qualities["v2"] = GONE
-    status = await world.settle(ticks=60)
+    status = await world.settle(ticks=12, every=5)
     assert (status.phase, status.step and status.step.name) == ("Canary", "ten")
     assert status.next is not None
     assert status.next.waits_for[0] == "the servers of v2 to be ready: its node is gone"
@@ -245,7 +245,7 @@ async def test_the_version_before_stays_warm_until_the_new_one_has_servers() -> 
     await world.run(until=lambda status: status.phase == "Guarding")
     world.requests_per_tick = 0
     world.qualities["v2"] = GONE
-    status = await world.settle(ticks=120)
+    status = await world.settle(ticks=24, every=5)
     assert status.phase == "Guarding"
     assert status.next is not None
     assert status.next.waits_for[0] == "the servers of v2 to be ready: its node is gone"
@@ -733,7 +733,7 @@ async def test_paused_nothing_moves_but_a_regression_does() -> None:
     await offer(world, "v2")
     await world.run(until=lambda status: status.phase == "Canary")
     world.annotate(pause="true")
-    await world.settle(ticks=60)
+    await world.settle(ticks=20)
     status = await world.status()
     assert (status.phase, status.step.name if status.step else "") == ("Paused", "ten")
     world.qualities["v2"].error = 0.9
