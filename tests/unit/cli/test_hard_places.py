@@ -131,18 +131,25 @@ def test_a_full_disk_behind_standard_output_is_said(command: list[str]) -> None:
     finished = run(*command, redirected="> /dev/full")
     assert finished.returncode == ExitStatus.FAILED
     assert finished.stderr == "error: standard output: No space left on device\n"
-    assert run(*command, redirected="> /dev/full 2>&1").returncode == ExitStatus.FAILED
+
+
+def test_a_full_disk_behind_both_outputs_is_told_by_the_status() -> None:
+    assert run("get", "jobs", redirected="> /dev/full 2>&1").returncode == ExitStatus.FAILED
 
 
 @pytest.mark.parametrize(
-    ("command", "status"),
-    [(["logs", "router"], 0), (["validate", "-f", "-"], 2), (["run", "-f", "-"], 2)],
+    ("command", "closed", "status"),
+    [
+        (["logs", "router"], "<&- >&-", 0),
+        (["validate", "-f", "-"], "<&- >&-", 2),
+        (["validate", "-f", "-"], "<&- >&- 2>&-", 2),
+        (["run", "-f", "-"], "<&- >&-", 2),
+    ],
 )
-def test_closed_streams_are_as_good_as_empty_ones(command: list[str], status: int) -> None:
-    finished = run(*command, redirected="<&- >&-")
+def test_closed_streams_are_as_good_as_empty_ones(command: list[str], closed: str, status: int) -> None:
+    finished = run(*command, redirected=closed)
     assert finished.returncode == status, finished.stderr
     assert "Traceback" not in finished.stderr
-    assert run(*command, redirected="<&- >&- 2>&-").returncode == status
 
 
 def test_whoever_has_no_home(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
