@@ -56,8 +56,8 @@ def explain_endpoint(endpoint: ModelEndpoint, *, now: datetime, shell: Shell) ->
     if status.observed_generation is None:
         return _text(headline, **_unseen(shell, works=shell.finetune("up", "-f", "FILE")))
     found = status.next or NextStatus()
-    waiting = [*([status.candidate] if status.candidate is not None else []), *status.all_held]
-    version = waiting[0].name if len(waiting) > 1 else ""
+    waiting = [each.name for each in (status.candidate, *status.all_held) if each is not None]
+    version = waiting[0] if len(waiting) > 1 else ""
     commands = [typed for each in found.release if (typed := _typed(each, shell=shell, endpoint=name, version=version))]
     notes = [each.message for each in status.conditions if _is_news(each.type, each.status)]
     if status.observed_generation < (endpoint.metadata.generation or 0):
