@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -199,7 +200,7 @@ def _check_progress_is_possible(observed: Observed, decision: Decision, after: F
     assert after.phase in TERMINAL_PHASES or moves, after.to_dict()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=1000 if os.environ.get("FINETUNE_ALL_TESTS") else 75, deadline=None)
 @given(data=st.data())
 def test_any_sequence_of_sights(data: st.DataObject) -> None:
     changes: dict[str, Any] = {
