@@ -203,7 +203,7 @@ async def test_a_version_that_takes_no_connections_for_a_moment_costs_no_request
     await post(client, gateway)
     await stable.stop()
     waiting = asyncio.create_task(post(client, gateway))
-    await asyncio.sleep(2)
+    await stays(lambda: not waiting.done(), seconds=2)
     await stable.start()
     assert (await waiting)[0] == 200
     await eventually(lambda: (arm(gateway, "old")["requests"], arm(gateway, "old")["errors"]) == (2, 0))
