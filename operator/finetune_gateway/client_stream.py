@@ -14,21 +14,27 @@ _GRACE_SECONDS = 1.0
 """A version that takes too long is noticed first: its client is told, one that does not read is just let go."""
 _LONGEST_ANSWER = 32 << 20
 """Bytes of an answer that comes at once: it is kept in memory while it is read."""
-_BUFFERED_BYTES = 64 * 1024
-"""What is shorter is with the operating system at once, whether it is read or not."""
 
 
-def let_go_unless_read(request: web.Request, *, size: int, seconds: float) -> None:
-    """Give a client so long to read an answer of `size` bytes that is sent as a whole; then close the connection."""
-    transport = request.transport
-    if size <= _BUFFERED_BYTES or transport is None:
-        return
+class ReadInTime(web.Response):
+    """An answer that is sent as a whole. A client that does not read it within `seconds` is let go."""
 
-    def look() -> None:
-        if transport.get_write_buffer_size() > 0:
-            transport.abort()
+    def __init__(
+        self, request: web.Request, *, seconds: float, status: int, body: bytes, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(status=status, body=body, content_type="application/json", headers=headers)
+        self._transport = request.transport
+        self._seconds = seconds
 
-    asyncio.get_running_loop().call_later(seconds, look)
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Send it, and wait until next to nothing is left to send: the connection may serve its next request then."""
+        if self._transport is None:
+            return await super().write_eof(data)
+        let_go = asyncio.get_running_loop().call_later(self._seconds, self._transport.abort)
+        try:
+            return await super().write_eof(data)
+        finally:
+            let_go.cancel()
 
 
 async def whole_body(answer: aiohttp.ClientResponse) -> bytes:

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 
 from finetune_api.routes import Routes
 from finetune_gateway.answers import Answer, streamed, whole
-from finetune_gateway.client_stream import ClientStream, HungUpError, let_go_unless_read, parts_of, whole_body
+from finetune_gateway.client_stream import ClientStream, HungUpError, ReadInTime, parts_of, whole_body
 from finetune_gateway.config import GatewayConfig
 from finetune_gateway.event_stream import HEARTBEAT, EventStream
 from finetune_gateway.flights import Flight, Flights
@@ -226,8 +226,8 @@ class Proxy:
         else:
             document, status = error_body(status=502, message=f"no usable answer: {answer.problem}"), 502
         body = json.dumps(document).encode()
-        let_go_unless_read(attempt.incoming.request, size=len(body), seconds=self.config.timeout_seconds)
-        return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+        seconds = self.config.timeout_seconds
+        return ReadInTime(attempt.incoming.request, seconds=seconds, status=status, body=body, headers=headers)
 
     async def _first_event(
         self, attempt: _Attempt, *, url: str, flight: Flight, sender: Sender
