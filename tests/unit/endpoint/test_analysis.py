@@ -270,6 +270,13 @@ def test_a_shadow_that_an_older_operator_began_goes_on() -> None:
     assert rows(after_it, scope=told, needed=1) == rows(before, scope=told, needed=1)
 
 
+def test_a_step_that_an_operator_began_that_knew_no_client_errors_goes_on() -> None:
+    """Also where no gateway has said anything since."""
+    before = after(report(clients=(100, 0)))
+    kept = tuple(each for each in before.arm_ledgers if not each[0].endswith("/clients"))
+    assert row(after(state=replace(before, arm_ledgers=kept))) == row(before)
+
+
 def test_what_a_gateway_forgets_of_old_epochs_stays_counted() -> None:
     """Somebody puts the routes back again and again within one step; a gateway keeps the last few epochs."""
     state = AnalysisState(key=SCOPE.key)

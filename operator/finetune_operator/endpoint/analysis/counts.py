@@ -132,7 +132,8 @@ def shown(state: AnalysisState, *, scope: Scope, metric: str) -> list[tuple[Outc
         found = NO_OUTCOMES
         for name in (f"{rule}/{variant}" for rule in scope.rules):
             if name in arms:
-                found = found.plus(bad_of((*arms[name].total, *arms[f"{name}/clients"].total), metric=metric))
+                clients = arms.get(f"{name}/clients", Ledger(width=2))  # operators that knew none kept no such ledger
+                found = found.plus(bad_of((*arms[name].total, *clients.total), metric=metric))
         return found
 
     stable = of_clients(scope.stable)
