@@ -47,7 +47,7 @@ def fault_of(*, text: str, json_expected: bool = False) -> Fault | None:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # one bracket over and over
         return False
     return True
 

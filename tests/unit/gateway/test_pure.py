@@ -124,6 +124,7 @@ def test_breaker_forgets_what_left_its_window() -> None:
             None,
         ),
         ('{"a": 1', True, "broken_json"),
+        ('{"a": ' * 20_000, True, "broken_json"),
         ('{"a": 1}', True, None),
     ],
 )
