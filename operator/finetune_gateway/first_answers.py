@@ -22,7 +22,9 @@ async def wait_for_first_answers(*, live: LiveRoutes, session: aiohttp.ClientSes
     since: dict[str, float] = {}
     while True:
         live.changed.clear()
-        for uid, variant in live.current.variants.items() if live.current is not None else ():
+        variants = live.current.variants if live.current is not None else {}
+        since = {uid: began for uid, began in since.items() if uid in variants and uid not in live.heard}
+        for uid, variant in variants.items():
             if uid not in live.heard:
                 began = since.setdefault(uid, time.monotonic())
                 if time.monotonic() - began >= longest_seconds or await _answers(session, variant.url):

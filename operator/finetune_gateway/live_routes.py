@@ -51,6 +51,7 @@ class LiveRoutes:
         if routes.epoch <= self.epoch:
             return
         self.current = routes
+        self.heard &= routes.variants.keys()  # servers of one that comes back later start anew
         self.changed.set()
         self._breakers = {
             (rule.name, variant): BreakerState(settings=rule.breaker)
