@@ -277,6 +277,14 @@ def test_a_step_that_an_operator_began_that_knew_no_client_errors_goes_on() -> N
     assert row(after(state=replace(before, arm_ledgers=kept))) == row(before)
 
 
+def test_an_epoch_that_is_forgotten_before_another_one_has_counts_stays_counted() -> None:
+    state = after(of_epochs((1, 10, 0)))
+    quiet = of_epochs((1, 10, 0))
+    moved_on = quiet.observations.model_copy(update={"acknowledged_epoch": 9})
+    state = after(replace(quiet, observations=moved_on), state=state)
+    assert row(after(of_epochs((10, 3, 0)), state=state))[1] == 13
+
+
 def test_what_a_gateway_forgets_of_old_epochs_stays_counted() -> None:
     """Somebody puts the routes back again and again within one step; a gateway keeps the last few epochs."""
     state = AnalysisState(key=SCOPE.key)

@@ -37,7 +37,7 @@ def new_pairs(
                     known[pair.epoch] = _plus(known.get(pair.epoch), counted)
         for key, found in epochs.items():
             name, source = "/".join(key), source_of(report)
-            counts = _since_the_start(seen, name=name, source=source, epochs=found)
+            counts = _since_the_start(seen, name=name, report=report, epochs=found)
             ledgers[name], gained = absorb(ledgers.get(name, Ledger(width=3)), source=source, cumulative=counts[:3])
             # A ledger of its own: the first one is as operators kept it that did not show both rates.
             both = ledgers.get(f"{name}/both", Ledger(width=1))
@@ -47,10 +47,10 @@ def new_pairs(
     return replace(state, pair_ledgers=tuple(sorted(ledgers.items())), epochs=tuple(sorted(seen.items()))), new
 
 
-def _since_the_start(seen: dict[str, Ledger], *, name: str, source: str, epochs: dict[int, Counts]) -> Counts:
+def _since_the_start(seen: dict[str, Ledger], *, name: str, report: Report, epochs: dict[int, Counts]) -> Counts:
     """What a start of a gateway has counted in this part: of the epochs that it tells of, and of those that it told of
     and has forgotten. `seen` keeps each of the former, and the sum of the latter (its epoch is `..N`, the last one)."""
-    width = len(next(iter(epochs.values())))
+    source, width = source_of(report), len(next(iter(epochs.values())))
     of_all = dict(seen.get(name, Ledger(width=width)).sources)
     mine = {key.rpartition("@")[2]: of_all.pop(key) for key in list(of_all) if key.rpartition("@")[0] == source}
     forgotten = max((int(epoch[2:]) for epoch in mine if epoch.startswith("..")), default=-1)
@@ -61,7 +61,7 @@ def _since_the_start(seen: dict[str, Ledger], *, name: str, source: str, epochs:
     if gone:
         last = max(int(epoch.removeprefix("..")) for epoch in gone)
         mine[f"..{last}"] = tuple(map(sum, zip(*[mine.pop(epoch) for epoch in gone], strict=True)))
-    if len(mine) > 1:  # nothing is forgotten before there are several
+    if len(mine) > 1 or report.observations.acknowledged_epoch > min(epochs):  # else nothing can be forgotten yet
         of_all |= {f"{source}@{epoch}": counts for epoch, counts in mine.items()}
         seen[name] = Ledger(width=width, sources=tuple(sorted(of_all.items())))
     return tuple(map(sum, zip(*mine.values(), strict=True)))
@@ -111,7 +111,7 @@ def new_arms(
                 continue
             source = source_of(report)
             gained: Counts = ()
-            counts = _since_the_start(seen, name=f"{rule}/{variant}", source=source, epochs=found)
+            counts = _since_the_start(seen, name=f"{rule}/{variant}", report=report, epochs=found)
             # Two ledgers: the first one is as operators kept it that knew no client errors.
             for name, part in ((f"{rule}/{variant}", counts[:4]), (f"{rule}/{variant}/clients", counts[4:])):
                 ledger = ledgers.get(name, Ledger(width=len(part)))
