@@ -415,9 +415,10 @@ class AnalysisRow(ApiModel):
     """Its name, e.g. error_rate."""
     candidate: float | None = None
     """The rate of bad answers of the version that is watched, so far: of clients' requests, of copies or of held-out
-    prompts, whichever look worst beside the other version's."""
+    prompts, whichever look worst beside the other version's. Each rule weighs the same in the rates of both."""
     baseline: float | None = None
-    """That of the version that it is compared with; under guard, where that has no users, from before the promotion."""
+    """That of the version that it is compared with; where that has answered none of these requests, in the rollout so
+    far."""
     low: float | None = None
     """Always-valid lower bound of candidate - baseline."""
     high: float | None = None

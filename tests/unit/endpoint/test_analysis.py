@@ -277,6 +277,53 @@ def test_a_step_that_an_operator_began_that_knew_no_client_errors_goes_on() -> N
     assert row(after(state=replace(before, arm_ledgers=kept))) == row(before)
 
 
+TWO_RULES = replace(SCOPE, rules=("testers", "default"))
+
+
+def of_rules(**counts: tuple[int, int, int, int]) -> Report:
+    """By rule: answers of the candidate and how many of them were bad, then the same of stable."""
+    arms = [
+        ArmCounts(epoch=1, rule=rule, variant=variant, requests=requests, bad=bad)
+        for rule, (*new, old, bad_of_old) in counts.items()
+        for variant, requests, bad in (("new", *new), ("old", old, bad_of_old))
+        if requests
+    ]
+    said = Observations(endpoint="e", gateway="g", boot_id="b", acknowledged_epoch=1, arms=arms)
+    return Report(observations=said, received=NOW)
+
+
+@pytest.mark.parametrize(
+    ("testers", "default", "verdict"),
+    [
+        ((800, 160, 200, 40), (500, 5, 9500, 95), "Pass"),  # testers see more faults, whoever answers
+        ((800, 0, 200, 0), (100, 30, 1900, 38), "Inconclusive"),  # they see none, and others see worse answers
+        ((800, 0, 0, 0), (500, 5, 9500, 95), "Pass"),
+        ((800, 240, 0, 0), (500, 5, 9500, 95), "Inconclusive"),
+    ],
+    ids=["equal among other users", "worse among most users", "alone and well", "alone and not well"],
+)
+def test_versions_are_compared_within_each_rule(
+    testers: tuple[int, int, int, int], default: tuple[int, int, int, int], verdict: str
+) -> None:
+    gateways = Gateways(names=("g",), reports=(of_rules(testers=testers, default=default),), now=NOW)
+    state = advance(AnalysisState(key=SCOPE.key), scope=TWO_RULES, gateways=gateways, elapsed_seconds=60.0)
+    without_proofs = replace(state, metrics=())
+    assert rows(without_proofs, scope=TWO_RULES, needed=100)[0].verdict == verdict
+
+
+def test_without_an_answer_of_stable_a_bad_rate_is_no_pass() -> None:
+    """The few users that a header names may all be given the candidate."""
+    (found,) = rows(after(of_rules(default=(120, 30, 0, 0))), scope=SCOPE, needed=100)
+    assert (found.verdict, found.candidate, found.baseline) == ("Inconclusive", 0.25, None)
+    assert row(after(of_rules(default=(120, 3, 0, 0)))) == ("Pass", 120), "no version can be better by more"
+    known = AnalysisState(key=SCOPE.key, rates=(("quality", 240.0, 1000.0),))
+    assert row(after(of_rules(default=(120, 30, 0, 0)), state=known)) == ("Pass", 120), "stable was as bad before"
+
+
+def test_a_refusal_where_stable_has_no_users_holds_nothing_up() -> None:
+    assert [row.verdict for row in client_errors(candidate=(1, 1), stable=(0, 0))] == ["Pass", "Pass"]
+
+
 def test_an_epoch_that_is_forgotten_before_another_one_has_counts_stays_counted() -> None:
     state = after(of_epochs((1, 10, 0)))
     quiet = of_epochs((1, 10, 0))

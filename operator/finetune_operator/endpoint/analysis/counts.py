@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Literal
 
 from finetune_api.observations import ArmCounts, Observations, PairCounts
@@ -122,34 +124,69 @@ def new_arms(
     return replace(state, arm_ledgers=tuple(sorted(ledgers.items())), epochs=tuple(sorted(seen.items()))), new
 
 
-def shown(state: AnalysisState, *, scope: Scope, metric: str) -> list[tuple[Outcomes, Outcomes]]:
-    """What candidate and stable have shown in this part, of each kind of requests: those of clients, then pairs. Under
-    guard stable's rate is that from before the promotion where no users were left with it; held-out prompts, which are
-    asked again and again, tell there what has changed, not how many answers are bad."""
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What candidate and stable have shown of one kind of requests."""
+
+    candidate: Outcomes
+    stable: Outcomes
+    alone: bool = False
+    """Stable has answered none of these requests: its outcomes, if any, are of others."""
+
+    @property
+    def excess(self) -> float:
+        """How much more of the candidate's answers were bad; -1 where nothing was seen. Of stable's that nothing is
+        known of none counts as bad."""
+        if self.candidate.rate is None or (self.stable.rate is None and not self.alone):
+            return -1.0
+        return self.candidate.rate - (self.stable.rate or 0.0)
+
+
+def shown(state: AnalysisState, *, scope: Scope, metric: str) -> list[Shown]:
+    """What was seen in this part of each kind of requests: those of clients, under rules where both versions answer;
+    those of clients where stable has answered none; pairs. In place of its own answers stand those of stable in the
+    rollout so far, under guard too. Held-out prompts, which are asked again and again there, tell what has changed
+    under guard, not how many answers are bad."""
     arms, pairs = dict(state.arm_ledgers), dict(state.pair_ledgers)
 
-    def of_clients(variant: str | None) -> Outcomes:
-        found = NO_OUTCOMES
-        for name in (f"{rule}/{variant}" for rule in scope.rules):
-            if name in arms:
-                clients = arms.get(f"{name}/clients", Ledger(width=2))  # operators that knew none kept no such ledger
-                found = found.plus(bad_of((*arms[name].total, *clients.total), metric=metric))
-        return found
+    def of_clients(rule: str, variant: str | None) -> Outcomes:
+        name = f"{rule}/{variant}"
+        if name not in arms:
+            return NO_OUTCOMES
+        clients = arms.get(f"{name}/clients", Ledger(width=2))  # operators that knew none kept no such ledger
+        return bad_of((*arms[name].total, *clients.total), metric=metric)
 
-    stable = of_clients(scope.stable)
-    if scope.part == "Guard" and not stable.total:
-        before = {name: Outcomes(bad=bad, total=total) for name, bad, total in state.rates}
-        stable = before.get(metric, NO_OUTCOMES)
-    found = [(of_clients(scope.candidate), stable)]
+    rules = [(of_clients(rule, scope.candidate), of_clients(rule, scope.stable)) for rule in scope.rules]
+    both_answer = [(one, other) for one, other in rules if one.total and other.total]
+    found = [_alike(both_answer)] if both_answer else []
+    alone = reduce(Outcomes.plus, [one for one, other in rules if not other.total], NO_OUTCOMES)
+    if alone.total or not found:
+        known = {name: Outcomes(bad=bad, total=total) for name, bad, total in state.rates}
+        stands_for = known.get(metric, NO_OUTCOMES) if alone.total or scope.part == "Guard" else NO_OUTCOMES
+        found.append(Shown(candidate=alone, stable=stands_for, alone=True))
     for source in SOURCES:
         name = f"{metric}/{source}"
         if name in pairs and not (source == "Probe" and scope.part == "Guard"):
             total, candidate_only, stable_only = pairs[name].total
             both = sum(pairs[f"{name}/both"].total) if f"{name}/both" in pairs else 0.0
+            candidate, stable = candidate_only + both, stable_only + both
             found.append(
-                (Outcomes(bad=candidate_only + both, total=total), Outcomes(bad=stable_only + both, total=total))
+                Shown(candidate=Outcomes(bad=candidate, total=total), stable=Outcomes(bad=stable, total=total))
             )
     return found
+
+
+def _alike(rules: list[tuple[Outcomes, Outcomes]]) -> Shown:
+    """The rates of both, each rule with the same weight at both (Mantel and Haenszel's, J. Natl. Cancer Inst. 22 (1959)
+    719-748). Rules are for different users: of those with most faults the candidate may have more, and be as good."""
+    weights = [one.total * other.total / (one.total + other.total) for one, other in rules]
+
+    def of(counts: list[Outcomes]) -> Outcomes:
+        total = math.fsum(each.total for each in counts)
+        bad = math.fsum(weight * (each.rate or 0.0) for weight, each in zip(weights, counts, strict=True))
+        return Outcomes(bad=total * bad / math.fsum(weights), total=total)
+
+    return Shown(candidate=of([one for one, _ in rules]), stable=of([other for _, other in rules]))
 
 
 def bad_of(counts: Counts, *, metric: str) -> Outcomes:

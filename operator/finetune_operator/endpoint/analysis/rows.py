@@ -8,7 +8,6 @@ from finetune_api.modelendpoint import AnalysisRow, LiveMetric
 from finetune_operator.endpoint.analysis.counts import shown
 from finetune_operator.endpoint.analysis.state import AnalysisState, MetricState, Scope
 from finetune_operator.endpoint.rollout.plan import CLIENT_ERRORS
-from finetune_stats.two_rates import ArmCounts
 
 
 def rows(state: AnalysisState, *, scope: Scope, needed: int) -> list[AnalysisRow]:
@@ -32,25 +31,28 @@ def _row(state: AnalysisState, *, metric: LiveMetric, scope: Scope, needed: int)
     """Rates, difference and bounds are those of clients' requests, of copies or of held-out prompts, whichever look
     worst: many of one kind that went well do not make up for another's."""
     tests, kinds = state.metric(metric.name), shown(state, scope=scope, metric=metric.name)
-    candidate, stable = worst = max(kinds, key=_excess)
-    guards = scope.part == "Guard"
-    samples = _guarded(tests) if guards else int(sum(each.total for each, _ in kinds))
+    worst, guards = max(kinds, key=lambda each: each.excess), scope.part == "Guard"
+    # Few users are refused: what one of them does wrong where stable has no users would hold everything up for good.
+    seen = max((each.excess for each in kinds if needed or not each.alone), default=-1.0)
+    samples = _guarded(tests) if guards else int(sum(each.candidate.total for each in kinds))
     low, high = _bounds(tests)
     reason = _proof(tests, metric=metric)
     if reason is not None:
         verdict: Literal["Pass", "Fail", "Inconclusive"] = "Fail"
     elif samples < needed:
         verdict, reason = "Inconclusive", f"{samples} of {needed} samples"
-    elif not guards and _excess(worst) > metric.max_regression:
+    elif not guards and seen > metric.max_regression:
         verdict = "Inconclusive"
         margin = f"maxRegression {metric.max_regression:g}"
-        reason = f"the rate seen is higher by {_excess(worst):.3g}, more than {margin}; not proven"
+        reason = f"the rate seen is higher by {seen:.3g}, more than {margin}; not proven"
+        if worst.alone and worst.stable.rate is None:
+            reason = f"the rate seen is {seen:.3g}, and stable has answered none of these requests: wait for some"
     else:
         verdict = "Pass"
     return AnalysisRow(
         metric=metric.name,
-        candidate=_rounded(candidate.rate),
-        baseline=_rounded(stable.rate),
+        candidate=_rounded(worst.candidate.rate),
+        baseline=_rounded(worst.stable.rate),
         low=_rounded(low),
         high=_rounded(high),
         samples=samples,
@@ -82,12 +84,6 @@ def _guarded(tests: MetricState) -> int:
     """Samples under guard."""
     seen = [tests.rate, tests.two_rates, tests.paired]
     return int(max((each.observations for each in seen if each is not None), default=0))
-
-
-def _excess(kind: tuple[ArmCounts, ArmCounts]) -> float:
-    """How much more of the candidate's answers were bad; -1 where not both have any."""
-    candidate, stable = kind
-    return -1.0 if candidate.rate is None or stable.rate is None else candidate.rate - stable.rate
 
 
 def _bounds(tests: MetricState) -> tuple[float | None, float | None]:
