@@ -27,7 +27,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from datasketch import MinHash
 
 from finetune_trainer.data.rows import Content
 
@@ -227,6 +226,8 @@ def _join_equal(sets: _DisjointSets, keys: Sequence[str]) -> None:
 
 def _join_similar(sets: _DisjointSets, texts: Sequence[str], *, sources: Sequence[str]) -> None:
     """Join texts whose shingles overlap by at least `SIMILARITY`."""
+    from datasketch import MinHash  # loads scipy, half a second: all stages import this module, Prepare alone compares
+
     common = _common_shingles(texts, sources=sources)
 
     @lru_cache(maxsize=8192)
