@@ -7,7 +7,6 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from finetune_trainer.data.dataset import Example, Manifest, read_manifest
 from finetune_trainer.evaluation.outcomes import cached_run, keep_run, run_model
 from finetune_trainer.models import base_model, saved_model
 from finetune_trainer.process.errors import bad_configuration
+from finetune_trainer.process.packages import versions
 from finetune_trainer.store.storage import Storage
 from finetune_trainer.tasks.choose import task_of
 from finetune_trainer.tasks.task import Decoding, ModelRun
@@ -142,7 +142,7 @@ class _Contestants:
             "decoding": asdict(self._decoding),
             "dtype": self._dtype,
             "device": device_name(),
-            "packages": {name: version(name) for name in _PACKAGES},
+            "packages": versions(_PACKAGES),
         }
 
     def _ask(self, model: Any, tokenizer: Any, *, labels: Sequence[str], who: str) -> ModelRun:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 from finetune_api.metrics import metric_problems, metrics_of
@@ -20,6 +19,7 @@ from finetune_trainer.evaluation.evaluation_facts import notes_of, sections_of, 
 from finetune_trainer.evaluation.report import Report, console_table, to_html, to_json
 from finetune_trainer.models.base_model import precision_here
 from finetune_trainer.process.errors import bad_configuration, bad_data, not_found
+from finetune_trainer.process.packages import versions
 from finetune_trainer.store import json_lines
 from finetune_trainer.store.locations import join
 from finetune_trainer.store.orders import but_for_the_place, orders_digest
@@ -89,7 +89,7 @@ def evaluate(run: EvaluateRun) -> EvaluateResult:
             manifest=held_out.manifest,
             storage=storage,
             timing=contest.timing,
-            packages={name: version(name) for name in _PACKAGES},
+            packages=versions(_PACKAGES),
         ),
         training=training_points(run, storage=storage),
         classes=_classes(judged),

@@ -12,7 +12,6 @@ from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from finetune_api.base import Digest
 from finetune_trainer.data.dataset import SplitName, data_folder, read_split
 from finetune_trainer.process.errors import bad_data
+from finetune_trainer.process.packages import versions
 from finetune_trainer.store.complete import Complete
 from finetune_trainer.store.locations import join
 from finetune_trainer.store.storage import Storage
@@ -116,7 +116,7 @@ class TokenOrder:
             "base": self.base,
             "data": self.data,
             "max_length": self.max_length,
-            "packages": {name: version(name) for name in _PACKAGES},
+            "packages": versions(_PACKAGES),
         }
         return "sha256:" + hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 

@@ -34,6 +34,7 @@ from finetune_trainer.models.limits import padding_of
 from finetune_trainer.models.model_files import vocabulary_of
 from finetune_trainer.process import memory
 from finetune_trainer.process.errors import StageError, bad_configuration
+from finetune_trainer.process.packages import versions
 from finetune_trainer.serving.generation import CausalSteps
 from finetune_trainer.store.locations import join
 from finetune_trainer.store.storage import Storage
@@ -107,7 +108,7 @@ class Rehearsal:
             "method": self.method.to_dict(),
             "packing": self.packing,
             "labels": None if self.labels is None else len(self.labels),
-            "packages": {name: version(name) for name in _PACKAGES},
+            "packages": versions(_PACKAGES),
         }
         return "sha256:" + hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +29,7 @@ from finetune_trainer.models import base_model, saved_model
 from finetune_trainer.models.limits import padding_of
 from finetune_trainer.process.errors import StageError, bad_data
 from finetune_trainer.process.gang import Gang, joined, lost_peers_named
+from finetune_trainer.process.packages import versions
 from finetune_trainer.process.progress import ProgressReporter, show_life
 from finetune_trainer.process.stopping import StopSignal
 from finetune_trainer.store import json_lines
@@ -372,7 +372,7 @@ def _save(
         resumed_from_step=resumed_from,
         trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         total_parameters=sum(p.numel() for p in model.parameters()),
-        packages={name: version(name) for name in _PACKAGES},
+        packages=versions(_PACKAGES),
     )
     probe = saved_model.probe(model, input_ids=setup.examples[0].ids)
     if setup.gang.is_first:
