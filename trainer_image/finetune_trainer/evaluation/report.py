@@ -10,10 +10,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from finetune_trainer.evaluation import changed_examples, charts
 from finetune_trainer.evaluation.changed_examples import Changes
@@ -82,6 +83,21 @@ def to_json(report: Report) -> str:
 
 def to_html(report: Report) -> str:
     """report.html."""
+    return (
+        _page()
+        .render(
+            report=report,
+            rows=[_row_view(row) for row in report.comparison.rows],
+            chart=_loss_chart(report.training),
+            classes=_class_views(report.classes),
+            changes=report.changes,
+        )
+        .lstrip()
+    )
+
+
+@cache
+def _page() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -95,14 +111,7 @@ def to_html(report: Report) -> str:
         "printable": changed_examples.printable,
         "pieces": changed_examples.marked,
     }
-    page = environment.get_template("report.html.j2")
-    return page.render(
-        report=report,
-        rows=[_row_view(row) for row in report.comparison.rows],
-        chart=_loss_chart(report.training),
-        classes=_class_views(report.classes),
-        changes=report.changes,
-    ).lstrip()
+    return environment.get_template("report.html.j2")
 
 
 def console_table(comparison: Comparison) -> str:
