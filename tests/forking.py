@@ -2,8 +2,9 @@
 
 Importing takes three processor seconds, several times a run (a stage, its training process, the one that loads what was
 saved). `forked_python()` gives a program to use in place of `sys.executable`, also by what it starts itself: it runs
-`-m finetune_...` in a fork and anything else in the real interpreter. For runs whose processes no test signals or looks
-at: their command lines are those of the server, and their parents are not who started them.
+`-m finetune_...`, `-m tests...` and torchrun in a fork and anything else in the real interpreter. For runs whose
+processes no test looks at or kills: their command lines are those of the server, and their parents are not who started
+them. SIGTERM, SIGINT and SIGHUP are handed on.
 
     python -m tests.forking SOCKET MODULE...      the server; it ends with the process that started it
 """
@@ -14,6 +15,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import gc
 import importlib
 import json
 import os
@@ -35,19 +37,26 @@ from typing import Any, TextIO
 
 _ROOT = Path(__file__).resolve().parents[1]
 PRELOADED = (
+    "finetune_operator.cli.run",
     "torch.distributed.run",
     "finetune_trainer.preparation.prepare",
     "finetune_trainer.training.train",
     "finetune_trainer.evaluation.evaluate",
     "finetune_trainer.models.saved_model",
+    "finetune_trainer.serving.process",
+    "peft",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.llama.modeling_llama",
 )
+"""The stages, and what they import only once they know that they need it."""
 _START_SECONDS = 120
 _CLIENT = """#!{python} -IS
 import json, os, signal, socket, struct, sys
 
 words = sys.argv[1:]
-if words[:1] != ["-m"] or not words[1].startswith("finetune_"):
-    os.execv({python!r}, [{python!r}, *words])
+words = words[1:] if words[:1] == ["-u"] else words  # from torchrun; what a fork prints is written line by line
+if words[:1] != ["-m"] or not words[1].startswith(("finetune_", "tests.", "torch.distributed.")):
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect({socket!r})
 order = json.dumps({{"words": words[1:], "environment": dict(os.environ), "folder": os.getcwd()}}).encode()
@@ -103,6 +112,7 @@ def _serve(address: Path, preloaded: Sequence[str]) -> None:
     for name in preloaded:
         importlib.import_module(name)
     assert threading.active_count() == 1, "a fork has only the thread that forks"
+    gc.freeze()  # the forks' garbage collection need not go through all that was imported, nor copy its pages
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are nobody's to wait for
     with socket.socket(socket.AF_UNIX) as server:
         unfinished = address.with_name("unfinished")

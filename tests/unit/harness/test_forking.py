@@ -52,7 +52,8 @@ def test_it_does_what_the_real_one_does(python: str, folder: Path, name: str) ->
 
 
 def test_it_is_started_by_what_runs_in_it_and_leaves_the_rest_to_the_real_one(python: str, folder: Path) -> None:
-    assert run(python, folder, "starts", "-m", "finetune_tells").stdout == f'[[], "{folder}", "y"]\n0\n'
+    for options in (["-m"], ["-u", "-m"]):
+        assert run(python, folder, "starts", *options, "finetune_tells").stdout == f'[[], "{folder}", "y"]\n0\n'
     said = run(python, folder, "starts", "-c", "import sys; print(sys.executable)").stdout
     assert said.split() == [sys.executable, "0"]
 
