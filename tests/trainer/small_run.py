@@ -1,5 +1,6 @@
-"""A training run small enough for tests: a random two-layer Llama with SmolLM2's real tokenizer, run as its container
-would run it (`python -m finetune_trainer`), or in a fork (tests/forking.py) where it only has to end well."""
+"""A training run small enough for tests: a random two-layer Llama with a tokenizer made for its chats, run as its
+container would run it (`python -m finetune_trainer`), or in a fork (tests/forking.py) where it only has to end well.
+"""
 
 from __future__ import annotations
 
@@ -19,32 +20,42 @@ import torch
 from safetensors.torch import load_file
 from tests.forking import forked_python
 from tests.patience import HANGS_S
+from tests.trainer.tiny_tokenizer import tiny_tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = 48
 BATCH = 8
+_VOCABULARY = 49152
+"""Of the model that is trained: as large as a real one, so that steps take long enough to be interrupted."""
 LORA = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8, "dropout": 0.1, "targetModules": ["all-linear"]}}
 
 
-def small_model(*, tokenizer_folder: Path, to: Path) -> Path:
-    """A random Llama of 3 million parameters, with a real tokenizer and chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder))
+def small_model(
+    *, to: Path, tokenizer_folder: Path | None = None, vocabulary: int | None = None, context: int = 256
+) -> Path:
+    """A random Llama. A real tokenizer, of tens of thousands of tokens, takes longer to load than all else here."""
+    tokenizer = _tokenizer() if tokenizer_folder is None else AutoTokenizer.from_pretrained(str(tokenizer_folder))
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary or len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=context,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
     )
     LlamaForCausalLM(config).save_pretrained(str(to))
     tokenizer.save_pretrained(str(to))
     return to
+
+
+def _tokenizer() -> Any:
+    texts = [message["content"] for number in range(EXAMPLES) for message in _chat(number)["messages"]]
+    return tiny_tokenizer(special=("<|pad|>", "<|im_start|>", "<|im_end|>"), pad="<|pad|>", texts=texts)
 
 
 @dataclass(kw_only=True)
@@ -184,9 +195,9 @@ class SmallRuns:
     """What the Prepare stage said."""
 
     @classmethod
-    def make(cls, folder: Path, *, tokenizer_folder: Path) -> SmallRuns:
+    def make(cls, folder: Path) -> SmallRuns:
         """Make the model, and prepare the data."""
-        base = small_model(tokenizer_folder=tokenizer_folder, to=folder / "base")
+        base = small_model(to=folder / "base", vocabulary=_VOCABULARY)
         return cls(base=base, prepared=SmallRun(root=folder / "prepared", base=base).prepare())
 
     @property

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from demo import assets
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tests.forking import forked_python
 from tests.trainer.small_run import small_model
 from transformers import LlamaForCausalLM
 
@@ -26,7 +27,7 @@ IDS = (5, 6, 7, 8)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_model(tokenizer_folder=assets.smollm2_folder(), to=tmp_path_factory.mktemp("saved") / "base")
+    return small_model(to=tmp_path_factory.mktemp("saved") / "base")
 
 
 def storage_in(folder: Path, *, base: Path) -> Storage:
@@ -88,7 +89,10 @@ def test_what_was_saved_is_loaded_and_what_was_changed_is_refused(base: Path, tm
     assert gone.value.reason == "ArtifactTorn"
 
 
-def test_a_model_that_loads_as_another_is_not_published(base: Path, tmp_path: Path) -> None:
+def test_a_model_that_loads_as_another_is_not_published(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", forked_python())
     with pytest.raises(StageError) as failure:
         saved(base, tmp_path, probed=LlamaForCausalLM.from_pretrained(str(base)))
     assert failure.value.reason == "ModelNotVerified"

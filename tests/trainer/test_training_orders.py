@@ -10,6 +10,7 @@ import subprocess
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.forking import forked_python
 from tests.patience import HANGS_S
 from tests.trainer.small_run import LORA, SmallRun, SmallRuns, small_model
 
@@ -24,10 +25,19 @@ def test_freezing_keeps_what_it_names(runs: SmallRuns) -> None:
         assert torch.equal(tensor, before[name]) == frozen, name
 
 
-def test_early_stopping_takes_the_best_weights(runs: SmallRuns) -> None:
-    overrides = {"maxSteps": None, "epochs": 30.0, "learningRate": 0.05, "earlyStoppingPatience": 2}
-    run = runs.new("early", overrides=overrides)
-    result = run.train(run.order(runs.prepared))
+STOPS_EARLY = {"maxSteps": None, "epochs": 30.0, "learningRate": 0.05, "earlyStoppingPatience": 2}
+
+
+@pytest.fixture(scope="module")
+def stopped_early(runs: SmallRuns) -> SmallRun:
+    """A run that has found its best weights, and ended."""
+    run = runs.new("early", overrides=STOPS_EARLY)
+    run.train(run.order(runs.prepared))
+    return run
+
+
+def test_early_stopping_takes_the_best_weights(stopped_early: SmallRun) -> None:
+    run, result = stopped_early, stopped_early.message("train")
     assert result["stoppedEarly"] is True
     lines = [json.loads(line) for line in (run.folder / "training_log.jsonl").read_text().rstrip("\n").split("\n")]
     losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
@@ -36,17 +46,15 @@ def test_early_stopping_takes_the_best_weights(runs: SmallRuns) -> None:
     assert len(losses) < 30
 
 
-def test_a_best_that_storage_lost_is_trained_again(runs: SmallRuns) -> None:
-    overrides = {"maxSteps": None, "epochs": 30.0, "learningRate": 0.05, "earlyStoppingPatience": 2}
-    run = runs.new("lost-best", overrides=overrides)
-    order = run.order(runs.prepared)
-    run.train(order)
-    weights, newest = run.weights(), run.steps()[-1]
+def test_a_best_that_storage_lost_is_trained_again(stopped_early: SmallRun, runs: SmallRuns) -> None:
+    run = runs.new("lost-best", overrides=STOPS_EARLY)
+    shutil.copytree(stopped_early.folder / "checkpoints", run.folder / "checkpoints")
+    newest = run.steps()[-1]
     best = json.loads((run.folder / "checkpoints" / f"step-{newest}" / "state.json").read_text())["best_step"]
-    for lost in ("model", "checkpoints/best", f"checkpoints/step-{best}"):
-        shutil.rmtree(run.folder / lost, ignore_errors=True)
-    run.train(order)
-    assert run.weights() == weights
+    for lost in ("best", f"step-{best}"):
+        shutil.rmtree(run.folder / "checkpoints" / lost, ignore_errors=True)
+    run.train(run.order(runs.prepared))
+    assert run.weights() == stopped_early.weights()
     assert f"step-{newest} is ignored: its best validation, step-{best}, is lost" in run.log("train")
 
 
@@ -61,7 +69,7 @@ def test_a_checkpoint_of_other_orders_is_not_taken(runs: SmallRuns) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run_by_name(runs: SmallRuns) -> None:
     run = runs.new("not-finite", overrides={"learningRate": 1e30, "maxGradNorm": 1e30})
-    process = run.stage(run.order(runs.prepared), "train")
+    process = run.stage(run.order(runs.prepared), "train", python=forked_python())
     assert process.wait(timeout=HANGS_S) == 70
     failure = run.message("train")
     assert (failure["reason"], "at step " in failure["message"]) == ("LossNotFinite", True)
@@ -69,12 +77,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_by_name(runs: SmallRuns) -> None
 
 def test_a_base_with_numbers_that_are_none_is_refused_before_the_first_step(runs: SmallRuns) -> None:
     broken = runs.base.parent / "broken"
-    small_model(tokenizer_folder=runs.base, to=broken)
+    small_model(to=broken)
     tensors = load_file(broken / "model.safetensors")
     tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     run = SmallRun(root=runs.base.parent / "not-a-number", base=broken)
-    process = run.stage(run.order(run.prepare()), "train")
+    process = run.stage(run.order(run.prepare()), "train", python=forked_python())
     assert process.wait(timeout=HANGS_S) == 78
     failure = run.message("train")
     assert (failure["reason"], "not finite" in failure["message"]) == ("UnsupportedModel", True)
@@ -88,7 +96,7 @@ def test_a_full_disk_is_named_and_earlier_checkpoints_stay(runs: SmallRuns) -> N
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=56m", "tmpfs", str(disk)], check=True)
     try:
         checkpoint = {"everySteps": 4, "keep": 9, "resume": "Latest"}
-        process = run.stage(run.order(runs.prepared, checkpoint=checkpoint), "train")
+        process = run.stage(run.order(runs.prepared, checkpoint=checkpoint), "train", python=forked_python())
         assert process.wait(timeout=HANGS_S) == 73, run.log("train")
         failure = run.message("train")
         assert failure["reason"] == "CannotWrite"

@@ -8,13 +8,13 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.forking import forked_python
 from tests.patience import HANGS_S
 from tests.trainer.s3 import serve_s3
 from tests.trainer.small_run import ROOT, SmallRun, SmallRuns, kill_worker, wait_for, workers_of
@@ -33,7 +33,7 @@ def pair(*arguments: str) -> list[str]:
     paths = {"PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'trainer_image'}", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, *arguments],
+            [forked_python(), *arguments],
             cwd=ROOT,
             env={**os.environ, **meeting, **paths, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
             stdout=subprocess.PIPE,
@@ -102,7 +102,7 @@ def test_the_processes_of_a_pod_fetch_what_is_remote_once(tmp_path: Path, runs: 
 
         def gets(order: dict[str, Any]) -> Counter[str]:
             before = (tmp_path / "log").stat().st_size
-            process = run.stage(order, "train", **environment)
+            process = run.stage(order, "train", python=forked_python(), **environment)
             assert process.wait(timeout=HANGS_S) == 0, run.log("train")
             return Counter(re.findall(r"\| GET \| /models/(\S+) \|", (tmp_path / "log").read_bytes()[before:].decode()))
 
@@ -116,26 +116,13 @@ def test_the_processes_of_a_pod_fetch_what_is_remote_once(tmp_path: Path, runs: 
         assert run.message("train")["reused"]
 
 
-def test_what_one_process_of_a_pod_does_for_all(tmp_path: Path) -> None:
-    program = """
-import os, sys
-from finetune_trainer.process.errors import StageError, bad_data
-from finetune_trainer.process.gang import joined
-done = []
-def work(value):
-    done.append(value)
-    if value == "wrong":
-        raise bad_data("Wrong", "so it is")
-    return value
-with joined(gpus=False) as gang:
-    said = [gang.once_per_node(lambda: work(value)) for value in ("one", ["two"], None)]
-    try:
-        gang.once_per_node(lambda: work("wrong"))
-    except StageError as error:
-        said += [error.reason, error.message, int(error.exit_code)]
-print("SAID", said, len(done))
-"""
-    said = sorted(line for text in pair("-c", program) for line in text.split("\n") if line.startswith("SAID"))
+def test_what_one_process_of_a_pod_does_for_all() -> None:
+    said = sorted(
+        line
+        for text in pair("-m", "tests.trainer.once_per_node")
+        for line in text.split("\n")
+        if line.startswith("SAID")
+    )
     assert said == [f"SAID ['one', ['two'], None, 'Wrong', 'so it is', 65] {count}" for count in (0, 4)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import transformers
@@ -23,9 +24,10 @@ def tiny_tokenizer(
     eos: str | None = "<|im_end|>",
     pad: str | None = None,
     template: str | None = CHATML,
+    texts: Sequence[str] = _TEXTS,
     **named: str,
 ) -> Any:
-    """Bytes and a few merges, with marks as wanted."""
+    """Bytes and the commonest merges of `texts`, with marks as wanted."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -34,7 +36,7 @@ def tiny_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(_TEXTS, trainer)
+    made.train_from_iterator(texts, trainer)
     if "cls_token" in named:
         marks = {name: made.token_to_id(named[name]) for name in ("cls_token", "sep_token")}
         made.post_processor = processors.TemplateProcessing(
