@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from demo import assets
+from tests.forking import forked_python
 from tests.patience import HANGS_S
 
 from finetune_api.results import (
@@ -69,10 +70,10 @@ def message(tmp_path: Path) -> PrepareResult | TrainResult | EvaluateResult | Fa
 
 
 def run_container(
-    tmp_path: Path, run: dict[str, Any] | str, *prefix: str, **variables: str
+    tmp_path: Path, run: dict[str, Any] | str, *prefix: str, python: str | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*prefix, sys.executable, "-m", "finetune_trainer"],
+        [*prefix, python or forked_python(), "-m", "finetune_trainer"],
         env={**environment(tmp_path, run), **variables},
         capture_output=True,
         text=True,
@@ -85,7 +86,7 @@ def run_container(
 
 
 def test_prepare_ends_with_its_result(tmp_path: Path) -> None:
-    done = run_container(tmp_path, order(tmp_path))
+    done = run_container(tmp_path, order(tmp_path), python=sys.executable)
     assert done.returncode == ExitCode.DONE, done.stdout + done.stderr
     result = message(tmp_path)
     assert isinstance(result, PrepareResult)
@@ -172,7 +173,8 @@ def test_a_full_disk_is_told_from_other_failures(tmp_path: Path) -> None:
     run = order(tmp_path)
     run["locations"]["run"] = f"file://{small}/run"
     script = f'mount -t tmpfs -o size=64k none "{small}" && exec "$@"'
-    done = run_container(tmp_path, run, "unshare", "--mount", "--map-root-user", "bash", "-c", script, "bash")
+    inside = ("unshare", "--mount", "--map-root-user", "bash", "-c", script, "bash")
+    done = run_container(tmp_path, run, *inside, python=sys.executable)
     failure = message(tmp_path)
     assert done.returncode == ExitCode.CANNOT_WRITE, done.stdout + done.stderr
     assert isinstance(failure, Failure)

@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from tests.forking import forked_python
 from tests.patience import HANGS_S
 from tests.trainer.small_run import ROOT
 
@@ -91,6 +91,8 @@ class ServerProcess:
     order: dict[str, Any]
     program: tuple[str, ...] = ("-m", "finetune_trainer", "serve")
     variables: dict[str, str] = field(default_factory=dict)
+    python: str = field(default_factory=forked_python)
+    """The real interpreter for tests that are about the process itself."""
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -125,7 +127,7 @@ class ServerProcess:
             "FINETUNE_SERVE_PORT": str(self.port),
             **self.variables,
         }
-        command = [sys.executable, *self.program, "--run-file", str(self.folder / "run.json")]
+        command = [self.python, *self.program, "--run-file", str(self.folder / "run.json")]
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT)
 

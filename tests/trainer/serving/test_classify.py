@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ def _learn(model: Any, tokenizer: Any, examples: list[Example]) -> None:
 @pytest.fixture(scope="module")
 def server(served: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("classify-server")
-    with serving(folder, order_for(served, folder=folder, labels=list(TOPICS), contextTokens=EVALUATED_AT)) as process:
+    with serving(
+        folder, order_for(served, folder=folder, labels=list(TOPICS), contextTokens=EVALUATED_AT), python=sys.executable
+    ) as process:
         yield process
 
 

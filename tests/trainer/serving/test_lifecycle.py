@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ async def states_until_ready(server: ServerProcess, *, seconds: float = HANGS_S)
 async def test_ready_comes_after_an_answer_and_sigterm_lets_clients_finish(
     small_chat: dict[str, Any], tmp_path: Path
 ) -> None:
-    server = ServerProcess(folder=tmp_path, order=order_for(small_chat, folder=tmp_path))
+    server = ServerProcess(folder=tmp_path, order=order_for(small_chat, folder=tmp_path), python=sys.executable)
     url = f"{server.url}/v1/chat/completions"
     try:
         server.start()
@@ -89,7 +90,9 @@ async def test_ready_comes_after_an_answer_and_sigterm_lets_clients_finish(
 
 
 async def test_sigterm_while_it_loads_ends_it_at_once(small_chat: dict[str, Any], tmp_path: Path) -> None:
-    server = ServerProcess(folder=tmp_path, order=order_for(small_chat, folder=tmp_path, graceSeconds=0))
+    server = ServerProcess(
+        folder=tmp_path, order=order_for(small_chat, folder=tmp_path, graceSeconds=0), python=sys.executable
+    )
     try:
         server.start()
         assert server.process is not None
