@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
 import re
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from demo import assets
+from tests.trainer.small_run import small_model
 from tests.trainer.test_chat_template import FORGETS_THOUGHTS
 
 from finetune_api.results import ExitCode, PrepareResult
@@ -33,10 +37,18 @@ def write(path: Path, rows: Iterable[object]) -> Path:
     return path
 
 
+@cache
+def small_smollm2() -> Path:
+    """SmolLM2's tokenizer, template and context; random weights, for all of them are read to know the model again."""
+    folder = Path(tempfile.mkdtemp(prefix="finetune-smollm2-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return small_model(tokenizer_folder=assets.smollm2_folder(), to=folder / "base", context=8192)
+
+
 def order(tmp_path: Path, *sources: Path | dict[str, Any], **options: Any) -> PrepareRun:
     """A run in `tmp_path`; classification with MiniLM unless `options` say otherwise."""
     task = options.pop("task", "SequenceClassification")
-    base = assets.minilm() if task == "SequenceClassification" else assets.smollm2_folder()
+    base = assets.minilm() if task == "SequenceClassification" else small_smollm2()
     fractions = {"train": 0.7, "validation": 0.1, "test": 0.2, **options.pop("fractions", {})}
     named = [
         {"name": f"source-{index}", "uri": f"file://{source}"} if isinstance(source, Path) else source
@@ -48,7 +60,7 @@ def order(tmp_path: Path, *sources: Path | dict[str, Any], **options: Any) -> Pr
             "locations": {
                 "run": f"file://{tmp_path}/{options.pop('run', 'run')}",
                 "cache": f"file://{tmp_path}/cache",
-                "allowed_roots": [f"file://{tmp_path}", f"file://{assets.minilm().parent}"],
+                "allowed_roots": [f"file://{tmp_path}", f"file://{base.parent}"],
             },
             "model": {"uri": f"file://{base}", "task": task},
             "sources": named,
@@ -414,7 +426,7 @@ def test_sources_that_cannot_be_read(tmp_path: Path, uri: str, reason: str, code
 
 
 def test_a_model_without_a_chat_template_is_refused_before_training(tmp_path: Path) -> None:
-    base = Path(shutil.copytree(assets.smollm2_folder(), tmp_path / "base"))
+    base = Path(shutil.copytree(small_smollm2(), tmp_path / "base"))
     (base / "chat_template.jinja").unlink()
     rows = write(tmp_path / "rows.jsonl", [{"prompt": row["text"], "completion": "yes"} for row in questions(50)])
     error = refusal(order(tmp_path, rows, task="Chat", model={"uri": f"file://{base}", "task": "Chat"}))
@@ -435,7 +447,7 @@ KNOWS_TOOLS = """{% if tools %}<|im_start|>system
 
 def model_with_template(tmp_path: Path, template: str | None) -> dict[str, Any]:
     folder = tmp_path / "base"
-    shutil.copytree(assets.smollm2_folder(), folder)
+    shutil.copytree(small_smollm2(), folder)
     if template is not None:
         (folder / "chat_template.jinja").unlink(missing_ok=True)
         configuration = json.loads((folder / "tokenizer_config.json").read_text())
