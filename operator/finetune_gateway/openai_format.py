@@ -37,13 +37,32 @@ _DECODER = json.JSONDecoder(parse_constant=_no_json)
 """Python's own takes NaN and infinities, and would hand on what no other client can read."""
 
 
+_DEEPEST = 128
+"""Levels of a JSON document, as many as serde_json reads."""
+
+
 def read_object(text: bytes | str) -> dict[str, Any] | None:
     """A JSON object; None for whatever else it is. Raises ValueError where it is no JSON."""
     try:
         document = _DECODER.decode(text if isinstance(text, str) else text.decode(json.detect_encoding(text)))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-    return document if isinstance(document, dict) else None
+    if not isinstance(document, dict):
+        return None
+    if len(text) > _DEEPEST and _is_deeper(document):
+        raise ValueError("it is nested too deep")
+    return document
+
+
+def _is_deeper(document: dict[str, Any]) -> bool:
+    """Whether it is nested so deep that it could be read but not written."""
+    level: list[Any] = [document]
+    for _ in range(_DEEPEST):
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [each for values in inner for each in values if isinstance(each, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def parse_request(*, body: bytes, model: str) -> ParsedRequest:

@@ -141,6 +141,7 @@ def test_faults(text: str, json_expected: bool, fault: str | None) -> None:
         (b'{"stream": "true"}', "`stream` must be true or false"),
         (b'{"stream": 1}', "`stream` must be true or false"),
         (b"[" * 100_000, "not valid JSON"),
+        (b'{"tools": ' + b"[" * 400 + b"]" * 400 + b"}", "not valid JSON"),  # can be read, but not written
     ],
 )
 def test_bad_requests_are_named(body: bytes, problem: str) -> None:
