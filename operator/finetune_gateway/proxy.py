@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import time
@@ -213,7 +214,8 @@ class Proxy:
                 self.votes.counts(request_id)
             self.metrics.answered(variant=variant.name, code=code, seconds=loop.time() - flight.began)
             if judged:
-                loop.call_soon(self._judge, attempt, request_id, answer)  # the client has it first
+                # The client has it first.
+                loop.call_soon(functools.partial(self._judge, attempt, request_id, answer, counted=flight.counted))
 
     def _whole_answer(
         self, attempt: _Attempt, answer: Answer, *, sender: Sender, headers: dict[str, str]
@@ -355,13 +357,13 @@ class Proxy:
             await stream.end()
         return stream.response, answer
 
-    def _judge(self, attempt: _Attempt, request_id: str, answer: Answer) -> None:
-        """Count a bad answer, and maybe compare it with the candidate's."""
+    def _judge(self, attempt: _Attempt, request_id: str, answer: Answer, *, counted: bool) -> None:
+        """Count a bad answer, and maybe compare it with the candidate's: of each user as many as are counted."""
         parsed = attempt.incoming.parsed
         fault = fault_of_answer(answer, json_expected=parsed.json_expected, limited=parsed.limited)
         if fault is not None and not answer.failed:
             self.votes.found_bad(request_id)
-        if attempt.first:
+        if counted:
             self.comparator.offer(
                 path=attempt.incoming.path,
                 body=attempt.incoming.body,

@@ -453,6 +453,19 @@ async def test_shadow_compares_off_the_path_and_sheds(
     await eventually(lambda: gateway.observations()["shadow"][0]["dropped"] == 8)
 
 
+async def test_of_each_user_a_shadow_copies_as_many_requests_as_are_counted(
+    gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
+) -> None:
+    shadow = {"candidate": "new", "stable": "old", "percent": 100, "timeoutSeconds": 90, "maxInFlight": 20}
+    gateway.route(stable, candidate, shadow=shadow, judging={"userWeightCap": 2})
+    gateway.start()
+    await gateway.ready()
+    for user in ["loop"] * 9 + ["other"]:
+        assert (await post(client, gateway, HELLO | {"user": user}))[0] == 200
+    await eventually(lambda: len(candidate.mirrored) == 3)
+    await stays(lambda: len(candidate.mirrored) == 3, seconds=1)
+
+
 async def test_probes_count_each_prompt_once(gateway: GatewayProcess, stable: Upstream, candidate: Upstream) -> None:
     shadow = {"candidate": "new", "stable": "old", "percent": 0, "timeoutSeconds": 2, "probe": {"ratePerSecond": 50}}
     gateway.route(stable, candidate, shadow=shadow)
