@@ -1,4 +1,4 @@
-"""Real runs of `finetune` with a real model, small enough for a test."""
+"""Real runs of `finetune`, small enough for a test."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ import pytest
 import yaml
 from demo import assets
 from tests.forking import forked_python
+from tests.local.small_encoder import small_encoder
 
 from finetune_operator.local.files import read_json
 from finetune_operator.local.home import LocalHome
 
+MINILM = {"uri": f"file://{assets.minilm()}", "task": "SequenceClassification"}
+"""The base model of jobs that have to learn something."""
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ("ai", "food", "sports")
 
@@ -54,7 +57,7 @@ class Workspace:
         """A manifest of a classifier that trains for seconds. `changes` replace fields of the spec."""
         spec = {
             "artifacts": {"uri": "file://./runs"},
-            "model": {"uri": f"file://{assets.minilm()}", "task": "SequenceClassification"},
+            "model": {"uri": f"file://{small_encoder()}", "task": "SequenceClassification"},
             "data": {
                 "sources": [{"name": "topics", "uri": "file://./data.jsonl"}],
                 "split": {"train": 0.4, "validation": 0.1, "test": 0.5},
@@ -117,7 +120,8 @@ class Workspace:
     def shims(self, *, pod: str = "*") -> list[int]:
         """The processes that the containers of pods run under."""
         folders = {str(path.resolve()) for path in self.home.root.glob(f"pods/*/{pod}")}
-        return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cwd") if _is_shim(path, folders=folders)]
+        running = os.listdir("/proc")  # noqa: PTH208
+        return [int(name) for name in running if name.isdigit() and _is_shim(name, folders=folders)]
 
     def _environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if key not in ("KUBECONFIG", "HOME")}
@@ -135,9 +139,10 @@ class Workspace:
                 os.kill(pid, signal.SIGKILL)
 
 
-def _is_shim(path: Path, *, folders: set[str]) -> bool:
-    try:
-        return str(path.readlink()) in folders and b"shim.py" in path.with_name("cmdline").read_bytes()
+def _is_shim(pid: str, *, folders: set[str]) -> bool:
+    try:  # by strings: hundreds of processes are looked at, again and again
+        folder = os.readlink(f"/proc/{pid}/cwd")  # noqa: PTH115
+        return folder in folders and b"shim.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
 

@@ -29,5 +29,5 @@ def wait_for(look: Callable[[], T], *, seconds: float = HANGS_S, what: str = "it
     while time.monotonic() < due:
         if found := look():
             return found
-        time.sleep(0.05)
+        time.sleep(0.1)
     raise TimeoutError(f"{what} did not happen in {seconds:.0f} s")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from demo import assets
-from tests.local.conftest import Workspace
+from tests.local.conftest import MINILM, Workspace
+from tests.local.small_encoder import small_encoder
 from tests.wrong_manifests import valid
 
 pytestmark = pytest.mark.timeout(900)
@@ -20,67 +20,65 @@ pytestmark = pytest.mark.timeout(900)
 # -- before anything runs: exit status 2, no job -----------------------------------------------------------------------
 
 
-def refused(workspace: Workspace, manifest: Path) -> str:
-    ended = workspace.finetune("run", "-f", manifest)
+def refused(quick: Workspace, manifest: Path) -> str:
+    ended = quick.finetune("run", "-f", manifest)
     assert ended.returncode == 2, ended.stdout + ended.stderr
-    assert workspace.job() == {}, "nothing was made"
+    assert quick.job() == {}, "nothing was made"
     return ended.stderr
 
 
-def test_a_missing_manifest(workspace: Workspace) -> None:
-    assert refused(workspace, Path("nothing.yaml")) == "error: nothing.yaml does not exist\n"
+def test_a_missing_manifest(quick: Workspace) -> None:
+    assert refused(quick, Path("nothing.yaml")) == "error: nothing.yaml does not exist\n"
 
 
-def test_a_manifest_that_the_apiserver_would_refuse(workspace: Workspace) -> None:
-    workspace.write_data()
-    said = refused(workspace, workspace.write_job(method={"type": "Lora"}))
+def test_a_manifest_that_the_apiserver_would_refuse(quick: Workspace) -> None:
+    quick.write_data()
+    said = refused(quick, quick.write_job(method={"type": "Lora"}))
     assert said.startswith(
         'error: The FineTuneJob "job" is invalid: \n'
         '* spec.method.type: Unsupported value: "Lora": supported values: "Full", "LoRA", "QLoRA", "DoRA", "IA3"\n'
     )
 
 
-def test_missing_data(workspace: Workspace) -> None:
-    said = refused(workspace, workspace.write_job())
-    assert f"* spec.data.sources[0].uri: file://{workspace.folder}/data.jsonl does not exist" in said
+def test_missing_data(quick: Workspace) -> None:
+    said = refused(quick, quick.write_job())
+    assert f"* spec.data.sources[0].uri: file://{quick.folder}/data.jsonl does not exist" in said
 
 
-def test_an_unknown_base_model(workspace: Workspace) -> None:
-    workspace.write_data()
+def test_an_unknown_base_model(quick: Workspace) -> None:
+    quick.write_data()
     model = {"uri": "file:///no/such/model", "task": "SequenceClassification"}
-    assert "spec.model.uri: file:///no/such/model does not exist" in refused(
-        workspace, workspace.write_job(model=model)
-    )
+    assert "spec.model.uri: file:///no/such/model does not exist" in refused(quick, quick.write_job(model=model))
 
 
-def test_a_uri_outside_the_allowed_roots(workspace: Workspace) -> None:
-    workspace.write_data()
-    workspace.environment["FINETUNE_ALLOWED_ROOTS"] = f"file://{workspace.folder}"
-    said = refused(workspace, workspace.write_job())
-    assert f"spec.model.uri: file://{assets.minilm()} is outside the allowed roots (file://{workspace.folder})" in said
+def test_a_uri_outside_the_allowed_roots(quick: Workspace) -> None:
+    quick.write_data()
+    quick.environment["FINETUNE_ALLOWED_ROOTS"] = f"file://{quick.folder}"
+    said = refused(quick, quick.write_job())
+    assert f"spec.model.uri: file://{small_encoder()} is outside the allowed roots (file://{quick.folder})" in said
 
 
-def test_more_gpus_than_there_are(workspace: Workspace) -> None:
-    workspace.write_data()
-    workspace.environment["CUDA_VISIBLE_DEVICES"] = ""
-    said = refused(workspace, workspace.write_job(compute={"gpusPerNode": 4}))
+def test_more_gpus_than_there_are(quick: Workspace) -> None:
+    quick.write_data()
+    quick.environment["CUDA_VISIBLE_DEVICES"] = ""
+    said = refused(quick, quick.write_job(compute={"gpusPerNode": 4}))
     assert "spec.compute.gpusPerNode: 4 GPUs are wanted, this machine has 0; apply the manifest to a cluster" in said
-    said = refused(workspace, workspace.write_job(compute={"gpusPerNode": 4, "nodes": 2}))
+    said = refused(quick, quick.write_job(compute={"gpusPerNode": 4, "nodes": 2}))
     assert "spec.compute: 2 nodes with GPUs are more than one machine; apply the manifest to a cluster" in said
 
 
-def test_a_secret_that_is_not_here(workspace: Workspace) -> None:
-    workspace.write_data()
+def test_a_secret_that_is_not_here(quick: Workspace) -> None:
+    quick.write_data()
     artifacts = {"uri": "file://./runs", "secretRef": {"name": "s3"}}
-    said = refused(workspace, workspace.write_job(artifacts=artifacts))
-    path = workspace.home.secret(name="s3")
+    said = refused(quick, quick.write_job(artifacts=artifacts))
+    path = quick.home.secret(name="s3")
     assert f"spec.artifacts.secretRef.name: there is no Secret s3 here; write KEY=VALUE lines into {path}" in said
 
 
-def test_an_endpoint_and_a_baseline_that_are_not_here(workspace: Workspace) -> None:
-    workspace.write_data()
+def test_an_endpoint_and_a_baseline_that_are_not_here(quick: Workspace) -> None:
+    quick.write_data()
     evaluation = {"baseline": "topics-0", "metrics": [{"name": "accuracy", "maxRegression": 0.1}]}
-    said = refused(workspace, workspace.write_job(endpointRef={"name": "nowhere"}, evaluation=evaluation))
+    said = refused(quick, quick.write_job(endpointRef={"name": "nowhere"}, evaluation=evaluation))
     assert said.splitlines() == [
         "error: job cannot run here:",
         "* spec.endpointRef: there is no ModelEndpoint nowhere here; serve it beside this command: finetune up -f"
@@ -90,17 +88,17 @@ def test_an_endpoint_and_a_baseline_that_are_not_here(workspace: Workspace) -> N
     ]
 
 
-def test_steps_out_of_order(workspace: Workspace) -> None:
+def test_steps_out_of_order(quick: Workspace) -> None:
     """In the words of the apiserver, by `validate` and by `up`."""
     manifest = valid("endpoint")
     manifest["spec"]["rollout"]["steps"][1]["percent"] = 50
-    path = workspace.folder / "endpoint.yaml"
+    path = quick.folder / "endpoint.yaml"
     path.write_text(yaml.safe_dump(manifest))
     words = "spec.rollout: Invalid value: rollout.steps must come in order of rising percent"
     for command in ("validate", "up"):
-        ended = workspace.finetune(command, "-f", path)
+        ended = quick.finetune(command, "-f", path)
         assert (ended.returncode, words in ended.stderr + ended.stdout) == (2, True), ended.stderr + ended.stdout
-    assert not list(workspace.home.objects.glob("modelendpoint/*/*")), "nothing was made"
+    assert not list(quick.home.objects.glob("modelendpoint/*/*")), "nothing was made"
 
 
 # -- found by a stage: exit status 1, and the condition says why -------------------------------------------------------
@@ -183,6 +181,7 @@ def test_a_full_disk(quick: Workspace, small_disk: Path) -> None:
     quick.write_data()
     manifest = quick.write_job(
         artifacts={"uri": f"file://{small_disk}"},
+        model=MINILM,
         training={"maxSteps": 1, "maxLength": 32},
         failurePolicy={"maxFailures": 0},
     )

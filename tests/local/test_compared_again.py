@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.local.conftest import Workspace
+from tests.local.conftest import MINILM, Workspace
 from tests.local.eventually import wait_for
 from tests.patience import HANGS_S
 
@@ -48,6 +48,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     job = workspace.write_job(
         "first",
         endpointRef={"name": NAME},
+        model=MINILM,
         training={"maxSteps": 12, "learningRate": 0.0005, "globalBatchSize": 8, "maxLength": 32},
         evaluation={"baseline": "Base", "metrics": METRICS},
     )

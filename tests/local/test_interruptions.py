@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.forking import forked_python
 from tests.local.conftest import Workspace
 from tests.local.eventually import wait_for
 from tests.patience import HANGS_S
@@ -26,9 +28,11 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     workspace.write_job(
         training={"maxSteps": 100_000, "maxLength": 32, "globalBatchSize": 8}, checkpoint={"everySteps": 100_000}
     )
+    workspace.python = forked_python()
     try:
         with running(workspace):
             wait_for(lambda: workspace.progress().get("step", 0) >= 2, what="training")
+        workspace.python = sys.executable  # for what is killed
         yield workspace
     finally:
         workspace.close()

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.local.conftest import Workspace
+from tests.forking import forked_python
+from tests.local.conftest import MINILM, Workspace
 
 # Most of this is spent importing torch, several times a run: seconds on an idle machine, minutes on a busy one.
 pytestmark = pytest.mark.timeout(1200)
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.timeout(1200)
 def test_from_a_manifest_to_a_version(workspace: Workspace) -> None:
     workspace.write_data(rows=120)
     manifest = workspace.write_job(
-        training={"epochs": 8, "learningRate": 0.0003, "globalBatchSize": 8, "maxLength": 32}
+        model=MINILM, training={"epochs": 8, "learningRate": 0.0003, "globalBatchSize": 8, "maxLength": 32}
     )
     ended = workspace.finetune("run", "-f", manifest)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -30,6 +31,7 @@ def test_from_a_manifest_to_a_version(workspace: Workspace) -> None:
     assert report.read_text().lower().startswith("<!doctype html>")
     assert str(report).startswith(str(workspace.folder / "runs")), "file://./runs is beside the manifest"
 
+    workspace.python = forked_python()
     table = workspace.finetune("get", "jobs", "--local").stdout.splitlines()
     assert table[0].split() == ["NAME", "PHASE", "PROGRESS", "VERSION", "ENDPOINT", "AGE"]
     assert table[1].split()[:4] == ["job", "Succeeded", "100", "job"]
@@ -49,7 +51,7 @@ def test_from_a_manifest_to_a_version(workspace: Workspace) -> None:
     assert "job: Succeeded" in again.stdout
     assert workspace.status()["stages"][1]["attempt"] == 1, "what has succeeded is not run again"
 
-    changed = workspace.write_job(training={"maxSteps": 3})
+    changed = workspace.write_job(model=MINILM, training={"maxSteps": 3})
     refused = workspace.finetune("run", "-f", changed)
     assert refused.returncode == 2
     assert "spec: Invalid value: spec.training is immutable; create a new FineTuneJob instead" in refused.stderr
