@@ -134,6 +134,7 @@ def test_what_prepare_refuses_names_a_field_of_the_job(where: str, message: str)
         ("source chats: the base model's chat template refuses a chat", "data.sources[1].uri: s3://b/tickets: "),
         ("the base model's tokenizer has no chat template", "model.uri: hf://org/base: "),
         ("hf://org/base: no tokenizer", "model.uri: "),
+        ("hf://org/base is outside of the allowed roots (s3://b/tickets)", "model.uri: "),
         ("not found: hf://org/base.", "model.uri: "),
         ("hf://org/base-chat does not exist", ""),
         ("hf://org/base.v2 does not exist", ""),

@@ -36,7 +36,7 @@ def with_field(message: str, *, run: PrepareRun) -> str:
     any_of = "|".join(re.escape(uri) for uri in sorted(places, key=len, reverse=True))
     found = [uri for uri in re.findall(rf"({any_of})(?![\w%~+-]|\.\w)", message) if places[uri]]
     if found:
-        return f"{places[max(found, key=len)]}: {message}"
+        return f"{places[found[0]]}: {message}"
     about = [field for field, each in named.items() if message.startswith(f"source {each.name}:")]
     about += ["model.uri"] if "base model" in message else []
     return f"{about[0]}: {uris[about[0]]}: {message}" if about else message
