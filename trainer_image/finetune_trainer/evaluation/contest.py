@@ -23,7 +23,7 @@ from finetune_trainer.tasks.choose import task_of
 from finetune_trainer.tasks.task import Decoding, ModelRun
 
 # Part of the cache's key: raise it when the same model would be asked otherwise.
-_VERSION = 2
+_VERSION = 3
 # Those that a model's outcomes depend on.
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers")
 

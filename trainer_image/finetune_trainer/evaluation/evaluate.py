@@ -31,7 +31,7 @@ from finetune_trainer.tasks.task import Judged
 log = logging.getLogger(__name__)
 
 # Part of the input digest: raise it when the same input would give other scores or another verdict.
-_VERSION = 3
+_VERSION = 4
 _NOT_IN_DIGEST = {"stage", "identity", "locations", "batchSize", "output"}
 """Who asks, where it is written, and how many examples at once."""
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "sacrebleu", "rouge-score", "numpy", "scipy")

@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 Held = TypeVar("Held")
 
 # Part of the input digest: raise it when the same input would give another snapshot.
-_VERSION = 5
+_VERSION = 6
 _NOT_IN_DIGEST = {"stage", "identity", "locations", "method", "packing"}
 """Who asks, where it is written, and what is only rehearsed."""
 

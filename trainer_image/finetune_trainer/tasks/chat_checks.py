@@ -19,7 +19,7 @@ from finetune_trainer.data.rows import Content
 from finetune_trainer.process.errors import StageError, bad_configuration
 from finetune_trainer.tasks import rendered_fields
 from finetune_trainer.tasks.answer_ends import mark_at_start
-from finetune_trainer.tasks.chat_template import as_text, render, special_letters
+from finetune_trainer.tasks.chat_template import as_text, mark_in, render, tools_as_text
 from finetune_trainer.tasks.encoding import encode_chat, prompt_ids
 
 _CHATS_OF_LIKE_ROLES = 20
@@ -46,18 +46,21 @@ def check_row(content: Content, *, tokenizer: Any) -> None:
     """Whether the template writes the whole of one row's chat. Raises Problem; StageError (78) without a template."""
     messages = content.messages or ()
     for message in messages:
-        letters = special_letters(message.content, tokenizer) if message.role == "assistant" else None
+        letters = mark_in(message.content, tokenizer) if message.role == "assistant" else None
         if letters is not None:
             raise Problem(
                 field="",
-                reason=f"has an answer that spells {letters!r}, a special token of the base model; its chat template"
+                reason=f"has an answer that spells {letters!r}, a mark of the base model; its chat template"
                 f" ends answers by itself, so remove it from {_short(message.content)}",
             )
     if not messages:
         return
-    turns = as_text([message.to_dict() for message in messages], tokenizer)
+    turns, tools = (
+        as_text([message.to_dict() for message in messages], tokenizer),
+        tools_as_text(content.tools, tokenizer),
+    )
     try:
-        text = render(turns, tokenizer, tools=content.tools)
+        text = render(turns, tokenizer, tools=tools)
     except TemplateError as error:
         no_system = turns[0]["role"] == "system" and _renders(turns[1:], tokenizer)
         way_out = f"messages of role system: {_WAY_OUT['system']}" if no_system else "correct the roles, or their order"
@@ -69,7 +72,7 @@ def check_row(content: Content, *, tokenizer: Any) -> None:
             continue
         # Earlier answers may be written otherwise once a chat goes on (`by_answers`).
         if message.role == "assistant" and (
-            not message.learned or wanted in render(turns[: index + 1], tokenizer, tools=content.tools)
+            not message.learned or wanted in render(turns[: index + 1], tokenizer, tools=tools)
         ):
             continue
         raise Problem(
@@ -93,8 +96,9 @@ def _some_of_each(examples: Iterable[Example]) -> Iterator[Example]:
 def _check(example: Example, tokenizer: Any) -> None:
     """One chat, as it will be trained on and asked."""
     turns = as_text([message.to_dict() for message in example.messages or ()], tokenizer)
-    text = render(turns, tokenizer, tools=example.tools)
-    asked = render(turns[:-1], tokenizer, tools=example.tools, ask=True)
+    tools = tools_as_text(example.tools, tokenizer)
+    text = render(turns, tokenizer, tools=tools)
+    asked = render(turns[:-1], tokenizer, tools=tools, ask=True)
     if not text.startswith(asked):
         _refuse_prompt(asked, text)
     answer = str(turns[-1]["content"]).strip()

@@ -18,7 +18,15 @@ from finetune_trainer.data.dataset import Example, Message
 from finetune_trainer.data.dedupe import content_id
 from finetune_trainer.data.rows import Content
 from finetune_trainer.process.errors import StageError, bad_configuration
-from finetune_trainer.tasks.chat_template import Tools, Turn, as_text, prompt_tokens, render, tokens_of
+from finetune_trainer.tasks.chat_template import (
+    Tools,
+    as_text,
+    marks_of,
+    prompt_tokens,
+    render,
+    tokens_of,
+    tools_as_text,
+)
 
 IGNORED = -100
 """The label of a position that is no target (torch.nn.functional.cross_entropy's ignore_index)."""
@@ -51,8 +59,7 @@ def text_tokens(text: str, *, tokenizer: Any, max_length: int | None) -> tuple[l
 
 def encode_chat(messages: Sequence[Message], *, tokenizer: Any, max_length: int, tools: Tools = None) -> Encoded:
     """A chat: the assistant's answers are the targets, but for those that are masked."""
-    turns = as_text([message.to_dict() for message in messages], tokenizer)
-    text, spans = _rendered(turns, messages, tools, tokenizer)
+    text, spans = _rendered(messages, tools, tokenizer)
     ids, offsets = tokens_of(text, tokenizer, answers_at=[first for first, _ in spans])
     targets = [
         index > 0 and any(_covers(span, start, end) for span in spans) for index, (start, end) in enumerate(offsets)
@@ -86,7 +93,7 @@ def by_answers(example: Example, *, tokenizer: Any) -> list[Example]:
 def _goes_on_alike(example: Example, tokenizer: Any) -> bool:
     messages = example.messages or ()
     try:
-        _rendered(as_text([message.to_dict() for message in messages], tokenizer), messages, example.tools, tokenizer)
+        _rendered(messages, example.tools, tokenizer)
     except StageError:
         return False
     except TemplateError:
@@ -99,23 +106,21 @@ def prompt_ids(messages: Sequence[Message], *, tokenizer: Any, tools: Tools = No
     return prompt_tokens([message.to_dict() for message in messages[:-1]], tokenizer, tools=tools)
 
 
-def answer_texts(messages: Sequence[Message], *, tokenizer: Any, tools: Tools = None) -> list[str]:
-    """The learned answers as the template writes them, each with its end."""
-    text, spans = _rendered([message.to_dict() for message in messages], messages, tools, tokenizer)
-    return [text[first:last] for first, last in spans]
+def last_answer(messages: Sequence[Message], *, tokenizer: Any, tools: Tools = None) -> list[int]:
+    """The tokens of the last learned answer as the template writes it, without its end."""
+    text, spans = _rendered(messages, tools, tokenizer)
+    ids = tokens_of(text[slice(*spans[-1])], tokenizer)[0]
+    return ids[:-1] if ids and _is_mark(ids[-1], tokenizer) else ids
 
 
 def _is_mark(token: int, tokenizer: Any) -> bool:
-    """Whether it is a mark and no text: behind an answer, what ends it."""
-    return bool(token == tokenizer.eos_token_id or token in tokenizer.added_tokens_decoder)
+    """Whether it is a mark and no text, as some added tokens are (`</table>`): behind an answer, what ends it."""
+    return token in marks_of(tokenizer).ids
 
 
-def _rendered(
-    turns: Sequence[Turn], messages: Sequence[Message], tools: Tools, tokenizer: Any
-) -> tuple[str, list[tuple[int, int]]]:
-    """The whole chat as text, and where (first and last character) each learned answer with its end is in it. `turns`
-    are the messages as the template gets them.
-    """
+def _rendered(messages: Sequence[Message], tools: Tools, tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
+    """The whole chat as text, and where (first and last character) each learned answer with its end is in it."""
+    turns, tools = as_text([message.to_dict() for message in messages], tokenizer), tools_as_text(tools, tokenizer)
     text = render(turns, tokenizer, tools=tools)
     spans = []
     for index, message in enumerate(messages):

@@ -18,7 +18,7 @@ from finetune_trainer.data.fields import Problem
 from finetune_trainer.data.rows import Content
 from finetune_trainer.tasks.answer_ends import answer_text
 from finetune_trainer.tasks.chat_template import Tools, render
-from finetune_trainer.tasks.encoding import answer_texts
+from finetune_trainer.tasks.encoding import last_answer
 
 
 def check(content: Content, *, tokenizer: Any) -> None:
@@ -44,8 +44,7 @@ def with_reference(example: Example, *, tokenizer: Any) -> Example:
     """The example; where its last answer calls a tool, with the answer as the template writes it."""
     if not example.messages or "tool_calls" not in example.messages[-1].extra:
         return example
-    text = answer_texts(example.messages, tools=example.tools, tokenizer=tokenizer)[-1]
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = last_answer(example.messages, tools=example.tools, tokenizer=tokenizer)
     return replace(example, reference=answer_text(ids, tokenizer).strip())
 
 
