@@ -70,6 +70,18 @@ def test_a_model_that_ends_its_answer_at_once_is_not_changed_by_padding(tmp_path
     assert was_rehearsed(order, storage=storage)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"do_sample": False, "temperature": 0.6}, {"stop_strings": ["###"]}], ids=["not sampled", "stops"]
+)
+def test_how_the_base_would_sample_changes_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
+    base = tiny_models.make("llama", to=tmp_path / "base")
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    order, storage = order_and_storage(tmp_path)
+    order = replace(order, model=ModelOrder(uri=order.model.uri, task="Chat"), method=MethodOrder(type="Full"))
+    rehearse(replace(order, labels=None), base_folder=base, storage=storage)
+    assert was_rehearsed(replace(order, labels=None), storage=storage)
+
+
 def test_a_tokenizer_with_several_templates_is_saved_in_a_folder(tmp_path: Path) -> None:
     base = tiny_models.make("llama", to=tmp_path / "base")
     templates = base / "additional_chat_templates"

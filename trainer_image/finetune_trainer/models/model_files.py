@@ -8,7 +8,7 @@ import errno
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -90,15 +90,56 @@ def configuration(folder: Path) -> Any:
 
 
 def declared_ends_in(folder: Path) -> GenerationConfig:
-    """`answer_ends.declared_ends` of the model in a folder, without its weights."""
+    """`answer_ends.declared_ends` of the model in a folder, without its weights. Raises StageError (78) for a setting
+    with which the model could not be loaded.
+    """
     from transformers import GenerationConfig
 
-    if not (folder / "generation_config.json").exists():
+    path = folder / "generation_config.json"
+    if not path.exists():
         return GenerationConfig.from_model_config(configuration(folder))
     with read_by_libraries("generation_config.json"):
-        settings = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
-        named_ends(settings)
-        return settings
+        try:
+            return _usable_settings(json.loads(path.read_bytes()))
+        except Exception:
+            wrong = _wrong_setting(json.loads(path.read_bytes()))
+            if wrong is None:
+                raise
+    name, value = wrong
+    raise bad_configuration(
+        "UnsupportedModel",
+        f"the base model's generation_config.json: {name}: {json.dumps(value)[:100]}"
+        f" {_WHY_WRONG.get(name, 'is not what transformers takes there')}; correct or remove it in that file (of a"
+        " model of the hub: in a copy of its folder). Nothing but what ends an answer is taken from there",
+    )
+
+
+_WHY_WRONG = {
+    "num_return_sequences": "asks for several answers, which needs do_sample: true or as many num_beams",
+    "max_new_tokens": "must be a number above 0",
+    "early_stopping": 'must be true, false or "never"',
+    "cache_implementation": "is no cache of this transformers",
+    "eos_token_id": "must be the number of a token, or a list of them",
+    "pad_token_id": "must be the number of a token",
+}
+
+
+def _usable_settings(document: Mapping[str, Any]) -> GenerationConfig:
+    from transformers import GenerationConfig
+
+    settings: GenerationConfig = GenerationConfig.from_dict(dict(document))
+    settings.validate()  # type: ignore[no-untyped-call]
+    named_ends(settings)
+    return settings
+
+
+def _wrong_setting(document: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """The one without which the others can be used."""
+    for name, value in document.items():
+        with suppress(Exception):  # libraries raise anything at all
+            _usable_settings({other: kept for other, kept in document.items() if other != name})
+            return name, value
+    return None
 
 
 def vocabulary_of(config: Any) -> int | None:

@@ -44,7 +44,7 @@ def generate_answers(
             tokens = torch.cat([torch.tensor([prefix.ids]).expand(len(batch), -1), tokens], dim=1)
             mask = torch.cat([torch.ones(len(batch), start, dtype=torch.long), mask], dim=1)
             begun["past_key_values"] = prefix.cache(rows=len(batch))
-        with _OwnDecoding(model, decoding), torch.inference_mode():
+        with OwnDecoding(model, decoding), torch.inference_mode():
             generated = model.generate(
                 input_ids=tokens.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -67,7 +67,7 @@ def _greedy(*, end_ids: Set[int], pad_id: int, max_new_tokens: int) -> Generatio
     )
 
 
-class _OwnDecoding:
+class OwnDecoding:
     """Hides the model's own generation settings: `generate` would take what we leave unset from there, such as a
     repetition penalty, and then two models would be decoded differently."""
 

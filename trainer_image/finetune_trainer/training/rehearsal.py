@@ -42,6 +42,7 @@ from finetune_trainer.tasks.adapters import merged
 from finetune_trainer.tasks.batching import pad
 from finetune_trainer.tasks.choose import task_of
 from finetune_trainer.tasks.encoding import Batch, Encoded, packed_batch
+from finetune_trainer.tasks.generate import OwnDecoding
 from finetune_trainer.tasks.task import Task
 from finetune_trainer.training.methods.choose import method_of, trainable_parameters
 
@@ -244,7 +245,7 @@ def _generates_differently(model: Any, judged: Encoded, longer: Encoded, *, pad_
 
     def generated(rows: Sequence[Sequence[int]]) -> torch.Tensor:
         tokens, mask = pad(rows, value=pad_id, left=True), pad([[1] * len(row) for row in rows], value=0, left=True)
-        with torch.inference_mode():
+        with OwnDecoding(model, settings), torch.inference_mode():
             answer = model.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)
         return torch.stack(list(answer.logits))[:, 0].float()
 
