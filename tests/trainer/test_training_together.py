@@ -126,6 +126,30 @@ def test_what_one_process_of_a_pod_does_for_all() -> None:
     assert said == [f"SAID ['one', ['two'], None, 'Wrong', 'so it is', 65] {count}" for count in (0, 4)]
 
 
+def test_what_the_first_process_does_alone_may_take_longer_than_an_exchange() -> None:
+    """A rehearsal, a model that is uploaded: the others wait, and fail as it does."""
+    program = """
+import datetime, time
+from finetune_trainer.process import gang as gangs
+from finetune_trainer.process.errors import StageError, bad_data
+gangs.COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=15)  # to meet, too
+def work(wrong):
+    if wrong:
+        raise bad_data("Wrong", "so it is")
+    time.sleep(20)
+    return "done"
+with gangs.joined(gpus=False) as gang:
+    said = [gang.first_does(lambda: work(False))]
+    try:
+        gang.first_does(lambda: work(True))
+    except StageError as error:
+        said.append(error.reason)
+    gang.wait()
+print("SAID", said)
+"""
+    assert [text.split("SAID ")[1].strip() for text in pair("-c", program)] == ["['done', 'Wrong']"] * 2
+
+
 @pytest.fixture
 def two_pods(runs: SmallRuns) -> Iterator[tuple[SmallRun, list[subprocess.Popen[bytes]]]]:
     run = runs.new("two-pods", nodes=2)

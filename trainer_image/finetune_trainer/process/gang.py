@@ -22,8 +22,8 @@ from finetune_trainer.process.errors import StageError, as_stage_error
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 FETCHING_TIMEOUT = datetime.timedelta(hours=2)
-"""How long the processes of a pod wait for what one of them fetches: a large base model takes longer than any exchange
-between processes may.
+"""How long processes wait for what one of them fetches, tries or saves: with a large model that takes longer than any
+exchange between processes may.
 """
 _POLL_SECONDS = 0.1
 _LOST_PEER = ("connection closed by peer", "connection reset by peer", "timed out", "timeout", "broken pipe", "socket")
@@ -86,10 +86,19 @@ class Gang:
 
         All must ask at the same point. Raises StageError: that of `work`, or PeerLost after `FETCHING_TIMEOUT`.
         """
-        if self.of_node == 1:
+        return self._done_by(self.rank - self.local_rank, work, among=self.of_node)
+
+    def first_does(self, work: Callable[[], Any]) -> Any:
+        """The same, done by the first process alone: what may take longer than an exchange between processes."""
+        found = self._done_by(0, work, among=self.world)
+        self.wait()  # whoever goes first may take the store along
+        return found
+
+    def _done_by(self, rank: int, work: Callable[[], Any], *, among: int) -> Any:
+        key = f"done-{rank}-{next(self._done)}"
+        if among == 1:
             return work()
-        key = f"node-{self.rank - self.local_rank}-{next(self._done)}"
-        if self.local_rank != 0:
+        if self.rank != rank:
             return self._said(key)
         try:
             found = work()
@@ -107,7 +116,7 @@ class Gang:
             if time.monotonic() > deadline:
                 raise StageError(
                     reason="PeerLost",
-                    message=f"the first process of this pod was not ready within {FETCHING_TIMEOUT}",
+                    message=f"the process that others wait for was not ready within {FETCHING_TIMEOUT}",
                     exit_code=ExitCode.INTERNAL_ERROR,
                 )
             time.sleep(_POLL_SECONDS)

@@ -85,7 +85,8 @@ class Checkpoints:
         generators = _generators(gang)
         weights = parallel.gather(parameters)
         moments = parallel.gather(_moments(parameters, optimizer))
-        if gang.is_first:
+
+        def write() -> None:
             uri = join(self.folder, f"{_PREFIX}{state.step}")
             with self.storage.staging_folder(uri) as staging:
                 save_file(_plain(weights), staging / "parameters.safetensors")
@@ -97,7 +98,8 @@ class Checkpoints:
             with _logged("old checkpoints"):
                 self._remove_old(newest=state.step)
             log.info("checkpoint at step %d in %.3f s: %s", state.step, time.monotonic() - began, uri)
-        gang.wait()
+
+        gang.first_does(write)
 
     def load_newest(
         self,

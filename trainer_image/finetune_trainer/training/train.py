@@ -190,10 +190,8 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, s
     fetched = gang.once_per_node(lambda: _tokens(run, storage=storage, base_folder=base_folder, stack=stack))
     folder, labels = fetched
     examples, validation = (Tokens.mapped(Path(folder), split=split) for split in LEARNED)
-    if gang.is_first:
-        # What Prepare could not try; the other processes come to the first exchange and wait there.
-        rehearsal = Rehearsal.of(run, base=run.base, packing=order.packing, labels=labels)
-        rehearse(rehearsal, base_folder=base_folder, storage=storage)
+    rehearsal = Rehearsal.of(run, base=run.base, packing=order.packing, labels=labels)
+    gang.first_does(lambda: rehearse(rehearsal, base_folder=base_folder, storage=storage))  # unless Prepare could
     tokenizer = base_model.load_tokenizer(base_folder)
     bf16 = gang.device.type == "cuda" and order.precision != "FP32" and torch.cuda.is_bf16_supported()
     torch.manual_seed(order.seed)  # a new classifier head and new adapters are the same in every process
@@ -375,7 +373,8 @@ def _save(
         packages=versions(_PACKAGES),
     )
     probe = saved_model.probe(model, input_ids=setup.examples[0].ids)
-    if setup.gang.is_first:
+
+    def save() -> dict[str, Any]:
         artifact = saved_model.save(
             model,
             tokenizer=setup.tokenizer,
@@ -389,9 +388,10 @@ def _save(
             extra={"result": result.to_dict()},
             companions={held_out_probes.FILE_NAME: _probes(setup)},
         )
-        result = result.model_copy(update={"artifact": artifact})
-    setup.gang.wait()
-    return result
+        return artifact.to_dict()
+
+    artifact = Artifact.model_validate(setup.gang.first_does(save))
+    return result.model_copy(update={"artifact": artifact})
 
 
 def _last(name: str, lines: Sequence[dict[str, float]]) -> float | None:
