@@ -51,6 +51,7 @@ def saved(base: Path, folder: Path, *, probed: Any = None) -> tuple[Any, Artifac
         to=f"{storage.locations.run}/model",
         storage=storage,
         base_folder=base,
+        format="Adapter",
         task="Chat",
         labels=None,
         probe=saved_model.probe(model if probed is None else probed, input_ids=IDS),
@@ -108,7 +109,13 @@ def test_damaged_tensors_are_refused(base: Path, tmp_path: Path, damage: str) ->
         parameter.data[0, 0] = float(damage[:3])
     probe = saved_model.probe(model, input_ids=IDS)
     saved = saved_model.write(
-        model, tokenizer=base_model.load_tokenizer(base), folder=tmp_path, base_folder=base, task="Chat", labels=None
+        model,
+        tokenizer=base_model.load_tokenizer(base),
+        folder=tmp_path,
+        base_folder=base,
+        format="Adapter",
+        task="Chat",
+        labels=None,
     )
     path = tmp_path / "adapter_model.safetensors"
     tensors = load_file(path)

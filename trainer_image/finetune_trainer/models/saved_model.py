@@ -28,7 +28,6 @@ from finetune_trainer.models.base_model import DType
 from finetune_trainer.process.errors import StageError, bad_configuration, not_found
 from finetune_trainer.store.complete import Complete
 from finetune_trainer.store.storage import Storage
-from finetune_trainer.tasks.adapters import is_adapted
 
 log = logging.getLogger(__name__)
 Format = Literal["Adapter", "Full", "Merged"]
@@ -140,6 +139,7 @@ def save(
     to: str,
     storage: Storage,
     base_folder: Path,
+    format: Format,
     task: Task,
     labels: Sequence[str] | None,
     probe: Probe,
@@ -152,7 +152,15 @@ def save(
     Raises StageError: 70 ModelNotVerified where something is missing, not finite, or loads as another model.
     """
     with storage.staging_folder(to) as folder:
-        saved = write(model, tokenizer=tokenizer, folder=folder, base_folder=base_folder, task=task, labels=labels)
+        saved = write(
+            model,
+            tokenizer=tokenizer,
+            folder=folder,
+            base_folder=base_folder,
+            format=format,
+            task=task,
+            labels=labels,
+        )
         for name, text in companions.items():
             (folder / name).write_text(text, encoding="utf-8")
         verify(model, saved=saved, probe=probe, load_again=in_fresh_process)
@@ -162,13 +170,19 @@ def save(
 
 
 def write(
-    model: Any, *, tokenizer: Any, folder: Path, base_folder: Path, task: Task, labels: Sequence[str] | None
+    model: Any,
+    *,
+    tokenizer: Any,
+    folder: Path,
+    base_folder: Path,
+    format: Format,
+    task: Task,
+    labels: Sequence[str] | None,
 ) -> SavedFolder:
-    """Write model and tokenizer into a folder."""
+    """Write model and tokenizer into a folder. `format` is how the model's method is saved."""
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card names paths of this container
-    format: Format = "Adapter" if is_adapted(model) else "Full"
     return SavedFolder(folder=str(folder), base=str(base_folder), format=format, task=task, labels=labels)
 
 

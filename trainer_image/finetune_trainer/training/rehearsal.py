@@ -160,7 +160,8 @@ def _try(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
     tokenizer = base_model.load_tokenizer(base_folder)
     pad_id = padding_of(base.model)
     examples = _examples(base.model, tokenizer, pad_id=pad_id, task=task)
-    model = method_of(order.method).applied(base, task=task, base_uri=order.base.uri).eval()
+    method = method_of(order.method)
+    model = method.applied(base, task=task, base_uri=order.base.uri).eval()
     _check_padding(model, examples, task=task, pad_id=pad_id, uri=order.base.uri)
     if order.packing:
         _check_packing(model, examples, uri=order.base.uri)
@@ -171,7 +172,13 @@ def _try(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
     ids = examples[0].ids
     probe = saved_model.probe(model, input_ids=ids)
     saved = saved_model.write(
-        model, tokenizer=tokenizer, folder=folder, base_folder=base_folder, task=task.name, labels=order.labels
+        model,
+        tokenizer=tokenizer,
+        folder=folder,
+        base_folder=base_folder,
+        format=method.saved_as,
+        task=task.name,
+        labels=order.labels,
     )
     try:
         saved_model.verify(model, saved=saved, probe=probe, load_again=saved_model.in_this_process)

@@ -381,6 +381,7 @@ def _save(
             to=model_uri,
             storage=setup.storage,
             base_folder=base_folder,
+            format=setup.method.saved_as,
             task=setup.run.model.task,
             labels=setup.labels,
             probe=probe,
