@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field
@@ -34,7 +35,7 @@ from finetune_api.shared_fields import (
     ThresholdRange,
     Verdict,
 )
-from finetune_api.tasks import LEARNING_RATES, STRATEGIES, TASKS, MethodType, Strategy
+from finetune_api.tasks import METHODS, STRATEGIES, TASKS, MethodType, Strategy
 
 Phase = Literal[
     "Pending",
@@ -203,6 +204,25 @@ class Freeze(ApiModel):
     """Regular expressions over parameter names."""
 
 
+_LABELLED = [name for name, kind in TASKS.items() if kind.labelled]
+_PACKED = [name for name, kind in TASKS.items() if kind.packs]
+_NOT_PACKED = [name for name, kind in TASKS.items() if kind.scored and not kind.packs]
+_FREEZING = [name for name, kind in METHODS.items() if kind.freezes]
+
+
+def _one_of(field: str, names: Sequence[str]) -> str:
+    """In CEL."""
+    return f"{field} == '{names[0]}'" if len(names) == 1 else f"{field} in {list(names)}"
+
+
+def _none_of(field: str, names: Sequence[str]) -> str:
+    return f"{field} != '{names[0]}'" if len(names) == 1 else f"!({field} in {list(names)})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(names)
+
+
 class Method(ApiModel):
     """How the weights are changed."""
 
@@ -214,16 +234,20 @@ class Method(ApiModel):
 
     cel_rules = (
         not_supported(
-            f"self.type in {[each for each in get_args(MethodType) if each not in LEARNING_RATES]}",
+            f"self.type in {[each for each in get_args(MethodType) if each not in METHODS]}",
             "method.type: {self.type}",
         ),
-        Rule(
-            rule="(self.type == 'LoRA') == has(self.lora)",
-            message="method.type: {self.type}; method.lora must be set where it is LoRA, and only there",
+        *(
+            Rule(
+                rule=f"(self.type == '{name}') == has(self.{kind.settings})",
+                message=f"method.type: {{self.type}}; method.{kind.settings} must be set where it is {name}, and only there",
+            )
+            for name, kind in METHODS.items()
+            if kind.settings
         ),
         Rule(
-            rule="!has(self.freeze) || self.type == 'Full'",
-            message="method.type: {self.type} freezes the base anyway; method.freeze is for Full",
+            rule=f"!has(self.freeze) || {_one_of('self.type', _FREEZING)}",
+            message=f"method.type: {{self.type}} freezes the base anyway; method.freeze is for {_listed(_FREEZING)}",
         ),
     )
 
@@ -440,8 +464,8 @@ class FineTuneJobSpec(ApiModel):
             message="endpointRef.name: {self.endpointRef.name} has more than 63 characters, and names of ModelEndpoints have at most that",
         ),
         Rule(
-            rule="self.model.task != 'SequenceClassification' || !has(self.training) || !has(self.training.packing) || !self.training.packing",
-            message="training.packing: true is for Chat and CausalLM; model.task: {self.model.task} has no use for it",
+            rule=f"{_none_of('self.model.task', _NOT_PACKED)} || !has(self.training) || !has(self.training.packing) || !self.training.packing",
+            message=f"training.packing: true is for {_listed(_PACKED)}; model.task: {{self.model.task}} has no use for it",
         ),
         Rule(
             rule="!has(self.compute) || !has(self.compute.nodes) || !has(self.training) || !has(self.training.globalBatchSize)"
@@ -449,12 +473,12 @@ class FineTuneJobSpec(ApiModel):
             message="training.globalBatchSize: {self.training.globalBatchSize} must be a multiple of compute.nodes: {self.compute.nodes}",
         ),
         Rule(
-            rule="self.model.task != 'SequenceClassification' || self.data.sources.all(s, !has(s.format) || s.format in ['Auto', 'Labelled'])",
-            message="model.task: SequenceClassification needs data.sources[].format: Labelled (or Auto)",
+            rule=f"{_none_of('self.model.task', _LABELLED)} || self.data.sources.all(s, !has(s.format) || s.format in ['Auto', 'Labelled'])",
+            message=f"model.task: {_listed(_LABELLED)} needs data.sources[].format: Labelled (or Auto)",
         ),
         Rule(
-            rule="self.model.task == 'SequenceClassification' || self.data.sources.all(s, !has(s.format) || s.format != 'Labelled')",
-            message="data.sources[].format: Labelled is for SequenceClassification, not for model.task: {self.model.task}",
+            rule=f"{_one_of('self.model.task', _LABELLED)} || self.data.sources.all(s, !has(s.format) || s.format != 'Labelled')",
+            message=f"data.sources[].format: Labelled is for {_listed(_LABELLED)}, not for model.task: {{self.model.task}}",
         ),
         Rule(
             rule="!has(self.data.split) || self.data.split.test > 0.0 || (has(self.evaluation) && has(self.evaluation.dataset))",

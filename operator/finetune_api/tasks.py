@@ -28,6 +28,10 @@ class TaskKind:
     """What an evaluation scores (`finetune_api.metrics`). None: this version cannot train them."""
     chat_template: bool = False
     """Their prompts are written by the model's chat template."""
+    labelled: bool = False
+    """They learn from rows with labels (format Labelled), and from nothing else."""
+    packs: bool = False
+    """Several of their examples can share a row (`training.packing`)."""
     cuts_texts: bool = False
     """A text is cut at `training.maxLength`, when it is evaluated and when it is served."""
 
@@ -35,11 +39,31 @@ class TaskKind:
 _COMPLETIONS = "/v1/completions"
 _BOTH: tuple[Runtime, ...] = ("Transformers", "VLLM")
 TASKS: dict[Task, TaskKind] = {
-    "Chat": TaskKind(paths=("/v1/chat/completions", _COMPLETIONS), runtimes=_BOTH, scored="Text", chat_template=True),
-    "CausalLM": TaskKind(paths=(_COMPLETIONS,), runtimes=_BOTH, scored="Text"),
-    "SequenceClassification": TaskKind(paths=("/v1/classify",), runtimes=("FastAPI",), scored="Class", cuts_texts=True),
+    "Chat": TaskKind(
+        paths=("/v1/chat/completions", _COMPLETIONS), runtimes=_BOTH, scored="Text", packs=True, chat_template=True
+    ),
+    "CausalLM": TaskKind(paths=(_COMPLETIONS,), runtimes=_BOTH, scored="Text", packs=True),
+    "SequenceClassification": TaskKind(
+        paths=("/v1/classify",), runtimes=("FastAPI",), scored="Class", labelled=True, cuts_texts=True
+    ),
     "Seq2Seq": TaskKind(paths=(_COMPLETIONS,), runtimes=("FastAPI",)),
 }
 
-LEARNING_RATES: dict[MethodType, float] = {"LoRA": 2e-4, "Full": 2e-5}
-"""Where `training.learningRate` names none, by method: those that this version can do."""
+
+@dataclass(frozen=True, kw_only=True)
+class MethodKind:
+    """What jobs may say of a method."""
+
+    learning_rate: float
+    """Where `training.learningRate` names none."""
+    settings: str | None = None
+    """The field of `spec.method` that holds its own settings."""
+    freezes: bool = False
+    """Parts of the base can be kept as they are (`method.freeze`)."""
+
+
+METHODS: dict[MethodType, MethodKind] = {
+    "LoRA": MethodKind(learning_rate=2e-4, settings="lora"),
+    "Full": MethodKind(learning_rate=2e-5, freezes=True),
+}
+"""Those that this version can do."""

@@ -9,7 +9,7 @@ from finetune_api.base import size_problem
 from finetune_api.finetunejob import EvaluationMetric, FineTuneJob, FineTuneJobSpec, LoRA, Source, Split, Training
 from finetune_api.metrics import metric_problems
 from finetune_api.run import BaselineOrder, CheckpointOrder, MethodOrder, ModelOrder, Optimisation, SplitOrder
-from finetune_api.tasks import LEARNING_RATES, STRATEGIES, TASKS, Scored
+from finetune_api.tasks import METHODS, STRATEGIES, TASKS, Scored
 from finetune_operator.attempts.claims import Claim, claims_behind
 from finetune_operator.core.config import OperatorConfig
 from finetune_operator.core.reasons import Reason
@@ -44,7 +44,7 @@ def unsupported(spec: FineTuneJobSpec) -> str | None:
     """
     strategy = spec.compute.strategy if spec.compute else None
     wishes = {
-        f"spec.method.type: {spec.method.type}": spec.method.type not in LEARNING_RATES,
+        f"spec.method.type: {spec.method.type}": spec.method.type not in METHODS,
         f"spec.model.task: {spec.model.task}": TASKS[spec.model.task].scored is None,
         "spec.model.uri: version://": spec.model.uri.startswith("version://"),
         "spec.artifacts.policy: Delete": spec.artifacts.policy == "Delete",
@@ -173,7 +173,7 @@ def _optimisation(spec: FineTuneJobSpec) -> Optimisation:
     return Optimisation(
         epochs=training.epochs if training.max_steps or training.epochs else 3.0,
         max_steps=training.max_steps,
-        learning_rate=_or(training.learning_rate, LEARNING_RATES[spec.method.type]),
+        learning_rate=_or(training.learning_rate, METHODS[spec.method.type].learning_rate),
         scheduler=training.scheduler or "Cosine",
         warmup_fraction=_or(training.warmup_fraction, 0.03),
         weight_decay=_or(training.weight_decay, 0.0),
