@@ -128,7 +128,7 @@ def _usable_settings(document: Mapping[str, Any]) -> GenerationConfig:
     from transformers import GenerationConfig
 
     settings: GenerationConfig = GenerationConfig.from_dict(dict(document))
-    settings.validate()  # type: ignore[no-untyped-call]
+    settings.validate()
     named_ends(settings)
     return settings
 
