@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib.metadata import version as version_of
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,9 @@ def test_from_a_manifest_to_a_version(workspace: Workspace) -> None:
     assert "job: Pass against the base model" in reported
     assert f"Report: {report}" in reported
     assert "loss" in workspace.finetune("logs", "job", "--stage", "Train", "--local").stdout
+    doctor = workspace.finetune("doctor", "--local")
+    assert doctor.returncode == 0, doctor.stdout
+    assert re.search(rf"torch +ok +{re.escape(version_of('torch'))}", doctor.stdout), doctor.stdout
 
     again = workspace.finetune("run", "-f", manifest)
     assert again.returncode == 0
