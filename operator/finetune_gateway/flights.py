@@ -41,9 +41,9 @@ class Flight:
     seen: bool = False
     """It is among its arm's requests."""
     slow: bool = False
-    given_up: Literal["overdue", "breaker"] | None = None
-    """Overdue: it counts as failed, whatever comes of it. Breaker: its wait ended because the variant was left; kept
-    here, since routes that come meanwhile close the breaker."""
+    given_up: Literal["overdue", "unreachable", "breaker"] | None = None
+    """Overdue, unreachable: it counts as failed, whatever comes of it. Breaker: its wait ended because the variant was
+    left; kept here, since routes that come meanwhile close the breaker."""
 
     def count(self) -> None:
         """Count the request, once."""
@@ -101,7 +101,7 @@ class Flights:
         """Finish an attempt. `judged` is False where the client went away: that says nothing about the variant."""
         self.under_way.discard(flight)
         self.tally.in_flight[flight.key[2]] -= 1
-        if not judged or flight.given_up == "overdue":  # counted when it became so
+        if not judged or flight.given_up in ("overdue", "unreachable"):  # counted when it became so
             return
         seconds = time.monotonic() - flight.began
         routes = self.live.current
@@ -111,6 +111,14 @@ class Flights:
         flight.settle(seconds=seconds, failed=failed, refused=refused)
         epoch, rule, variant = flight.key
         self.live.record(epoch=epoch, rule=rule, variant=variant, failed=failed, what=what)
+
+    def give_up(self, flight: Flight, why: Literal["overdue", "unreachable"], *, what: str) -> None:
+        """Count as failed, once, what may still be answered."""
+        if flight.given_up is None:
+            flight.given_up = why
+            flight.settle(seconds=time.monotonic() - flight.began, failed=True)
+            epoch, rule, variant = flight.key
+            self.live.record(epoch=epoch, rule=rule, variant=variant, failed=True, what=what)
 
     async def sweep(self) -> None:
         """Watch what is under way. Runs until cancelled."""
@@ -124,7 +132,7 @@ class Flights:
         routes = self.live.current
         limit = routes.judging.latency_limit_seconds if routes is not None else None
         for flight in list(self.under_way):
-            epoch, rule, variant = flight.key
+            _, rule, variant = flight.key
             age = now - flight.began
             if limit is not None and age > limit and flight.given_up is None:
                 flight.count_slow()
@@ -132,11 +140,7 @@ class Flights:
                 continue
             overdue = flight.overdue_seconds
             if flight.given_up is None and overdue is not None and age > overdue:
-                flight.given_up = "overdue"
-                flight.settle(seconds=age, failed=True)
-                self.live.record(
-                    epoch=epoch, rule=rule, variant=variant, failed=True, what=f"no answer within {overdue:g} s"
-                )
+                self.give_up(flight, "overdue", what=f"no answer within {overdue:g} s")
             no_better = self.live.failing_elsewhere(rule) >= _NO_BETTER  # now: the fallback may have been away a moment
             if flight.given_up == "overdue" and flight.elsewhere and not no_better:
                 flight.upstream.cancel()  # its client is answered by the fallback

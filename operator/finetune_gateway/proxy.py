@@ -255,7 +255,7 @@ class Proxy:
         self, attempt: _Attempt, *, url: str, flight: Flight, sender: Sender
     ) -> tuple[Answer | _Stream, str | None]:
         loop = asyncio.get_running_loop()
-        upstream = await self._connected(attempt, url=url)
+        upstream = await self._connected(attempt, url=url, flight=flight)
         try:
             streams = upstream.content_type == "text/event-stream"
             if upstream.status == 200 and streams is not attempt.incoming.parsed.stream:
@@ -272,9 +272,10 @@ class Proxy:
             upstream.close()
             raise
 
-    async def _connected(self, attempt: _Attempt, *, url: str) -> aiohttp.ClientResponse:
+    async def _connected(self, attempt: _Attempt, *, url: str, flight: Flight) -> aiohttp.ClientResponse:
         """Wait for the head of the answer. The last version that can be asked, where it has answered before, is asked
-        again while there is no connection to it: no server has seen the request."""
+        again while there is no connection to it: no server has seen the request. It has failed all the same, as one
+        that another stands in for."""
         loop = asyncio.get_running_loop()
         stays = not attempt.elsewhere and not attempt.last and attempt.key[2] in self.live.heard
         until = loop.time() + _NO_WAY_SECONDS if stays else 0.0
@@ -290,9 +291,10 @@ class Proxy:
                     timeout=timeout,
                     allow_redirects=False,
                 )
-            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 if loop.time() >= min(until, attempt.due - _PAUSE_SECONDS):
                     raise
+                self.flights.give_up(flight, "unreachable", what=said_of(error))
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _begun(self, upstream: aiohttp.ClientResponse, *, flight: Flight, sender: Sender) -> _Stream | Answer:
