@@ -67,7 +67,7 @@ cluster-down: setup ## Remove it
 
 ## -- tests ----------------------------------------------------------------------------------------------------------
 
-LAYERS := lint unit trainer local api cluster chart browser
+LAYERS := lint unit trainer local browser api cluster chart
 
 .PHONY: test
 test: setup ## All layers; says what was skipped and why
