@@ -43,13 +43,14 @@ _DEEPEST = 128
 
 def read_object(text: bytes | str) -> dict[str, Any] | None:
     """A JSON object; None for whatever else it is. Raises ValueError where it is no JSON."""
+    decoded = text if isinstance(text, str) else text.decode(json.detect_encoding(text))
     try:
-        document = _DECODER.decode(text if isinstance(text, str) else text.decode(json.detect_encoding(text)))
+        document = _DECODER.decode(decoded)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     if not isinstance(document, dict):
         return None
-    if len(text) > _DEEPEST and _is_deeper(document):
+    if decoded.count("[") + decoded.count("{") > _DEEPEST and _is_deeper(document):
         raise ValueError("it is nested too deep")
     return document
 

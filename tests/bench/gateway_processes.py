@@ -183,7 +183,8 @@ def _routes(*, stable: Server, candidate: Server | None) -> dict[str, object]:
     }
     if candidate is not None:
         order = {"candidate": candidate.name, "stable": stable.name, "percent": 100, "timeoutSeconds": 30}
-        routes |= {"shadow": order, "judging": {"latencyLimitSeconds": 2.0}}
+        # All of one user's requests are copied: the load names none.
+        routes |= {"shadow": order, "judging": {"latencyLimitSeconds": 2.0, "userWeightCap": 1_000_000}}
     return routes
 
 
