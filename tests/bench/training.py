@@ -41,6 +41,8 @@ LEARNING_RATE, SEED = 1e-4, 3
 LIMIT_SECONDS = 900.0
 _CHECKPOINT = re.compile(r"checkpoint at step \d+ in ([\d.]+) s")
 
+METHOD = {"type": "LoRA", "lora": {"rank": RANK, "alpha": 2 * RANK, "dropout": 0.0, "targetModules": ["all-linear"]}}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -96,7 +98,7 @@ def ours(
     """`python -m finetune_trainer`, as its container would run it; with the tokens of Prepare, or making its own."""
     run = f"file://{folder}/{name}"
     (folder / name).mkdir()
-    for made in ("data", "tokens") if tokens else ("data",):
+    for made in ("data", "rehearsal", "tokens") if tokens else ("data", "rehearsal"):
         (folder / name / made).symlink_to(folder / "prepared" / made)
     optimisation = {
         "epochs": None,
@@ -114,13 +116,12 @@ def ours(
         "seed": SEED,
         "earlyStoppingPatience": None,
     } | changes
-    lora = {"rank": RANK, "alpha": 2 * RANK, "dropout": 0.0, "targetModules": ["all-linear"]}
     order = common | {
         "stage": "Train",
         "locations": common["locations"] | {"run": run},
         "base": prepared["base"],
         "dataDigest": prepared["dataDigest"],
-        "method": {"type": "LoRA", "lora": lora},
+        "method": METHOD,
         "optimisation": optimisation,
         "checkpoint": {"everySteps": 3, "keep": 1, "resume": "Latest"},
         "nodes": 1,
@@ -177,6 +178,7 @@ def prepare(folder: Path, data: Path, *, max_length: int) -> tuple[dict[str, Any
         "maxBadRows": 0,
         "maxTruncatedFraction": 0.5,
         "maxLength": max_length,
+        "method": METHOD,
         "split": {
             "fractions": {"train": 0.8, "validation": 0.1, "test": 0.1, "strategy": "GroupHash"},
             "salt": "bench",
