@@ -15,7 +15,7 @@ from tests.cluster.traffic import wait_reachable
 from tests.harness import Cluster, Kubectl, Object
 from tests.harness.errors import HarnessError
 from tests.harness.store import ROOT
-from tests.patience import JOB_HANGS_S
+from tests.patience import HANGS_S, JOB_HANGS_S
 
 pytestmark = pytest.mark.timeout(1700)
 DEMO = ROOT / "demo"
@@ -55,7 +55,7 @@ def endpoint(kubectl: Kubectl, *, namespace: str) -> dict[str, Any]:
 def comparisons_passed(operator: InstalledOperator) -> float:
     """What the operator that leads has counted since it leads."""
     (address,) = [pod["status"]["podIP"] for pod in operator.pods_of(operator.leader())]
-    shown = urllib3.request("GET", f"http://{address}:8080/metrics", timeout=JOB_HANGS_S).data.decode().splitlines()
+    shown = urllib3.request("GET", f"http://{address}:8080/metrics", timeout=HANGS_S).data.decode().splitlines()
     return sum(
         float(line.split()[-1]) for line in shown if line.startswith('finetune_comparisons_total{verdict="Pass"}')
     )
@@ -71,7 +71,7 @@ def test_jobs_end_promoted_or_rejected_by_themselves(operator: InstalledOperator
     url = f"http://{operator.cluster.service_address(ENDPOINT, namespace=namespace)}"
     wait_reachable(url)
     answer = urllib3.request(
-        "POST", f"{url}/v1/classify", json={"input": "What is artificial intelligence?"}, timeout=JOB_HANGS_S
+        "POST", f"{url}/v1/classify", json={"input": "What is artificial intelligence?"}, timeout=HANGS_S
     )
     assert answer.status == 200
     assert answer.json()["label"] in assets.TOPICS

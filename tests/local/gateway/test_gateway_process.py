@@ -193,15 +193,19 @@ async def test_a_candidate_that_takes_no_connections_is_left_and_no_client_sees_
     await eventually(lambda: "ConnectionTimeoutError" in gateway.observations()["breakers"][0]["reason"])
 
 
-async def test_a_version_that_takes_no_connections_for_a_moment_costs_no_request(
-    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
-) -> None:
-    """Its Service leads to nothing while its only server is too busy to say that it is ready."""
+async def goes_after_an_answer(gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession) -> None:
     gateway.route(stable)
     gateway.start()
     await gateway.ready()
     await post(client, gateway)
     await stable.stop()
+
+
+async def test_a_version_that_takes_no_connections_for_a_moment_costs_no_request(
+    gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
+) -> None:
+    """Its Service leads to nothing while its only server is too busy to say that it is ready."""
+    await goes_after_an_answer(gateway, stable, client)
     waiting = asyncio.create_task(post(client, gateway))
     await stays(lambda: not waiting.done(), seconds=2)
     await stable.start()
@@ -212,11 +216,7 @@ async def test_a_version_that_takes_no_connections_for_a_moment_costs_no_request
 async def test_a_version_that_takes_no_connections_any_more_is_not_waited_for_until_the_limit(
     gateway: GatewayProcess, stable: Upstream, client: aiohttp.ClientSession
 ) -> None:
-    gateway.route(stable)
-    gateway.start()
-    await gateway.ready()
-    await post(client, gateway)
-    await stable.stop()
+    await goes_after_an_answer(gateway, stable, client)
     began = time.monotonic()
     assert (await post(client, gateway))[0] == 502
     assert 10 <= time.monotonic() - began < 60

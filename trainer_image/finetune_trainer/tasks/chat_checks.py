@@ -55,10 +55,8 @@ def check_row(content: Content, *, tokenizer: Any) -> None:
             )
     if not messages:
         return
-    turns, tools = (
-        as_text([message.to_dict() for message in messages], tokenizer),
-        tools_as_text(content.tools, tokenizer),
-    )
+    turns = as_text([message.to_dict() for message in messages], tokenizer)
+    tools = tools_as_text(content.tools, tokenizer)
     try:
         text = render(turns, tokenizer, tools=tools)
     except TemplateError as error:

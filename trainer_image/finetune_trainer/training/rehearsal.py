@@ -18,7 +18,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +300,7 @@ def _check_tokenizer(order: Rehearsal, *, base_folder: Path, folder: Path) -> No
             raise bad_configuration(
                 "TokenizerNotSaved",
                 f"model.uri: {uri}: saved and loaded again, its tokenizer has {what}, so that the trained model would"
-                f" be asked otherwise than it learned; save it with transformers {version('transformers')}"
+                f" be asked otherwise than it learned; save it with transformers {versions(_PACKAGES)['transformers']}"
                 " (AutoTokenizer.from_pretrained, save_pretrained) and use that folder, or use another base model",
             )
 
