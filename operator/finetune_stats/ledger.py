@@ -9,12 +9,15 @@ writes repeats both or neither.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from finetune_stats.documents import Document, check_version, number, numbers, section
 
 STATE_VERSION = 1
+
+ENDED = "ended"
+"""Stands for all sources that post no more. No source may have this name."""
 
 Counters = tuple[float, ...]
 
@@ -65,3 +68,14 @@ def absorb(ledger: Ledger, *, source: str, cumulative: Sequence[float]) -> tuple
     known[source] = counters
     increment = tuple(now - then for now, then in zip(counters, before, strict=True))
     return Ledger(width=ledger.width, sources=tuple(sorted(known.items()))), increment
+
+
+def without_ended(ledger: Ledger, *, ended: Collection[str]) -> Ledger:
+    """The ledger with one sum, of the source ENDED, in place of the counters of sources that post no more: the total
+    stays, and the ledger does not grow with every start. What they may still post must not be absorbed again."""
+    gone = [counters for source, counters in ledger.sources if source in {*ended, ENDED}]
+    if not any(source in ended for source, _ in ledger.sources):
+        return ledger
+    kept = [(source, counters) for source, counters in ledger.sources if source not in {*ended, ENDED}]
+    sums = tuple(map(math.fsum, zip(*gone, strict=True)))
+    return Ledger(width=ledger.width, sources=tuple(sorted([*kept, (ENDED, sums)])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -345,6 +345,50 @@ def test_what_a_gateway_forgets_of_old_epochs_stays_counted() -> None:
     assert row(state)[1] == 20 * 13
     assert all(len(ledger.sources) <= 10 for _, ledger in state.epochs), "what is kept of old epochs does not grow"
     assert state_from_dict(json.loads(json.dumps(state.to_dict()))) == state
+
+
+def starts(*numbers: int) -> tuple[Report, ...]:
+    """What starts of one gateway have said, the last one just now: 10 requests and 4 held-out prompts each."""
+    told = [report(boot=f"{number:016x}", clients=(10, 1), prompts=(4, 0)) for number in numbers]
+    return tuple(
+        replace(each, received=NOW + timedelta(minutes=number)) for number, each in zip(numbers, told, strict=True)
+    )
+
+
+def after_start(number: int, *, kept: int, state: AnalysisState) -> AnalysisState:
+    """The state once this start has reported; the operator still has the reports of the last `kept`."""
+    reports = starts(*range(max(0, number - kept), number), number)
+    gateways = Gateways(names=("g",), reports=reports, now=reports[-1].received)
+    return advance(state, scope=SCOPE, gateways=gateways, elapsed_seconds=60.0)
+
+
+@pytest.mark.parametrize("kept", [0, 30], ids=["reports are forgotten", "reports are remembered"])
+def test_starts_of_gateways_that_have_ended_take_no_place_and_stay_counted(kept: int) -> None:
+    """One that is killed again and again, within a step that waits for days: a ConfigMap holds 1 MiB."""
+    state, sizes = AnalysisState(key=SCOPE.key), []
+    for number in range(200):
+        state = after_start(number, kept=kept, state=state)
+        sizes.append(len(json.dumps(state.to_dict())))
+        state = state_from_dict(json.loads(json.dumps(state.to_dict())))
+    assert dict(state.arm_ledgers)["default/new"].total == (2000, 0, 0, 200)
+    assert dict(state.pair_ledgers)["quality/Probe"].total == (800, 0, 0)
+    assert sizes[-1] < sizes[kept] + 200 * len('"g/0123456789abcdef", '), "a name of each, and no counts"
+
+
+def test_an_ended_start_that_is_heard_of_late_counts_once() -> None:
+    state = AnalysisState(key=SCOPE.key)
+    for number in range(3):
+        state = after_start(number, kept=0, state=state)
+    late = replace(starts(0)[0], received=NOW + timedelta(minutes=3))
+    gateways = Gateways(names=("g",), reports=(late, *starts(3)), now=NOW + timedelta(minutes=3))
+    state = advance(state, scope=SCOPE, gateways=gateways, elapsed_seconds=60.0)
+    assert dict(state.arm_ledgers)["default/new"].total[0] == 40
+
+
+def test_a_gateway_whose_pod_is_not_seen_yet_has_not_ended() -> None:
+    """Its report may be faster than its kubelet's."""
+    state = after(report(gateway="young", clients=(10, 0)), names=())
+    assert row(after(report(gateway="young", clients=(30, 0)), names=("young",), state=state))[1] == 30
 
 
 def of_epochs(*arms: tuple[int, int, int]) -> Report:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_stats.budget import allocate
-from finetune_stats.ledger import Ledger, absorb, ledger_from_dict
+from finetune_stats.ledger import ENDED, Ledger, absorb, ledger_from_dict, without_ended
 
 WEIGHTS = st.dictionaries(st.sampled_from("abcdef"), st.floats(0.01, 100), min_size=1)
 
@@ -62,10 +62,14 @@ def test_lost_repeated_and_overtaken_posts_count_once(posts: list[tuple[str, int
     assert ledger.total == tuple(sums.tolist())
 
 
-def test_sources_that_are_gone_can_be_dropped() -> None:
-    ledger = Ledger(width=1)
-    for source in ("boot-1", "boot-2"):
-        ledger, _ = absorb(ledger, source=source, cumulative=(5.0,))
+def test_sources_that_have_ended_are_one_sum() -> None:
+    ledger = Ledger(width=2)
+    for number in range(1, 5):
+        ledger, _ = absorb(ledger, source=f"boot-{number}", cumulative=(number, 1))
+    ledger = without_ended(without_ended(ledger, ended=("boot-1", "boot-2")), ended=["boot-3"])
+    assert ledger.sources == (("boot-4", (4.0, 1.0)), (ENDED, (6.0, 3.0)))
+    assert without_ended(ledger, ended=("boot-1",)) == ledger
+    assert absorb(ledger, source="boot-4", cumulative=(5, 1))[1] == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("cumulative", [(1.0,), (1.0, -2.0), (1.0, math.nan)])

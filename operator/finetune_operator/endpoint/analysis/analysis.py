@@ -18,6 +18,7 @@ from finetune_operator.endpoint.analysis.counts import (
     Counts,
     PairSource,
     bad_of,
+    compacted,
     new_arms,
     new_pairs,
     shown_before,
@@ -61,8 +62,10 @@ def advance(state: AnalysisState, *, scope: Scope, gateways: Gateways, elapsed_s
 
     `elapsed_seconds`: of the guard window, since it began; the detectors' clock.
     """
-    state, pairs = new_pairs(state, scope=scope, gateways=gateways)
-    state, arms = new_arms(state, scope=scope, reports=gateways.reports)
+    counted = gateways.without(state.ended)
+    state, pairs = new_pairs(state, scope=scope, gateways=counted)
+    state, arms = new_arms(state, scope=scope, reports=counted.reports)
+    state = compacted(state, gateways=gateways)
     if not pairs and not arms:
         return state
     clock = max(elapsed_seconds - state.clock, 1e-3)

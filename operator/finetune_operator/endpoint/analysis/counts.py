@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Literal
@@ -12,7 +12,7 @@ from finetune_api.observations import ArmCounts, Observations, PairCounts
 from finetune_operator.core.ports import Report
 from finetune_operator.endpoint.analysis.reports import Gateways, source_of
 from finetune_operator.endpoint.analysis.state import AnalysisState, Scope
-from finetune_stats.ledger import Ledger, absorb
+from finetune_stats.ledger import ENDED, Ledger, absorb, without_ended
 from finetune_stats.two_rates import NO_OUTCOMES
 from finetune_stats.two_rates import ArmCounts as Outcomes
 
@@ -20,6 +20,8 @@ Counts = tuple[float, ...]
 PairSource = Literal["Shadow", "Probe"]
 SOURCES: tuple[PairSource, ...] = ("Shadow", "Probe")
 """Of pairs. Each has its share of a metric's error probability."""
+_ENDED_KEPT = 100
+"""Names of starts that are over and reported of no more: nothing should come of them any more."""
 
 
 def new_pairs(
@@ -47,6 +49,30 @@ def new_pairs(
             if any(gained):
                 new[key] = _plus(new.get(key), gained)
     return replace(state, pair_ledgers=tuple(sorted(ledgers.items())), epochs=tuple(sorted(seen.items()))), new
+
+
+def compacted(state: AnalysisState, *, gateways: Gateways) -> AnalysisState:
+    """The state with one sum for all starts of gateways that are over. One that is killed again and again would fill
+    it else: it is kept in one object, and a step may wait for days."""
+    ledgers = (*state.arm_ledgers, *state.pair_ledgers)
+    sources = {source for _, ledger in ledgers for source, _ in ledger.sources} - {ENDED}
+    over = sorted(source for source in sources if gateways.is_over(source))
+    if not over:
+        return state
+    ended = (*state.ended, *over)
+    told = {source_of(report) for report in gateways.reports}
+    forgotten = {source for source in ended if source not in told} - {*ended[-_ENDED_KEPT:]}
+    return replace(
+        state,
+        arm_ledgers=tuple((name, without_ended(ledger, ended=over)) for name, ledger in state.arm_ledgers),
+        pair_ledgers=tuple((name, without_ended(ledger, ended=over)) for name, ledger in state.pair_ledgers),
+        epochs=tuple((name, _without_epochs(seen, of=over)) for name, seen in state.epochs),
+        ended=tuple(source for source in ended if source not in forgotten),
+    )
+
+
+def _without_epochs(seen: Ledger, *, of: Collection[str]) -> Ledger:
+    return replace(seen, sources=tuple(each for each in seen.sources if each[0].rpartition("@")[0] not in of))
 
 
 def _since_the_start(seen: dict[str, Ledger], *, name: str, report: Report, epochs: dict[int, Counts]) -> Counts:

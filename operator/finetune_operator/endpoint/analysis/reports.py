@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from finetune_api.observations import BreakerTrip
@@ -39,6 +39,17 @@ class Gateways:
         gateway = source.partition("/")[0]
         newest = self.newest().get(gateway)
         return gateway not in self.names or (newest is not None and source_of(newest) != source)
+
+    def is_over(self, source: str) -> bool:
+        """Whether this start of a gateway has ended, and nothing was heard of it lately: a pod that has just started
+        may report before it is seen."""
+        horizon = self.now - timedelta(seconds=FRESH_SECONDS)
+        lately = any(source_of(report) == source and report.received >= horizon for report in self.reports)
+        return not lately and self.is_gone(source)
+
+    def without(self, sources: Collection[str]) -> Gateways:
+        """The same without the reports of these starts."""
+        return replace(self, reports=tuple(each for each in self.reports if source_of(each) not in sources))
 
     def acknowledged(self, epoch: int) -> int:
         """How many gateways serve this epoch (or a newer one)."""

@@ -67,6 +67,8 @@ class AnalysisState:
     """By rule and variant: requests, errors, slow, bad; and clients, client errors."""
     epochs: tuple[tuple[str, Ledger], ...] = ()
     """By what is counted: how far each start of a gateway has counted in each epoch, where there are several."""
+    ended: tuple[str, ...] = ()
+    """Starts of gateways whose counts are one sum in each ledger: what is still reported of them is in it."""
     probe_gateway: str | None = None
     """The one whose probes count: all gateways send the same prompts."""
     metrics: tuple[tuple[str, MetricState], ...] = ()
@@ -99,6 +101,7 @@ class AnalysisState:
             "pairLedgers": {name: ledger.to_dict() for name, ledger in self.pair_ledgers},
             "armLedgers": {name: ledger.to_dict() for name, ledger in self.arm_ledgers},
             "epochs": {name: ledger.to_dict() for name, ledger in self.epochs},
+            "ended": list(self.ended),
             "probeGateway": self.probe_gateway,
             "clock": self.clock,
             "rates": [list(each) for each in self.rates],
@@ -116,6 +119,7 @@ def state_from_dict(document: Mapping[str, Any]) -> AnalysisState:
             pair_ledgers=_ledgers(document["pairLedgers"]),
             arm_ledgers=_ledgers(document["armLedgers"]),
             epochs=_ledgers(document.get("epochs", {})),
+            ended=tuple(map(str, document.get("ended", ()))),
             probe_gateway=document["probeGateway"],
             clock=float(document["clock"]),
             rates=tuple((str(name), float(bad), float(total)) for name, bad, total in document["rates"]),
