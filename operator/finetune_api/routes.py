@@ -86,7 +86,7 @@ class Judging(StrictModel):
 
     latency_limit_seconds: float | None = None
     user_weight_cap: Annotated[int, Field(ge=1)] = 20
-    """Requests of one user that count per epoch and variant; more are served but not counted. What is counted is taken
+    """Requests of one user that count in one comparison and of one variant; more are served but not counted. What is counted is taken
     for independent, and of one user it is not: the more of it, the more often chance is called a regression."""
 
 

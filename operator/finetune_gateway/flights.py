@@ -28,7 +28,7 @@ class Flight:
     counted: bool
     """False for users beyond their weight cap, and for a further attempt of the same request."""
     stands_for_user: bool
-    """The first request of its user in this epoch. Of what users do wrong each of them has one voice: one whose
+    """The first request of its user in this comparison. Of what users do wrong each of them has one voice: one whose
     requests are all wrong is one user, whichever version he was given."""
     began: float
     overdue_seconds: float | None
@@ -82,7 +82,8 @@ class Flights:
         arm = self.tally.arm(key)
         now, counted, is_voice = time.monotonic(), False, False
         if first:
-            counted, is_voice = self.tally.weigh(epoch=key[0], variant=key[2], user=user, cap=cap, now=now)
+            since = self.live.compared_since
+            counted, is_voice = self.tally.weigh(since=since, variant=key[2], user=user, cap=cap, now=now)
         flight = Flight(
             key=key,
             arm=arm,

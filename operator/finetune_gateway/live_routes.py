@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 from finetune_api.observations import BreakerTrip
-from finetune_api.routes import Routes
+from finetune_api.routes import RouteRule, Routes
 from finetune_gateway.breaker import BreakerState
 from finetune_gateway.metrics import Metrics
 from finetune_gateway.tally import Tally
@@ -27,6 +27,9 @@ class LiveRoutes:
     tally: Tally
     metrics: Metrics
     current: Routes | None = None
+    compared_since: int = 0
+    """The first epoch of those in force since which the same versions are compared, for the same clients. A comparison
+    may take several epochs: a guard begins with the promotion, and somebody may put back the routes of any step."""
     heard: set[str] = field(default_factory=set)
     """Versions whose servers have answered this gateway: of others nothing is counted (first_answers.py)."""
     asked: bool = False
@@ -50,6 +53,8 @@ class LiveRoutes:
             return
         if routes.epoch <= self.epoch:
             return
+        if self.current is None or _compared(self.current) != _compared(routes):
+            self.compared_since = routes.epoch
         self.current = routes
         self.heard &= routes.variants.keys()  # servers of one that comes back later start anew
         self.changed.set()
@@ -103,3 +108,9 @@ class LiveRoutes:
         """After how long without a first byte a request to the variant counts as failed; None: no breaker."""
         state = self._breakers.get((rule, variant))
         return state.settings.overdue_seconds if state is not None else None
+
+
+def _compared(routes: Routes) -> tuple[list[RouteRule], tuple[str, str] | None]:
+    """Who is given which version, and whose answers to the same prompts are compared."""
+    order = routes.shadow
+    return routes.rules, (order.candidate, order.stable) if order is not None else None

@@ -1,9 +1,9 @@
 """Shadow and probes: the same prompt to candidate and stable, off the client's path.
 
 A bounded number of comparisons is under way at a time; what does not fit is dropped and counted. Probes are held-out
-prompts that the candidate's own server hands out. A prompt counts once per epoch; under an order to repeat them it
-counts again for what has changed since it was first asked, and for nothing else: one that the candidate has always
-answered worse is no news, however often it is asked.
+prompts that the candidate's own server hands out. A prompt counts once in a comparison, however many epochs that takes;
+under an order to repeat them it counts again for what has changed since it was first asked, and for nothing else: one
+that the candidate has always answered worse is no news, however often it is asked.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Comparator:
     session: aiohttp.ClientSession
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _first: dict[tuple[int, bytes], Measures | None] = field(default_factory=dict)
-    """What a prompt of an epoch came to when it was first asked; None while it is."""
+    """What a prompt of a comparison came to when it was first asked; None while it is."""
 
     def offer(
         self, *, path: str, body: bytes, variant: str, stable: Answer, json_expected: bool, limited: bool
@@ -72,24 +72,23 @@ class Comparator:
         """Send probes at the ordered rate. Runs until cancelled."""
         prompts: list[dict[str, Any]] = []
         left: list[dict[str, Any]] = []
-        fetched_for: tuple[int, str] | None = None
+        fetched_for: int | None = None
         while True:
             routes, order = self._ordered()
             if routes is None or order is None or order.probe is None:
                 await asyncio.sleep(0.2)
                 continue
-            if fetched_for != (routes.epoch, order.candidate):
+            since = self.live.compared_since
+            if fetched_for != since:
                 prompts = await self._fetch_probes(routes=routes, order=order)
-                fetched_for = (routes.epoch, order.candidate) if prompts else None
-                self._first = {key: measures for key, measures in self._first.items() if key[0] == routes.epoch}
-                left = _shuffled(
-                    [each for each in prompts if _key_of(_body_of(each), epoch=routes.epoch) not in self._first]
-                )
+                fetched_for = since if prompts else None
+                self._first = {key: measures for key, measures in self._first.items() if key[0] == since}
+                left = _shuffled([each for each in prompts if _key_of(_body_of(each), since=since) not in self._first])
             elif not left and order.probe.repeat:
                 left = _shuffled(prompts)
             await asyncio.sleep(1.0 / order.probe.rate_per_second if left else 2.0)
             if left and len(self._tasks) < order.max_in_flight:
-                self._start(self._probe_one(routes=routes, order=order, prompt=left.pop()))
+                self._start(self._probe_one(routes=routes, order=order, prompt=left.pop(), since=since))
 
     def _ordered(self) -> tuple[Routes | None, ShadowOrder | None]:
         """The routes in force, and what they want compared, where both versions have answered before."""
@@ -133,9 +132,9 @@ class Comparator:
         self._count(found, routes=routes, order=order, source="Shadow")
         self.live.metrics.shadow.labels("completed").inc()
 
-    async def _probe_one(self, *, routes: Routes, order: ShadowOrder, prompt: dict[str, Any]) -> None:
+    async def _probe_one(self, *, routes: Routes, order: ShadowOrder, prompt: dict[str, Any], since: int) -> None:
         path, label = str(prompt["path"]), prompt.get("label")
-        key = _key_of(_body_of(prompt), epoch=routes.epoch)
+        key = _key_of(_body_of(prompt), since=since)
         body = with_model(document=prompt["request"], model=routes.model)
         asked_before = key in self._first
         first = self._first.setdefault(key, None)
@@ -218,8 +217,8 @@ def _body_of(prompt: dict[str, Any]) -> bytes:
     return json.dumps(prompt["request"]).encode()
 
 
-def _key_of(body: bytes, *, epoch: int) -> tuple[int, bytes]:
-    return epoch, hashlib.sha256(body).digest()
+def _key_of(body: bytes, *, since: int) -> tuple[int, bytes]:
+    return since, hashlib.sha256(body).digest()
 
 
 def _shuffled(prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -107,18 +107,19 @@ class Tally:
         """The shadow's counts of an epoch."""
         return self.shadows.setdefault(epoch, Shadowed())
 
-    def weigh(self, *, epoch: int, variant: str, user: User, cap: int, now: float) -> tuple[bool, bool]:
+    def weigh(self, *, since: int, variant: str, user: User, cap: int, now: float) -> tuple[bool, bool]:
         """Whether a request counts, and whether it is the voice of a user: no single one may decide a comparison.
 
-        `cap`: requests of one user that count, in an epoch. `now`: seconds of any clock.
+        `since`: the epoch in which the comparison began. `cap`: requests of one user that count in it. `now`: seconds
+        of any clock.
         """
         first = False
         if user.name is not None:
-            number = self._number(epoch, variant, user.name)
+            number = self._number(since, variant, user.name)
             first = number == 1
             if number > cap:
                 return False, False
-        number = self._number(epoch, variant, user.source, user.name is None, int(now / RENEWED_SECONDS))
+        number = self._number(since, variant, user.source, user.name is None, int(now / RENEWED_SECONDS))
         named = KEY_USERS if user.has_key else ADDRESS_USERS
         users = UNNAMED_USERS if user.name is None else named
         counts = number <= cap * users

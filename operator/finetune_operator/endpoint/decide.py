@@ -353,7 +353,7 @@ def _promoting(observed: ObservedEndpoint, state: Promoting) -> Draft:
         message = observed.served_by(stable)
         return _moved(after, reason=Reason.SERVING, message=message)
     message = f"{stable.name} serves; {previous.name} stays warm"
-    return _moved(facts.guarding(observed=observed), reason=Reason.GUARDING, message=message)
+    return _moved(facts.guarding(observed, promoting=state.step), reason=Reason.GUARDING, message=message)
 
 
 def _guard(observed: ObservedEndpoint, state: Guarding) -> Draft:

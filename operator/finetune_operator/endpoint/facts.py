@@ -130,15 +130,16 @@ def promoted(
     )
 
 
-def guarding(*, observed: ObservedEndpoint) -> ModelEndpointStatus:
-    """All gateways send everybody to the new stable version: from now on it is watched."""
+def guarding(observed: ObservedEndpoint, *, promoting: StepStatus) -> ModelEndpointStatus:
+    """All gateways send everybody to the new stable version, which is watched from the promotion on: the first requests
+    of its users, and the first answers to held-out prompts, are counted once."""
     status = observed.endpoint.status
     step = StepStatus(
         stage="Guard",
         name="guard",
         percent=100.0,
         start_time=whole_second(observed.now),
-        since_epoch=observed.epoch,
+        since_epoch=promoting.since_epoch,
     )
     return changed(status, step=step)
 

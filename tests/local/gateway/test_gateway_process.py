@@ -483,6 +483,31 @@ async def test_probes_count_each_prompt_once(gateway: GatewayProcess, stable: Up
     assert stable.mirrored == candidate.mirrored == ["probe"] * 5
 
 
+async def test_a_prompt_counts_once_though_the_routes_of_the_same_comparison_are_written_again(
+    gateway: GatewayProcess, stable: Upstream, candidate: Upstream
+) -> None:
+    """A guard counts from the promotion on, and asks again; and somebody may put back the routes of any step."""
+    probe: dict[str, Any] = {"ratePerSecond": 50}
+    shadow = {"candidate": "new", "stable": "old", "percent": 0, "timeoutSeconds": 2, "probe": probe}
+    gateway.route(stable, candidate, shadow=shadow)
+    gateway.start()
+    await gateway.ready()
+    candidate.text = ""
+
+    def counted(name: str) -> int:
+        tables = gateway.observations()["pairs"]
+        return sum(each[name] for each in tables if (each["metric"], each["source"]) == ("quality", "Probe"))
+
+    await eventually(lambda: counted("pairs") == 5)
+    gateway.route(stable, candidate, shadow=shadow)
+    gateway.route(stable, candidate, shadow={**shadow, "probe": {**probe, "repeat": True}})
+    await eventually(lambda: counted("pairs") >= 15)
+    assert counted("candidateOnly") == 5, "what it answered worse before is no news"
+    rules = [{"name": "all", "weights": {"old": 90, "new": 10}}]
+    gateway.route(stable, candidate, rules=rules, shadow=shadow)
+    await eventually(lambda: counted("candidateOnly") == 10)  # another step has a comparison of its own
+
+
 async def test_repeated_probes_count_what_has_changed(
     gateway: GatewayProcess, stable: Upstream, candidate: Upstream
 ) -> None:

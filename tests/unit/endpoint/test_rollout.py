@@ -934,6 +934,22 @@ async def test_gateways_follow_again_when_somebody_took_their_routes_away(delete
     assert routes == [["v1"], ["v1"]]
 
 
+async def test_a_guard_counts_from_the_promotion_on_though_its_routes_were_written_again() -> None:
+    """Gateways ask each held-out prompt once from then on: what they counted first would be lost."""
+    world = await with_stable()
+    await offer(world, "v2")
+    status = await world.run(until=lambda status: status.phase == "Promoting")
+    assert status.step is not None
+    world.gateways[0].deaf = True
+    await world.settle(ticks=3)
+    world.cluster.remove(kind="ConfigMap", namespace="ml", name="router-routes")
+    await world.settle(ticks=3)
+    world.gateways[0].deaf = False
+    guard = await world.run(until=lambda status: status.phase == "Guarding")
+    assert guard.step is not None
+    assert guard.step.since_epoch == status.step.since_epoch
+
+
 async def test_a_second_look_writes_nothing() -> None:
     world = await with_stable()
     await offer(world, "v2")

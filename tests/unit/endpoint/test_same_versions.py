@@ -36,7 +36,7 @@ def called_a_regression(*, seed: int, users: int = 10, requests: int = 2000) -> 
         by_candidate, slow = team[user]
         who = User(source="10.0.0.1", has_key=True, name=str(user))
         counted, _ = tally.weigh(
-            epoch=1, variant=str(by_candidate), user=who, cap=Judging().user_weight_cap, now=float(number)
+            since=1, variant=str(by_candidate), user=who, cap=Judging().user_weight_cap, now=float(number)
         )
         if counted:
             counts[by_candidate][0] += rng.random() < slow

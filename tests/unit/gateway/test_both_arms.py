@@ -190,6 +190,26 @@ def test_one_user_whose_requests_are_all_wrong_is_one_voice(clock: Clock) -> Non
     }  # fmt: skip
 
 
+def once(flights: Flights, user: User) -> None:
+    """A request by the routes in force, refused."""
+    key = (flights.live.epoch, "all", "new")
+    flights.end(flights.begin(key=key, user=user, cap=CAP), failed=False, refused=True)
+
+
+def test_a_user_has_no_more_voices_when_the_routes_of_the_same_comparison_are_written_again() -> None:
+    """A guard counts from the promotion on; and somebody may put back the routes of any step."""
+    flights, routes = gateway(), gateway().live.current
+    assert routes is not None
+    shares = [routes.rules[0].model_copy(update={"weights": {"new": 90.0, "old": 10.0}})]
+    for epoch, rules in ((1, routes.rules), (2, routes.rules), (3, routes.rules), (4, shares)):
+        flights.live.accept(routes.model_copy(update={"epoch": epoch, "rules": rules}))
+        for _ in range(CAP + 1):
+            once(flights, User(source="10.0.0.1", name="loud"))
+    counts = [flights.tally.arms[epoch, "all", "new"] for epoch in (1, 2, 3, 4)]
+    assert [each.requests for each in counts] == [CAP, 0, 0, CAP]
+    assert [(each.clients, each.client_errors) for each in counts] == [(1, 1), (0, 0), (0, 0), (1, 1)]
+
+
 def test_who_waits_for_a_version_that_hangs_is_answered_by_the_fallback_once_that_fails_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

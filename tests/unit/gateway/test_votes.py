@@ -114,7 +114,7 @@ def test_what_clients_send_takes_a_fixed_room() -> None:
     tracemalloc.start()
     for number in range(50):
         user = User(source="y" * 1_000_000, name=f"{number}" + "x" * 1_000_000)
-        tally.weigh(epoch=1, variant="new", user=user, cap=50, now=0.0)
+        tally.weigh(since=1, variant="new", user=user, cap=50, now=0.0)
     del user
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -129,7 +129,7 @@ CAP = 2
 
 def weighed(tally: Tally, users: Iterable[User], *, now: float = 0.0) -> tuple[int, int]:
     """How many of these requests count, and how many are a user's voice."""
-    found = [tally.weigh(epoch=1, variant="new", user=user, cap=CAP, now=now) for user in users]
+    found = [tally.weigh(since=1, variant="new", user=user, cap=CAP, now=now) for user in users]
     return sum(counts for counts, _ in found), sum(voice for _, voice in found)
 
 
@@ -137,7 +137,7 @@ def test_a_user_counts_so_often_wherever_he_comes_from() -> None:
     tally = Tally(endpoint="router", gateway="gateway-0")
     anns = [User(source=f"10.0.0.{number}", name="ann") for number in range(20)]
     assert weighed(tally, anns) == (CAP, 1)
-    assert weighed(tally, anns, now=RENEWED_SECONDS) == (0, 0), "in an epoch, however long it is"
+    assert weighed(tally, anns, now=RENEWED_SECONDS) == (0, 0), "in a step, however long it is"
 
 
 @pytest.mark.parametrize("has_key", [False, True], ids=["address", "key"])
