@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -70,6 +70,31 @@ class HungUpError(ConnectionResetError):
 
 
 @dataclass(kw_only=True)
+class Waits:
+    """How long a client has kept its version waiting: it took nothing of what was there."""
+
+    _seconds: float = 0.0
+    _since: float | None = None
+    """By the event loop's clock: since when it does now."""
+
+    async def on(self, sending: Awaitable[object]) -> None:
+        """Wait until the client has taken enough. Raises HungUpError."""
+        loop = asyncio.get_running_loop()
+        self._since = began = loop.time()
+        try:
+            await sending
+        except (ConnectionError, aiohttp.ClientConnectionError) as error:
+            raise HungUpError from error
+        finally:
+            self._seconds += loop.time() - began
+            self._since = None
+
+    def seconds(self, *, now: float) -> float:
+        """In all so far. `now`: by the event loop's clock."""
+        return self._seconds + (now - self._since if self._since is not None else 0.0)
+
+
+@dataclass(kw_only=True)
 class ClientStream:
     """The client's side of one streamed answer. Use as a context manager: past `due` the client is let go."""
 
@@ -77,8 +102,7 @@ class ClientStream:
     headers: Mapping[str, str]
     due: float
     """By the event loop's clock: when the whole answer should be with the client."""
-    waited_seconds: float = 0.0
-    """How long the client has kept others waiting so far."""
+    waits: Waits
     response: web.StreamResponse = field(init=False)
     _let_go: asyncio.TimerHandle | None = None
 
@@ -91,10 +115,10 @@ class ClientStream:
         # One that does not read would hold its version's connection and a place among the requests for ever.
         self._let_go = asyncio.get_running_loop().call_at(self.due + _GRACE_SECONDS, transport.abort)
         try:
-            await self.response.prepare(self.request)
-        except (ConnectionError, aiohttp.ClientConnectionError) as error:
+            await self.waits.on(self.response.prepare(self.request))
+        except HungUpError:
             self._let_go.cancel()
-            raise HungUpError from error
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -104,20 +128,11 @@ class ClientStream:
 
     async def write(self, chunk: bytes) -> None:
         """Send a part. Raises HungUpError."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        try:
-            await self.response.write(chunk)
-        except (ConnectionError, aiohttp.ClientConnectionError) as error:
-            raise HungUpError from error
-        self.waited_seconds += loop.time() - began
+        await self.waits.on(self.response.write(chunk))
 
     async def end(self) -> None:
         """Nothing follows. Raises HungUpError."""
-        try:
-            await self.response.write_eof()
-        except (ConnectionError, aiohttp.ClientConnectionError) as error:
-            raise HungUpError from error
+        await self.waits.on(self.response.write_eof())
 
     async def break_off(self, *, message: str) -> None:
         """Say in a last event that the answer is not complete. Raises HungUpError.

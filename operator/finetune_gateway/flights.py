@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
+from finetune_gateway.client_stream import Waits
 from finetune_gateway.live_routes import LiveRoutes
 from finetune_gateway.tally import Arm, ArmKey, Tally, User
 
@@ -36,6 +37,8 @@ class Flight:
     is not left alone with its version when the routes change. None: it has as long as any request."""
     elsewhere: bool
     """Whether another version can be asked instead."""
+    waits: Waits = field(default_factory=Waits)
+    """For its client, while that takes the answer."""
     upstream: asyncio.Task[object] | None = None
     """The wait for the first byte, cancelled when the variant is left."""
     seen: bool = False
@@ -44,6 +47,10 @@ class Flight:
     given_up: Literal["overdue", "unreachable", "breaker"] | None = None
     """Overdue, unreachable: it counts as failed, whatever comes of it. Breaker: its wait ended because the variant was
     left; kept here, since routes that come meanwhile close the breaker."""
+
+    def seconds(self, *, now: float) -> float:
+        """How long the version has taken so far. A client that does not read what is there says nothing about it."""
+        return now - self.began - self.waits.seconds(now=now)
 
     def count(self) -> None:
         """Count the request, once."""
@@ -104,7 +111,7 @@ class Flights:
         self.tally.in_flight[flight.key[2]] -= 1
         if not judged or flight.given_up in ("overdue", "unreachable"):  # counted when it became so
             return
-        seconds = time.monotonic() - flight.began
+        seconds = flight.seconds(now=time.monotonic())
         routes = self.live.current
         limit = routes.judging.latency_limit_seconds if routes is not None else None
         if limit is not None and seconds > limit:
@@ -117,7 +124,7 @@ class Flights:
         """Count as failed, once, what may still be answered."""
         if flight.given_up is None:
             flight.given_up = why
-            flight.settle(seconds=time.monotonic() - flight.began, failed=True)
+            flight.settle(seconds=flight.seconds(now=time.monotonic()), failed=True)
             epoch, rule, variant = flight.key
             self.live.record(epoch=epoch, rule=rule, variant=variant, failed=True, what=what)
 
@@ -134,7 +141,7 @@ class Flights:
         limit = routes.judging.latency_limit_seconds if routes is not None else None
         for flight in list(self.under_way):
             _, rule, variant = flight.key
-            age = now - flight.began
+            age = flight.seconds(now=now)
             if limit is not None and age > limit and flight.given_up is None:
                 flight.count_slow()
             if flight.upstream is None or flight.upstream.done():

@@ -36,6 +36,8 @@ CONNECT_SECONDS = 2.0
 ARM = "arm"
 """In an answer: the ArmKey of whom it counts for. For the access log, clients never see it."""
 _NO_TIME_SECONDS = 0.05
+_HELD_UP = 0.1
+"""Of the time for an answer: where a client has kept its version waiting for more, being late is no failure of it."""
 _LINE_SECONDS = 10.0
 """Between two lines of the log about one version."""
 _PAUSE_SECONDS = 0.25
@@ -324,7 +326,7 @@ class Proxy:
         head = {**_HEAD_OF_STREAMS, **headers}
         async with (
             begun.upstream,
-            ClientStream(request=attempt.incoming.request, headers=head, due=attempt.due) as stream,
+            ClientStream(request=attempt.incoming.request, headers=head, due=attempt.due, waits=flight.waits) as stream,
         ):
             try:
                 await stream.write(begun.ready or HEARTBEAT)
@@ -345,13 +347,12 @@ class Proxy:
                 what = f"the answer broke off: nothing came for {flight.overdue_seconds:g} s"
             except (aiohttp.ClientError, TimeoutError) as error:
                 late = isinstance(error, TimeoutError)
-                if late and stream.waited_seconds > self.config.timeout_seconds / 2:
+                if late and flight.waits.seconds(now=loop.time()) > _HELD_UP * self.config.timeout_seconds:
                     raise HungUpError from error
                 what = "the answer broke off"
                 if late:
                     what = f"the answer was not complete within {self.config.timeout_seconds:g} s"
-            seconds = loop.time() - flight.began - stream.waited_seconds
-            answer = streamed(events=events, seconds=seconds)
+            answer = streamed(events=events, seconds=flight.seconds(now=loop.time()))
             if what is not None:
                 answer = replace(answer, fault=what)
                 if not events.said_error:

@@ -101,6 +101,29 @@ async def test_a_client_that_reads_a_byte_a_second_holds_up_nobody_and_is_let_go
     await told(gateway)
 
 
+async def test_a_client_that_takes_its_time_to_read_makes_no_version_slow(
+    gateway: GatewayProcess, stable: Upstream
+) -> None:
+    """A few of them, in one step or after a promotion, could have a version rolled back."""
+    limit_seconds = 3.0
+    gateway.route(stable, judging={"latencyLimitSeconds": limit_seconds})
+    gateway.start()
+    await gateway.ready()
+    stable.text = " ".join(["x" * 250_000] * 40)  # more than operating systems keep for a connection
+    loop = asyncio.get_running_loop()
+    with await slow_reader(gateway) as reader:
+        await eventually(lambda: stable.seen)
+        await stays(lambda: arm(gateway, "old").get("slow", 0) == 0, seconds=limit_seconds + 1.5)
+        read = b""
+        while b"[DONE]" not in read:
+            part = await asyncio.wait_for(loop.sock_recv(reader, 1 << 20), timeout=HANGS_S)
+            assert part
+            read = read[-10:] + part
+    await eventually(lambda: arm(gateway, "old")["requests"] == 1)
+    assert (arm(gateway, "old")["slow"], arm(gateway, "old")["errors"]) == (0, 0)
+    assert arm(gateway, "old")["latencySumSeconds"] < limit_seconds
+
+
 async def test_clients_that_never_ask_are_let_go(gateway: GatewayProcess, stable: Upstream) -> None:
     """They would hold a connection, of which a process may have so many, for ever."""
     gateway.route(stable)
