@@ -170,6 +170,7 @@ class EndpointWorld:
         """Of servers, in ticks."""
         self.random = random.Random(seed)
         self.requests_per_tick = requests_per_tick
+        self.testers_per_tick = 0  # requests that match a step, of few users who were all given the candidate
         self.qualities: dict[str, Quality] = {}
         """By version name."""
         self.gateways: list[GatewayProcess] = []
@@ -433,14 +434,21 @@ class EndpointWorld:
             variant = self.random.choices(list(rule.weights), list(rule.weights.values()))[0]
             if variant in tripped and rule.fallback:
                 variant = rule.fallback
-            quality = self._quality(routes, variant)
-            counts = gateway.arms.setdefault((epoch, rule.name, variant), {"requests": 0, "errors": 0, "bad": 0})
-            counts["requests"] += 1
-            counts["errors"] += self.random.random() < quality.error
-            counts["bad"] += self.random.random() < quality.bad
+            self._answer(gateway, routes, rule.name, variant)
             self._shadow(gateway, routes, variant)
+        for chosen in routes.rules[:-1]:
+            candidate = next(each for each in chosen.weights if each != chosen.fallback)
+            for _ in range(self.testers_per_tick):
+                self._answer(gateway, routes, chosen.name, candidate)
         self._probe(gateway, routes)
         self._trip(gateway, routes)
+
+    def _answer(self, gateway: GatewayProcess, routes: Routes, rule: str, variant: str) -> None:
+        quality = self._quality(routes, variant)
+        counts = gateway.arms.setdefault((routes.epoch, rule, variant), {"requests": 0, "errors": 0, "bad": 0})
+        counts["requests"] += 1
+        counts["errors"] += self.random.random() < quality.error
+        counts["bad"] += self.random.random() < quality.bad
 
     def _shadow(self, gateway: GatewayProcess, routes: Routes, variant: str) -> None:
         order = routes.shadow

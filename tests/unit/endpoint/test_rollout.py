@@ -934,6 +934,28 @@ async def test_gateways_follow_again_when_somebody_took_their_routes_away(delete
     assert routes == [["v1"], ["v1"]]
 
 
+@pytest.mark.parametrize(("bad", "goes_on"), [(0.3, False), (0.0, True)], ids=["badly", "well"])
+async def test_where_all_testers_were_given_the_candidate_one_that_answers_badly_waits_for_a_person(
+    bad: float, goes_on: bool
+) -> None:
+    """There is nothing to compare with: they may ask for what no version can answer."""
+    testers = {"name": "testers", "match": {"header": {"x-team": "search"}}, "minSamples": 20}
+    world = await with_stable(shadow=None, steps=[testers])
+    world.testers_per_tick = 5
+    uid = await offer(world, "v2", Quality(bad=bad))
+    await world.run(until=lambda status: status.phase == "Canary")
+    await world.settle(ticks=60)
+    status = await world.status()
+    assert (status.phase != "Canary") == goes_on
+    if not goes_on:
+        assert outcomes(status) == [("v1", "Promoted")]
+        assert status.next is not None
+        assert (status.next.until, [each.action for each in status.next.release]) == (None, ["Reject"])
+        assert any("stable has answered none of these requests" in (each.reason or "") for each in status.analysis)
+        world.annotate(reject=uid)
+        assert outcomes(await world.run(until=serving("v1")))[-1] == ("v2", "Rejected")
+
+
 async def test_a_guard_counts_from_the_promotion_on_though_its_routes_were_written_again() -> None:
     """Gateways ask each held-out prompt once from then on: what they counted first would be lost."""
     world = await with_stable()

@@ -46,7 +46,8 @@ def _row(state: AnalysisState, *, metric: LiveMetric, scope: Scope, needed: int)
         margin = f"maxRegression {metric.max_regression:g}"
         reason = f"the rate seen is higher by {seen:.3g}, more than {margin}; not proven"
         if worst.alone and worst.stable.rate is None:
-            reason = f"the rate seen is {seen:.3g}, and stable has answered none of these requests: wait for some"
+            nobody = "stable has answered none of these requests"
+            reason = f"the rate seen is {seen:.3g}, and {nobody}: wait for some, or reject it"
     else:
         verdict = "Pass"
     return AnalysisRow(
