@@ -35,7 +35,7 @@ from finetune_api.shared_fields import (
     ThresholdRange,
     Verdict,
 )
-from finetune_api.tasks import METHODS, STRATEGIES, TASKS, MethodType, Strategy
+from finetune_api.tasks import METHODS, TASKS, MethodType, Strategy
 
 Phase = Literal[
     "Pending",
@@ -304,22 +304,54 @@ class Training(ApiModel):
     )
 
 
+_OFFLOADS_OPTIMIZER = "has(self.offload) && has(self.offload.optimizer) && self.offload.optimizer"
+_OFFLOADS_PARAMETERS = "has(self.offload) && has(self.offload.parameters) && self.offload.parameters"
+_OFFLOADS = f"{_OFFLOADS_OPTIMIZER} || {_OFFLOADS_PARAMETERS}"
+
+
+class Offload(ApiModel):
+    """What waits in the host's memory instead of the GPU's until it is needed: less fits more slowly."""
+
+    optimizer: bool | None = None
+    """AdamW's moments, and the step on them. Default false."""
+    parameters: bool | None = None
+    """The weights. Default false."""
+
+
 class Compute(ApiModel):
     """The machines of the run."""
 
     nodes: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Pods that train together. Default 1."""
     gpus_per_node: Annotated[int, Field(ge=0, le=64)] | None = None
-    """GPUs of each pod, one process each; 0: CPU, one process. Default 0."""
+    """GPUs of each pod, one process each; 0: CPU, processesPerNode processes. Default 0."""
+    processes_per_node: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Training processes of each pod, where there are no GPUs. Default 1."""
     strategy: Strategy | None = None
-    """How processes share the model. Auto: DDP. Default Auto; the others are not supported yet."""
+    """How processes share the model. DDP: each has all of it. FSDP2: each has a part of weights, gradients and moments.
+    DeepSpeedZeRO1, 2, 3: each has a part of the moments; and of the gradients; and of the weights. Auto: DDP. Default
+    Auto."""
+    offload: Offload | None = None
     resources: Resources | None = None
     """Requests and limits of each training container, GPUs not included. Default: as the operator is set."""
     pod_template: PodOverlay | None = None
 
     cel_rules = (
-        not_supported(
-            f"has(self.strategy) && !(self.strategy in {['Auto', *STRATEGIES]})", "compute.strategy: {self.strategy}"
+        Rule(
+            rule="!has(self.processesPerNode) || !has(self.gpusPerNode) || self.gpusPerNode == 0",
+            message="compute.processesPerNode: {self.processesPerNode} is for CPUs; with compute.gpusPerNode: {self.gpusPerNode} each GPU has one process; remove it",
+        ),
+        Rule(
+            rule=f"!({_OFFLOADS}) || (has(self.strategy) && !(self.strategy in ['Auto', 'DDP']))",
+            message="compute.offload (optimizer: true or parameters: true) needs compute.strategy: FSDP2 or DeepSpeedZeRO1, 2 or 3, not strategy: {self.strategy}",
+        ),
+        Rule(
+            rule=f"!({_OFFLOADS_PARAMETERS}) || !has(self.strategy) || self.strategy in ['Auto', 'DDP', 'FSDP2', 'DeepSpeedZeRO3']",
+            message="compute.offload.parameters: true needs compute.strategy: FSDP2 or DeepSpeedZeRO3; with strategy: {self.strategy} each process keeps all of them",
+        ),
+        Rule(
+            rule=f"!has(self.strategy) || self.strategy != 'FSDP2' || ({_OFFLOADS_OPTIMIZER}) == ({_OFFLOADS_PARAMETERS})",
+            message="compute.offload: with strategy: {self.strategy} weights and moments are in one place; set optimizer: true and parameters: true, or neither",
         ),
     )
 

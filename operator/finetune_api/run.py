@@ -145,6 +145,13 @@ class CheckpointOrder(StrictModel):
     resume: Literal["Latest", "Never"]
 
 
+class OffloadOrder(StrictModel):
+    """What waits in the host's memory."""
+
+    optimizer: bool = False
+    parameters: bool = False
+
+
 class TrainRun(StrictModel):
     """Train one model on all processes of the gang."""
 
@@ -160,6 +167,8 @@ class TrainRun(StrictModel):
     nodes: int
     processes_per_node: int
     strategy: UsedStrategy
+    offload: OffloadOrder | None = None
+    """None: nothing does, and trainers of earlier versions need not know of it."""
 
 
 class BaselineOrder(StrictModel):

@@ -80,6 +80,10 @@ STAGE_REASONS: dict[str, tuple[str, str]] = {
     "InternalError": ("nobody foresaw it", "see the pod's log"),
     "Leakage": ("an example is both learned and held out", _PREPARE),
     "LossNotFinite": ("the loss became NaN or infinite", "lower training.learningRate, or look at the data"),
+    "StrategyNotActive": (
+        "compute.strategy was set up and is not in force",
+        "see the pod's log; another compute.strategy",
+    ),
     "ModelNotVerified": ("the saved model does not answer as the trained one did", "see the pod's log"),
     "OutOfMemory": ("memory was not enough", "raise compute.resources, or lower training.microBatchSize or maxLength"),
     "PeerLost": ("another process of the run went away", _AGAIN),

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from finetune_api.shared_fields import Task
 
 MethodType = Literal["Full", "LoRA", "QLoRA", "DoRA", "IA3"]
 Strategy = Literal["Auto", "DDP", "FSDP2", "DeepSpeedZeRO1", "DeepSpeedZeRO2", "DeepSpeedZeRO3"]
-UsedStrategy = Literal["DDP"]
-STRATEGIES: tuple[UsedStrategy, ...] = get_args(UsedStrategy)
-"""What this version can do; Auto is the first."""
+UsedStrategy = Literal["DDP", "FSDP2", "DeepSpeedZeRO1", "DeepSpeedZeRO2", "DeepSpeedZeRO3"]
 Runtime = Literal["Transformers", "FastAPI", "VLLM"]
 Scored = Literal["Text", "Class"]
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from finetune_api.run import TrainRun, run_adapter
 from finetune_trainer.training import batches, train
-from finetune_trainer.training.objectives.sft import SupervisedLoss
+from finetune_trainer.training.parallel.root import Root
 
 SECONDS = 20
 
@@ -27,17 +27,17 @@ def main() -> None:
     run = run_adapter.validate_json(Path(sys.argv[1]).read_bytes())
     assert isinstance(run, TrainRun)
     batches._VALIDATION_BATCH = 1
-    alone, groups, passes = SupervisedLoss.forward, [], 0
+    alone, groups, passes = Root.forward, [], 0
 
-    def forward(self: Any, batch: Any) -> torch.Tensor:
+    def forward(self: Any, ask: Any) -> torch.Tensor:
         nonlocal passes
         passes += 1
         if not groups:
             groups.append(dist.new_group(timeout=datetime.timedelta(seconds=SECONDS)))
         dist.all_reduce(torch.ones(1), group=groups[0])
-        return alone(self, batch)
+        return alone(self, ask)
 
-    SupervisedLoss.forward = forward  # type: ignore[method-assign]
+    Root.forward = forward  # type: ignore[method-assign]
     result = train.work(run)
     print(f"passes {passes} steps {result.steps}", flush=True)
     os._exit(0)  # gloo's threads

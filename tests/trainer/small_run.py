@@ -28,7 +28,10 @@ EXAMPLES = 48
 BATCH = 8
 _VOCABULARY = 49152
 """Of the model that is trained: as large as a real one, so that steps take long enough to be interrupted."""
-LORA = {"type": "LoRA", "lora": {"rank": 4, "alpha": 8, "dropout": 0.1, "targetModules": ["all-linear"]}}
+LORA: dict[str, Any] = {
+    "type": "LoRA",
+    "lora": {"rank": 4, "alpha": 8, "dropout": 0.1, "targetModules": ["all-linear"]},
+}
 
 
 def small_model(

@@ -17,9 +17,10 @@ from finetune_trainer.store.complete import Complete
 from finetune_trainer.store.storage import Storage
 from finetune_trainer.training.checkpoint import Checkpoints, TrainingState
 from finetune_trainer.training.parallel.choose import parallel_of
+from finetune_trainer.training.parallel.root import Root
+from finetune_trainer.training.parallel.settings import ParallelSettings
 
 ALONE = Gang(rank=0, local_rank=0, world=1, device=torch.device("cpu"))
-TOGETHER = {"gang": ALONE, "parallel": parallel_of("DDP", gang=ALONE)}
 
 
 class Run:
@@ -33,20 +34,22 @@ class Run:
             storage=storage, folder=f"{run}/checkpoints", input_digest="sha256:a", keep=keep, keeps_best=keeps_best
         )
         self.weight = nn.Parameter(torch.zeros(1))
-        self.optimizer = torch.optim.AdamW([self.weight])
+        self.parallel = parallel_of("DDP", gang=ALONE, settings=ParallelSettings())
+        self.parallel.prepare(Root(nn.Identity()), optimizer=lambda: torch.optim.AdamW([self.weight]))
+        self.together = {"gang": ALONE, "parallel": self.parallel}
 
     def save(self, step: int, *, best: int | None) -> None:
         with torch.no_grad():
             self.weight.fill_(step)
         state = TrainingState(step=step, best_step=best)
-        self.checkpoints.save(state=state, parameters={"w": self.weight}, optimizer=self.optimizer, **TOGETHER)
+        self.checkpoints.save(state=state, parameters={"w": self.weight}, **self.together)
 
     def resumed(self) -> int | None:
-        state = self.checkpoints.load_newest(parameters={"w": self.weight}, optimizer=self.optimizer, **TOGETHER)
+        state = self.checkpoints.load_newest(parameters={"w": self.weight}, **self.together)
         return None if state is None else state.step
 
     def load_best(self, step: int) -> float:
-        self.checkpoints.load_best(parameters={"w": self.weight}, step=step, **TOGETHER)
+        self.checkpoints.load_best(parameters={"w": self.weight}, step=step, **self.together)
         return float(self.weight.detach())
 
     def tear(self, step: int) -> None:

@@ -283,14 +283,14 @@ def test_packed_examples_do_not_see_each_other() -> None:
 
 def test_packed_padded_and_whole_logits_give_the_same_loss() -> None:
     model = small_llama(50)
-    loss_of = SupervisedLoss(model, task=task_of("Chat"))
+    loss_of = SupervisedLoss(task_of("Chat"))
     examples = examples_of([9, 5, 13, 2, 21])
     padded = padded_batch(examples, pad_id=0)
     with torch.inference_mode():
         logits = model(input_ids=padded.input_ids, attention_mask=padded.attention_mask).logits
         expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), padded.labels.flatten(), reduction="sum")
-        torch.testing.assert_close(loss_of(padded), expected)
-        torch.testing.assert_close(loss_of(packed_batch(examples)), expected)
+        torch.testing.assert_close(loss_of(model, padded), expected)
+        torch.testing.assert_close(loss_of(model, packed_batch(examples)), expected)
 
 
 # -- stopping ---------------------------------------------------------------------------------------------------------
@@ -306,11 +306,11 @@ def test_a_trained_model_stops_by_itself(packing: bool) -> None:
     examples = [encode_chat(messages, tokenizer=tokenizer, max_length=LONG) for messages in chats]
     batch = packed_batch(examples) if packing else padded_batch(examples, pad_id=tokenizer.pad_token_id)
     model = small_llama(len(tokenizer), width=64).train()
-    loss_of = SupervisedLoss(model, task=task_of("Chat"))
+    loss_of = SupervisedLoss(task_of("Chat"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     for _ in range(300):
         optimizer.zero_grad()
-        loss = loss_of(batch) / sum(example.target_count for example in examples)
+        loss = loss_of(model, batch) / sum(example.target_count for example in examples)
         loss.backward()
         optimizer.step()
         if loss.item() < 0.05:

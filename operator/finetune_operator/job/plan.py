@@ -8,7 +8,15 @@ from pydantic import ValidationError
 
 from finetune_api.base import ApiModel, Uri, first_problem
 from finetune_api.finetunejob import EvaluationMetric, Source
-from finetune_api.run import BaselineOrder, CheckpointOrder, MethodOrder, ModelOrder, Optimisation, SplitOrder
+from finetune_api.run import (
+    BaselineOrder,
+    CheckpointOrder,
+    MethodOrder,
+    ModelOrder,
+    OffloadOrder,
+    Optimisation,
+    SplitOrder,
+)
 from finetune_api.shared_fields import PodOverlay, Resources
 from finetune_api.tasks import UsedStrategy
 from finetune_operator.attempts.claims import Claim
@@ -41,7 +49,10 @@ class ResolvedPlan(ApiModel):
     checkpoint: CheckpointOrder
     nodes: int
     gpus_per_node: int
+    cpu_processes: int = 1
+    """Of each node without GPUs."""
     strategy: UsedStrategy
+    offload: OffloadOrder | None = None
     prepare_resources: Resources
     compute_resources: Resources
     """Of training and evaluation containers, GPUs not included."""
@@ -66,8 +77,8 @@ class ResolvedPlan(ApiModel):
 
     @property
     def processes_per_node(self) -> int:
-        """One for each GPU, one on a CPU."""
-        return max(1, self.gpus_per_node)
+        """One for each GPU, else as many as were asked for."""
+        return self.gpus_per_node or self.cpu_processes
 
     @property
     def baseline_name(self) -> str:

@@ -6,10 +6,27 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from finetune_api.base import size_problem
-from finetune_api.finetunejob import EvaluationMetric, FineTuneJob, FineTuneJobSpec, LoRA, Source, Split, Training
+from finetune_api.finetunejob import (
+    EvaluationMetric,
+    FineTuneJob,
+    FineTuneJobSpec,
+    LoRA,
+    Offload,
+    Source,
+    Split,
+    Training,
+)
 from finetune_api.metrics import metric_problems
-from finetune_api.run import BaselineOrder, CheckpointOrder, MethodOrder, ModelOrder, Optimisation, SplitOrder
-from finetune_api.tasks import METHODS, STRATEGIES, TASKS, Scored
+from finetune_api.run import (
+    BaselineOrder,
+    CheckpointOrder,
+    MethodOrder,
+    ModelOrder,
+    OffloadOrder,
+    Optimisation,
+    SplitOrder,
+)
+from finetune_api.tasks import METHODS, TASKS, Scored
 from finetune_operator.attempts.claims import Claim, claims_behind
 from finetune_operator.core.config import OperatorConfig
 from finetune_operator.core.reasons import Reason
@@ -42,13 +59,11 @@ def unsupported(spec: FineTuneJobSpec) -> str | None:
 
     The CRD of this version refuses the same; with a newer CRD installed first, the job waits for the newer operator.
     """
-    strategy = spec.compute.strategy if spec.compute else None
     wishes = {
         f"spec.method.type: {spec.method.type}": spec.method.type not in METHODS,
         f"spec.model.task: {spec.model.task}": TASKS[spec.model.task].scored is None,
         "spec.model.uri: version://": spec.model.uri.startswith("version://"),
         "spec.artifacts.policy: Delete": spec.artifacts.policy == "Delete",
-        f"spec.compute.strategy: {strategy}": strategy not in (None, "Auto", *STRATEGIES),
     }
     return next((wish for wish, wished in wishes.items() if wished), None)
 
@@ -94,7 +109,9 @@ def resolve(*, job: FineTuneJob, config: OperatorConfig, baseline: BaselineOrder
         checkpoint=_checkpoint(spec),
         nodes=_nodes(spec),
         gpus_per_node=_gpus(spec),
-        strategy=next((each for each in STRATEGIES if compute and each == compute.strategy), STRATEGIES[0]),
+        cpu_processes=(compute.processes_per_node if compute else None) or 1,
+        strategy="DDP" if compute is None or compute.strategy in (None, "Auto") else compute.strategy,
+        offload=_offload(compute.offload) if compute and compute.offload else None,
         prepare_resources=config.prepare_resources,
         compute_resources=(compute.resources if compute else None) or config.compute_resources,
         pod_template=compute.pod_template if compute else None,
@@ -157,6 +174,10 @@ def _lora(lora: LoRA | None) -> LoRA | None:
     )
 
 
+def _offload(wanted: Offload) -> OffloadOrder:
+    return OffloadOrder(optimizer=bool(wanted.optimizer), parameters=bool(wanted.parameters))
+
+
 def _checkpoint(spec: FineTuneJobSpec) -> CheckpointOrder:
     wanted = spec.checkpoint
     return CheckpointOrder(
@@ -201,7 +222,7 @@ def _batch_problem(spec: FineTuneJobSpec) -> str | None:
     if batch % processes:
         return (
             f"spec.training.globalBatchSize: {batch} examples cannot be shared evenly by {processes} processes "
-            f"(compute.nodes x gpusPerNode); use a multiple of {processes}"
+            f"(compute.nodes x gpusPerNode, or processesPerNode on CPUs); use a multiple of {processes}"
         )
     micro, share = (spec.training.micro_batch_size if spec.training else None), batch // processes
     if micro and share % micro:
@@ -213,7 +234,8 @@ def _batch_problem(spec: FineTuneJobSpec) -> str | None:
 
 
 def _processes(spec: FineTuneJobSpec) -> int:
-    return _nodes(spec) * max(1, _gpus(spec))
+    alone = (spec.compute.processes_per_node if spec.compute else None) or 1
+    return _nodes(spec) * (_gpus(spec) or alone)
 
 
 def _nodes(spec: FineTuneJobSpec) -> int:

@@ -110,6 +110,7 @@ def _train(ordering: Ordering) -> TrainRun:
         nodes=plan.nodes,
         processes_per_node=plan.processes_per_node,
         strategy=plan.strategy,
+        offload=plan.offload,
     )
 
 

@@ -12,7 +12,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -146,8 +146,10 @@ def save(
     input_digest: str,
     extra: dict[str, Any],
     companions: Mapping[str, str] = MappingProxyType({}),
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> Artifact:
-    """Save a trained model, verify it, and only then publish it. `companions`: more files, name -> text.
+    """Save a trained model, verify it, and only then publish it. `companions`: more files, name -> text. `state`: its
+    whole state dict, where its own tensors are spread over processes.
 
     Raises StageError: 70 ModelNotVerified where something is missing, not finite, or loads as another model.
     """
@@ -160,10 +162,11 @@ def save(
             format=format,
             task=task,
             labels=labels,
+            state=state,
         )
         for name, text in companions.items():
             (folder / name).write_text(text, encoding="utf-8")
-        verify(model, saved=saved, probe=probe, load_again=in_fresh_process)
+        verify(model, saved=saved, probe=probe, load_again=in_fresh_process, state=state)
         complete = storage.publish(folder, to=to, input_digest=input_digest, extra=extra)
     log.info("model saved, verified and loaded again: %s (%d bytes)", to, complete.size_bytes)
     return Artifact(uri=to, digest=complete.digest, format=saved.format, size_bytes=complete.size_bytes)
@@ -178,9 +181,10 @@ def write(
     format: Format,
     task: Task,
     labels: Sequence[str] | None,
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> SavedFolder:
     """Write model and tokenizer into a folder. `format` is how the model's method is saved."""
-    model.save_pretrained(str(folder))
+    model.save_pretrained(str(folder), state_dict=None if state is None else dict(state))
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card names paths of this container
     return SavedFolder(folder=str(folder), base=str(base_folder), format=format, task=task, labels=labels)
@@ -192,18 +196,23 @@ def verify(
     saved: SavedFolder,
     probe: Probe,
     load_again: Callable[[SavedFolder, Sequence[str], Probe], LoadedAgain],
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """The loaded model holds every trained tensor, and answers the probe as the trained one did.
 
     Names and values are compared after loading: files may hold tensors under other names and in other shapes, such as
     the experts of a mixture one by one. Raises StageError (70) ModelNotVerified.
     """
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {
+        name: parameter if state is None else state[name]
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
     for name, parameter in trained.items():
         if parameter.numel() == 0 or not bool(torch.isfinite(parameter).all()):
             raise not_verified(f"the tensor {name} is empty or not finite")
     loaded = load_again(saved, list(trained), probe)
-    for name, digest in digests(model, trained).items():
+    for name, digest in digests(trained).items():
         if loaded.tensors.get(name) != digest:
             raise not_verified(f"loaded again, the trained tensor {name} is missing or has other values")
     check_same(probe.logits, loaded.logits, what="loaded again it answers differently")
@@ -220,22 +229,32 @@ def check_same(expected: Sequence[float], found: Sequence[float], *, what: str) 
         raise not_verified(f"{what} (logits differ by {difference:.4g} of {scale:.4g})")
 
 
-def digests(model: Any, names: Iterable[str]) -> dict[str, str]:
-    """sha256 (hex) of the fp32 values of a model's parameters, for the names that it has."""
-    found = dict(model.named_parameters())
+def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """sha256 (hex) of their fp32 values."""
     return {
-        name: hashlib.sha256(found[name].detach().float().cpu().contiguous().numpy().data).hexdigest()
-        for name in names
-        if name in found
+        name: hashlib.sha256(tensor.detach().float().cpu().contiguous().numpy().data).hexdigest()
+        for name, tensor in tensors.items()
     }
 
 
-def probe(model: Any, *, input_ids: Sequence[int]) -> Probe:
-    """What the model answers to one example, in fp32 terms."""
-    device = next(model.parameters()).device
+def probe(
+    model: Any,
+    *,
+    input_ids: Sequence[int],
+    ask: Callable[[Callable[[Any], torch.Tensor]], torch.Tensor] | None = None,
+    device: torch.device | str = "cpu",
+) -> Probe:
+    """What the model answers to one example, in fp32 terms. `ask`: through what it is asked, where its weights are
+    spread over processes.
+    """
     model.eval()
-    with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([list(input_ids)], device=device)).logits
+
+    def answer(asked: Any) -> torch.Tensor:
+        logits: torch.Tensor = asked(input_ids=torch.tensor([list(input_ids)], device=device)).logits
+        return logits
+
+    with torch.no_grad():
+        logits = answer(model) if ask is None else ask(answer)
     last = logits[0, -1] if logits.dim() == 3 else logits[0]
     return Probe(input_ids=tuple(input_ids), logits=last.float().tolist())
 
@@ -244,7 +263,9 @@ def in_this_process(saved: SavedFolder, names: Sequence[str], asked: Probe) -> L
     """Load the files and ask the probe."""
     model = saved.load()
     base_model.load_tokenizer(Path(saved.folder))
-    return LoadedAgain(tensors=digests(model, names), logits=probe(model, input_ids=asked.input_ids).logits)
+    found = dict(model.named_parameters())
+    held = {name: found[name] for name in names if name in found}
+    return LoadedAgain(tensors=digests(held), logits=probe(model, input_ids=asked.input_ids).logits)
 
 
 def in_fresh_process(saved: SavedFolder, names: Sequence[str], asked: Probe) -> LoadedAgain:

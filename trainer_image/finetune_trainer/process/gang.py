@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
@@ -132,8 +133,10 @@ class Gang:
 
 
 @contextmanager
-def joined(*, gpus: bool) -> Iterator[Gang]:
+def joined(*, gpus: bool, meets: bool = False) -> Iterator[Gang]:
     """Join the processes that torchrun started; alone where there is none. Raises StageError PeerLost.
+
+    `meets`: whoever is alone forms a group as well, for libraries that exchange in any case.
 
     Reads RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE, as torchrun sets them.
     """
@@ -142,13 +145,15 @@ def joined(*, gpus: bool) -> Iterator[Gang]:
     device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if gpus:
         torch.cuda.set_device(device)
-    if world == 1:
+    if world == 1 and not meets:
         yield Gang(rank=0, local_rank=0, world=1, device=device)
         return
     with lost_peers_named():
-        store, _, _ = next(rendezvous("env://", rank, world, timeout=COLLECTIVE_TIMEOUT))
+        store: Any = HashStore()
+        if world > 1:
+            store, _, _ = next(rendezvous("env://", rank, world, timeout=COLLECTIVE_TIMEOUT))
         dist.init_process_group(
-            backend="nccl" if gpus else "gloo",
+            backend="cpu:gloo,cuda:nccl" if gpus else "gloo",  # what is offloaded is exchanged on the CPU
             store=PrefixStore("gang", store),
             rank=rank,
             world_size=world,

@@ -1,13 +1,14 @@
 """Checkpoints: all that a run needs to go on as if nothing had happened.
 
     checkpoints/step-N/
-        parameters.safetensors   trainable parameters, by name
+        parameters.safetensors   trainable parameters, by name, whole (many: several files, see tensor_files)
         optimizer.safetensors    AdamW's moments: `<parameter>/exp_avg`, `<parameter>/exp_avg_sq`, `<parameter>/step`
         random.safetensors       torch's generators of every rank: `<rank>/cpu`, `<rank>/cuda`
         state.json               TrainingState
         COMPLETE                 written last, with the sha256 of each file
 
-A folder without a valid COMPLETE is torn and ignored. Nothing is pickled. The best validation, where training ends
+A folder without a valid COMPLETE is torn and ignored. Nothing is pickled, and nothing is of one strategy or number of
+processes: a run goes on under another one. The best validation, where training ends
 with its weights, is a checkpoint too. It stays as long as one that names it, which is worth nothing without it.
 """
 
@@ -27,15 +28,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from finetune_api.results import ExitCode
-from finetune_trainer.process.errors import StageError, bad_configuration
+from finetune_trainer.process.errors import StageError, bad_configuration, from_write_failure
 from finetune_trainer.process.gang import Gang
 from finetune_trainer.store.complete import Complete
 from finetune_trainer.store.locations import join
 from finetune_trainer.store.storage import Storage
+from finetune_trainer.training import tensor_files
 from finetune_trainer.training.parallel.choose import Parallel
 
 log = logging.getLogger(__name__)
 _PREFIX = "step-"
+_WEIGHTS, _MOMENTS = "parameters", "optimizer"
 _EARLIER_BEST = "best"
 """Where the best was by itself, as earlier versions left it."""
 
@@ -71,43 +74,37 @@ class Checkpoints:
     """Whether training ends with the weights of the best validation."""
 
     def save(
-        self,
-        *,
-        state: TrainingState,
-        parameters: dict[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        gang: Gang,
-        parallel: Parallel,
+        self, *, state: TrainingState, parameters: dict[str, nn.Parameter], gang: Gang, parallel: Parallel
     ) -> None:
         """Save together: every process calls it, the first one writes. Raises StageError 73 when it cannot be written;
         earlier checkpoints are intact then."""
         began = time.monotonic()
         generators = _generators(gang)
-        weights = parallel.gather(parameters)
-        moments = parallel.gather(_moments(parameters, optimizer))
+        uri = join(self.folder, f"{_PREFIX}{state.step}")
+        with ExitStack() as stack:
+            staging = Path(gang.first_does(lambda: str(stack.enter_context(self.storage.staging_folder(uri)))))
+            folder = staging if gang.is_first else None
+            failures = [
+                tensor_files.write(parallel.weights(parameters), folder=folder, name=_WEIGHTS),
+                tensor_files.write(parallel.moments(parameters), folder=folder, name=_MOMENTS),
+            ]
 
-        def write() -> None:
-            uri = join(self.folder, f"{_PREFIX}{state.step}")
-            with self.storage.staging_folder(uri) as staging:
-                save_file(_plain(weights), staging / "parameters.safetensors")
-                save_file(_plain(moments), staging / "optimizer.safetensors")
+            def publish() -> None:
+                for failure in failures:
+                    if failure is not None:
+                        raise from_write_failure(uri, failure) or failure
                 save_file(generators, staging / "random.safetensors")
                 (staging / "state.json").write_text(json.dumps(asdict(state), sort_keys=True))
                 extra = {"step": state.step, "best_step": state.best_step if self.keeps_best else None}
                 self.storage.publish(staging, to=uri, input_digest=self.input_digest, extra=extra)
-            with _logged("old checkpoints"):
-                self._remove_old(newest=state.step)
-            log.info("checkpoint at step %d in %.3f s: %s", state.step, time.monotonic() - began, uri)
+                with _logged("old checkpoints"):
+                    self._remove_old(newest=state.step)
+                log.info("checkpoint at step %d in %.3f s: %s", state.step, time.monotonic() - began, uri)
 
-        gang.first_does(write)
+            gang.first_does(publish)
 
     def load_newest(
-        self,
-        *,
-        parameters: dict[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        gang: Gang,
-        parallel: Parallel,
+        self, *, parameters: dict[str, nn.Parameter], gang: Gang, parallel: Parallel
     ) -> TrainingState | None:
         """Go on from the newest valid checkpoint, everywhere the same; None where there is none."""
         step = gang.first_says(self._newest() if gang.is_first else -1)
@@ -116,8 +113,10 @@ class Checkpoints:
         uri = join(self.folder, f"{_PREFIX}{step}")
         with self._on_node(uri, gang=gang) as folder:
             state = TrainingState(**json.loads((folder / "state.json").read_text()))
-            _load_parameters(load_file(folder / "parameters.safetensors"), parameters, parallel)
-            _load_moments(load_file(folder / "optimizer.safetensors"), parameters, optimizer, parallel)
+            _load_weights(folder, parameters, parallel)
+            for key, value in tensor_files.read(folder, _MOMENTS):
+                name, moment = key.rsplit("/", 1)
+                parallel.put_moment(parameters[name], moment, value)
             _load_generators(load_file(folder / "random.safetensors"), saved_world=state.world, gang=gang)
         log.info("going on from the checkpoint at step %d", step)
         return state
@@ -134,7 +133,7 @@ class Checkpoints:
                 exit_code=ExitCode.INTERNAL_ERROR,
             )
         with self._on_node(uri, gang=gang) as folder:
-            _load_parameters(load_file(folder / "parameters.safetensors"), parameters, parallel)
+            _load_weights(folder, parameters, parallel)
 
     def _best(self, step: int) -> str | None:
         """The URI of the best validation, at that step; None where it is lost."""
@@ -198,40 +197,15 @@ def _logged(what: str) -> Iterator[None]:
         log.warning("%s could not be removed: %s", what, error)
 
 
-def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _moments(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for name, parameter in parameters.items():
-        for moment, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}/{moment}"] = torch.as_tensor(value)
-    return tensors
-
-
-def _load_parameters(saved: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter], parallel: Parallel) -> None:
-    if saved.keys() != parameters.keys():
-        odd = sorted(saved.keys() ^ parameters.keys())
+def _load_weights(folder: Path, parameters: dict[str, nn.Parameter], parallel: Parallel) -> None:
+    found = set()
+    for name, whole in tensor_files.read(folder, _WEIGHTS):
+        if name in parameters:
+            parallel.put_weight(parameters[name], whole)
+        found.add(name)
+    odd = sorted(found ^ parameters.keys())
+    if odd:
         raise bad_configuration("CheckpointMismatch", f"the checkpoint does not fit the model: {odd[0]}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(parallel.part(saved[name], of=parameter))
-
-
-def _load_moments(
-    saved: dict[str, torch.Tensor],
-    parameters: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    parallel: Parallel,
-) -> None:
-    for key, value in saved.items():
-        name, moment = key.rsplit("/", 1)
-        parameter = parameters[name]
-        mine = value if moment == "step" else parallel.part(value, of=parameter)
-        # AdamW keeps its step counter on the CPU unless it is fused or capturable.
-        device = parameter.device if moment != "step" or optimizer.defaults.get("fused") else value.device
-        optimizer.state[parameter][moment] = mine.to(device)
 
 
 def _generators(gang: Gang) -> dict[str, torch.Tensor]:

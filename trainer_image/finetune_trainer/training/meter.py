@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
 
 from finetune_trainer.process.gang import Gang
 from finetune_trainer.process.progress import ProgressReporter, show_life
-from finetune_trainer.tasks.adapters import plain
 from finetune_trainer.training.checkpoint import TrainingState
 from finetune_trainer.training.schedule import Schedule
-from finetune_trainer.training.throughput import flops_per_token, peak_flops
+from finetune_trainer.training.throughput import peak_flops
 
 log = logging.getLogger(__name__)
 _LOG_SECONDS = 2.0
@@ -23,7 +21,7 @@ class Meter:
     def __init__(
         self,
         *,
-        model: Any,
+        flops_per_token: float,
         schedule: Schedule,
         gang: Gang,
         progress: ProgressReporter,
@@ -38,8 +36,7 @@ class Meter:
         self._logged_at = float("-inf")
         self._since_log: list[tuple[float, int, float]] = []
         peak = peak_flops(gang.device)
-        config = plain(model).config
-        self._mfu_per_token_rate = flops_per_token(model, config=config) / peak if peak else None
+        self._mfu_per_token_rate = flops_per_token / peak if peak else None
 
     def stepped(self, *, loss: float, tokens: int, seconds: float) -> None:
         """A step is done; log it when the last line is some seconds old."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from finetune_api.results import ExitCode, TrainResult
-from finetune_api.run import TrainRun
+from finetune_api.run import OffloadOrder, TrainRun
 from finetune_api.shared_fields import Artifact
 from finetune_trainer.data import held_out_probes
 from finetune_trainer.data.dataset import MANIFEST, data_folder, read_manifest, read_split
@@ -37,19 +37,23 @@ from finetune_trainer.store.locations import join
 from finetune_trainer.store.orders import orders_digest
 from finetune_trainer.store.storage import Storage
 from finetune_trainer.tasks.choose import task_of
+from finetune_trainer.tasks.encoding import Batch
 from finetune_trainer.tasks.tokens import LEARNED, TokenOrder, Tokens
 from finetune_trainer.training.batches import Batches
 from finetune_trainer.training.checkpoint import Checkpoints, TrainingState
 from finetune_trainer.training.meter import Meter
-from finetune_trainer.training.methods.choose import Method, method_of, trainable_parameters
+from finetune_trainer.training.methods.choose import Method, method_of, once_each, trainable_parameters
 from finetune_trainer.training.objectives.choose import Objective, objective_of
-from finetune_trainer.training.parallel.choose import Parallel, parallel_of
+from finetune_trainer.training.parallel.choose import Parallel, meets, parallel_of
+from finetune_trainer.training.parallel.root import Root
+from finetune_trainer.training.parallel.settings import ParallelSettings
 from finetune_trainer.training.rehearsal import Rehearsal, rehearse
 from finetune_trainer.training.schedule import Schedule
+from finetune_trainer.training.throughput import Size
 
 log = logging.getLogger(__name__)
 TRAINING_LOG = "training_log.jsonl"
-_NOT_IN_DIGEST = {"stage", "identity", "locations", "checkpoint", "nodes", "processesPerNode", "strategy"}
+_NOT_IN_DIGEST = {"stage", "identity", "locations", "checkpoint", "nodes", "processesPerNode", "strategy", "offload"}
 """Who runs it, where, on how many machines, how often it is saved: a run goes on where these are others."""
 _PACKAGES = ("torch", "transformers", "peft")
 
@@ -64,19 +68,25 @@ class Setup:
     tokenizer: Any
     model: Any
     method: Method
+    size: Size
     objective: Objective
-    """Around the model. Inside of `prepared`."""
     parallel: Parallel
-    prepared: nn.Module
-    """The objective as the strategy trains it."""
+    prepared: Callable[[Callable[[Any], torch.Tensor]], torch.Tensor]
+    """Through which the model is asked: under some strategies it is whole only inside of it."""
+    parameters: Mapping[str, nn.Parameter]
+    """By each of their names, as they were once prepared: around a pass a module may have others, of another shape."""
     autocast: Callable[[], AbstractContextManager[Any]]
-    optimizer: torch.optim.Optimizer
     schedule: Schedule
     batches: Batches
     examples: Tokens
     validation: Tokens
     checkpoints: Checkpoints
     labels: Sequence[str] | None
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, once each."""
+        return {name: each for name, each in once_each(self.parameters).items() if each.requires_grad}
 
 
 def work(run: TrainRun) -> TrainResult:
@@ -88,7 +98,7 @@ def work(run: TrainRun) -> TrainResult:
     show_life()
     gpus = torch.cuda.is_available() and run.processes_per_node >= 1
     torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003 - torch's own signature
-    with joined(gpus=gpus) as gang, lost_peers_named(), ExitStack() as stack:
+    with joined(gpus=gpus, meets=meets(run.strategy)) as gang, lost_peers_named(), ExitStack() as stack:
         finished = gang.once_per_node(lambda: _finished(run, model_uri, storage=storage))
         if not gang.any_of(finished is None):
             return TrainResult.model_validate(finished)
@@ -123,18 +133,23 @@ def _run(
     setup: Setup, *, stop: StopSignal, progress: ProgressReporter, base_folder: Path, model_uri: str
 ) -> TrainResult:
     run, gang, schedule = setup.run, setup.gang, setup.schedule
-    parameters = trainable_parameters(setup.model)
+    parameters = setup.trained
     shared: dict[str, Any] = {"gang": gang, "parallel": setup.parallel}
-    before = _fingerprints(setup.parallel.gather(parameters))
+    before = _fingerprints(setup.parallel.weights(parameters))
     state = None
     if run.checkpoint.resume == "Latest":
-        state = setup.checkpoints.load_newest(parameters=parameters, optimizer=setup.optimizer, **shared)
+        state = setup.checkpoints.load_newest(parameters=parameters, **shared)
     resumed_from = state.step if state is not None else None
     state = state or TrainingState(world=gang.world)
     state.world = gang.world
     saved_at = resumed_from
     meter = Meter(
-        model=setup.model, schedule=schedule, gang=gang, progress=progress, state=state, resumed_from=resumed_from
+        flops_per_token=setup.size.flops_per_token,
+        schedule=schedule,
+        gang=gang,
+        progress=progress,
+        state=state,
+        resumed_from=resumed_from,
     )
     meter.tell(checkpoint_step=saved_at)
 
@@ -142,7 +157,7 @@ def _run(
         nonlocal saved_at
         if saved_at == state.step:
             return
-        setup.checkpoints.save(state=state, parameters=parameters, optimizer=setup.optimizer, **shared)
+        setup.checkpoints.save(state=state, parameters=parameters, **shared)
         _write_log(setup, state)
         saved_at = state.step
         meter.tell(checkpoint_step=saved_at)
@@ -172,7 +187,7 @@ def _run(
     if setup.checkpoints.keeps_best and state.best_step is not None and state.best_step != state.step:
         log.info("taking the weights of step %d, the best validation", state.best_step)
         setup.checkpoints.load_best(parameters=parameters, step=state.best_step, **shared)
-    _check_changed(before, _fingerprints(setup.parallel.gather(parameters)))
+    _check_changed(before, _fingerprints(setup.parallel.weights(parameters)))
     _write_log(setup, state)
     return _save(
         setup,
@@ -193,21 +208,39 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, s
     rehearsal = Rehearsal.of(run, base=run.base, packing=order.packing, labels=labels)
     gang.first_does(lambda: rehearse(rehearsal, base_folder=base_folder, storage=storage))  # unless Prepare could
     tokenizer = base_model.load_tokenizer(base_folder)
-    bf16 = gang.device.type == "cuda" and order.precision != "FP32" and torch.cuda.is_bf16_supported()
+    bf16 = base_model.precision_here(order.precision) == "BF16"
+    offload = run.offload or OffloadOrder()
+    parallel = parallel_of(
+        run.strategy,
+        gang=gang,
+        settings=ParallelSettings(
+            bf16=bf16,
+            max_grad_norm=order.max_grad_norm,
+            micro_batch_size=order.micro_batch_size,
+            offload_optimizer=offload.optimizer,
+            offload_parameters=offload.parameters,
+        ),
+    )
     torch.manual_seed(order.seed)  # a new classifier head and new adapters are the same in every process
     base = base_model.load_base(
         base_folder,
         task=task.name,
-        dtype="bfloat16" if bf16 and method.frozen_base else "float32",
+        dtype="bfloat16" if bf16 and method.frozen_base and parallel.half_base else "float32",
         labels=labels,
     )
     model = method.applied(base, task=task, base_uri=run.base.uri)
-    model.to(gang.device).train()
+    model.train()
+    size = Size.of(model)
     torch.manual_seed(order.seed * 1_000_003 + gang.rank)  # dropout differs between processes
-
-    parallel, objective = parallel_of(run.strategy, gang=gang), objective_of(model, task=task)
-    prepared = parallel.prepare(objective)
-    assert parallel.active(), f"strategy {run.strategy} is not in force"
+    optimizer = partial(_optimizer, model, decayed=_decayed(model), weight_decay=order.weight_decay)
+    prepared = parallel.prepare(Root(model), optimizer=optimizer)
+    if not parallel.active():
+        raise StageError(
+            reason="StrategyNotActive",
+            message=f"compute.strategy: {run.strategy} is not in force after it was set up; nothing was trained",
+            exit_code=ExitCode.INTERNAL_ERROR,
+        )
+    log.info("strategy %s is in force over %d processes", type(parallel).__name__, gang.world)
     return Setup(
         run=run,
         storage=storage,
@@ -215,11 +248,12 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, s
         tokenizer=tokenizer,
         model=model,
         method=method,
-        objective=objective,
+        size=size,
+        objective=objective_of(task),
         parallel=parallel,
         prepared=prepared,
+        parameters=dict(model.named_parameters(remove_duplicate=False)),
         autocast=partial(torch.autocast, gang.device.type, torch.bfloat16, enabled=bf16),
-        optimizer=_optimizer(model, weight_decay=order.weight_decay, device=gang.device),
         schedule=Schedule(optimisation=order, examples=len(examples)),
         batches=Batches(task=task, order=order, pad_id=padding_of(model), gang=gang),
         examples=examples,
@@ -265,14 +299,19 @@ def _labels(run: TrainRun, *, storage: Storage) -> Sequence[str] | None:
     return manifest.labels
 
 
-def _optimizer(model: Any, *, weight_decay: float, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW; biases and norms (one dimension) are not decayed."""
-    parameters = list(trainable_parameters(model).values())
+def _optimizer(model: Any, *, decayed: Set[str], weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW. A parameter's shape cannot be asked any more: its process may hold a part of it."""
+    trained = trainable_parameters(model)
     groups = [
-        {"params": [parameter for parameter in parameters if parameter.dim() > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
+        {"params": [each for name, each in trained.items() if name in decayed], "weight_decay": weight_decay},
+        {"params": [each for name, each in trained.items() if name not in decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, fused=True)
+
+
+def _decayed(model: Any) -> frozenset[str]:
+    """All but biases and norms, which have one dimension."""
+    return frozenset(name for name, parameter in trainable_parameters(model).items() if parameter.dim() > 1)
 
 
 def _step(setup: Setup, *, step: int) -> tuple[float, int]:
@@ -282,20 +321,27 @@ def _step(setup: Setup, *, step: int) -> tuple[float, int]:
     weight = setup.objective.weight(setup.examples, chosen)
     batches = setup.batches.of_step(setup.examples, chosen)
     setup.model.train()
-    for group in setup.optimizer.param_groups:
-        group["lr"] = setup.schedule.learning_rate(step)
     summed = 0.0
     for number, batch in enumerate(batches, start=1):
-        with nullcontext() if number == len(batches) else parallel.no_sync():
-            with setup.autocast():
-                loss = setup.prepared(batch.to(gang.device))
+        with parallel.accumulating(last=number == len(batches)):
+            loss = _loss(setup, batch)
             parallel.backward(loss, weight=weight)
         summed += float(loss.detach())
-    parallel.clip(trainable_parameters(setup.model).values(), max_norm=setup.run.optimisation.max_grad_norm)
     total, tokens = gang.sum_of([summed, float(sum(batch.real_tokens for batch in batches))])
     _check_finite(total, what="loss", step=step + 1)
-    parallel.step(setup.optimizer)
+    parallel.step(
+        setup.trained,
+        learning_rate=setup.schedule.learning_rate(step),
+        max_norm=setup.run.optimisation.max_grad_norm,
+    )
     return total / weight, round(tokens)
+
+
+def _loss(setup: Setup, batch: Batch) -> torch.Tensor:
+    """Summed over the batch's targets; shape ()."""
+    moved = batch.to(setup.gang.device)
+    with setup.autocast():
+        return setup.prepared(lambda model: setup.objective(model, moved))
 
 
 def _check_finite(loss: float, *, what: str, step: int) -> None:
@@ -311,9 +357,8 @@ def _validate(setup: Setup, *, state: TrainingState, meter: Meter) -> None:
     """Mean validation loss; remembers the best and how long ago it was."""
     gang, examples = setup.gang, setup.validation
     setup.model.eval()
-    with torch.inference_mode(), setup.autocast():
-        batches = setup.batches.of_validation(examples)
-        summed = sum(float(setup.objective(batch.to(gang.device))) for batch in batches)
+    with torch.no_grad():
+        summed = sum(float(_loss(setup, batch)) for batch in setup.batches.of_validation(examples))
     (total,) = gang.sum_of([summed])
     loss = total / max(1, setup.objective.weight(examples, range(len(examples))))
     _check_finite(loss, what="validation loss", step=state.step)
@@ -329,11 +374,8 @@ def _is_over(run: TrainRun, state: TrainingState) -> bool:
     return patience is not None and state.evaluations_without_improvement >= patience
 
 
-def _fingerprints(parameters: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    return {
-        name: (float(p.detach().double().sum()), float(p.detach().double().abs().sum()))
-        for name, p in parameters.items()
-    }
+def _fingerprints(weights: Iterable[tuple[str, torch.Tensor]]) -> dict[str, tuple[float, float]]:
+    return {name: (float(whole.double().sum()), float(whole.double().abs().sum())) for name, whole in weights}
 
 
 def _check_changed(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> None:
@@ -368,11 +410,12 @@ def _save(
         tokens=state.tokens,
         seconds=round(state.seconds, 1),
         resumed_from_step=resumed_from,
-        trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        total_parameters=sum(p.numel() for p in model.parameters()),
+        trainable_parameters=setup.size.trainable,
+        total_parameters=setup.size.total,
         packages=versions(_PACKAGES),
     )
-    probe = saved_model.probe(model, input_ids=setup.examples[0].ids)
+    probe = saved_model.probe(model, input_ids=setup.examples[0].ids, ask=setup.prepared, device=setup.gang.device)
+    whole = _state(setup)
 
     def save() -> dict[str, Any]:
         artifact = saved_model.save(
@@ -388,11 +431,29 @@ def _save(
             input_digest=input_digest(setup.run),
             extra={"result": result.to_dict()},
             companions={held_out_probes.FILE_NAME: _probes(setup)},
+            state=whole,
         )
         return artifact.to_dict()
 
     artifact = Artifact.model_validate(setup.gang.first_does(save))
     return result.model_copy(update={"artifact": artifact})
+
+
+def _state(setup: Setup) -> dict[str, torch.Tensor]:
+    """What is to be saved of the model's state dict, in whole tensors, in the first process; empty in the others."""
+    if setup.method.saved_as == "Adapter":  # the base stays where it is
+        trained = setup.parallel.weights(setup.trained)
+        return {name: whole.cpu() for name, whole in trained if setup.gang.is_first}
+    named, whole = setup.parameters, {}
+    for name, tensor in setup.parallel.weights(once_each(named)):
+        if setup.gang.is_first:
+            whole[id(named[name])] = tensor.cpu()
+    if not setup.gang.is_first:
+        return {}
+    # Names that share a tensor share it here too: a file holds it once.
+    return {
+        name: whole[id(named[name])] if name in named else value for name, value in setup.model.state_dict().items()
+    }
 
 
 def _last(name: str, lines: Sequence[dict[str, float]]) -> float | None:

@@ -38,6 +38,14 @@ def method_of(order: MethodOrder) -> Method:
     return _METHODS[order.type](order)
 
 
+def once_each(named: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Of names that share a parameter only the first."""
+    first: dict[int, str] = {}
+    for name, parameter in named.items():
+        first.setdefault(id(parameter), name)
+    return {name: named[name] for name in first.values()}
+
+
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -14,17 +14,15 @@ from finetune_trainer.training.objectives.sft import SupervisedLoss
 
 
 class Objective(Protocol):
-    """A loss that is summed over batches and processes and divided by its weight: a `torch.nn.Module` around the model,
-    which is what a parallel strategy wraps.
-    """
+    """A loss that is summed over batches and processes and divided by its weight."""
 
-    def __call__(self, batch: Batch) -> torch.Tensor:
+    def __call__(self, model: Any, batch: Batch) -> torch.Tensor:
         """The summed loss of a batch, fp32; shape (). Zero for one without targets."""
 
     def weight(self, examples: Tokens, chosen: Sequence[int]) -> int:
         """By what the sum over the chosen examples, those of all processes, is divided."""
 
 
-def objective_of(model: Any, *, task: Task) -> SupervisedLoss:
+def objective_of(task: Task) -> SupervisedLoss:
     """Of all runs."""
-    return SupervisedLoss(model, task=task)
+    return SupervisedLoss(task)

@@ -6,24 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from finetune_trainer.tasks.encoding import Batch
 from finetune_trainer.tasks.task import Task
 from finetune_trainer.tasks.tokens import Tokens
 
 
-class SupervisedLoss(nn.Module):
-    """Forward gives the summed loss over a batch's targets."""
+class SupervisedLoss:
+    """The summed loss over a batch's targets."""
 
-    def __init__(self, model: Any, *, task: Task) -> None:
-        super().__init__()
-        self.model = model
+    def __init__(self, task: Task) -> None:
         self._task = task
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def __call__(self, model: Any, batch: Batch) -> torch.Tensor:
         """Sum of cross entropies; shape ()."""
-        return self._task.loss(self.model, batch)
+        return self._task.loss(model, batch)
 
     def weight(self, examples: Tokens, chosen: Sequence[int]) -> int:
         """The targets."""

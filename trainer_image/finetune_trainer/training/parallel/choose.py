@@ -6,49 +6,74 @@ strategies a forward pass already is an exchange.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
 
+from finetune_api.tasks import UsedStrategy
 from finetune_trainer.process.gang import Gang
 from finetune_trainer.training.parallel.ddp import Replicated
+from finetune_trainer.training.parallel.fsdp2 import FullySharded
+from finetune_trainer.training.parallel.root import Root
+from finetune_trainer.training.parallel.settings import ParallelSettings
 from finetune_trainer.training.parallel.single import Single
+from finetune_trainer.training.parallel.zero import Zero
 
 
 class Parallel(Protocol):
     """How the processes of a gang share one model."""
 
-    def prepare(self, objective: nn.Module) -> nn.Module:
-        """What batches are trained through. Before the optimiser is made."""
+    half_base: ClassVar[bool]
+    """Whether weights that stay as they are may be in bf16 while others are in fp32."""
+
+    def prepare(self, root: Root, *, optimizer: Callable[[], torch.optim.Optimizer]) -> nn.Module:
+        """What the model is asked through from now on. `optimizer` makes it, of the parameters as they are then."""
 
     def active(self) -> bool:
-        """Whether the prepared module really is under this strategy: some fall back in silence to none at all."""
+        """Whether the strategy is in force: some libraries fall back in silence to none at all."""
 
-    def no_sync(self) -> AbstractContextManager[Any]:
-        """Around a forward and backward pass after which another follows before the step."""
+    def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Around a forward and backward pass. `last`: of the step."""
 
     def backward(self, loss: torch.Tensor, *, weight: int) -> None:
         """Add up gradients of `loss / weight`, summed over the processes: all of them after the step's last pass."""
 
-    def clip(self, parameters: Iterable[nn.Parameter], *, max_norm: float) -> None:
-        """Shorten the gradient, taken as one vector over all parameters."""
+    def step(self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, max_norm: float) -> None:
+        """Shorten the gradient, taken as one vector, to `max_norm`; change the parameters; forget the gradients."""
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Change the parameters and forget the gradients."""
+    def weights(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Parameters as whole tensors, one after another, in each process, on any device. All go through to the end."""
 
-    def gather(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Parameters or moments as whole tensors, for whoever saves or looks at them."""
+    def moments(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The optimiser's, the same way: `<parameter>/exp_avg`, `<parameter>/exp_avg_sq`, `<parameter>/step`."""
 
-    def part(self, whole: torch.Tensor, *, of: torch.Tensor) -> torch.Tensor:
-        """What this process holds of a whole tensor that has the shape of the parameter `of`."""
+    def put_weight(self, parameter: nn.Parameter, whole: torch.Tensor) -> None:
+        """Take this process's part of a whole tensor, which each of them has."""
+
+    def put_moment(self, parameter: nn.Parameter, moment: str, whole: torch.Tensor) -> None:
+        """The same of one of the optimiser's."""
 
 
-_STRATEGIES = {"DDP": Replicated}
+_STRATEGIES: Mapping[UsedStrategy, Callable[[Gang, ParallelSettings], Parallel]] = {
+    "DDP": Replicated,
+    "FSDP2": FullySharded,
+    "DeepSpeedZeRO1": partial(Zero, stage=1),
+    "DeepSpeedZeRO2": partial(Zero, stage=2),
+    "DeepSpeedZeRO3": partial(Zero, stage=3),
+}
 
 
-def parallel_of(strategy: str, *, gang: Gang) -> Parallel:
-    """The strategy of an order; a process that is alone needs none."""
-    return Single(gang) if gang.world == 1 else _STRATEGIES[strategy](gang)
+def parallel_of(strategy: UsedStrategy, *, gang: Gang, settings: ParallelSettings) -> Parallel:
+    """The strategy of an order. Copies of the whole model are of no use to a process that is alone."""
+    if strategy == "DDP" and gang.world == 1:
+        return Single(gang, settings)
+    return _STRATEGIES[strategy](gang, settings)
+
+
+def meets(strategy: UsedStrategy) -> bool:
+    """Whether it is one that exchanges even where a process is alone."""
+    return strategy != "DDP"

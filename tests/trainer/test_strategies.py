@@ -1,0 +1,73 @@
+"""Under every strategy processes learn what one learns, save the whole model, and go on where another left off."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+from tests.trainer.small_run import LORA, SmallRun, SmallRuns
+
+STRATEGIES = ("DDP", "FSDP2", "DeepSpeedZeRO1", "DeepSpeedZeRO2", "DeepSpeedZeRO3")
+SAME = 1e-5
+"""Of a loss: sums over other parts, in another order, round otherwise."""
+
+
+@pytest.fixture(scope="module")
+def alone(runs: SmallRuns) -> tuple[SmallRun, dict[str, Any]]:
+    """One process, undisturbed."""
+    run = runs.new("alone")
+    return run, run.train(run.order(runs.prepared, checkpoint={"everySteps": 4, "keep": 5, "resume": "Latest"}))
+
+
+def goes_on(run: SmallRun, order: dict[str, Any], *, at: int) -> dict[str, Any]:
+    """The same run once more, as if it had ended after the checkpoint of a step."""
+    shutil.rmtree(run.folder / "model", ignore_errors=True)
+    for step in (step for step in run.steps() if step > at):
+        shutil.rmtree(run.folder / "checkpoints" / f"step-{step}")
+    result = run.train(order)
+    assert result["resumedFromStep"] == at
+    return result
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_learns_the_same_and_goes_on_from_its_own_and_anothers(
+    strategy: str, alone: tuple[SmallRun, dict[str, Any]], runs: SmallRuns
+) -> None:
+    single, one = alone
+    run = runs.new(f"pair-{strategy}", processes=2)
+    order = run.order(runs.prepared, strategy=strategy)
+    two = run.train(order)
+    assert (two["tokens"], two["totalParameters"]) == (one["tokens"], one["totalParameters"])
+    assert two["validationLoss"] == pytest.approx(one["validationLoss"], rel=SAME)
+    # Its own checkpoint: the same bits as without a break.
+    unbroken = run.weights()
+    assert goes_on(run, order, at=12)["validationLoss"] == two["validationLoss"]
+    assert run.weights() == unbroken
+    # One process's, under the strategy; and the strategy's, in one process.
+    for folder in run.folder.glob("checkpoints/*"):
+        shutil.rmtree(folder)
+    shutil.copytree(single.folder / "checkpoints" / "step-8", run.folder / "checkpoints" / "step-8")
+    assert goes_on(run, order, at=8)["validationLoss"] == pytest.approx(one["validationLoss"], rel=SAME)
+    back = run.order(runs.prepared) | {"processesPerNode": 1}
+    assert goes_on(run, back, at=12)["validationLoss"] == pytest.approx(one["validationLoss"], rel=SAME)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_adapter_is_trained_under_each_strategy(strategy: str, runs: SmallRuns) -> None:
+    lora = LORA | {"lora": LORA["lora"] | {"dropout": 0.0}}
+    single, pair = runs.new("adapter-alone"), runs.new(f"adapter-{strategy}", processes=2)
+    one = single.train(single.order(runs.prepared, method=lora))
+    two = pair.train(pair.order(runs.prepared, method=lora, strategy=strategy))
+    assert two["trainableParameters"] == one["trainableParameters"]
+    assert two["validationLoss"] == pytest.approx(one["validationLoss"], rel=SAME)
+
+
+@pytest.mark.parametrize("strategy", ["FSDP2", "DeepSpeedZeRO2", "DeepSpeedZeRO3"])
+def test_what_waits_in_the_hosts_memory_learns_the_same(
+    strategy: str, alone: tuple[SmallRun, dict[str, Any]], runs: SmallRuns
+) -> None:
+    run = runs.new(f"offload-{strategy}")
+    offload = {"optimizer": True, "parameters": strategy != "DeepSpeedZeRO2"}
+    found = run.train(run.order(runs.prepared, strategy=strategy, offload=offload))
+    assert found["validationLoss"] == pytest.approx(alone[1]["validationLoss"], rel=SAME)

@@ -1,0 +1,194 @@
+"""DeepSpeed ZeRO (Rajbhandari et al. 2020): the moments (stage 1), gradients (2) and weights (3) are spread over the
+processes.
+
+What it saves by itself is pickled and bound to a number of processes; here weights and moments are taken out of it, and
+put back, as whole tensors. That needs some of its inner names: `pyproject.toml` pins its minor version.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn.functional import pad
+
+from finetune_trainer.process.gang import Gang
+from finetune_trainer.training.parallel.root import Root
+from finetune_trainer.training.parallel.settings import ParallelSettings
+from finetune_trainer.training.parallel.single import Single
+
+_BUCKET = 500_000_000
+"""Elements that are exchanged at once, at most: the library's own default."""
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Zero(Single):
+    """One of its stages."""
+
+    half_base: ClassVar[bool] = False  # it computes with weights of one type
+
+    def __init__(self, gang: Gang, settings: ParallelSettings, *, stage: int) -> None:
+        super().__init__(gang, settings)
+        self._stage = stage
+
+    def prepare(self, root: Root, *, optimizer: Callable[[], torch.optim.Optimizer]) -> nn.Module:
+        """Its engine around the root."""
+        deepspeed = _deepspeed(gpus=self._gang.device.type == "cuda")
+        config = self._config(trained=sum(each.numel() for each in root.parameters() if each.requires_grad))
+        if self._stage == 3:
+            deepspeed.zero.Init(module=root, config_dict_or_path=config)
+        self._engine, self._zero, _, _ = deepspeed.initialize(
+            model=root, optimizer=optimizer(), config=config, dist_init_required=False
+        )
+        self._optimizer = self._zero.optimizer
+        return self._engine  # type: ignore[no-any-return]
+
+    def active(self) -> bool:
+        """Whether its optimiser holds this process's share of what the stage spreads."""
+        if self._engine.zero_optimization_stage() != self._stage:
+            return False
+        mine = sum(part.numel() for part in self._flat())
+        trained = [each for each in self._engine.module.parameters() if each.requires_grad]
+        whole = sum(getattr(each, "ds_numel", each.numel()) for each in trained)
+        spread = self._stage < 3 or all(each.numel() == 0 or self._kept_whole(each) for each in trained)
+        return spread and (self._gang.world == 1 or mine < whole)
+
+    def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Its configuration knows of one pass a step; which is the last, it is told."""
+        self._last = last
+        self._engine.set_gradient_accumulation_boundary(last)
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor, *, weight: int) -> None:
+        """It averages over processes; what is wanted is the sum."""
+        self._engine.backward(loss * (self._gang.world / weight))
+        if not self._last:
+            self._engine.step()
+
+    def step(self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, max_norm: float) -> None:
+        """It clips as its configuration says."""
+        for group in self._zero.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+
+    def moments(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Out of the fragments of all processes."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        self._link()
+        steps = [state["step"] for state in self._optimizer.state.values()]
+        for name, parameter in parameters.items():
+            for moment in _MOMENTS:
+                yield f"{name}/{moment}", safe_get_full_optimizer_state(parameter, moment)
+            yield f"{name}/step", steps[0].clone()  # files hold no tensor twice
+
+    def put_weight(self, parameter: nn.Parameter, whole: torch.Tensor) -> None:
+        """Into the weight that it computes with, and the one that it steps on."""
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        whole = whole.to(self._gang.device)
+        if self._stage < 3:
+            with torch.no_grad():
+                parameter.copy_(whole)
+            safe_set_full_fp32_param(parameter, whole)
+            return
+        with GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+            if self._gang.is_first:
+                parameter.copy_(whole)
+        self._put_part(parameter, whole, moment=None)
+
+    def put_moment(self, parameter: nn.Parameter, moment: str, whole: torch.Tensor) -> None:
+        """Into this process's fragment."""
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        self._make_moments()
+        if moment == "step":  # one for all
+            for state in self._optimizer.state.values():
+                state["step"] = whole.to(state["step"].device).clone()
+        elif self._stage < 3:
+            safe_set_full_optimizer_state(parameter, whole.to(self._gang.device), moment)
+        else:
+            self._put_part(parameter, whole, moment=moment)
+
+    def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        if not hasattr(tensor, "ds_id"):
+            return tensor
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([tensor]):
+            return tensor.detach().clone()
+
+    def _flat(self) -> list[torch.Tensor]:
+        """What its optimiser steps on: this process's share of all trained weights, flat."""
+        of_stage = "fp32_partitioned_groups_flat" if self._stage == 3 else "single_partition_of_fp32_groups"
+        return list(getattr(self._zero, of_stage))
+
+    def _kept_whole(self, parameter: Any) -> bool:
+        """Small ones are not worth an exchange each time."""
+        return bool(parameter.ds_persist)
+
+    def _make_moments(self) -> None:
+        """Make them before the first step, which otherwise would."""
+        for part in self._flat():
+            if not self._optimizer.state[part]:
+                zeros = {moment: torch.zeros_like(part) for moment in _MOMENTS}
+                self._optimizer.state[part] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
+        self._link()
+
+    def _link(self) -> None:
+        """Stages 1 and 2 find moments by weight only for groups that were stepped on when the first one was."""
+        if self._stage < 3:
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _put_part(self, parameter: nn.Parameter, whole: torch.Tensor, *, moment: str | None) -> None:
+        """Its own way of doing it knows only sizes that all processes can share evenly."""
+        part, _ = self._zero._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=False, optim_state_key=moment
+        )
+        size = part.numel()
+        filled = pad(whole.flatten(), (0, size * self._gang.world - whole.numel()))
+        with torch.no_grad():
+            part.copy_(filled.narrow(0, size * self._gang.rank, size))
+
+    def _config(self, *, trained: int) -> dict[str, Any]:
+        settings, gpus = self._settings, self._gang.device.type == "cuda"
+        bucket = min(trained, _BUCKET)  # made and exchanged whole, however little is in it
+        zero: dict[str, Any] = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+        zero |= {"overlap_comm": gpus, **settings.deepspeed.get("zero_optimization", {}), "stage": self._stage}
+        if settings.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": gpus}
+        if settings.offload_parameters:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": gpus}
+        own = settings.deepspeed
+        return {
+            **own,
+            "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": settings.max_grad_norm,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_optimization": zero,
+            "torch_autocast": {"enabled": settings.bf16, "dtype": "bfloat16"},
+        }
+
+
+def _deepspeed(*, gpus: bool) -> Any:
+    """The library, set up so that it compiles nothing: images have no compiler."""
+    if not gpus:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("LOCAL_RANK", "0")  # torchrun sets it; whoever is alone was not started by it
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if gpus else "gloo")
+    return deepspeed
