@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from finetune_api.run import TrainRun, run_adapter
 from finetune_trainer.training import batches, train
-from finetune_trainer.training.parallel.root import Root
+from finetune_trainer.training.sharing import Root
 
 SECONDS = 20
 

@@ -17,8 +17,7 @@ from finetune_trainer.store.complete import Complete
 from finetune_trainer.store.storage import Storage
 from finetune_trainer.training.checkpoint import Checkpoints, TrainingState
 from finetune_trainer.training.parallel.choose import parallel_of
-from finetune_trainer.training.parallel.root import Root
-from finetune_trainer.training.parallel.settings import ParallelSettings
+from finetune_trainer.training.sharing import ParallelSettings, Root
 
 ALONE = Gang(rank=0, local_rank=0, world=1, device=torch.device("cpu"))
 

@@ -45,10 +45,9 @@ from finetune_trainer.training.meter import Meter
 from finetune_trainer.training.methods.choose import Method, method_of, once_each, trainable_parameters
 from finetune_trainer.training.objectives.choose import Objective, objective_of
 from finetune_trainer.training.parallel.choose import Parallel, meets, parallel_of
-from finetune_trainer.training.parallel.root import Root
-from finetune_trainer.training.parallel.settings import ParallelSettings
 from finetune_trainer.training.rehearsal import Rehearsal, rehearse
 from finetune_trainer.training.schedule import Schedule
+from finetune_trainer.training.sharing import ParallelSettings, Root
 from finetune_trainer.training.throughput import Size
 
 log = logging.getLogger(__name__)

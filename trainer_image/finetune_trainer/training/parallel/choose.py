@@ -18,10 +18,9 @@ from finetune_api.tasks import UsedStrategy
 from finetune_trainer.process.gang import Gang
 from finetune_trainer.training.parallel.ddp import Replicated
 from finetune_trainer.training.parallel.fsdp2 import FullySharded
-from finetune_trainer.training.parallel.root import Root
-from finetune_trainer.training.parallel.settings import ParallelSettings
 from finetune_trainer.training.parallel.single import Single
 from finetune_trainer.training.parallel.zero import Zero
+from finetune_trainer.training.sharing import ParallelSettings, Root
 
 
 class Parallel(Protocol):

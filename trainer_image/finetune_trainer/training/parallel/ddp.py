@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from finetune_trainer.training.parallel.root import Root
 from finetune_trainer.training.parallel.single import Single
+from finetune_trainer.training.sharing import Root
 
 
 class Replicated(Single):

@@ -16,8 +16,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from finetune_trainer.tasks.adapters import plain
-from finetune_trainer.training.parallel.root import Root
 from finetune_trainer.training.parallel.single import Single
+from finetune_trainer.training.sharing import Root
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from finetune_trainer.process.gang import Gang
-from finetune_trainer.training.parallel.root import Root
-from finetune_trainer.training.parallel.settings import ParallelSettings
+from finetune_trainer.training.sharing import ParallelSettings, Root
 
 
 class Single:

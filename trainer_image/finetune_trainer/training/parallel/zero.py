@@ -18,9 +18,8 @@ from torch import nn
 from torch.nn.functional import pad
 
 from finetune_trainer.process.gang import Gang
-from finetune_trainer.training.parallel.root import Root
-from finetune_trainer.training.parallel.settings import ParallelSettings
 from finetune_trainer.training.parallel.single import Single
+from finetune_trainer.training.sharing import ParallelSettings, Root
 
 _BUCKET = 500_000_000
 """Elements that are exchanged at once, at most: the library's own default."""
