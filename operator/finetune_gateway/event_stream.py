@@ -81,6 +81,11 @@ class EventStream:
         return "".join(self._parts)
 
     @property
+    def failure(self) -> str | None:
+        """What went wrong so far."""
+        return self._failure
+
+    @property
     def fault(self) -> str | None:
         """Why this is no good answer, once it has ended."""
         if self._failure is None and not self._done and not (self._ended and all(self._ended.values())):

@@ -91,7 +91,7 @@ class _Attempt:
     """The next try is made at another variant."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Stream:
     """A streamed answer that has begun."""
 
@@ -100,6 +100,13 @@ class _Stream:
     events: EventStream
     ready: bytes
     """What the client may have already."""
+    broke_off: str | None = None
+    """Why it did, once it has."""
+
+    @property
+    def went_wrong(self) -> str | None:
+        """What is wrong with it so far, whether or not there is still somebody to read it."""
+        return self.broke_off or self.events.failure
 
 
 @dataclass(kw_only=True)
@@ -178,6 +185,7 @@ class Proxy:
         sender = Sender(answer_id=request_id, model=attempt.routes.model, created=int(time.time()))
         headers = {ANSWER_HEADER: request_id}
         answer, what, judged, code = Answer(status=0), "", True, 0
+        came: Answer | _Stream | None = None
         try:
             came, retry_after = await self._first_event(attempt, url=variant.url, flight=flight, sender=sender)
             if isinstance(came, _Stream):
@@ -202,7 +210,12 @@ class Proxy:
             judged = flight.given_up != "breaker"  # it was well, as far as anybody knows
             raise
         except (ConnectionResetError, asyncio.CancelledError):
-            judged, code = False, 499
+            # That says nothing about the version, unless it was told of a failure, and may have gone for that.
+            judged, code = isinstance(came, _Stream) and came.went_wrong is not None, 499
+            if judged and isinstance(came, _Stream):
+                answer = replace(
+                    streamed(events=came.events, seconds=flight.seconds(now=loop.time())), fault=came.went_wrong
+                )
             raise
         finally:
             self.flights.end(
@@ -354,7 +367,7 @@ class Proxy:
                     what = f"the answer was not complete within {self.config.timeout_seconds:g} s"
             answer = streamed(events=events, seconds=flight.seconds(now=loop.time()))
             if what is not None:
-                answer = replace(answer, fault=what)
+                begun.broke_off, answer = what, replace(answer, fault=what)
                 if not events.said_error:
                     await stream.break_off(message=what)
             await stream.end()

@@ -103,11 +103,15 @@ class Streaming:
 
     body = b""
     cut = False
+    goes_on = False
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await response.write(self.body)
+        while self.goes_on:
+            await response.write(b": still here\n\n")
+            await asyncio.sleep(0.01)
         if self.cut:
             assert request.transport is not None
             await asyncio.sleep(0.05)
@@ -151,6 +155,29 @@ async def test_a_stream_that_fails_inside_is_a_failure_and_its_client_is_told(
                     texts.append(chunk.choices[0].delta.content)
             assert texts == ["one "]
     await eventually(lambda: arm(gateway, "old")["errors"] == 2)
+
+
+async def test_a_failure_counts_whose_client_leaves_when_it_is_told(
+    gateway: GatewayProcess, streaming: tuple[Streaming, Upstream]
+) -> None:
+    version, upstream = streaming
+    version.body, version.goes_on = ONE + b'data: {"error": {"message": "CUDA out of memory"}}\n\n', True
+    gateway.route(upstream)
+    gateway.start()
+    await gateway.ready()
+    async with aiohttp.ClientSession() as session:
+        for _ in range(2):
+            async with session.post(f"{gateway.url}/v1/chat/completions", json={**HELLO, "stream": True}) as answer:
+                assert b"CUDA out of memory" in await read_until(answer, b"CUDA")
+    await eventually(lambda: arm(gateway, "old")["errors"] == 2)
+
+
+async def read_until(answer: aiohttp.ClientResponse, word: bytes) -> bytes:
+    """What came up to a line with it; the rest is left."""
+    read = b""
+    while word not in read:
+        read += await answer.content.readline()
+    return read
 
 
 async def test_after_an_answer_that_broke_off_its_connection_serves_the_next_request(
