@@ -25,15 +25,19 @@ from finetune_api.base import (
     keyed_by,
 )
 from finetune_api.shared_fields import (
+    EXTENDED_RESOURCE,
+    GpuResource,
     MetricName,
     MetricResult,
     NextStatus,
     OpenObject,
     PodOverlay,
+    Quantities,
     Resources,
     Task,
     ThresholdRange,
     Verdict,
+    gpu_rules,
 )
 from finetune_api.tasks import METHODS, TASKS, MethodType, Strategy
 
@@ -318,6 +322,25 @@ class Offload(ApiModel):
     """The weights. Default false."""
 
 
+class Network(ApiModel):
+    """What training pods reach each other by."""
+
+    interface: (
+        Annotated[str, Field(max_length=15), form("a network interface's name", "eth0", pattern="^[A-Za-z0-9._-]+$")]
+        | None
+    ) = None
+    """The interface of the pods that NCCL and gloo use. Default: they choose one."""
+    resources: Quantities | None = None
+    """Extended resources of each training container next to its GPUs, e.g. rdma/ib: 1."""
+
+    cel_rules = (
+        Rule(
+            rule=f"!has(self.resources) || self.resources.all(name, name.matches('{EXTENDED_RESOURCE}'))",
+            message="compute.network.resources are those of device plugins, such as rdma/ib; others belong into compute.resources",
+        ),
+    )
+
+
 class Compute(ApiModel):
     """The machines of the run."""
 
@@ -325,6 +348,8 @@ class Compute(ApiModel):
     """Pods that train together. Default 1."""
     gpus_per_node: Annotated[int, Field(ge=0, le=64)] | None = None
     """GPUs of each pod, one process each; 0: CPU, processesPerNode processes. Default 0."""
+    gpu_resource: GpuResource | None = None
+    """The resource that a GPU is: nvidia.com/gpu, amd.com/gpu, nvidia.com/mig-1g.10gb. Default nvidia.com/gpu."""
     processes_per_node: Annotated[int, Field(ge=1, le=64)] | None = None
     """Training processes of each pod, where there are no GPUs. Default 1."""
     strategy: Strategy | None = None
@@ -332,6 +357,7 @@ class Compute(ApiModel):
     DeepSpeedZeRO1, 2, 3: each has a part of the moments; and of the gradients; and of the weights. Auto: DDP. Default
     Auto."""
     offload: Offload | None = None
+    network: Network | None = None
     resources: Resources | None = None
     """Requests and limits of each training container, GPUs not included. Default: as the operator is set."""
     pod_template: PodOverlay | None = None
@@ -341,6 +367,7 @@ class Compute(ApiModel):
             rule="!has(self.processesPerNode) || !has(self.gpusPerNode) || self.gpusPerNode == 0",
             message="compute.processesPerNode: {self.processesPerNode} is for CPUs; with compute.gpusPerNode: {self.gpusPerNode} each GPU has one process; remove it",
         ),
+        *gpu_rules(prefix="compute", count="gpusPerNode"),
         Rule(
             rule=f"!({_OFFLOADS}) || (has(self.strategy) && !(self.strategy in ['Auto', 'DDP']))",
             message="compute.offload (optimizer: true or parameters: true) needs compute.strategy: FSDP2 or DeepSpeedZeRO1, 2 or 3, not strategy: {self.strategy}",

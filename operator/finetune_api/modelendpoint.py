@@ -25,6 +25,7 @@ from finetune_api.base import (
 )
 from finetune_api.modelversion import BaselineRecord
 from finetune_api.shared_fields import (
+    GpuResource,
     MetricName,
     MetricResult,
     NextStatus,
@@ -33,6 +34,7 @@ from finetune_api.shared_fields import (
     Resources,
     Task,
     Verdict,
+    gpu_rules,
 )
 from finetune_api.tasks import TASKS, Runtime
 
@@ -86,6 +88,8 @@ class Serving(ApiModel):
     out of manifests that are applied again."""
     gpus: Annotated[int, Field(ge=0, le=64)] | None = None
     """GPUs of each pod. Default 0: CPU."""
+    gpu_resource: GpuResource | None = None
+    """The resource that a GPU is: nvidia.com/gpu, amd.com/gpu, nvidia.com/mig-1g.10gb. Default nvidia.com/gpu."""
     resources: Resources | None = None
     """Requests and limits of each serving container, GPUs not included. Default: as the operator is set."""
     secret_ref: SecretReference | None = None
@@ -93,6 +97,8 @@ class Serving(ApiModel):
     """
     pod_template: PodOverlay | None = None
     """Added to the serving pods."""
+
+    cel_rules = gpu_rules(prefix="serving", count="gpus")
 
 
 class GatewayLimits(ApiModel):

@@ -32,6 +32,8 @@ DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 MASTER_ADDRESS_VARIABLE = "FINETUNE_MASTER_ADDR"
 """Host of the pod with rank 0; its port is in FINETUNE_MASTER_PORT."""
 MASTER_PORT_VARIABLE = "FINETUNE_MASTER_PORT"
+INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+"""The network interface of a pod that its processes reach others by."""
 NODE_RANK_VARIABLE = "JOB_COMPLETION_INDEX"
 """Set by Kubernetes in each pod of an Indexed Job."""
 SERVE_HOST_VARIABLE = "FINETUNE_SERVE_HOST"

@@ -36,6 +36,34 @@ Quantity = Annotated[
 """resource.Quantity of Kubernetes, not below zero. The schema refuses others; what was stored before can be read."""
 Quantities = Annotated[dict[str, Quantity], Field(json_schema_extra={"maxProperties": 15})]
 """Quantities by resource. The schema refuses more; what was stored before can be read."""
+EXTENDED_RESOURCE = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+"""How a resource that a device plugin offers is named."""
+GpuResource = Annotated[
+    str,
+    Field(max_length=317),
+    form(
+        "a resource as a device plugin offers it",
+        *("nvidia.com/gpu", "amd.com/gpu", "nvidia.com/mig-1g.10gb"),
+        pattern=EXTENDED_RESOURCE,
+    ),
+]
+GPU_RESOURCE = "nvidia.com/gpu"
+"""The default."""
+
+
+def gpu_rules(*, prefix: str, count: str) -> tuple[Rule, ...]:
+    """Of a node with `gpuResource` and the field `count`, which `prefix` leads to in messages."""
+    some = f"(has(self.{count}) && self.{count} > 0)"
+    return (
+        Rule(
+            rule=f"!has(self.gpuResource) || {some}",
+            message=f"{prefix}.gpuResource: {{self.gpuResource}} needs {prefix}.{count}: 1 or more",
+        ),
+        Rule(
+            rule=f"!has(self.gpuResource) || !self.gpuResource.contains('/mig-') || !{some} || self.{count} == 1",
+            message=f"{prefix}.{count}: {{self.{count}}} parts of GPUs cannot work together in a pod, since CUDA shows a process one of them; with {prefix}.gpuResource: {{self.gpuResource}} set it to 1",
+        ),
+    )
 
 
 class Release(ApiModel):
@@ -100,6 +128,10 @@ class PodOverlaySpec(ApiModel):
     """The RuntimeClass of the pods, e.g. nvidia."""
     priority_class_name: Name | None = None
     """The PriorityClass of the pods: who gives way to whom."""
+    scheduler_name: Name | None = None
+    """Who finds nodes for the pods, e.g. volcano. Default: the cluster's own scheduler."""
+    topology_spread_constraints: Annotated[list[OpenObject], Field(max_length=8)] | None = None
+    """How pods are spread over nodes or zones, as in a Pod; the schema does not look into it."""
     service_account_name: Name | None = None
     """Service account for workload identity. Its token is not mounted unless the cloud's webhook asks for it."""
 

@@ -50,6 +50,7 @@ def job(program: str, *, pods: int = 1, grace: int = 20, name: str = "work", **s
             {"name": "FINETUNE_RUN_FILE", "value": "/etc/finetune/run.json"},
             {"name": "FINETUNE_MASTER_ADDR", "value": "work-0.work"},
             {"name": "FINETUNE_MASTER_PORT", "value": "29500"},
+            {"name": "GLOO_SOCKET_IFNAME", "value": "net1"},
         ],
         "volumeMounts": [
             {"name": "run", "mountPath": "/etc/finetune"},
@@ -142,6 +143,7 @@ async def test_each_index_gets_its_process_and_what_a_container_has(runtime: Loc
             "orders": pathlib.Path(environment["FINETUNE_RUN_FILE"]).read_text(),
             "meet": environment["FINETUNE_MASTER_ADDR"] + ":" + environment["FINETUNE_MASTER_PORT"],
             "gpus": environment["CUDA_VISIBLE_DEVICES"],
+            "interface": environment.get("GLOO_SOCKET_IFNAME"),
             "scratch": tempfile.gettempdir(),
         }))
     """
@@ -153,6 +155,7 @@ async def test_each_index_gets_its_process_and_what_a_container_has(runtime: Loc
     assert [each["index"] for each in said] == ["0", "1"]
     assert {each["orders"] for each in said} == {'{"stage": "Train"}'}
     assert {each["gpus"] for each in said} == {""}
+    assert {each["interface"] for each in said} == {None}, "a machine need not have what a cluster's pods have"
     (meeting,) = {each["meet"] for each in said}
     assert meeting.startswith("127.0.0.1:")
     assert not meeting.endswith(":29500"), "another run on this machine may have that port"

@@ -10,7 +10,7 @@ from finetune_api.base import ApiModel, Uri
 from finetune_api.finetunejob import EvaluationMetric
 from finetune_api.modelversion import ModelVersion
 from finetune_api.run import BaselineOrder, EvaluateRun, Identity, Locations, ModelOrder
-from finetune_api.shared_fields import Artifact, PodOverlay, ResolvedModel, Resources
+from finetune_api.shared_fields import GPU_RESOURCE, Artifact, PodOverlay, ResolvedModel, Resources
 
 EVALUATION_PLAN_VERSION: Literal[1] = 1
 
@@ -33,6 +33,7 @@ class EvaluationPlan(ApiModel):
     precision: Literal["Auto", "FP32", "BF16"]
     seed: int
     gpus: int
+    gpu_resource: str = GPU_RESOURCE
     resources: Resources
     """Of the container, GPUs not included."""
     pod_template: PodOverlay | None = None

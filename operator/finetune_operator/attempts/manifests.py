@@ -1,4 +1,4 @@
-"""TODO"""
+"""The manifests of an attempt: its orders, the names of a gang, and the Job with its pods."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from finetune_api import GROUP
 from finetune_api.base import StrictModel
 from finetune_api.results import PERMANENT_EXIT_CODES, ExitCode
 from finetune_api.run import RUN_FILE_VARIABLE
-from finetune_api.shared_fields import PodOverlay, Resources
+from finetune_api.shared_fields import GPU_RESOURCE, PodOverlay, Quantity, Resources
 from finetune_operator.attempts.claims import Claim, claim_mounts, claim_volumes
 from finetune_operator.attempts.pods import CONTAINER
 from finetune_operator.core.config import OperatorConfig
 from finetune_operator.core.names import KUEUE_QUEUE_LABEL
 from finetune_operator.core.ports import Door, Manifest
-
-GPU_RESOURCE = "nvidia.com/gpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +27,20 @@ class Size:
     gpus: int
     """GPUs of each pod."""
     resources: Resources
+    gpu_resource: str = GPU_RESOURCE
+    devices: Mapping[str, Quantity] = field(default_factory=dict)
+    """Extended resources beside the GPUs."""
+    processes: int = 1
+    """Of each pod, that train together."""
 
 
-def container_resources(resources: Resources, *, gpus: int) -> dict[str, Any]:
-    """A container's `resources`, GPUs included. Extended resources must be limits; requests follow from them."""
+def container_resources(
+    resources: Resources, *, gpus: int, gpu_resource: str | None = None, devices: Mapping[str, Quantity] | None = None
+) -> dict[str, Any]:
+    """A container's `resources`, GPUs and other devices included: as limits, from which requests follow."""
     found = resources.to_dict()
-    return {**found, "limits": {**found.get("limits", {}), GPU_RESOURCE: str(gpus)}} if gpus else found
+    extended = {**(devices or {}), **({gpu_resource or GPU_RESOURCE: str(gpus)} if gpus else {})}
+    return {**found, "limits": {**found.get("limits", {}), **extended}} if extended else found
 
 
 _WEIGHT = 100
@@ -154,12 +160,15 @@ def _container(inputs: PodInputs, *, config: OperatorConfig) -> dict[str, Any]:
         GRACE_VARIABLE: str(config.termination_grace_seconds),
         **inputs.environment,
     }
+    size = inputs.size
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": inputs.image,
         "imagePullPolicy": config.image_pull_policy,
         "env": [{"name": key, "value": value} for key, value in environment.items()],
-        "resources": container_resources(inputs.size.resources, gpus=inputs.size.gpus),
+        "resources": container_resources(
+            size.resources, gpus=size.gpus, gpu_resource=size.gpu_resource, devices=size.devices
+        ),
         "securityContext": CONTAINER_SECURITY,
         "terminationMessagePolicy": "File",
         "volumeMounts": _mounts(inputs, config=config),
@@ -188,8 +197,9 @@ def _volumes(inputs: PodInputs, *, config: OperatorConfig) -> list[dict[str, Any
         {"name": "run", "configMap": {"name": inputs.metadata["name"]}},
         {"name": "tmp", "emptyDir": tmp},
     ]
-    if inputs.size.gpus > 1:
-        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+    if inputs.size.processes > 1:
+        shared = config.shm_size_limit or f"{inputs.size.processes}Gi"
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared}})
     if inputs.reports is not None and inputs.reports.ca_bundle is not None:
         token = {"path": "token", "audience": config.token_audience, "expirationSeconds": TOKEN_SECONDS}
         volumes.append({"name": "token", "projected": {"sources": [{"serviceAccountToken": token}]}})
@@ -201,7 +211,7 @@ def _mounts(inputs: PodInputs, *, config: OperatorConfig) -> list[dict[str, Any]
         {"name": "run", "mountPath": RUN_FOLDER, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a mount point
     ]
-    if inputs.size.gpus > 1:
+    if inputs.size.processes > 1:
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 - a mount point
     if inputs.reports is not None and inputs.reports.ca_bundle is not None:
         mounts.append({"name": "token", "mountPath": TOKEN_FOLDER, "readOnly": True})

@@ -124,6 +124,9 @@ class OperatorConfig(Settings):
     """Type of their seccomp profile: RuntimeDefault, or `none`: left to the cluster."""
     tmp_size_limit: str | None = None
     """sizeLimit of the containers' /tmp, e.g. `100Gi`. None: bounded by the node's disk only."""
+    shm_size_limit: str | None = None
+    """sizeLimit of /dev/shm in pods with several training processes, part of the container's memory limit. None: 1Gi a
+    process."""
 
     termination_grace_seconds: Positive = 120
     """From SIGTERM to SIGKILL: the time for a last checkpoint."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from finetune_api import API_VERSION, GROUP
@@ -47,6 +48,11 @@ def owner_reference(owner: Owner) -> dict[str, Any]:
 def of_kueue(texts: dict[str, str]) -> dict[str, str]:
     """The labels or annotations that are for Kueue: they pass to the children."""
     return {key: text for key, text in texts.items() if key.startswith(KUEUE_PREFIX)}
+
+
+def for_one_pod(annotations: Mapping[str, str]) -> dict[str, str]:
+    """Without Kueue's wishes for a gang: flavours for CPUs may have no topology, and admit nobody who asks for one."""
+    return {key: text for key, text in annotations.items() if not key.startswith(f"{KUEUE_PREFIX}podset-")}
 
 
 def short_hash(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from finetune_api.finetunejob import FineTuneJob, StageName
 from finetune_api.progress import CA_VARIABLE, LIFE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, progress_path
-from finetune_api.run import MASTER_ADDRESS_VARIABLE, MASTER_PORT_VARIABLE, Identity
+from finetune_api.run import INTERFACE_VARIABLES, MASTER_ADDRESS_VARIABLE, MASTER_PORT_VARIABLE, Identity
 from finetune_operator.attempts.claims import locations
 from finetune_operator.attempts.manifests import (
     CA_KEY,
@@ -24,6 +24,7 @@ from finetune_operator.core.names import (
     JOB_UID_LABEL,
     OWNED_LABEL,
     STAGE_LABEL,
+    for_one_pod,
     of_kueue,
     owner_reference,
     short_hash,
@@ -78,12 +79,13 @@ def children_of(
 ) -> tuple[Manifest, ...]:
     """All children of an attempt, in the order in which they must be made. `avoid`: nodes where the last ones ended."""
     record, name = stage_of(stage), child_name(job=job.metadata.name, stage=stage, attempt=attempt)
-    size = record.size(plan)
+    size, annotations = record.size(plan), of_kueue(job.metadata.annotations)
     reports = door if record.trains else None
     environment: dict[str, str] = {}
     if record.trains:
         environment[MASTER_ADDRESS_VARIABLE] = f"{name}-0.{name}" if size.pods > 1 else "127.0.0.1"
         environment[MASTER_PORT_VARIABLE] = str(config.master_port)
+        environment |= _interface(plan.network.interface if plan.network else None)
     if reports is not None:
         environment |= _reporting(job=job, door=reports)
     inputs = PodInputs(
@@ -94,7 +96,7 @@ def children_of(
             "ownerReferences": [owner_reference(job)],
         },
         queue_labels=of_kueue(job.metadata.labels),
-        annotations=of_kueue(job.metadata.annotations),
+        annotations=annotations if record.trains else for_one_pod(annotations),
         image=plan.trainer_image,
         size=size,
         claims=plan.claims,
@@ -115,6 +117,12 @@ def children_of(
         locations=locations(run=plan.run, cache=plan.cache, claims=plan.claims, config=config),
     )
     return attempt_manifests(inputs, order=record.order(ordering), config=config)
+
+
+def _interface(name: str | None) -> dict[str, str]:
+    """NCCL takes a name for the beginning of one, but for `=`."""
+    nccl, gloo = INTERFACE_VARIABLES
+    return {} if name is None else {nccl: f"={name}", gloo: name}
 
 
 def _reporting(*, job: FineTuneJob, door: Door) -> dict[str, str]:

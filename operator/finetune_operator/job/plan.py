@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from finetune_api.base import ApiModel, Uri, first_problem
-from finetune_api.finetunejob import EvaluationMetric, Source
+from finetune_api.finetunejob import EvaluationMetric, Network, Source
 from finetune_api.run import (
     BaselineOrder,
     CheckpointOrder,
@@ -17,7 +17,7 @@ from finetune_api.run import (
     Optimisation,
     SplitOrder,
 )
-from finetune_api.shared_fields import PodOverlay, Resources
+from finetune_api.shared_fields import GPU_RESOURCE, PodOverlay, Resources
 from finetune_api.tasks import UsedStrategy
 from finetune_operator.attempts.claims import Claim
 from finetune_operator.attempts.restarts import Budget
@@ -49,10 +49,12 @@ class ResolvedPlan(ApiModel):
     checkpoint: CheckpointOrder
     nodes: int
     gpus_per_node: int
+    gpu_resource: str = GPU_RESOURCE
     cpu_processes: int = 1
     """Of each node without GPUs."""
     strategy: UsedStrategy
     offload: OffloadOrder | None = None
+    network: Network | None = None
     prepare_resources: Resources
     compute_resources: Resources
     """Of training and evaluation containers, GPUs not included."""

@@ -26,6 +26,7 @@ from finetune_api.run import (
     Optimisation,
     SplitOrder,
 )
+from finetune_api.shared_fields import GPU_RESOURCE
 from finetune_api.tasks import METHODS, TASKS, Scored
 from finetune_operator.attempts.claims import Claim, claims_behind
 from finetune_operator.core.config import OperatorConfig
@@ -109,9 +110,11 @@ def resolve(*, job: FineTuneJob, config: OperatorConfig, baseline: BaselineOrder
         checkpoint=_checkpoint(spec),
         nodes=_nodes(spec),
         gpus_per_node=_gpus(spec),
+        gpu_resource=(compute.gpu_resource if compute else None) or GPU_RESOURCE,
         cpu_processes=(compute.processes_per_node if compute else None) or 1,
         strategy="DDP" if compute is None or compute.strategy in (None, "Auto") else compute.strategy,
         offload=_offload(compute.offload) if compute and compute.offload else None,
+        network=compute.network if compute else None,
         prepare_resources=config.prepare_resources,
         compute_resources=(compute.resources if compute else None) or config.compute_resources,
         pod_template=compute.pod_template if compute else None,

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.run import MASTER_ADDRESS_VARIABLE, MASTER_PORT_VARIABLE, NODE_RANK_VARIABLE, TERMINATION_LOG_VARIABLE
+from finetune_api.run import (
+    INTERFACE_VARIABLES,
+    MASTER_ADDRESS_VARIABLE,
+    MASTER_PORT_VARIABLE,
+    NODE_RANK_VARIABLE,
+    TERMINATION_LOG_VARIABLE,
+)
 from finetune_operator.attempts.manifests import RUN_KEY
 from finetune_operator.core.names import ENDPOINT_LABEL, JOB_LABEL
 from finetune_operator.core.ports import Cluster, InvalidError, Kind, Manifest
@@ -112,6 +118,8 @@ class ContainerBuilder:
         for source in self._container.get("envFrom") or ():
             values |= await self._keys_of(source)
         for entry in self._container.get("env") or ():
+            if entry["name"] in INTERFACE_VARIABLES:
+                continue  # of a cluster's pods
             values[entry["name"]] = on_this_machine(await self._value(entry), mounts=mounts)
         values |= {
             NODE_RANK_VARIABLE: str(index),

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from finetune_api.shared_fields import GPU_RESOURCE
 from finetune_operator.core.ports import Manifest
 
-GPU_RESOURCE = "nvidia.com/gpu"
 ASSIGNED_ANNOTATION = "local.finetune.dev/gpus"
 """Which GPUs a pod has, as CUDA_VISIBLE_DEVICES wants them."""
 

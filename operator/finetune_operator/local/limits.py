@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelendpoint import ModelEndpoint
+from finetune_api.shared_fields import GPU_RESOURCE
 from finetune_operator.core.names import KUEUE_QUEUE_LABEL
 from finetune_operator.core.ports import Manifest
 from finetune_operator.job.begin import baseline_name
@@ -34,6 +35,7 @@ def obstacles(job: FineTuneJob, *, home: LocalHome) -> Iterator[str]:
             f"spec.compute.gpusPerNode: {gpus} GPUs are wanted, this machine has {here}; {_ON_A_CLUSTER} set it to"
             f" {here}"
         )
+    yield from _other_gpus("spec.compute.gpuResource", compute.gpu_resource if compute else None)
     for field, name in _secrets(job):
         path = home.secret(name=name)
         if not path.is_file():
@@ -53,8 +55,15 @@ def notices(job: FineTuneJob) -> Iterator[str]:
     spec = job.spec.compute.pod_template.spec if job.spec.compute and job.spec.compute.pod_template else None
     if spec is not None:
         yield "compute.podTemplate means nothing here: there are no pods to place"
+    if job.spec.compute is not None and job.spec.compute.network is not None:
+        yield "compute.network means nothing here: processes meet on this machine"
     if job.spec.compute is not None and job.spec.compute.resources is not None:
         yield "compute.resources means nothing here: processes share the machine without limits"
+
+
+def _other_gpus(field: str, wanted: str | None) -> Iterator[str]:
+    if wanted not in (None, GPU_RESOURCE):
+        yield f"{field}: {wanted}: GPUs of a machine are {GPU_RESOURCE} here; {_ON_A_CLUSTER} leave the field out"
 
 
 def _missing(job: FineTuneJob, *, home: LocalHome) -> Iterator[str]:
@@ -104,6 +113,7 @@ def endpoint_obstacles(endpoint: ModelEndpoint, *, home: LocalHome) -> Iterator[
             f"spec.serving.gpus: {serving.gpus} GPUs are wanted for each version, this machine has {here};"
             f" {_ON_A_CLUSTER} set it to {here}"
         )
+    yield from _other_gpus("spec.serving.gpuResource", serving.gpu_resource)
     named = (
         ("spec.serving.secretRef", serving.secret_ref, "KEY=VALUE"),
         ("spec.gateway.apiKeysSecretRef", gateway.api_keys_secret_ref if gateway is not None else None, "CLIENT=KEY"),

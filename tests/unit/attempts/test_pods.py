@@ -82,6 +82,8 @@ def test_a_result_counts_whatever_a_sidecar_does(phase: str, sidecar: dict[str, 
     pod = seen(trainer=ended(0, message=RESULT), sidecar=sidecar, phase=phase)
     assert verdict(pod) == Succeeded(result=train_result())
     assert not may_run(pod=pod, now=at(61), config=CONFIG)
+    native = seen(trainer=ended(0, message=RESULT), native={"state": sidecar, "started": True}, phase=phase)
+    assert verdict(native) == Succeeded(result=train_result())
 
 
 @pytest.mark.parametrize(("phase", "sidecar"), [("Running", RUNS), ("Failed", ended(0)), ("Failed", ended(2))])

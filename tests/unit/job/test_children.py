@@ -35,6 +35,8 @@ LARGE = job(
     compute={
         "nodes": 2,
         "gpusPerNode": 8,
+        "gpuResource": "amd.com/gpu",
+        "network": {"interface": "net1", "resources": {"rdma/ib": 1}},
         "resources": {"requests": {"cpu": "16"}, "limits": {"memory": "128Gi"}},
         "podTemplate": {
             "metadata": {
@@ -46,6 +48,10 @@ LARGE = job(
                 "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
                 "imagePullSecrets": [{"name": "registry"}],
                 "priorityClassName": "batch",
+                "schedulerName": "volcano",
+                "topologySpreadConstraints": [
+                    {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule"}
+                ],
                 "serviceAccountName": "trainer",
             },
         },
@@ -166,6 +172,23 @@ def test_a_door_on_loopback_needs_no_token() -> None:
 def test_a_queue_begins_suspended_and_only_then() -> None:
     assert children(LARGE, stage="Train")[-1]["spec"]["suspend"] is True
     assert "suspend" not in children(SMALL, stage="Train")[-1]["spec"]
+
+
+def test_memory_is_shared_where_several_processes_of_a_pod_train() -> None:
+    def shared(of: FineTuneJob, **where: Any) -> list[Any]:
+        volumes = children(of, **where)[-1]["spec"]["template"]["spec"]["volumes"]
+        return [each["emptyDir"].get("sizeLimit") for each in volumes if each["name"] == "shm"]
+
+    assert shared(job(compute={"processesPerNode": 4}), stage="Train") == ["4Gi"]
+    assert shared(job(compute={"nodes": 4, "gpusPerNode": 1}), stage="Train") == []
+    assert shared(LARGE, stage="Evaluate") == []
+
+
+def test_a_wish_for_topology_is_the_gangs_alone() -> None:
+    """A queue's flavours for CPUs may have no topology; Kueue admits nobody there who asks for one."""
+    assert "podset-required-topology" in json.dumps(children(LARGE, stage="Train"))
+    for stage in ("Prepare", "Evaluate"):
+        assert "podset-required-topology" not in json.dumps(children(LARGE, stage=stage))  # type: ignore[arg-type]
 
 
 def test_the_baseline_of_a_run_is_pinned() -> None:

@@ -46,7 +46,7 @@ def train(run: TrainRun) -> TrainResult:
         outcomes = Path(folder)
         process = subprocess.Popen(
             _command(run),
-            env={**os.environ, OUTCOMES_VARIABLE: folder, **_threads(run)},
+            env={"NCCL_DEBUG": "WARN", **os.environ, OUTCOMES_VARIABLE: folder, **_threads(run)},
             start_new_session=True,
             preexec_fn=die_with_parent,
         )

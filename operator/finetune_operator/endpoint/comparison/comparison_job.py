@@ -15,7 +15,7 @@ from finetune_operator.attempts.claims import Claim, claims_behind, locations
 from finetune_operator.attempts.evaluation import EvaluationPlan, baseline_order, evaluation_order
 from finetune_operator.attempts.manifests import PodInputs, Size, attempt_manifests
 from finetune_operator.core.config import OperatorConfig
-from finetune_operator.core.names import ATTEMPT_LABEL, STAGE_LABEL
+from finetune_operator.core.names import ATTEMPT_LABEL, STAGE_LABEL, for_one_pod
 from finetune_operator.core.ports import Manifest
 from finetune_operator.endpoint.names import COMPARISON, COMPARISON_LABEL, comparison_name, metadata_of
 
@@ -40,9 +40,9 @@ def comparison_manifests(
     inputs = PodInputs(
         metadata=metadata,
         queue_labels=plan.labels,
-        annotations=plan.annotations,
+        annotations=for_one_pod(plan.annotations),
         image=config.trainer_image,
-        size=Size(pods=1, gpus=plan.gpus, resources=plan.resources),
+        size=Size(pods=1, gpus=plan.gpus, resources=plan.resources, gpu_resource=plan.gpu_resource),
         claims=claims,
         secrets=plan.secrets,
         overlay=plan.pod_template,

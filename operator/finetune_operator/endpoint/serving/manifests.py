@@ -170,7 +170,9 @@ def _containers(*, endpoint: ModelEndpoint, version: ModelVersion, config: Opera
     server: dict[str, Any] = {
         "name": CONTAINER,
         "ports": [{"name": "http", "containerPort": SERVER_PORT}],
-        "resources": container_resources(serving.resources or config.server_resources, gpus=serving.gpus or 0),
+        "resources": container_resources(
+            serving.resources or config.server_resources, gpus=serving.gpus or 0, gpu_resource=serving.gpu_resource
+        ),
         "lifecycle": STOP_HOOK,
     }
     if endpoint.spec.serving.runtime != "VLLM":
