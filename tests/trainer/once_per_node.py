@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune_trainer.process import gang as gangs
 from finetune_trainer.process.errors import StageError, bad_data
-from finetune_trainer.process.gang import joined
 
 
 def main() -> None:
@@ -17,11 +17,15 @@ def main() -> None:
 
     def work(value: Any) -> Any:
         done.append(value)
+        gang.store.wait(["asked"])
         if value == "wrong":
             raise bad_data("Wrong", "so it is")
         return value
 
-    with joined(gpus=False) as gang:
+    gangs._POLL_SECONDS = 2.0  # whoever waits hears of it when the other would long be gone
+    with gangs.joined(gpus=False) as gang:
+        if gang.local_rank:
+            gang.store.set("asked", "")
         said = [gang.once_per_node(lambda value=value: work(value)) for value in ("one", ["two"], None)]  # type: ignore[misc]
         try:
             gang.once_per_node(lambda: work("wrong"))

@@ -106,6 +106,7 @@ class Gang:
         except BaseException as error:
             failure = as_stage_error(error, writing="the run's output")
             self.store.set(key, json.dumps({"error": failure.to_dict()}))
+            self._wait_until_heard(key, by=among - 1)
             raise failure from error
         self.store.set(key, json.dumps({"found": found}))
         return found
@@ -123,8 +124,15 @@ class Gang:
             time.sleep(_POLL_SECONDS)
         said = json.loads(self.store.get(key))
         if "error" in said:
+            self.store.add(f"{key}-heard", 1)
             raise StageError.of(said["error"])
         return said["found"]
+
+    def _wait_until_heard(self, key: str, *, by: int) -> None:
+        """Whoever fails leaves, and may take the store along."""
+        deadline = time.monotonic() + COLLECTIVE_TIMEOUT.total_seconds()
+        while self.store.add(f"{key}-heard", 0) < by and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
 
     def wait(self) -> None:
         """Until all are here."""
