@@ -108,7 +108,8 @@ class Model(ApiModel):
     """The base model."""
 
     uri: Annotated[Uri, _uri("a model", "hf://org/name", *_FOLDERS, also="|version")]
-    """hf://org/name, s3://, gs://, pvc://claim/path, file:// (a folder or a .gguf file) or version://NAME."""
+    """hf://org/name, s3://, gs://, pvc://claim/path, file:// (a folder or a .gguf file), or version://NAME: go on from
+    that ModelVersion of the same namespace and task. An adapter is merged into its base first."""
     revision: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Commit, tag or branch, for hf:// only; what it means is settled when the run begins. Default: the main branch."""
     task: Task
@@ -124,7 +125,6 @@ class Model(ApiModel):
             message="model.revision: {self.revision} applies to hf:// models only; remove it or use an hf:// uri",
         ),
         not_supported(f"self.task in {[task for task in TASKS if not TASKS[task].scored]}", "model.task: {self.task}"),
-        not_supported("self.uri.startsWith('version://')", "model.uri: version://"),
     )
 
 
@@ -336,7 +336,7 @@ class Network(ApiModel):
     cel_rules = (
         Rule(
             rule=f"!has(self.resources) || self.resources.all(name, name.matches('{EXTENDED_RESOURCE}'))",
-            message="compute.network.resources are those of device plugins, such as rdma/ib; others belong into compute.resources",
+            message="compute.network.resources must be those of device plugins, such as rdma/ib; others belong into compute.resources",
         ),
     )
 

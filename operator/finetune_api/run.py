@@ -69,6 +69,19 @@ class Locations(StrictModel):
     """Claim name -> directory at which pvc://<claim>/ is mounted in this container."""
 
 
+class ParentOrder(StrictModel):
+    """The ModelVersion that a run goes on from."""
+
+    name: str
+    uid: str | None = None
+    artifact: Artifact
+    base: ResolvedModel
+    """What the artifact adapts, where it is an adapter."""
+    labels: list[str] | None = None
+    data_manifest: Uri | None = None
+    """Of what it, and those before it, learned from: none of that may be held out."""
+
+
 class ModelOrder(StrictModel):
     """The base model to use."""
 
@@ -78,6 +91,8 @@ class ModelOrder(StrictModel):
     allowed_licences: list[str] | None = None
     """None: any licence, an unknown one included."""
     trust_remote_code: bool = False
+    parent: ParentOrder | None = None
+    """What version:// stands for."""
 
 
 class SplitOrder(StrictModel):

@@ -57,7 +57,7 @@ def small_model(
 
 
 def _tokenizer() -> Any:
-    texts = [message["content"] for number in range(EXAMPLES) for message in _chat(number)["messages"]]
+    texts = [message["content"] for number in range(EXAMPLES) for message in chat(number)["messages"]]
     return tiny_tokenizer(special=("<|pad|>", "<|im_start|>", "<|im_end|>"), pad="<|pad|>", texts=texts)
 
 
@@ -73,7 +73,7 @@ class SmallRun:
 
     def __post_init__(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        self.data.write_text("".join(json.dumps(_chat(number)) + "\n" for number in range(EXAMPLES)))
+        self.data.write_text("".join(json.dumps(chat(number)) + "\n" for number in range(EXAMPLES)))
 
     @property
     def data(self) -> Path:
@@ -217,7 +217,8 @@ class SmallRuns:
         return run
 
 
-def _chat(number: int) -> dict[str, Any]:
+def chat(number: int) -> dict[str, Any]:
+    """One example."""
     words = [
         "amber",
         "basil",

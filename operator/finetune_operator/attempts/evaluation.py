@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from finetune_api.base import ApiModel, Uri
 from finetune_api.finetunejob import EvaluationMetric
 from finetune_api.modelversion import ModelVersion
-from finetune_api.run import BaselineOrder, EvaluateRun, Identity, Locations, ModelOrder
+from finetune_api.run import BaselineOrder, EvaluateRun, Identity, Locations, ModelOrder, ParentOrder
 from finetune_api.shared_fields import GPU_RESOURCE, Artifact, PodOverlay, ResolvedModel, Resources
 
 EVALUATION_PLAN_VERSION: Literal[1] = 1
@@ -95,4 +95,17 @@ def baseline_order(version: ModelVersion) -> BaselineOrder:
         base=spec.base,
         data_manifest=spec.data.manifest,
         labels=spec.labels,
+    )
+
+
+def parent_order(version: ModelVersion) -> ParentOrder:
+    """How to go on from a ModelVersion."""
+    spec = version.spec
+    return ParentOrder(
+        name=version.metadata.name,
+        uid=version.metadata.uid,
+        artifact=spec.artifact,
+        base=spec.base,
+        labels=spec.labels,
+        data_manifest=spec.data.manifest,
     )

@@ -49,6 +49,8 @@ class Reason(StrEnum):
     ENDPOINT_NOT_FOUND = "EndpointNotFound", _JOB, "the ModelEndpoint of spec.endpointRef does not exist (yet)"
     ENDPOINT_MISMATCH = "EndpointMismatch", _JOB, "the ModelEndpoint is for another task"
     BASELINE_NOT_FOUND = "BaselineNotFound", _JOB, "the ModelVersion to beat does not exist (yet)"
+    PARENT_NOT_FOUND = "ParentNotFound", _JOB, "the ModelVersion of model.uri does not exist (yet)"
+    PARENT_MISMATCH = "ParentMismatch", _JOB, "the ModelVersion of model.uri is for another task"
     BASELINE_MISMATCH = "BaselineMismatch", _JOB, "the ModelVersion to beat is for another task"
 
     # -- a job in its run ---------------------------------------------------------------------------------------------

@@ -7,12 +7,21 @@ from datetime import datetime
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobSpec, FineTuneJobStatus, StageStatus
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
-from finetune_operator.attempts.evaluation import baseline_order
+from finetune_operator.attempts.evaluation import baseline_order, parent_order
 from finetune_operator.core.reasons import Reason
 from finetune_operator.core.times import after, whole_second
 from finetune_operator.job.decision import Draft
 from finetune_operator.job.observed import Observed, ObservedClaim
-from finetune_operator.job.resolve import Refusal, claims_of, refusal, resolve, unsupported, uris_of
+from finetune_operator.job.resolve import (
+    Refusal,
+    claims_of,
+    parent_name,
+    parent_refusal,
+    refusal,
+    resolve,
+    unsupported,
+    uris_of,
+)
 from finetune_operator.job.stages import ORDERED
 
 _REFERENCE_SECONDS = 10.0
@@ -39,7 +48,11 @@ def begin(observed: Observed) -> Draft:
     if missing is not None:
         return _waiting(observed=observed, status=status, missing=missing)
     baseline = baseline_order(observed.baseline) if observed.baseline is not None else None
-    plan = resolve(job=observed.job, config=observed.config, baseline=baseline)
+    parent = parent_order(observed.parent) if observed.parent is not None else None
+    outside = parent_refusal(parent, config=observed.config) if parent is not None else None
+    if outside is not None:
+        return _refused(status=status, refused=outside)
+    plan = resolve(job=observed.job, config=observed.config, baseline=baseline, parent=parent)
     recorded = status.model_copy(
         update={"plan": plan.to_dict(), "stages": [StageStatus(name=ORDERED[0].name, state="Pending")]}
     )
@@ -83,6 +96,7 @@ def _task_refusal(observed: Observed) -> Refusal | None:
     named: tuple[tuple[Reason, str, ModelEndpoint | ModelVersion | None], ...] = (
         (Reason.ENDPOINT_MISMATCH, "spec.endpointRef", observed.endpoint),
         (Reason.BASELINE_MISMATCH, "spec.evaluation.baseline", observed.baseline),
+        (Reason.PARENT_MISMATCH, "spec.model.uri", observed.parent),
     )
     for reason, field, found in named:
         if found is not None and found.spec.task != task:
@@ -109,6 +123,10 @@ def _missing(observed: Observed) -> Refusal | None:
     if name is not None and observed.baseline is None:
         message = f"spec.evaluation.baseline: there is no ModelVersion {name} here"
         return Refusal(reason=Reason.BASELINE_NOT_FOUND, message=message)
+    parent = parent_name(observed.job.spec)
+    if parent is not None and observed.parent is None:
+        message = f"spec.model.uri: there is no ModelVersion {parent} here"
+        return Refusal(reason=Reason.PARENT_NOT_FOUND, message=message)
     missing = next((claim for claim in observed.claims if not claim.exists), None)
     if missing is not None:
         message = f"{_named(missing, observed.job.spec)} does not exist here"

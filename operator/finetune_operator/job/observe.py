@@ -27,7 +27,7 @@ from finetune_operator.job.children import child_name, version_name
 from finetune_operator.job.cleanup import removable
 from finetune_operator.job.observed import Observed, ObservedClaim, recorded_jobs
 from finetune_operator.job.plan import ResolvedPlan, read_plan
-from finetune_operator.job.resolve import claims_of
+from finetune_operator.job.resolve import claims_of, parent_name
 from finetune_operator.job.step import judged
 
 _TELLING = ("Pulling", "Pulled", "ExternalProvisioning", "WaitForFirstConsumer", "WaitForPodScheduled")
@@ -77,7 +77,9 @@ async def _with_references(*, cluster: Cluster, observed: Observed) -> Observed:
     endpoint = await _endpoint(cluster=cluster, job=job)
     baseline = baseline_name(job, endpoint=endpoint)
     version = await _version(cluster=cluster, job=job, name=baseline) if baseline else None
-    return replace(observed, claims=tuple(claims), endpoint=endpoint, baseline=version)
+    parent = parent_name(job.spec)
+    found = await _version(cluster=cluster, job=job, name=parent) if parent else None
+    return replace(observed, claims=tuple(claims), endpoint=endpoint, baseline=version, parent=found)
 
 
 async def _endpoint(*, cluster: Cluster, job: FineTuneJob) -> ModelEndpoint | None:

@@ -41,6 +41,8 @@ class Observed:
     """The endpoint that the job names: looked at until the run is planned, and again once it is evaluated."""
     baseline: ModelVersion | None = None
     """The ModelVersion to beat, looked at until the run is planned."""
+    parent: ModelVersion | None = None
+    """The ModelVersion to go on from, looked at until the run is planned."""
     versions: tuple[ModelVersion, ...] = ()
     """ModelVersions under the names that this job's could have, looked at once it is evaluated."""
     progress: Progress | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from finetune_api.run import (
     ModelOrder,
     OffloadOrder,
     Optimisation,
+    ParentOrder,
     SplitOrder,
 )
 from finetune_api.shared_fields import GPU_RESOURCE
@@ -35,6 +37,7 @@ from finetune_operator.job.plan import ResolvedPlan
 
 DEFAULT_SPLIT = Split(train=0.8, validation=0.1, test=0.1, strategy="GroupHash")
 _DEFAULT_BATCH = 16
+_VERSION = "version://"
 _LARGEST_MICRO_BATCH = 8
 _EVALUATION_BATCH = 16
 T = TypeVar("T")
@@ -63,7 +66,6 @@ def unsupported(spec: FineTuneJobSpec) -> str | None:
     wishes = {
         f"spec.method.type: {spec.method.type}": spec.method.type not in METHODS,
         f"spec.model.task: {spec.model.task}": TASKS[spec.model.task].scored is None,
-        "spec.model.uri: version://": spec.model.uri.startswith("version://"),
         "spec.artifacts.policy: Delete": spec.artifacts.policy == "Delete",
     }
     return next((wish for wish, wished in wishes.items() if wished), None)
@@ -86,8 +88,12 @@ def refusal(*, job: FineTuneJob, config: OperatorConfig) -> Refusal | None:
     return Refusal(reason=Reason.INVALID_SPEC, message=f"spec.{problems[0]}") if problems else None
 
 
-def resolve(*, job: FineTuneJob, config: OperatorConfig, baseline: BaselineOrder | None) -> ResolvedPlan:
-    """The plan of a job that `refusal` lets through. `baseline`: the ModelVersion to beat; None: the base model."""
+def resolve(
+    *, job: FineTuneJob, config: OperatorConfig, baseline: BaselineOrder | None, parent: ParentOrder | None = None
+) -> ResolvedPlan:
+    """The plan of a job that `refusal` lets through. `baseline`: the ModelVersion to beat; None: the base model.
+    `parent`: the one that `version://` names.
+    """
     spec = job.spec
     root = spec.artifacts.uri.rstrip("/")
     compute, evaluation, policy = spec.compute, spec.evaluation, spec.failure_policy
@@ -97,7 +103,7 @@ def resolve(*, job: FineTuneJob, config: OperatorConfig, baseline: BaselineOrder
         tries_model=True,
         run=f"{root}/{job.metadata.namespace}/{job.metadata.name}-{job.metadata.uid[:8]}",
         cache=f"{root}/cache",
-        model=_model(spec=spec, config=config),
+        model=_model(spec=spec, config=config, parent=parent),
         sources=[_source(source) for source in spec.data.sources],
         max_bad_rows=spec.data.max_bad_rows or 0,
         max_truncated_fraction=_or(spec.data.max_truncated_fraction, 0.01),
@@ -121,7 +127,7 @@ def resolve(*, job: FineTuneJob, config: OperatorConfig, baseline: BaselineOrder
         prepare_pod_template=spec.data.pod_template,
         evaluate_pod_template=spec.evaluation.pod_template if spec.evaluation else None,
         secrets=_secrets(spec),
-        claims=claims_of(spec),
+        claims=claims_of(spec, also=_of_versions(baseline, parent)),
         baseline=baseline,
         metrics=_metrics(spec),
         on_inconclusive=(evaluation.on_inconclusive if evaluation else None) or "Hold",
@@ -138,13 +144,14 @@ def _or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def _model(*, spec: FineTuneJobSpec, config: OperatorConfig) -> ModelOrder:
+def _model(*, spec: FineTuneJobSpec, config: OperatorConfig, parent: ParentOrder | None) -> ModelOrder:
     return ModelOrder(
         uri=spec.model.uri,
         revision=spec.model.revision,
         task=spec.model.task,
         allowed_licences=list(spec.model.licence.allow) if spec.model.licence else None,
         trust_remote_code=config.trust_remote_code,
+        parent=parent,
     )
 
 
@@ -265,7 +272,9 @@ def _secrets(spec: FineTuneJobSpec) -> list[str]:
 
 def uris_of(spec: FineTuneJobSpec) -> dict[str, str]:
     """Every URI of a job by the field that holds it, the artifacts' first."""
-    uris = {"spec.artifacts.uri": spec.artifacts.uri, "spec.model.uri": spec.model.uri}
+    uris = {"spec.artifacts.uri": spec.artifacts.uri}
+    if parent_name(spec) is None:
+        uris["spec.model.uri"] = spec.model.uri
     uris |= {f"spec.data.sources[{number}].uri": source.uri for number, source in enumerate(spec.data.sources)}
     if spec.evaluation is not None and spec.evaluation.dataset is not None:
         uris["spec.evaluation.dataset.uri"] = spec.evaluation.dataset.uri
@@ -288,9 +297,35 @@ def refusal_of(*, uri: str, allowed_roots: tuple[str, ...]) -> str | None:
     return None
 
 
-def claims_of(spec: FineTuneJobSpec) -> list[Claim]:
-    """The claims behind the job's pvc:// URIs by name; writable where the artifacts are."""
-    return claims_behind(read=uris_of(spec).values(), written=[spec.artifacts.uri])
+def claims_of(spec: FineTuneJobSpec, *, also: Iterable[str] = ()) -> list[Claim]:
+    """The claims behind the job's pvc:// URIs, and others, by name; writable where the artifacts are."""
+    return claims_behind(read=[*uris_of(spec).values(), *also], written=[spec.artifacts.uri])
+
+
+def parent_name(spec: FineTuneJobSpec) -> str | None:
+    """The ModelVersion that the job goes on from."""
+    uri = spec.model.uri
+    return uri.removeprefix(_VERSION) if uri.startswith(_VERSION) else None
+
+
+def parent_refusal(parent: ParentOrder, *, config: OperatorConfig) -> Refusal | None:
+    """A ModelVersion may have been made by hand, and name anything."""
+    for uri in _of_versions(None, parent):
+        problem = refusal_of(uri=uri, allowed_roots=config.allowed_roots)
+        if problem:
+            message = f"spec.model.uri: ModelVersion {parent.name}: {problem}"
+            return Refusal(reason=Reason.URI_NOT_ALLOWED, message=message)
+    return None
+
+
+def _of_versions(baseline: BaselineOrder | None, parent: ParentOrder | None) -> list[str]:
+    """What is read of other versions."""
+    found: list[str | None] = []
+    for version in (baseline, parent):
+        if version is not None and version.artifact is not None:
+            needed = [version.base.loadable_uri] if version.artifact.format == "Adapter" else []
+            found += [version.artifact.uri, version.data_manifest, *needed]
+    return [uri for uri in found if uri is not None]
 
 
 def _is_under(*, uri: str, root: str) -> bool:

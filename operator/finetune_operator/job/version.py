@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finetune_api import API_VERSION
+from finetune_api.base import VersionReference
 from finetune_api.finetunejob import EvaluationStatus, FineTuneJob
 from finetune_api.modelversion import (
     BaselineRecord,
@@ -95,7 +96,12 @@ def _spec(
             precision=evaluate.precision,
             plan=_evaluation_plan(job=job, plan=plan, result=evaluate).to_dict(),
         ),
-        lineage=Lineage(job=JobReference(name=job.metadata.name, uid=job.metadata.uid)),
+        lineage=Lineage(
+            job=JobReference(name=job.metadata.name, uid=job.metadata.uid),
+            parent=VersionReference(name=plan.model.parent.name, uid=plan.model.parent.uid)
+            if plan.model.parent
+            else None,
+        ),
         software=Software(trainer_image=plan.trainer_image, packages=train.packages or None),
     )
 

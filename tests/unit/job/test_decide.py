@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.conformance.objects import (
     CONFIG,
     START,
@@ -34,6 +36,7 @@ from finetune_operator.job.version import version_manifest
 SHARED = ObservedClaim(name="models", exists=True, access_modes=("ReadWriteMany",))
 
 PROVEN = Judgement(accepted=True, reason="Proven", message="proven")
+VERSION = Path(__file__).resolve().parents[2] / "data" / "valid_version.yaml"
 
 
 def at(seconds: float) -> datetime:
@@ -170,6 +173,27 @@ def test_what_is_missing_is_waited_for_and_not_for_ever() -> None:
     assert (written(late).phase, ready(written(late))) == ("Failed", ("False", "BaselineNotFound"))
 
 
+def test_a_version_to_go_on_from_is_waited_for_checked_and_planned() -> None:
+    run = job(model={"uri": "version://router-6", "task": "Chat"})
+    missing = written(decide(observed(run)))
+    assert (missing.phase, ready(missing)) == ("Pending", ("False", "ParentNotFound"))
+    version = ModelVersion.model_validate(yaml.safe_load(VERSION.read_text()))
+    spec = version.spec.model_copy(update={"task": "SequenceClassification"})
+    other = written(decide(observed(run, parent=version.model_copy(update={"spec": spec}))))
+    assert (other.phase, ready(other)) == ("Failed", ("False", "ParentMismatch"))
+    artifact = version.spec.artifact.model_copy(update={"uri": "pvc://elsewhere/model"})
+    spec = version.spec.model_copy(update={"artifact": artifact, "task": "Chat"})
+    named = version.model_copy(update={"spec": spec})
+    outside = CONFIG.model_copy(update={"allowed_roots": ("pvc://models/", "s3://acme/")})
+    refused = written(decide(replace(observed(run, parent=named), config=outside)))
+    assert ready(refused) == ("False", "UriNotAllowed")
+    assert "spec.model.uri: ModelVersion router-1: pvc://elsewhere/model is outside" in (refused.message or "")
+    status = written(decide(observed(run, parent=named)))
+    assert status.plan is not None
+    assert status.plan["model"]["parent"]["artifact"]["uri"] == "pvc://elsewhere/model"
+    assert {"name": "elsewhere", "writable": False} in status.plan["claims"], "its pods must read it"
+
+
 def test_a_missing_claim_is_named() -> None:
     status = written(decide(observed(claims=(ObservedClaim(name="models", exists=False),))))
     assert ready(status) == ("False", "ClaimNotFound")
@@ -210,7 +234,7 @@ def version_of(task: str) -> ModelVersion:
 
 
 def test_what_this_operator_cannot_do_waits_for_one_that_can() -> None:
-    decision = decide(observed(job(model={"uri": "version://router-1", "task": "Chat"})))
+    decision = decide(observed(job(artifacts={"uri": "pvc://models/runs", "policy": "Delete"})))
     status = written(decision)
     assert (status.phase, ready(status)) == ("Pending", ("False", "NotSupported"))
     assert status.plan is None

@@ -122,6 +122,13 @@ class Manifest:
     labels: tuple[str, ...] | None
     """The classes, in the order of the classifier's outputs."""
     statistics: dict[str, Any]
+    before: tuple[str, ...] = ()
+    """Ids and groups that the version learned from which training went on from, and those before it."""
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Ids and groups that a model made from this snapshot has seen in training or validation, or before."""
+        return tuple(sorted(self._learned_ids | self._learned_groups))
 
     def learned_from(self, example: Example) -> bool:
         """Whether a model made from this snapshot has seen the example, or a near-duplicate, in training or validation.
@@ -132,15 +139,17 @@ class Manifest:
 
     @cached_property
     def _learned_ids(self) -> frozenset[str]:
-        return frozenset((*self.splits["train"], *self.splits["validation"]))
+        return frozenset((*self.splits["train"], *self.splits["validation"], *self.before))
 
     @cached_property
     def _learned_groups(self) -> frozenset[str]:
-        return frozenset((*self.groups["train"], *self.groups["validation"]))
+        return frozenset((*self.groups["train"], *self.groups["validation"], *self.before))
 
     def to_json(self) -> str:
         """The file's text."""
-        document = {each.name: getattr(self, each.name) for each in fields(self)}
+        document = {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name != "before" or self.before
+        }
         return json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True)
 
     @classmethod
@@ -149,6 +158,7 @@ class Manifest:
         document = json.loads(text)
         for name in ("splits", "groups"):
             document[name] = {split: tuple(document[name][split]) for split in SPLITS}
+        document["before"] = tuple(document.get("before", ()))
         return cls(**document | {"labels": None if document["labels"] is None else tuple(document["labels"])})
 
 

@@ -122,6 +122,31 @@ def divide(
     return divided
 
 
+def without_learned(splits: Splits, *, by: Manifest, fixed_evaluation: bool) -> dict[SplitName, list[Example]]:
+    """Nothing held out that the version before has learned from, nor its near-duplicates: it is learned again, or, of
+    a fixed evaluation set, left out.
+
+    A group is named by its members, so it may have had another name there: where one member was seen, all go.
+    """
+    everything = [example for name in SPLITS for example in splits[name]]
+    seen = {example.group for example in everything if by.learned_from(example)}
+    kept = {name: [each for each in splits[name] if each.group not in seen] for name in SPLITS}
+    again = [
+        each
+        for name in SPLITS
+        for each in splits[name]
+        if each.group in seen and not (fixed_evaluation and name == "test")
+    ]
+    kept["train"] = sorted([*kept["train"], *again], key=lambda example: example.id)
+    if splits["test"] and not kept["test"]:
+        raise bad_data(
+            "AllLeaked",
+            f"model.uri: the version to go on from was trained on all {len(splits['test'])} held-out examples or on"
+            " near-duplicates; add examples that it has not seen, or give evaluation.dataset",
+        )
+    return kept
+
+
 def apart(splits: Splits, *, divided: Splits) -> dict[SplitName, list[Example]]:
     """Each example once, and without those that are relatives of what another split holds out. Such can be only answers
     of longer chats that are taught as examples of their own; `divided` are the splits before that was done.
@@ -199,14 +224,17 @@ def weighed(examples: Sequence[Example], *, weights: Mapping[str, float], salt: 
     return [example for _, example in sorted(placed, key=lambda pair: pair[0])]
 
 
-def manifest(splits: Splits, *, labels: tuple[str, ...] | None, statistics: dict[str, Any]) -> Manifest:
-    """The snapshot's manifest."""
+def manifest(
+    splits: Splits, *, labels: tuple[str, ...] | None, statistics: dict[str, Any], before: Manifest | None = None
+) -> Manifest:
+    """The snapshot's manifest. `before`: of the version that training goes on from."""
     return Manifest(
         digest=_digest(splits),
         splits={name: tuple(example.id for example in splits[name]) for name in SPLITS},
         groups={name: tuple(sorted({example.group for example in splits[name]})) for name in SPLITS},
         labels=labels,
         statistics=statistics,
+        before=() if before is None else before.learned,
     )
 
 

@@ -53,7 +53,12 @@ def resolve(order: ModelOrder, *, storage: Storage) -> ResolvedModel:
         raise not_found(f"model.uri: {order.uri} does not exist; correct the URI, or put the model's folder there")
     else:
         gguf = _gguf_file(order.uri, storage)
-        base = _from_folder(order.uri, storage) if gguf is None else _from_gguf(gguf, order.uri, storage)
+        base = in_folder(order.uri, storage=storage) if gguf is None else _from_gguf(gguf, order.uri, storage)
+    return accepted(base, order=order, storage=storage)
+
+
+def accepted(base: ResolvedModel, *, order: ModelOrder, storage: Storage) -> ResolvedModel:
+    """The base, if its licence and its task are those of the order. Raises StageError (78)."""
     licence.check(licence=base.licence, allowed=order.allowed_licences, uri=order.uri)
     _check_task(base, task=order.task, storage=storage)
     log.info("base model %s: %s, licence %s", order.uri, base.digest, base.licence or "unknown")
@@ -79,7 +84,7 @@ def local_folder(base: ResolvedModel, *, storage: Storage, verify: bool = True) 
         return
     with storage.local_copy(uri) as folder:
         if verify:
-            _check_unchanged(base, complete.tree_digest(_local_digests(folder)))
+            _check_unchanged(base, folder_digest(folder))
         yield folder
 
 
@@ -174,7 +179,7 @@ def _from_hub(order: ModelOrder, storage: Storage) -> ResolvedModel:
                 order.uri,
                 [_local_file(folder / name) for name in _loadable(names)],
             )
-            digest = complete.tree_digest(_local_digests(folder))
+            digest = folder_digest(folder)
             found = _licence_of({name: (folder / name).read_text(errors="replace") for name in _licence_files(names)})
             storage.publish(folder, to=uri, input_digest=identity, extra={"digest": digest, "licence": found})
         cached = _Cached(uri=uri, digest=digest, licence=found)
@@ -194,7 +199,8 @@ def _local_file(path: Path) -> ModelFile:
     return ModelFile(name=path.name, size=path.stat().st_size, open=opened)
 
 
-def _from_folder(uri: str, storage: Storage) -> ResolvedModel:
+def in_folder(uri: str, *, storage: Storage) -> ResolvedModel:
+    """A model as it lies in a folder of files. Raises StageError: 66 where some are missing, 78 for pickles."""
     sizes = {entry.path: entry.size for entry in storage.list_files(uri) if "/" not in entry.path}
     names = list(sizes)
     _check_weights(uri, names)
@@ -271,6 +277,11 @@ def _folder_digest(uri: str, storage: Storage) -> str:
             size, sha256 = complete.stream_digest(stream)
         digests.append(FileDigest(path=name, size=size, sha256=sha256))
     return complete.tree_digest(digests)
+
+
+def folder_digest(folder: Path) -> str:
+    """Of a local folder's model."""
+    return complete.tree_digest(_local_digests(folder))
 
 
 def _local_digests(folder: Path) -> list[FileDigest]:

@@ -27,13 +27,14 @@ from finetune_trainer.data.dataset import (
     Manifest,
     SplitName,
     data_folder,
+    read_manifest,
     write_examples,
 )
 from finetune_trainer.data.fields import listed
 from finetune_trainer.data.rows import Quarantine, carried_counts
 from finetune_trainer.data.snapshot import Pool
 from finetune_trainer.data.sources import OpenedSource, SourceRows
-from finetune_trainer.models import base_model, limits, model_files
+from finetune_trainer.models import base_model, limits, model_files, parent_model
 from finetune_trainer.preparation.fields import naming_fields
 from finetune_trainer.process.errors import bad_configuration, bad_data
 from finetune_trainer.store.locations import join
@@ -67,7 +68,8 @@ def _prepare(run: PrepareRun) -> PrepareResult:
     with ExitStack() as stack:
         # The sources first: that one is missing shows in a second, and a base may take minutes.
         opened = _opened(run, storage=storage, stack=stack)
-        base = base_model.resolve(run.model, storage=storage)
+        base = parent_model.resolve(run.model, storage=storage)
+        before = _before(run, storage=storage)
         digest = _input_digest(run, base=base, opened=opened)
         finished = storage.read_complete(folder)
         if finished is not None and finished.input_digest == digest:
@@ -84,7 +86,7 @@ def _prepare(run: PrepareRun) -> PrepareResult:
         if generates:
             model_files.declared_ends_in(model_folder)  # refused here where its files cannot tell
         context = limits.context_in(model_folder, tokenizer, generates=generates)
-        made = _make(run, read, bad_rows=quarantine.count, tokenizer=tokenizer, context=context)
+        made = _make(run, read, before, bad_rows=quarantine.count, tokenizer=tokenizer, context=context)
         examples = itertools.chain(*made.splits.values())
         model_files.check_tokenizer(
             run.model.uri, tokenizer, vocabulary=vocabulary, texts=(example.content_json() for example in examples)
@@ -203,7 +205,23 @@ def _read(
     return read
 
 
-def _make(run: PrepareRun, read: _Sources[SourceRows], *, bad_rows: int, tokenizer: Any, context: int | None) -> _Made:
+def _before(run: PrepareRun, *, storage: Storage) -> Manifest | None:
+    """What the version that training goes on from has learned from."""
+    parent = run.model.parent
+    if parent is None or parent.data_manifest is None:
+        return None
+    return read_manifest(storage, uri=parent.data_manifest)
+
+
+def _make(
+    run: PrepareRun,
+    read: _Sources[SourceRows],
+    before: Manifest | None,
+    *,
+    bad_rows: int,
+    tokenizer: Any,
+    context: int | None,
+) -> _Made:
     pool = snapshot.pool(read.training, evaluation=read.evaluation)
     for text, found in list(pool.conflicting_labels.items())[:5]:
         log.warning("the same text has the labels %s: %.200s", ", ".join(sorted(found)), text)
@@ -215,6 +233,10 @@ def _make(run: PrepareRun, read: _Sources[SourceRows], *, bad_rows: int, tokeniz
         seed=run.split.seed,
         stratify_by=_stratify_by(run),
     )
+    held_out_at_first = len(splits["test"]) + len(splits["validation"])
+    if before is not None:
+        splits = snapshot.without_learned(splits, by=before, fixed_evaluation=read.evaluation is not None)
+    learned_before = held_out_at_first - len(splits["test"]) - len(splits["validation"])
     divided = dict(splits)
     for name in SPLITS:
         taught = [by_answers(example, tokenizer=tokenizer) for example in splits[name]]
@@ -268,9 +290,14 @@ def _make(run: PrepareRun, read: _Sources[SourceRows], *, bad_rows: int, tokeniz
         context=context,
         max_new_tokens=run.max_new_tokens,
     )
+    if learned_before:
+        statistics["remarks"].append(
+            f"model.uri: {learned_before} examples are not held out: {run.model.uri} has learned from them or from"
+            " near-duplicates"
+        )
     return _Made(
         splits=splits,
-        manifest=snapshot.manifest(splits, labels=labels, statistics=statistics),
+        manifest=snapshot.manifest(splits, labels=labels, statistics=statistics, before=before),
         summary=summary,
         pool=pool,
     )
