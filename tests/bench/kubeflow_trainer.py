@@ -159,6 +159,7 @@ def _wait_for_log(daemon: Daemon, words: str, *, timeout_s: float = 60) -> None:
 
 
 def _source(module: str) -> Path:
+    _go("mod", "download", module)  # a module that nothing was built of has no folder yet
     return Path(_go("list", "-m", "-f", "{{.Dir}}", module))
 
 
