@@ -48,7 +48,7 @@ def test_each_process_runs_as_many_batches_and_each_example_is_there_once(
         together = [batch for each in made for batch in each]
         learned = Counter(int(label) for batch in together for label in batch.labels.flatten() if int(label) != IGNORED)
         assert learned == {index: length - 1 for index, length in enumerate(lengths)}
-        assert sum(batch.real_tokens for batch in together) == sum(lengths)
+        assert sum(batch.real_tokens for batch in together) == batches.tokens(examples, chosen) == sum(lengths)
 
 
 def test_a_batch_without_weight_has_no_class_either() -> None:

@@ -37,9 +37,9 @@ class Run:
         self.parallel.prepare(Root(nn.Identity()), optimizer=lambda: torch.optim.AdamW([self.weight]))
         self.together = {"gang": ALONE, "parallel": self.parallel}
 
-    def save(self, step: int, *, best: int | None) -> None:
+    def save(self, step: int, *, best: int | None, weight: float | None = None) -> None:
         with torch.no_grad():
-            self.weight.fill_(step)
+            self.weight.fill_(step if weight is None else weight)
         state = TrainingState(step=step, best_step=best)
         self.checkpoints.save(state=state, parameters={"w": self.weight}, **self.together)
 
@@ -68,6 +68,16 @@ def test_the_best_of_each_that_is_kept_stays(tmp_path: Path) -> None:
     run.save(8, best=5)
     assert run.steps == [5, 7, 8]
     assert (run.load_best(5), run.resumed()) == (5.0, 8)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    """A loss may be finite when its gradient is not: the weights show it first."""
+    run = Run(tmp_path, keep=2)
+    run.save(1, best=1)
+    with pytest.raises(StageError, match=r"w is not finite at step 2") as failure:
+        run.save(2, best=1, weight=float("nan"))
+    assert failure.value.reason == "LossNotFinite"
+    assert (run.steps, run.resumed()) == ([1], 1)
 
 
 def test_without_early_stopping_no_best_is_kept(tmp_path: Path) -> None:

@@ -87,6 +87,21 @@ def test_each_process_takes_part_in_each_forward_pass(runs: SmallRuns) -> None:
     said = pair("-m", "tests.trainer.forward_passes", str(run.root / "order.json"))
     passes = {line for text in said for line in text.split("\n") if line.startswith("passes ")}
     assert len(passes) == 1, passes
+    assert passes.pop().endswith(" steps 6 reads 0"), "no step waits for a device"
+
+
+def test_votes_are_heard_by_all_at_one_step() -> None:
+    program = """
+from finetune_trainer.process.gang import Votes, joined
+with joined(gpus=False) as gang:
+    votes = Votes(gang)
+    said = [votes.cast(step == 1 + gang.rank, False, urgent=step == 2 and gang.is_first)[0] for step in range(6)]
+    gang.wait()
+print("SAID", [int(each) for each in said])
+"""
+    # The first says so after step 1: heard after 2. The other after 2, the last that is not urgent: heard after 3, as
+    # is what is said after 3 itself; none of it is heard twice.
+    assert [text.split("SAID ")[1].strip() for text in pair("-c", program)] == ["[0, 0, 1, 1, 0, 0]"] * 2
 
 
 def test_the_processes_of_a_pod_fetch_what_is_remote_once(tmp_path: Path, runs: SmallRuns) -> None:

@@ -73,6 +73,15 @@ def bad_configuration(reason: str, message: str) -> StageError:
     return StageError(reason=reason, message=message, exit_code=ExitCode.BAD_CONFIGURATION)
 
 
+def not_finite(what: str, *, step: int) -> StageError:
+    """Training diverged (exit 70). `what` says of what it is seen."""
+    return StageError(
+        reason="LossNotFinite",
+        message=f"the {what} at step {step}; lower training.learningRate or check the data",
+        exit_code=ExitCode.INTERNAL_ERROR,
+    )
+
+
 def from_write_failure(what: str, error: BaseException) -> StageError | None:
     """A full disk or a missing permission as the error of exit code 73; None when `error` is something else.
 

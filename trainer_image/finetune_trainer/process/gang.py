@@ -57,13 +57,11 @@ class Gang:
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value.item())
 
-    def sum_of(self, values: list[float]) -> list[float]:
-        """Element-wise sum over all processes."""
-        if self.world == 1:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return [float(value) for value in tensor]
+    def sum_of(self, values: torch.Tensor) -> list[float]:
+        """Element-wise sum over all processes; `values` (on the device) is used up. Waits for the device."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return [float(value) for value in values.tolist()]
 
     def first_says(self, value: int) -> int:
         """The first process's number, everywhere."""
@@ -138,6 +136,38 @@ class Gang:
         """Until all are here."""
         if self.world > 1:
             dist.barrier()
+
+
+class Votes:
+    """What processes tell each other after each step, over the host's own network: no device is waited for.
+
+    It is heard a step later, when it long is there, so that all learn of it at one step and nobody waits.
+    """
+
+    def __init__(self, gang: Gang) -> None:
+        self._gang = gang
+        self._cast: torch.Tensor | None = None
+        self._work: Any = None
+
+    def cast(self, *flags: bool, urgent: bool) -> list[bool]:
+        """Which of the flags any process had after the step before; where that one was `urgent`, after this one, too.
+
+        All must cast after each step.
+        """
+        if self._gang.world == 1:
+            return list(flags)
+        heard = self._heard() if self._cast is not None else [False] * (len(flags) + 1)
+        self._cast = torch.tensor([*map(int, flags), int(urgent)])
+        self._work = dist.all_reduce(self._cast, op=dist.ReduceOp.MAX, async_op=True)
+        if heard[-1]:
+            heard = [earlier or now for earlier, now in zip(heard, self._heard(), strict=True)]
+            self._cast[:-1] = 0  # heard once
+        return heard[:-1]
+
+    def _heard(self) -> list[bool]:
+        self._work.wait()
+        assert self._cast is not None
+        return [bool(flag) for flag in self._cast.tolist()]
 
 
 @contextmanager

@@ -72,9 +72,8 @@ class CausalLM:
         inputs, inner = batch.inputs, plain(model)
         if inner.config.model_type in _PLAIN_OUTPUT:
             hidden = inner.get_decoder()(**inputs, use_cache=False).last_hidden_state  # (B, T, d)
-            at_targets = batch.labels != IGNORED
-            logits = inner.get_output_embeddings()(hidden[at_targets])  # (targets, V)
-            return cross_entropy(logits.float(), batch.labels[at_targets], reduction="sum")
+            logits = inner.get_output_embeddings()(hidden.flatten(0, 1)[batch.places])  # (targets, V)
+            return cross_entropy(logits.float(), batch.labels.flatten()[batch.places], reduction="sum")
         logits = model(**inputs, use_cache=False).logits  # (B, T, V)
         return cross_entropy(
             logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum"

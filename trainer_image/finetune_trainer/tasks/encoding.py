@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -166,19 +167,24 @@ class Batch:
         inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
         return inputs if self.position_ids is None else inputs | {"position_ids": self.position_ids}
 
+    @cached_property
+    def places(self) -> torch.Tensor:
+        """Of the targets, in `labels` flattened; shape (targets,)."""
+        return torch.nonzero(self.labels.flatten() != IGNORED).flatten()
+
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
-
-        def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return None if tensor is None else tensor.to(device)
-
-        return Batch(
-            input_ids=self.input_ids.to(device),
-            attention_mask=moved(self.attention_mask),
-            position_ids=moved(self.position_ids),
-            labels=self.labels.to(device),
-            real_tokens=self.real_tokens,
-        )
+        """The same batch on a device, which nothing waits for: `places`, too, is found before."""
+        if device.type != "cuda":
+            return self
+        known: dict[str, Any] = {**vars(self), "places": self.places}
+        moved: dict[str, Any] = {
+            name: value.pin_memory().to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in known.items()
+        }
+        places = moved.pop("places")
+        batch = Batch(**moved)
+        vars(batch)["places"] = places  # where cached_property looks first
+        return batch
 
 
 def padded_batch(examples: Sequence[Encoded], *, pad_id: int) -> Batch:

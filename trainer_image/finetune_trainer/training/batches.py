@@ -40,6 +40,10 @@ class Batches:
             return list(self._equally_many(examples, chosen, packed, packed_batch))
         return list(self._equally_many(examples, chosen, padded, self._filled))
 
+    def tokens(self, examples: Tokens, chosen: Sequence[int]) -> int:
+        """Non-padding tokens of a step, in all processes: each knows the shares of all."""
+        return sum(examples.length(index) for index in chosen)
+
     def of_validation(self, examples: Tokens) -> Iterator[Batch]:
         """For all examples of the validation split, each made when it is wanted: they may not fit into memory."""
 

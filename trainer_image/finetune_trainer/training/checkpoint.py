@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from finetune_api.results import ExitCode
-from finetune_trainer.process.errors import StageError, bad_configuration, from_write_failure
+from finetune_trainer.process.errors import StageError, bad_configuration, from_write_failure, not_finite
 from finetune_trainer.process.gang import Gang
 from finetune_trainer.store.complete import Complete
 from finetune_trainer.store.locations import join
@@ -76,8 +76,8 @@ class Checkpoints:
     def save(
         self, *, state: TrainingState, parameters: dict[str, nn.Parameter], gang: Gang, parallel: Parallel
     ) -> None:
-        """Save together: every process calls it, the first one writes. Raises StageError 73 when it cannot be written;
-        earlier checkpoints are intact then."""
+        """Save together: every process calls it, the first one writes. Raises StageError 73 when it cannot be written,
+        LossNotFinite where there is nothing worth saving; earlier checkpoints are intact then."""
         began = time.monotonic()
         generators = _generators(gang)
         uri = join(self.folder, f"{_PREFIX}{state.step}")
@@ -91,6 +91,8 @@ class Checkpoints:
 
             def publish() -> None:
                 for failure in failures:
+                    if isinstance(failure, tensor_files.NotFinite):
+                        raise not_finite(f"gradients became so large that {failure}", step=state.step)
                     if failure is not None:
                         raise from_write_failure(uri, failure) or failure
                 save_file(generators, staging / "random.safetensors")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 
+import torch
+
+from finetune_trainer.process.errors import not_finite
 from finetune_trainer.process.gang import Gang
 from finetune_trainer.process.progress import ProgressReporter, show_life
 from finetune_trainer.training.checkpoint import TrainingState
@@ -16,7 +20,7 @@ _LOG_SECONDS = 2.0
 
 
 class Meter:
-    """Logs, records and reports how training goes."""
+    """Logs, records and reports how training goes. Losses stay on the device until they are read."""
 
     def __init__(
         self,
@@ -34,23 +38,46 @@ class Meter:
         self._state = state
         self._metrics: dict[str, float] = {} if resumed_from is None else {"resumed_from_step": float(resumed_from)}
         self._logged_at = float("-inf")
-        self._since_log: list[tuple[float, int, float]] = []
+        self._unread: list[torch.Tensor] = []
+        self._losses: list[float] = []
+        self._tokens = 0
+        self._seconds_logged = state.seconds
         peak = peak_flops(gang.device)
         self._mfu_per_token_rate = flops_per_token / peak if peak else None
 
-    def stepped(self, *, loss: float, tokens: int, seconds: float) -> None:
-        """A step is done; log it when the last line is some seconds old."""
-        self._since_log.append((loss, tokens, seconds))
-        now = time.monotonic()
-        total = self._schedule.total_steps
-        if now - self._logged_at < _LOG_SECONDS and self._state.step < total:
+    @property
+    def due(self) -> bool:
+        """Whether the last line is some seconds old."""
+        return time.monotonic() - self._logged_at >= _LOG_SECONDS
+
+    def stepped(self, *, loss: torch.Tensor, tokens: int) -> None:
+        """A step is done. `loss`: this process's part, fp64, shape (); `tokens`: of all processes."""
+        self._unread.append(loss)
+        self._tokens += tokens
+
+    def read(self) -> None:
+        """Wait for the device's losses. Raises StageError LossNotFinite. All processes call it at the same point."""
+        if not self._unread:
             return
-        self._logged_at = now
-        spent = sum(item[2] for item in self._since_log)
-        rate = sum(item[1] for item in self._since_log) / max(spent, 1e-9) / self._gang.world
-        mean = sum(item[0] for item in self._since_log) / len(self._since_log)
+        began = time.monotonic()
+        losses = self._gang.sum_of(torch.stack(self._unread))
+        self._state.seconds += time.monotonic() - began
+        first = self._state.step - len(losses) + 1
+        self._unread.clear()
+        for step, loss in enumerate(losses, start=first):
+            check_finite(loss, what="loss", step=step)
+        self._losses += losses
+
+    def log(self) -> None:
+        """Read, and log a line."""
+        self.read()
+        self._logged_at = time.monotonic()
+        total = self._schedule.total_steps
+        spent = self._state.seconds - self._seconds_logged
+        rate = self._tokens / max(spent, 1e-9) / self._gang.world
+        mean = sum(self._losses) / len(self._losses)
         learning_rate = self._schedule.learning_rate(self._state.step - 1)
-        self._since_log.clear()
+        self._losses, self._tokens, self._seconds_logged = [], 0, self._state.seconds
         line = {
             "step": self._state.step,
             "loss": mean,
@@ -98,3 +125,9 @@ class Meter:
         if not self._state.step:
             return 0.0
         return self._state.seconds / self._state.step * (self._schedule.total_steps - self._state.step)
+
+
+def check_finite(loss: float, *, what: str, step: int) -> None:
+    """Raises StageError LossNotFinite."""
+    if not math.isfinite(loss):
+        raise not_finite(f"{what} became {loss}", step=step)

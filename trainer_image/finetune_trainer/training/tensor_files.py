@@ -16,6 +16,10 @@ FILE_BYTES = 2 << 30
 """After which another file is begun."""
 
 
+class NotFinite(Exception):
+    """A tensor holds what is no number."""
+
+
 def write(tensors: Iterable[tuple[str, torch.Tensor]], *, folder: Path | None, name: str) -> BaseException | None:
     """Write them; None for `folder`: only go through them, since making each is an exchange between processes.
 
@@ -38,6 +42,8 @@ def write(tensors: Iterable[tuple[str, torch.Tensor]], *, folder: Path | None, n
                 files += 1
                 flush(files)
                 size = 0
+            if not bool(torch.isfinite(tensor).all()):
+                raise NotFinite(f"{key} is not finite")
             held[key] = tensor.cpu().contiguous()
             size += tensor.nbytes
         except Exception as error:

@@ -27,8 +27,8 @@ from finetune_trainer.data import held_out_probes
 from finetune_trainer.data.dataset import MANIFEST, data_folder, read_manifest, read_split
 from finetune_trainer.models import base_model, saved_model
 from finetune_trainer.models.limits import padding_of
-from finetune_trainer.process.errors import StageError, bad_data
-from finetune_trainer.process.gang import Gang, joined, lost_peers_named
+from finetune_trainer.process.errors import StageError, bad_data, not_finite
+from finetune_trainer.process.gang import Gang, Votes, joined, lost_peers_named
 from finetune_trainer.process.packages import versions
 from finetune_trainer.process.progress import ProgressReporter, show_life
 from finetune_trainer.process.stopping import StopSignal
@@ -41,7 +41,7 @@ from finetune_trainer.tasks.encoding import Batch
 from finetune_trainer.tasks.tokens import LEARNED, TokenOrder, Tokens
 from finetune_trainer.training.batches import Batches
 from finetune_trainer.training.checkpoint import Checkpoints, TrainingState
-from finetune_trainer.training.meter import Meter
+from finetune_trainer.training.meter import Meter, check_finite
 from finetune_trainer.training.methods.choose import Method, method_of, once_each, trainable_parameters
 from finetune_trainer.training.objectives.choose import Objective, objective_of
 from finetune_trainer.training.parallel.choose import Parallel, meets, parallel_of
@@ -54,6 +54,8 @@ log = logging.getLogger(__name__)
 TRAINING_LOG = "training_log.jsonl"
 _NOT_IN_DIGEST = {"stage", "identity", "locations", "checkpoint", "nodes", "processesPerNode", "strategy", "offload"}
 """Who runs it, where, on how many machines, how often it is saved: a run goes on where these are others."""
+_LONG_STEP_SECONDS = 1.0
+"""Of a step: to stop one later would take too much of the time that is left to save."""
 _PACKAGES = ("torch", "transformers", "peft")
 
 
@@ -156,21 +158,27 @@ def _run(
         nonlocal saved_at
         if saved_at == state.step:
             return
+        meter.read()  # no checkpoint of a loss that is not finite
         setup.checkpoints.save(state=state, parameters=parameters, **shared)
         _write_log(setup, state)
         saved_at = state.step
         meter.tell(checkpoint_step=saved_at)
 
+    votes = Votes(gang)
     while state.step < schedule.total_steps and not _is_over(run, state):
         began = time.monotonic()
         loss, tokens = _step(setup, step=state.step)
         state.step += 1
         state.tokens += tokens
-        state.seconds += time.monotonic() - began
-        meter.stepped(loss=loss, tokens=tokens, seconds=time.monotonic() - began)
+        meter.stepped(loss=loss, tokens=tokens)
+        spent = time.monotonic() - began
+        state.seconds += spent
+        stops, logs = votes.cast(stop.asked, gang.is_first and meter.due, urgent=spent > _LONG_STEP_SECONDS)
+        if logs or state.step == schedule.total_steps:
+            meter.log()
         if schedule.ends_epoch(state.step - 1) and setup.validation:
             _validate(setup, state=state, meter=meter)
-        if gang.any_of(stop.asked):
+        if stops:
             checkpoint()
             raise StageError(
                 reason="StoppedAfterCheckpoint",
@@ -186,7 +194,7 @@ def _run(
     if setup.checkpoints.keeps_best and state.best_step is not None and state.best_step != state.step:
         log.info("taking the weights of step %d, the best validation", state.best_step)
         setup.checkpoints.load_best(parameters=parameters, step=state.best_step, **shared)
-    _check_changed(before, _fingerprints(setup.parallel.weights(parameters)))
+    _check_changed(before, _fingerprints(setup.parallel.weights(parameters)), step=state.step)
     _write_log(setup, state)
     return _save(
         setup,
@@ -313,27 +321,27 @@ def _decayed(model: Any) -> frozenset[str]:
     return frozenset(name for name, parameter in trainable_parameters(model).items() if parameter.dim() > 1)
 
 
-def _step(setup: Setup, *, step: int) -> tuple[float, int]:
-    """One optimiser step. Mean loss over its targets (nats) and its non-padding tokens, both over all processes."""
-    gang, parallel = setup.gang, setup.parallel
+def _step(setup: Setup, *, step: int) -> tuple[torch.Tensor, int]:
+    """One optimiser step, which waits for no device: this process's part of the mean loss over the step's targets
+    (nats; fp64, shape ()), and its non-padding tokens in all processes.
+    """
+    parallel = setup.parallel
     chosen = setup.schedule.indices(step)
     weight = setup.objective.weight(setup.examples, chosen)
     batches = setup.batches.of_step(setup.examples, chosen)
     setup.model.train()
-    summed = 0.0
+    losses = []
     for number, batch in enumerate(batches, start=1):
         with parallel.accumulating(last=number == len(batches)):
             loss = _loss(setup, batch)
             parallel.backward(loss, weight=weight)
-        summed += float(loss.detach())
-    total, tokens = gang.sum_of([summed, float(sum(batch.real_tokens for batch in batches))])
-    _check_finite(total, what="loss", step=step + 1)
+        losses.append(loss.detach())
     parallel.step(
         setup.trained,
         learning_rate=setup.schedule.learning_rate(step),
         max_norm=setup.run.optimisation.max_grad_norm,
     )
-    return total / weight, round(tokens)
+    return torch.stack(losses).double().sum() / weight, setup.batches.tokens(setup.examples, chosen)
 
 
 def _loss(setup: Setup, batch: Batch) -> torch.Tensor:
@@ -343,24 +351,18 @@ def _loss(setup: Setup, batch: Batch) -> torch.Tensor:
         return setup.prepared(lambda model: setup.objective(model, moved))
 
 
-def _check_finite(loss: float, *, what: str, step: int) -> None:
-    if not math.isfinite(loss):
-        raise StageError(
-            reason="LossNotFinite",
-            message=f"the {what} became {loss} at step {step}; lower training.learningRate or check the data",
-            exit_code=ExitCode.INTERNAL_ERROR,
-        )
-
-
 def _validate(setup: Setup, *, state: TrainingState, meter: Meter) -> None:
     """Mean validation loss; remembers the best and how long ago it was."""
     gang, examples = setup.gang, setup.validation
+    meter.read()
     setup.model.eval()
+    summed = torch.zeros((), dtype=torch.float64, device=gang.device)
     with torch.no_grad():
-        summed = sum(float(_loss(setup, batch)) for batch in setup.batches.of_validation(examples))
-    (total,) = gang.sum_of([summed])
+        for batch in setup.batches.of_validation(examples):
+            summed += _loss(setup, batch)
+    (total,) = gang.sum_of(summed.unsqueeze(0))
     loss = total / max(1, setup.objective.weight(examples, range(len(examples))))
-    _check_finite(loss, what="validation loss", step=state.step)
+    check_finite(loss, what="validation loss", step=state.step)
     meter.validated(loss=loss)
     if state.best_loss is None or loss < state.best_loss:
         state.best_loss, state.best_step, state.evaluations_without_improvement = loss, state.step, 0
@@ -377,7 +379,10 @@ def _fingerprints(weights: Iterable[tuple[str, torch.Tensor]]) -> dict[str, tupl
     return {name: (float(whole.double().sum()), float(whole.double().abs().sum())) for name, whole in weights}
 
 
-def _check_changed(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> None:
+def _check_changed(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]], *, step: int) -> None:
+    odd = next((name for name, sums in after.items() if not all(map(math.isfinite, sums))), None)
+    if odd is not None:
+        raise not_finite(f"gradients became so large that {odd} is not finite", step=step)
     same = [name for name, fingerprint in after.items() if before[name] == fingerprint]
     if len(same) == len(after):
         raise StageError(
