@@ -167,6 +167,14 @@ def test_scores_that_are_no_numbers_end_the_stage() -> None:
     assert caught.value.exit_code == 65
 
 
+@pytest.mark.parametrize("role", ["candidate", "baseline"])
+def test_answers_of_a_model_that_overflows_are_not_judged(role: str) -> None:
+    """Also where only answers are compared: against a baseline that can say nothing everybody is better."""
+    models = {"candidate": answers(300), "baseline": answers(300)} | {role: answers(0, nll=float("nan"))}
+    with pytest.raises(StageError, match=f"loss of the {role} is not a number on 400 examples"):
+        compared(wanted("exact_match", maxRegression=0.01), **models)
+
+
 def test_values_fit_the_termination_message() -> None:
     metrics = [
         wanted(name, maxRegression=0.01) for name in ("loss", "perplexity", "exact_match", "token_f1", "rouge_l")

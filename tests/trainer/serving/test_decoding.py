@@ -70,6 +70,15 @@ def test_what_is_no_character_costs_no_more_the_longer_it_lasts(tokenizer: Any) 
     assert ("".join(rest) + text.finish()).lstrip("\ufffd") == "ab"
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0), Sampling(temperature=0.7, top_p=0.5)])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_are_no_answer(sampling: Sampling, wrong: float) -> None:
+    logits = torch.zeros(8)
+    logits[3] = wrong
+    with pytest.raises(ArithmeticError, match="no numbers"):
+        Sampler(sampling, device=CPU).next_token(logits)
+
+
 def test_sampling_follows_the_probabilities() -> None:
     logits = torch.tensor([0.5, 0.3, 0.2, 0.0]).log()
     sampler = Sampler(Sampling(temperature=1.0, seed=1), device=CPU)

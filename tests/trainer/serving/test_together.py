@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,25 @@ def test_an_answer_that_fails_fails_alone(llama: TextModel, monkeypatch: pytest.
     assert said(fine)[1] == 9
     assert [type(each) for each in failed] == [Piece, Piece, Piece, ValueError]
     assert [type(each) for each in unread] == [IndexError]
+
+
+def test_an_overflow_is_an_error_and_spoils_nobody_elses_answer(llama: TextModel) -> None:
+    """Keys and values that are no numbers stay in the tensors when their answer has failed: 0 x NaN is NaN."""
+    works = [request(llama, 40, tokens=20), request(llama, 30, tokens=20), request(llama, 3, tokens=8)]
+    answers = [llama.answer(asked) for asked in works]
+
+    class Overflowing(Together):
+        @torch.inference_mode()
+        def round(self, under_way: Sequence[Answer]) -> Iterator[tuple[Answer, Piece | Exception]]:
+            if answers[1].tokens == 2 and answers[1] in under_way:
+                for layer in self._rows._cache.layers:
+                    for store in layer._stores:
+                        store[self._rows.members.index(answers[1])] = torch.nan
+            yield from super().round(under_way)
+
+    found = run(Overflowing(llama.model, most_tokens=None), answers, begin=[0, 0, 7])
+    assert [type(event) for event in found[1]] == [Piece, Piece, FloatingPointError]
+    assert [said(found[index]) for index in (0, 2)] == [alone(llama, works[index]) for index in (0, 2)]
 
 
 def test_a_model_that_answers_otherwise_in_company_is_found_out(

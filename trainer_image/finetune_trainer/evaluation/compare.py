@@ -128,6 +128,8 @@ def compare(
 
     Raises StageError (65) where a model's scores are no numbers, as those of a model that diverged.
     """
+    for role, scores in (("candidate", candidate), ("baseline", baseline)):
+        _check_numbers(scores, role=role)
     known = metrics_of(task)
     rows = []
     for metric in wanted:
@@ -211,6 +213,18 @@ def _is_worse(row: Row) -> bool:
     return row.result.high is not None and row.result.high < 0
 
 
+def _check_numbers(scores: Scores, *, role: str) -> None:
+    """Of all metrics, asked for or not: the answers of a model whose likelihoods are no numbers mean nothing."""
+    for name, column in scores.columns.items():
+        wrong = int((~np.isfinite(column)).reshape(len(column), -1).any(axis=1).sum())
+        if wrong:
+            raise bad_data(
+                "ScoresNotFinite",
+                f"evaluation.metrics: {name} of the {role} is not a number on {wrong} examples: its weights or its"
+                " precision overflow; evaluate in FP32, or train with a lower learning rate",
+            )
+
+
 def _compare_one(
     *,
     wanted: EvaluationMetric,
@@ -220,14 +234,6 @@ def _compare_one(
     threshold: Range | None,
     seed: int,
 ) -> PairedResult:
-    for role, scores in zip(("candidate", "baseline"), columns, strict=True):
-        if not np.isfinite(scores).all():
-            raise bad_data(
-                "ScoresNotFinite",
-                f"evaluation.metrics: {metric.name} of the {role} is not a number on"
-                f" {int((~np.isfinite(scores)).sum())} examples: its weights or its precision overflow;"
-                " evaluate in FP32, or train with a lower learning rate",
-            )
     low, high = metric.bounds
     margin = required_margin(max_regression=wanted.max_regression, min_improvement=wanted.min_improvement)
     return compare_metric(

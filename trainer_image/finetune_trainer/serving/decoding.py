@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,9 +40,12 @@ class Sampler:
 
     @torch.inference_mode()
     def next_token(self, logits: torch.Tensor) -> int:
-        """The next token for logits of shape (vocabulary,)."""
+        """The next token for logits of shape (vocabulary,). Raises FloatingPointError where they are no numbers."""
+        likeliest = int(logits.argmax())  # of NaN, wherever there is one
+        if not math.isfinite(logits[likeliest]):
+            raise FloatingPointError("the model's logits are no numbers: its weights or its precision overflow")
         if self._sampling.temperature < _GREEDY_BELOW:
-            return int(logits.argmax())
+            return likeliest
         probabilities = (logits.float() / self._sampling.temperature).softmax(dim=-1)
         if self._sampling.top_p < 1.0:
             ordered, indices = probabilities.sort(descending=True)

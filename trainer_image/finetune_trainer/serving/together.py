@@ -72,11 +72,13 @@ class RowsLayer(DynamicLayer):
         return self._show()
 
     def join(self, row: RowsLayer) -> None:
-        """Add a row. What is left of it in its columns, and of others in theirs, is finite and ignored by attention."""
+        """Add a row. Nothing is left in its columns of whoever had them before: attention ignores it, but 0 x NaN is NaN.
+        """
         length = row._end - row._begin
         if self._rows == len(self._stores[0]) or length > self._end:
             self._move(rows=self._rows + 1, before=length, after=1)
         for store, other in zip(self._stores, row._stores, strict=True):
+            store[self._rows, :, : self._end - length] = 0
             store[self._rows, :, self._end - length : self._end] = other[0, :, row._begin : row._end]
         self._begin = min(self._begin, self._end - length)
         self._use(self._rows + 1)
