@@ -72,8 +72,7 @@ class RowsLayer(DynamicLayer):
         return self._show()
 
     def join(self, row: RowsLayer) -> None:
-        """Add a row. Nothing is left in its columns of whoever had them before: attention ignores it, but 0 x NaN is NaN.
-        """
+        """Add a row. Nothing of whoever had its columns before is left: attention ignores it, but 0 x NaN is NaN."""
         length = row._end - row._begin
         if self._rows == len(self._stores[0]) or length > self._end:
             self._move(rows=self._rows + 1, before=length, after=1)
