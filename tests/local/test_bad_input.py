@@ -73,6 +73,13 @@ def test_a_secret_that_is_not_here(quick: Workspace) -> None:
     said = refused(quick, quick.write_job(artifacts=artifacts))
     path = quick.home.secret(name="s3")
     assert f"spec.artifacts.secretRef.name: there is no Secret s3 here; write KEY=VALUE lines into {path}" in said
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("A=1\nsecret words\n")
+    said = refused(quick, quick.write_job(artifacts=artifacts))
+    assert f"spec.artifacts.secretRef.name: {path} line 2: expected KEY=VALUE" in said
+    assert "secret words" not in said
+    path.write_bytes("A=ä\n".encode("latin-1"))
+    assert f"{path} is not UTF-8" in refused(quick, quick.write_job(artifacts=artifacts))
 
 
 def test_an_endpoint_and_a_baseline_that_are_not_here(quick: Workspace) -> None:

@@ -84,7 +84,7 @@ def _get(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "get", "get:run", "list jobs, versions or endpoints", example)
     help_ = "jobs, versions or endpoints (also kubectl's names: ftj, mv, mep, ...)"
     parser.add_argument("kind", metavar="KIND", help=help_)
-    parser.add_argument("names", metavar="NAME", nargs="*", help="only these")
+    parser.add_argument("names", metavar="NAME", nargs="*", default=[], help="only these")
     parser.add_argument("-o", "--output", choices=OUTPUTS, default="table", help="form of the answer (table)")
     parser.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces")
     parser.add_argument("-l", "--selector", default="", metavar="LABELS", help="only with these labels: key=value,...")

@@ -83,7 +83,7 @@ def _start(step: Step) -> Draft:
             look_again=tuple(pod.gone_by(lost_pod_seconds=grace) for pod in ending),
         )
     if (due := _earliest(step)) is not None and now < due:
-        message = f"attempt {number} of {step.stage.name} follows after a pause"
+        message = f"attempt {number} of {step.stage.name} follows after a pause{_because(step.status)}"
         reason = Reason.RESTARTING
         return Draft(status=status, phase=step.phase, reason=reason, message=message, look_again=(due,), until=due)
     children = children_of(
@@ -104,6 +104,12 @@ def _start(step: Step) -> Draft:
         create=children,
         forget_progress=step.training,
     )
+
+
+def _because(status: FineTuneJobStatus) -> str:
+    """Why the attempt before ended, to be put behind what follows from it."""
+    last = status.restarts.last if status.restarts else None
+    return f"; the last one: {last.message}" if last and last.message else ""
 
 
 def _pods_of_others(step: Step) -> list[PodState]:

@@ -8,13 +8,14 @@ from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.shared_fields import GPU_RESOURCE
 from finetune_operator.core.names import KUEUE_QUEUE_LABEL
-from finetune_operator.core.ports import Manifest
+from finetune_operator.core.ports import InvalidError, Manifest
 from finetune_operator.job.begin import baseline_name
 from finetune_operator.job.resolve import uris_of
 from finetune_operator.local.cluster import LocalCluster
 from finetune_operator.local.environment import trainer_is_installed
 from finetune_operator.local.gpus import gpus_of_machine
 from finetune_operator.local.home import LocalHome
+from finetune_operator.local.secrets_files import secret_manifest
 
 _ON_A_CLUSTER = "apply the manifest to a cluster (kubectl apply -f), or"
 
@@ -37,10 +38,7 @@ def obstacles(job: FineTuneJob, *, home: LocalHome) -> Iterator[str]:
         )
     yield from _other_gpus("spec.compute.gpuResource", compute.gpu_resource if compute else None)
     for field, name in _secrets(job):
-        path = home.secret(name=name)
-        if not path.is_file():
-            yield f"{field}: there is no Secret {name} here; write KEY=VALUE lines into {path}"
-
+        yield from _secret_obstacles(field, name, lines="KEY=VALUE", home=home)
     for field, uri in uris_of(job.spec).items():
         if field != "spec.artifacts.uri" and not _may_exist(uri, home=home):
             yield f"{field}: {uri} does not exist"
@@ -91,6 +89,17 @@ def _secrets(job: FineTuneJob) -> Iterator[tuple[str, str]]:
             yield f"spec.{field}.secretRef.name", reference.name
 
 
+def _secret_obstacles(field: str, name: str, *, lines: str, home: LocalHome) -> Iterator[str]:
+    path = home.secret(name=name)
+    if not path.is_file():
+        yield f"{field}: there is no Secret {name} here; write {lines} lines into {path}"
+        return
+    try:
+        secret_manifest(path=path, namespace="default", name=name)
+    except InvalidError as error:
+        yield f"{field}: {error}"
+
+
 def _may_exist(uri: str, *, home: LocalHome) -> bool:
     """Whether a file is there, as far as this machine can tell without asking anybody."""
     path = home.path_of(uri)
@@ -119,8 +128,8 @@ def endpoint_obstacles(endpoint: ModelEndpoint, *, home: LocalHome) -> Iterator[
         ("spec.gateway.apiKeysSecretRef", gateway.api_keys_secret_ref if gateway is not None else None, "CLIENT=KEY"),
     )
     for field, reference, lines in named:
-        if reference is not None and not (path := home.secret(name=reference.name)).is_file():
-            yield f"{field}.name: there is no Secret {reference.name} here; write {lines} lines into {path}"
+        if reference is not None:
+            yield from _secret_obstacles(f"{field}.name", reference.name, lines=lines, home=home)
 
 
 def endpoint_notices(endpoint: ModelEndpoint) -> Iterator[str]:

@@ -18,6 +18,8 @@ def secret_manifest(*, path: Path, namespace: str, name: str) -> Manifest | None
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
+    except UnicodeDecodeError as error:
+        raise InvalidError(f"{path} is not UTF-8: write KEY=VALUE lines as text") from error
     data = {key: base64.b64encode(value.encode()).decode() for key, value in _lines(text, path=path)}
     metadata = {"name": name, "namespace": namespace, "uid": f"secret-{name}", "resourceVersion": "0"}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data}

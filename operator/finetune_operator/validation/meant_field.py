@@ -9,21 +9,31 @@ from difflib import get_close_matches
 from finetune_operator.validation.decoding import Schema
 
 _LIKENESS = 0.75
+_MOST_NAMED = 2
+_SHORTEST_PART = 4
 _PART = re.compile(r"[^.\[\]]+")
 
 
 def meant_field(path: str, schema: Schema) -> str:
-    """How to write the field at `path`: a like name beside it, else the only place of that name; "": nobody knows."""
+    """How to write the field at `path`: like names beside it, else the only place of that name; "": nobody knows."""
     *parents, name = _PART.findall(path)
     here: Schema = schema
     for part in parents:
         here = here.get("items", {}) if part.isdigit() else here.get("properties", {}).get(part, {})
     beside: dict[str, str] = {_letters(known): known for known in here.get("properties", {})}
-    like = get_close_matches(_letters(name), beside, n=1, cutoff=_LIKENESS)
+    like = _like(_letters(name), list(beside))
     if like:
-        return beside[like[0]]
+        return " or ".join(beside[each] for each in like)
     elsewhere = [known for known in _paths(schema.get("properties", {}).get("spec", {}), "spec") if _is(name, known)]
     return elsewhere[0] if len(elsewhere) == 1 else ""
+
+
+def _like(name: str, known: list[str]) -> list[str]:
+    """The names that may be meant, at most two: the same one, else those that hold this one, else the likest one."""
+    if name in known:
+        return [name]
+    longer = [each for each in known if len(name) >= _SHORTEST_PART and name in each]
+    return longer if 0 < len(longer) <= _MOST_NAMED else get_close_matches(name, known, n=1, cutoff=_LIKENESS)
 
 
 def _paths(schema: Schema, path: str) -> Iterator[str]:

@@ -134,6 +134,8 @@ def test_one_bad_file_of_a_folder_leaves_the_others_checked(capsys: pytest.Captu
     [
         (("training",), "learning_rate", " (write learningRate)"),
         (("training",), "learningrate", " (write learningRate)"),
+        (("training",), "batch_size", " (write globalBatchSize or microBatchSize)"),
+        (("training",), "warmup", " (write warmupFraction)"),
         (("data", "sources", 0), "urii", " (write uri)"),
         ((), "epochs", " (write spec.training.epochs)"),
         (("training",), "colour", ""),
@@ -250,6 +252,9 @@ def test_wrong_options_are_bad_input(capsys: pytest.CaptureFixture[str]) -> None
         main(["get", "jobs", "-o", "xml"])
     assert stopped.value.code == 2
     assert "invalid choice: 'xml'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["get"])
+    assert capsys.readouterr().err.endswith("required: KIND\n"), "names may be left out"
 
 
 def test_logs_of_the_newest_attempt(stored: LocalHome, capsys: pytest.CaptureFixture[str]) -> None:

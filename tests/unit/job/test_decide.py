@@ -301,7 +301,8 @@ def test_the_next_attempt_waits_for_the_pods_of_the_last() -> None:
     [("Preempted", 0, 0), ("NodeLost", 5, 0), ("InternalError", 1, 10), ("OutOfMemory", 3, 40), ("Hung", 30, 300)],
 )
 def test_failures_wait_longer_and_longer(reason: str, failures: int, waits: int) -> None:
-    restarts = {"preemptions": 1, "failures": failures, "last": {"reason": reason, "time": "2026-01-05T12:01:40Z"}}
+    last = {"reason": reason, "time": "2026-01-05T12:01:40Z", "message": "the disk is full"}
+    restarts = {"preemptions": 1, "failures": failures, "last": last}
     stage = StageStatus(name="Train", state="Pending", attempt=2)
     status = planned(PREPARED, stage, restarts=restarts)
     decision = decide(observed(status=status, now=at(100)))
@@ -309,6 +310,7 @@ def test_failures_wait_longer_and_longer(reason: str, failures: int, waits: int)
     assert decide(observed(status=status, now=at(100 + waits))).create
     if waits:
         assert decision.requeue_seconds == waits
+        assert written(decision).message == ("attempt 2 of Train follows after a pause; the last one: the disk is full")
 
 
 def test_jobs_of_attempts_that_are_over_go_with_what_belongs_to_them() -> None:
