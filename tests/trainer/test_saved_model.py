@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,16 @@ def test_what_was_saved_is_loaded_and_what_was_changed_is_refused(base: Path, tm
     with pytest.raises(StageError) as gone:
         load(artifact, base=base, storage=storage)
     assert gone.value.reason == "ArtifactTorn"
+
+
+def test_saving_an_adapter_asks_nobody_for_its_base(base: Path, tmp_path: Path) -> None:
+    model, tokenizer = adapted(base), base_model.load_tokenizer(base)
+    model.peft_config["default"].base_model_name_or_path = "pvc://models/base"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        saved_model.write(
+            model, tokenizer=tokenizer, folder=tmp_path, base_folder=base, format="Adapter", task="Chat", labels=None
+        )
 
 
 def test_a_model_that_loads_as_another_is_not_published(

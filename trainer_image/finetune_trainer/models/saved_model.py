@@ -184,7 +184,8 @@ def write(
     state: Mapping[str, torch.Tensor] | None = None,
 ) -> SavedFolder:
     """Write model and tokenizer into a folder. `format` is how the model's method is saved."""
-    model.save_pretrained(str(folder), state_dict=None if state is None else dict(state))
+    own = {"save_embedding_layers": False} if format == "Adapter" else {}  # PEFT would ask the hub whether they grew
+    model.save_pretrained(str(folder), state_dict=None if state is None else dict(state), **own)
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card names paths of this container
     return SavedFolder(folder=str(folder), base=str(base_folder), format=format, task=task, labels=labels)
