@@ -139,7 +139,7 @@ def _analysis(rows: list[AnalysisRow], *, time: datetime | None, now: datetime) 
         )
         for row in rows
     ]
-    header = ("METRIC", "STABLE", "CANDIDATE", "DIFFERENCE", "SAMPLES", "VERDICT", "REASON")
+    header = ("METRIC", "BAD, STABLE", "BAD, CANDIDATE", "DIFFERENCE", "SAMPLES", "VERDICT", "REASON")
     return f"Analysis{written}:\n" + table(header=header, rows=lines, indent=INDENT)
 
 

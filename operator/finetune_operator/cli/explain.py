@@ -181,7 +181,7 @@ def _row(row: AnalysisRow) -> str:
     """A metric: how many samples, what was seen, where the difference lies, and the verdict."""
     parts = [f"{row.metric}: {row.samples} samples"]
     if row.candidate is not None and row.baseline is not None:
-        parts.append(f"{words.number(row.candidate)} against {words.number(row.baseline)}")
+        parts.append(f"bad ones {words.number(row.candidate)} against {words.number(row.baseline)} of stable")
     if row.low is not None and row.high is not None:
         parts.append(f"difference {words.interval(row.low, row.high)}")
     return f"{', '.join(parts)}: {row.verdict}" + (f" ({row.reason})" if row.reason else "")

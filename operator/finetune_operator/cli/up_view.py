@@ -130,7 +130,7 @@ def _step(view: EndpointView) -> RenderableType:
 
 def _analysis(rows: Sequence[AnalysisRow]) -> str:
     return table(
-        header=("METRIC", "STABLE", "CANDIDATE", "SAMPLES", "VERDICT"),
+        header=("METRIC", "BAD, STABLE", "BAD, CANDIDATE", "SAMPLES", "VERDICT"),
         rows=[
             (row.metric, words.number(row.baseline), words.number(row.candidate), str(row.samples), row.verdict)
             for row in rows

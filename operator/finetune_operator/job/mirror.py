@@ -75,8 +75,9 @@ def _goes_on(
         unpin = Release(action="Unpin", effect="leaves the choice to the operator: the newest proven version")
         found = NextStatus(waits_for=[f"spec.version of {name} to name it, or nothing"], release=[unpin])
     else:
-        message = f"{version.name} waits for its turn at {name}: {message}"
-        found = NextStatus(waits_for=[f"its turn at {name}", *found.waits_for])
+        unseen = _looks_for_one(endpoint)
+        message = f"{version.name} waits for its turn at {name}" + ("" if unseen else f": {message}")
+        found = NextStatus(waits_for=[f"its turn at {name}", *(() if unseen else found.waits_for)])
     return Draft(
         status=_recorded(status, endpoint=endpoint, promoted=promoted),
         phase=phase,
@@ -84,6 +85,11 @@ def _goes_on(
         next=found,
         look_again=(after(observed.now, _SECONDS),),
     )
+
+
+def _looks_for_one(endpoint: ModelEndpoint) -> bool:
+    """Whether the endpoint still says that it has no version to try: it has not looked since this one was proven."""
+    return any(each.type == "Ready" and each.reason == Reason.NO_VERSION for each in endpoint.status.conditions)
 
 
 def _phase(endpoint: ModelEndpoint) -> Phase:

@@ -91,9 +91,11 @@ class ResolvedPlan(ApiModel):
     def machines(self) -> str:
         """The compute in words, for messages."""
         nodes = "1 node" if self.nodes == 1 else f"{self.nodes} nodes"
-        if self.gpus_per_node == 0:
-            return f"{nodes} (CPU)"
-        return f"{nodes} x {self.gpus_per_node} GPU{'' if self.gpus_per_node == 1 else 's'}"
+        shared = "" if self.strategy == "DDP" else f", {self.strategy}"
+        if self.gpus_per_node:
+            return f"{nodes} x {self.gpus_per_node} GPU{'' if self.gpus_per_node == 1 else 's'}{shared}"
+        processes = "" if self.cpu_processes == 1 else f" x {self.cpu_processes} processes"
+        return f"{nodes}{processes} (CPU){shared}"
 
 
 def read_plan(stored: dict[str, Any]) -> ResolvedPlan | str:

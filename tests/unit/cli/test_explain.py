@@ -250,7 +250,7 @@ def test_notes(found: ModelEndpoint, note: str) -> None:
 def test_how_far_gateways_and_samples_are() -> None:
     text = explained(canary(routes={"epoch": 7, "acknowledged": 1, "gateways": 3}))
     assert "1 of 3 gateways follow the newest routes (epoch 7)" in text
-    assert "error_rate: 300 samples, 0.01 against 0.012, difference -0.03 to +0.02: Pass" in text
+    assert "error_rate: 300 samples, bad ones 0.01 against 0.012 of stable, difference -0.03 to +0.02: Pass" in text
 
 
 def test_what_is_not_proven_is_told() -> None:

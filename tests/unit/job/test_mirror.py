@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.conformance.objects import START, digest, job
 
-from finetune_api.base import ObjectMeta, VersionReference
+from finetune_api.base import Condition, ObjectMeta, VersionReference
 from finetune_api.finetunejob import FineTuneJobStatus, RolloutStatus
 from finetune_api.modelendpoint import (
     HeldVersion,
@@ -30,6 +30,7 @@ VERSION = VersionReference(name="router", uid="v-uid")
 OURS = ServedVersion(name="router", uid="v-uid", digest=digest("a"), revision="r")
 OTHER = ServedVersion(name="other", uid="o-uid", digest=digest("b"), revision="o")
 
+NO_VERSION = Condition(type="Ready", status="False", reason="NoVersion", last_transition_time=START)
 RESUME = Release(action="Resume", effect="it goes on")
 HELD = HeldVersion(name="router", uid="v-uid", reason="not decided against other")
 
@@ -62,6 +63,11 @@ def observed_with(found: ModelEndpoint | None) -> Observed:
 
 CASES = {
     "waits for another": (endpoint(phase="Canary", stable=OTHER, candidate=OTHER), "Queued", False),
+    "not seen yet": (
+        endpoint(phase="Empty", message="no proven version yet; apply a FineTuneJob", conditions=[NO_VERSION]),
+        "Queued",
+        False,
+    ),
     "starting": (endpoint(phase="Shadowing", stable=OTHER, candidate=OURS, step=step("Starting")), "Shadowing", False),
     "first version": (endpoint(phase="Empty", candidate=OURS, step=step("Starting")), "Promoting", False),
     "first version, paused": (
@@ -104,6 +110,7 @@ CASES = {
 WORDS = {
     "first version": "router is the first version of prod, with nothing to compare it with: starting the servers",
     "waits for another": "router waits for its turn at prod: starting the servers",
+    "not seen yet": "router waits for its turn at prod",
     "guard over": "router serves prod",
     "long since replaced": "router was promoted at prod, where other serves now",
 }

@@ -113,3 +113,5 @@ def test_machines_in_words() -> None:
     assert words() == "1 node (CPU)"
     assert words(nodes=2, gpusPerNode=1) == "2 nodes x 1 GPU"
     assert words(nodes=2, gpusPerNode=8) == "2 nodes x 8 GPUs"
+    assert words(processesPerNode=2, strategy="FSDP2") == "1 node x 2 processes (CPU), FSDP2"
+    assert words(nodes=2, gpusPerNode=8, strategy="DeepSpeedZeRO2") == "2 nodes x 8 GPUs, DeepSpeedZeRO2"
