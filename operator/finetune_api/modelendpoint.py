@@ -82,7 +82,7 @@ class Serving(ApiModel):
     the next version on: what serves is not restarted."""
 
     runtime: Runtime
-    """Transformers: chat and generation, on CPU or GPU. VLLM: chat and generation on GPUs. FastAPI: classifiers."""
+    """Transformers: chat and generation, on CPU or GPU. VLLM: the same by vLLM, in an image of its own. FastAPI: classifiers."""
     replicas: Annotated[int, Field(ge=1, le=1000, json_schema_extra={STORED_DEFAULT: 1})] | None = None
     """Pods of each version that is served. Default 1. `kubectl scale` and autoscalers write it; where they do, leave it
     out of manifests that are applied again."""
@@ -317,10 +317,6 @@ class ModelEndpointSpec(ApiModel):
                 message=f"serving.runtime: {{self.serving.runtime}} does not serve task: {task}; use {' or '.join(kind.runtimes)}",
             )
             for task, kind in TASKS.items()
-        ),
-        Rule(
-            rule="self.serving.runtime != 'VLLM' || (has(self.serving.gpus) && self.serving.gpus > 0)",
-            message="serving.runtime: VLLM needs serving.gpus: 1 or more; use Transformers on CPU",
         ),
     )
 

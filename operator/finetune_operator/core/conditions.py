@@ -25,7 +25,7 @@ _HOLDS: dict[str, str] = {
     Reason.PLAN_UNSUPPORTED: "the version of the operator that began this, or a newer one: whoever runs it installs it",
     Reason.NOT_SUPPORTED: "a newer version of the operator, from whoever runs it, or a spec that this one can follow",
     Reason.NO_GATEWAY_IMAGE: "whoever runs the operator to set FINETUNE_GATEWAY_IMAGE",
-    Reason.NO_VLLM_IMAGE: "whoever runs the operator to set FINETUNE_VLLM_IMAGE, or another serving.runtime",
+    Reason.NO_VLLM_IMAGE: "whoever runs the operator to set the image, or another serving.runtime",
     Reason.ROUTES_UNREADABLE: "the ConfigMap with its routes to be restored or deleted, or the operator that wrote it",
     Reason.CANNOT_ADOPT: "the ModelVersions of its routes to be restored, or the ConfigMap with the routes deleted",
     Reason.TOO_LARGE: "a smaller spec",

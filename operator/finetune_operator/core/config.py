@@ -80,6 +80,8 @@ class OperatorConfig(Settings):
     """Image of the endpoints' gateways. Endpoints are refused where it is not set."""
     vllm_image: str = ""
     """Image of servers with runtime VLLM, such as vllm/vllm-openai:VERSION. Such endpoints wait where it is not set."""
+    vllm_cpu_image: str = ""
+    """The same of servers without GPUs (`serving.gpus: 0`), such as vllm/vllm-openai-cpu:VERSION."""
     image_pull_policy: str = "IfNotPresent"
     namespaces: _Namespaces = ()
     """Namespaces that are watched; empty: all."""

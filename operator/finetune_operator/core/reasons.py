@@ -86,7 +86,7 @@ class Reason(StrEnum):
     # -- an endpoint with nothing under way ---------------------------------------------------------------------------
 
     NO_GATEWAY_IMAGE = "NoGatewayImage", _ENDPOINT, "the operator has no image for gateways (FINETUNE_GATEWAY_IMAGE)"
-    NO_VLLM_IMAGE = "NoVllmImage", _ENDPOINT, "the operator has no image for runtime VLLM (FINETUNE_VLLM_IMAGE)"
+    NO_VLLM_IMAGE = "NoVllmImage", _ENDPOINT, "no image for runtime VLLM (FINETUNE_VLLM_IMAGE, FINETUNE_VLLM_CPU_IMAGE)"
     ROUTES_UNREADABLE = "RoutesUnreadable", _ENDPOINT, "the routes cannot be read; nothing is changed"
     CANNOT_ADOPT = "CannotAdopt", _ENDPOINT, "restored routes name versions that do not exist"
     ADOPTED = "Adopted", _ENDPOINT, "what serves was taken over from restored routes"

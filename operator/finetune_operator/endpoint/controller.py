@@ -18,6 +18,7 @@ from finetune_operator.endpoint.finish import held
 from finetune_operator.endpoint.metrics import EndpointMetrics
 from finetune_operator.endpoint.names import SERVER_PORT
 from finetune_operator.endpoint.observe import observe_endpoint
+from finetune_operator.endpoint.serving.manifests import vllm_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,10 @@ class EndpointController:
         if not self.around.config.gateway_image:
             message = "the operator has no gateway image; set FINETUNE_GATEWAY_IMAGE in its Deployment"
             return Summary(state="Stalled", reason=Reason.NO_GATEWAY_IMAGE, message=message)
-        if endpoint.spec.serving.runtime == "VLLM" and not self.around.config.vllm_image:
-            message = "the operator has no image for runtime VLLM; set FINETUNE_VLLM_IMAGE in its Deployment"
+        if endpoint.spec.serving.runtime == "VLLM" and not vllm_image(endpoint, self.around.config):
+            where, variable = ("", "IMAGE") if endpoint.spec.serving.gpus else (" without GPUs", "CPU_IMAGE")
+            needed = f"set FINETUNE_VLLM_{variable} in its Deployment"
+            message = f"the operator has no image for runtime VLLM{where}; {needed}"
             return Summary(state="Stalled", reason=Reason.NO_VLLM_IMAGE, message=message)
         return None
 

@@ -122,10 +122,10 @@ def covers(*, live: Any, wanted: Any) -> bool:
     if isinstance(wanted, list):
         same = isinstance(live, list) and len(live) == len(wanted)
         return same and all(covers(live=one, wanted=other) for one, other in zip(live, wanted, strict=True))
-    return (live is None and wanted in ("", 0, False)) or (_amount(wanted) == _amount(live) is not None)
+    return (live is None and wanted in ("", 0, False)) or (amount(wanted) == amount(live) is not None)
 
 
-def _amount(value: Any) -> Decimal | None:
+def amount(value: Any) -> Decimal | None:
     """The number that a resource.Quantity means; None: it is none."""
     found = None if isinstance(value, bool) else _QUANTITY.fullmatch(str(value))
     return Decimal(found[1]) * (_BINARY | _POWERS)[found[2]] if found else None

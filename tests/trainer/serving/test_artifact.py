@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from tests.trainer.s3 import serve_s3
 from tests.trainer.serving.server_process import order_for
 from tests.trainer.small_run import SmallRun, small_model
 
-from finetune_api.run import ServeOrder
+from finetune_api.run import MIDDLEWARE, MIDDLEWARE_FOLDER, ServeOrder
 from finetune_trainer.data.dataset import Example, Message
 from finetune_trainer.data.held_out_probes import FILE_NAME, MOST_PROBES, make_probes, read_probes, to_text
 from finetune_trainer.process.errors import StageError
@@ -35,6 +37,11 @@ def test_local_files_are_verified_and_used_where_they_are(small_chat: dict[str, 
     link_files(order, storage=storage)  # a container that is started again
     assert (folder / "model" / "adapter_config.json").exists()
     assert (folder / "base" / "config.json").exists()
+    module = MIDDLEWARE.partition(".")[0]
+    code = f"import sys; sys.path.insert(0, {str(folder / MIDDLEWARE_FOLDER)!r}); import {module} as it"
+    made = "print(len(it.OnlyTheModel(None).probes))"  # in vLLM's image nothing else of ours is installed
+    done = subprocess.run([sys.executable, "-ISc", f"{code}; {made}"], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 100
     loaded = load(order, storage=storage)
     assert not hasattr(loaded.model, "peft_config"), "merged"
     assert len(loaded.probes) == 3

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.conformance.golden import check
-from tests.simulation.endpoint_world import CONFIG, endpoint_manifest, version_manifest
+from tests.simulation.endpoint_world import CONFIG, EndpointWorld, endpoint_manifest, version_manifest
 
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
@@ -20,7 +20,12 @@ from finetune_operator.endpoint.serving.gateway import gateway_manifests
 from finetune_operator.endpoint.serving.guards import server_budget, server_policy
 from finetune_operator.endpoint.serving.manifests import render_revision, rendered, scaled, unservable
 
-VLLM_CONFIG = OperatorConfig(trainer_image="trainer:1", gateway_image="gateway:1", vllm_image="vllm/vllm-openai:v0")
+VLLM_CONFIG = OperatorConfig(
+    trainer_image="trainer:1",
+    gateway_image="gateway:1",
+    vllm_image="vllm/vllm-openai:v0",
+    vllm_cpu_image="vllm/vllm-openai-cpu:v0",
+)
 
 
 def endpoint(**spec: Any) -> ModelEndpoint:
@@ -156,6 +161,41 @@ def test_servers_compute_as_was_evaluated(runtime: str) -> None:
     assert runtime == "Transformers" or " --dtype float32" in " ".join(command)
 
 
+def vllm_pod(serving: dict[str, Any]) -> dict[str, Any]:
+    served = endpoint(serving={"runtime": "VLLM", **serving})
+    revision = render_revision(endpoint=served, version=version(), config=VLLM_CONFIG)
+    (deployment,) = [each for each in rendered(revision) if each["kind"] == "Deployment"]
+    pod: dict[str, Any] = deployment["spec"]["template"]["spec"]
+    return pod
+
+
+def test_vllm_on_cpus_has_an_image_of_its_own_and_the_threads_of_its_limit() -> None:
+    resources = {"limits": {"cpu": "4", "memory": "8Gi"}}
+    (server,) = vllm_pod({"gpus": 0, "resources": resources})["containers"]
+    assert (server["image"], server["resources"]) == ("vllm/vllm-openai-cpu:v0", resources)
+    assert f"--kv-cache-memory-bytes {2 << 30}" in " ".join(server["command"])
+    environment = {each["name"]: each.get("value", each.get("valueFrom")) for each in server["env"]}
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind", "pods of a node would all be bound to the same cores"
+    assert environment["OMP_NUM_THREADS"] == {"resourceFieldRef": {"resource": "limits.cpu"}}
+    (on_gpus,) = vllm_pod({"gpus": 1})["containers"]
+    assert on_gpus["image"] == "vllm/vllm-openai:v0"
+    assert not any("CPU" in each["name"] or "OMP" in each["name"] for each in on_gpus["env"])
+
+
+def test_vllm_ends_what_is_under_way_before_it_is_killed() -> None:
+    """By default it aborts all of it on SIGTERM. Its teardown, after the last answer, took up to 20 s."""
+    pod = vllm_pod({"gpus": 1})
+    (server,) = pod["containers"]
+    seconds = int(server["command"][server["command"].index("--shutdown-timeout") + 1])
+    before = server["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert 0 < seconds <= pod["terminationGracePeriodSeconds"] - before - 20
+
+
+def test_vllm_reports_to_nobody() -> None:
+    (server,) = vllm_pod({"gpus": 1})["containers"]
+    assert {"name": "VLLM_NO_USAGE_STATS", "value": "1"} in server["env"]
+
+
 def test_what_vllm_cannot_serve_is_told() -> None:
     served = endpoint(serving={"runtime": "VLLM", "gpus": 1})
     odd = version(method={"type": "IA3"})
@@ -220,3 +260,15 @@ def test_ids_may_be_left_to_the_cluster() -> None:
         if each["kind"] == "Deployment":
             security = each["spec"]["template"]["spec"]["securityContext"]
             assert security == {"runAsNonRoot": True, "fsGroupChangePolicy": "OnRootMismatch"}
+
+
+@pytest.mark.parametrize(("gpus", "variable"), [(0, "FINETUNE_VLLM_CPU_IMAGE"), (1, "FINETUNE_VLLM_IMAGE")])
+async def test_an_endpoint_waits_for_the_image_of_its_kind(gpus: int, variable: str) -> None:
+    other = {"vllm_cpu_image" if gpus else "vllm_image": "vllm:1"}
+    world = EndpointWorld()
+    world.restart_operator(config=CONFIG.model_copy(update=other))
+    await world.create(endpoint_manifest() | {"spec": {"task": "Chat", "serving": {"runtime": "VLLM", "gpus": gpus}}})
+    status = await world.settle()
+    assert variable in str(status.message)
+    world.restart_operator(config=CONFIG.model_copy(update={"vllm_image": "vllm:1", "vllm_cpu_image": "vllm:1"}))
+    assert "image" not in str((await world.settle()).message)

@@ -25,7 +25,8 @@ def full(**changes: Any) -> ModelVersionSpec:
 
 
 def arguments(spec: ModelVersionSpec, **changes: Any) -> str:
-    options: dict[str, Any] = {"model_name": "router", "folder": "/models", "gpus": 1, "port": 8000} | changes
+    options: dict[str, Any] = {"model_name": "router", "folder": "/models", "gpus": 1, "port": 8000}
+    options |= {"memory_bytes": None} | changes
     return " ".join(vllm_arguments(version=spec, **options))
 
 
@@ -34,6 +35,8 @@ def test_a_full_model() -> None:
         "vllm serve /models/model --port 8000 --served-model-name router --tensor-parallel-size 4"
         " --load-format safetensors --no-trust-remote-code --generation-config /models/generation"
         ' --override-generation-config {"temperature": 0.0}'
+        " --shutdown-timeout 30 --disable-access-log-for-endpoints /health,/metrics"
+        " --middleware finetune_middleware.OnlyTheModel"
         ' --default-chat-template-kwargs {"enable_thinking": false, "thinking": false} --max-model-len 8192'
     )
 
@@ -43,9 +46,17 @@ def test_an_adapter() -> None:
         "vllm serve /models/base --port 8000 --served-model-name router-base --tensor-parallel-size 1"
         " --load-format safetensors --no-trust-remote-code --generation-config /models/generation"
         ' --override-generation-config {"temperature": 0.0}'
+        " --shutdown-timeout 30 --disable-access-log-for-endpoints /health,/metrics"
+        " --middleware finetune_middleware.OnlyTheModel"
         ' --default-chat-template-kwargs {"enable_thinking": false, "thinking": false}'
         " --tokenizer /models/model --enable-lora --lora-modules router=/models/model --max-loras 1 --max-lora-rank 16"
     )
+
+
+def test_on_cpus_one_process_has_the_whole_model_and_a_quarter_of_the_memory_for_keys_and_values() -> None:
+    found = arguments(full(), gpus=0, memory_bytes=8 << 30)
+    assert " --tensor-parallel-size 1 " in found
+    assert found.endswith(f" --kv-cache-memory-bytes {2 << 30}")
 
 
 @pytest.mark.parametrize(("rank", "accepted"), [(1, 1), (4, 8), (16, 16), (17, 32), (300, 320), (512, 512)])
@@ -55,14 +66,13 @@ def test_the_next_rank_that_vllm_accepts(rank: int, accepted: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "gpus", "named"),
+    ("spec", "named"),
     [
-        (version(task="SequenceClassification"), 1, "runtime FastAPI"),
-        (version(), 0, "serving.gpus of 1 or more"),
-        (version(method={"type": "LoRA", "lora": {"rank": 513}}), 1, "up to rank 512"),
-        (version(method={"type": "IA3"}), 1, "made by IA3 without a rank"),
+        (version(task="SequenceClassification"), "runtime FastAPI"),
+        (version(method={"type": "LoRA", "lora": {"rank": 513}}), "up to rank 512"),
+        (version(method={"type": "IA3"}), "made by IA3 without a rank"),
     ],
 )
-def test_what_vllm_cannot_serve(spec: ModelVersionSpec, gpus: int, named: str) -> None:
+def test_what_vllm_cannot_serve(spec: ModelVersionSpec, named: str) -> None:
     with pytest.raises(NotServableError, match=named):
-        arguments(spec, gpus=gpus)
+        arguments(spec)

@@ -21,3 +21,9 @@ def test_it_is_refused_in_the_same_words(case: WrongManifest) -> None:
 def test_the_right_ones_pass(kind: str) -> None:
     assert validate(valid(kind)) == []
     assert validate(valid(kind), old=valid(kind)) == []
+
+
+def test_vllm_needs_no_gpus() -> None:
+    endpoint = valid("endpoint")
+    endpoint["spec"]["serving"] = {"runtime": "VLLM", "gpus": 0}
+    assert validate(endpoint) == []

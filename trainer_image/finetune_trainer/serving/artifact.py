@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 
-from finetune_api.run import GENERATION_FOLDER, ServeOrder
+from finetune_api.run import GENERATION_FOLDER, MIDDLEWARE, MIDDLEWARE_FOLDER, ServeOrder
 from finetune_trainer.data.held_out_probes import HeldOutProbe, read_probes
 from finetune_trainer.models import base_model, model_files, saved_model
 from finetune_trainer.process.errors import bad_configuration
+from finetune_trainer.serving import vllm_middleware
 from finetune_trainer.store.locations import REMOTE_SCHEMES, join
 from finetune_trainer.store.storage import Storage, sync_tree
 from finetune_trainer.tasks.adapters import merged
@@ -100,7 +101,7 @@ def verified_files(order: ServeOrder, *, storage: Storage) -> Iterator[Files]:
 
 def link_files(order: ServeOrder, *, storage: Storage) -> Path:
     """Verify what an order names and link it as `model` and `base` into the server's own folder (`locations.run`), with
-    what ends an answer beside it.
+    what ends an answer, and the probes, beside it.
 
     There another program (vLLM) finds it whatever the URIs are. Returns the folder.
 
@@ -115,6 +116,7 @@ def link_files(order: ServeOrder, *, storage: Storage) -> Path:
             if target is not None:
                 _link(folder / name, target)
         _write_ends(files, into=folder / GENERATION_FOLDER)
+        _write_middleware(files, into=folder / MIDDLEWARE_FOLDER)
     return folder
 
 
@@ -123,6 +125,15 @@ def _write_ends(files: Files, *, into: Path) -> None:
     ends = answer_ends(base_model.load_tokenizer(files.model), model_files.declared_ends_in(files.base or files.model))
     into.mkdir(exist_ok=True)
     (into / "generation_config.json").write_text(json.dumps({"eos_token_id": sorted(ends)}))
+
+
+def _write_middleware(files: Files, *, into: Path) -> None:
+    """The probes, and what hands them out in vLLM's server."""
+    into.mkdir(exist_ok=True)
+    probes = [probe.to_dict() for probe in read_probes(files.model)]
+    (into / vllm_middleware.PROBES_FILE).write_text(json.dumps({"probes": probes, "total": len(probes)}))
+    module = MIDDLEWARE.partition(".")[0]
+    (into / f"{module}.py").write_text(Path(vllm_middleware.__file__).read_text())
 
 
 def _link(link: Path, target: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from finetune_api.base import VersionReference
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
-from finetune_api.run import RUN_FILE_VARIABLE, ServeOrder
+from finetune_api.run import MIDDLEWARE_FOLDER, RUN_FILE_VARIABLE, ServeOrder
 from finetune_operator.attempts.claims import Claim, claim_mounts, claim_volumes, claims_behind, locations
 from finetune_operator.attempts.evaluation import read_evaluation_plan
 from finetune_operator.attempts.manifests import (
@@ -38,8 +38,19 @@ from finetune_operator.endpoint.names import (
 from finetune_operator.endpoint.serving.pod import BUSY_SECONDS, STOP_HOOK, spread
 from finetune_operator.endpoint.serving.servers import CONTAINER, FETCH
 from finetune_operator.endpoint.serving.vllm import NotServableError, vllm_arguments
+from finetune_operator.endpoint.settling import amount
 
 _CACHE_FOLDER = "/var/cache/finetune"
+_VLLM = {
+    "HOME": "/tmp",  # noqa: S108 - a mount point
+    "XDG_CACHE_HOME": "/tmp/cache",  # noqa: S108
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "PYTHONPATH": f"{_CACHE_FOLDER}/run/{MIDDLEWARE_FOLDER}",
+}
+_VLLM_ON_CPUS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_WAIT_POLICY": "PASSIVE"}
+"""Bound, the pods of a node would all compute on its first cores; threads that spin keep each other from running."""
+_THREADS = {"name": "OMP_NUM_THREADS", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}}
 _GRACE_SECONDS = 60
 _START_SECONDS = 3600
 """A large model may take this long to load; the rollout's own deadline comes first."""
@@ -177,25 +188,36 @@ def _containers(*, endpoint: ModelEndpoint, version: ModelVersion, config: Opera
     }
     if endpoint.spec.serving.runtime != "VLLM":
         return {"containers": [{**ours, **server, "args": ["serve"], **_probes(live="/healthz", ready="/readyz")}]}
-    folders = {"HOME": "/tmp", "XDG_CACHE_HOME": "/tmp/cache", "HF_HUB_OFFLINE": "1"}  # noqa: S108 - a mount point
+    memory = server["resources"].get("limits", {}).get("memory", server["resources"].get("requests", {}).get("memory"))
+    size = amount(memory)
     shared = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - a mount point
     vllm = {
         **server,
-        "image": config.vllm_image,
+        "image": vllm_image(endpoint, config),
         "imagePullPolicy": config.image_pull_policy,
         "command": vllm_arguments(
             version=version.spec,
             model_name=endpoint.metadata.name,
             folder=f"{_CACHE_FOLDER}/run",
-            gpus=endpoint.spec.serving.gpus or 0,
+            gpus=serving.gpus or 0,
+            memory_bytes=None if size is None else int(size),
             port=SERVER_PORT,
         ),
-        "env": [{"name": name, "value": value} for name, value in folders.items()],
+        "env": [*_variables(_VLLM), *([] if serving.gpus else [*_variables(_VLLM_ON_CPUS), _THREADS])],
         "securityContext": CONTAINER_SECURITY,
         "volumeMounts": [*_mounts(version, config), shared],
         **_probes(live="/health", ready="/health"),
     }
     return {"initContainers": [{**ours, "name": FETCH, "args": ["fetch"]}], "containers": [vllm]}
+
+
+def vllm_image(endpoint: ModelEndpoint, config: OperatorConfig) -> str:
+    """The image of its servers where their runtime is VLLM; empty: the operator has none."""
+    return config.vllm_image if endpoint.spec.serving.gpus else config.vllm_cpu_image
+
+
+def _variables(values: dict[str, str]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": value} for name, value in values.items()]
 
 
 def unservable(*, endpoint: ModelEndpoint, version: ModelVersion, config: OperatorConfig) -> str | None:

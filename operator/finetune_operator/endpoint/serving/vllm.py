@@ -1,4 +1,4 @@
-"""PURE: vLLM's command line for a version, full model or adapter. Not yet run on a GPU.
+"""PURE: vLLM's command line for a version, full model or adapter. Run on CPUs (tests/vllm), not yet on a GPU.
 
 The flags are those of vLLM's engine arguments (https://docs.vllm.ai/en/stable/configuration/engine_args.html) and of
 its LoRA guide (https://docs.vllm.ai/en/stable/features/lora.html). What it loads are local folders: an init container
@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 
 from finetune_api.modelversion import ModelVersionSpec
-from finetune_api.run import CHAT_TEMPLATE_OPTIONS, GENERATION_FOLDER
+from finetune_api.run import CHAT_TEMPLATE_OPTIONS, GENERATION_FOLDER, MIDDLEWARE
 from finetune_api.tasks import TASKS
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank accepts: MaxLoRARanks in vllm/config/lora.py."""
 _BASE_SUFFIX = "-base"
+SHUTDOWN_SECONDS = 30
+"""After SIGTERM, for what is under way; its teardown took up to 20 s more."""
 _DTYPES = {"FP32": "float32", "BF16": "bfloat16"}
 
 
@@ -23,28 +25,32 @@ class NotServableError(ValueError):
     """vLLM cannot serve this version. `str()` says why and what would."""
 
 
-def vllm_arguments(*, version: ModelVersionSpec, model_name: str, folder: str, gpus: int, port: int) -> list[str]:
+def vllm_arguments(
+    *, version: ModelVersionSpec, model_name: str, folder: str, gpus: int, memory_bytes: int | None, port: int
+) -> list[str]:
     """The arguments of `vllm serve`, the command itself included.
 
     `model_name` is what clients call it; `folder` holds `model` and, for an adapter, `base`; the pod's `gpus` share
-    each layer (tensor parallelism). What a request leaves unset is decoded greedily, answers end where they ended in
-    the evaluation, prompts are written and numbers are computed as there. Raises NotServableError.
+    each layer (tensor parallelism). Without any, keys and values get a quarter of the container's `memory_bytes`: vLLM
+    alone would take nine tenths of what the node has. What a request leaves unset is decoded greedily, answers end
+    where they ended in the evaluation, prompts are written and numbers are computed as there. Raises NotServableError.
     """
     if "VLLM" not in TASKS[version.task].runtimes:
         raise NotServableError(f"runtime VLLM does not serve task {version.task}; use serving.runtime FastAPI")
-    if gpus < 1:
-        raise NotServableError("runtime VLLM needs serving.gpus of 1 or more; use serving.runtime Transformers on CPU")
     adapter = version.artifact.format == "Adapter"
     loaded, served = (f"{folder}/base", model_name + _BASE_SUFFIX) if adapter else (f"{folder}/model", model_name)
     arguments = [
         "vllm", "serve", loaded,
         "--port", str(port),
         "--served-model-name", served,
-        "--tensor-parallel-size", str(gpus),
+        "--tensor-parallel-size", str(gpus or 1),
         "--load-format", "safetensors",
         "--no-trust-remote-code",
         "--generation-config", f"{folder}/{GENERATION_FOLDER}",
         "--override-generation-config", '{"temperature": 0.0}',
+        "--shutdown-timeout", str(SHUTDOWN_SECONDS),
+        "--disable-access-log-for-endpoints", "/health,/metrics",
+        "--middleware", MIDDLEWARE,
     ]  # fmt: skip
     if TASKS[version.task].chat_template:
         arguments += ["--default-chat-template-kwargs", json.dumps(CHAT_TEMPLATE_OPTIONS)]
@@ -61,6 +67,8 @@ def vllm_arguments(*, version: ModelVersionSpec, model_name: str, folder: str, g
             "--max-loras", "1",
             "--max-lora-rank", str(_rank_for(version)),
         ]  # fmt: skip
+    if not gpus and memory_bytes is not None:
+        arguments += ["--kv-cache-memory-bytes", str(memory_bytes // 4)]
     return arguments
 
 
