@@ -322,6 +322,17 @@ class Offload(ApiModel):
     """The weights. Default false."""
 
 
+class ConfigReference(ApiModel):
+    """A text in a ConfigMap of the same namespace."""
+
+    name: Name
+    """The ConfigMap's name."""
+    key: Annotated[
+        str, Field(min_length=1, max_length=253), form("a key of a ConfigMap", "ds.json", pattern="^[-._a-zA-Z0-9]+$")
+    ]
+    """The key of its data."""
+
+
 class Network(ApiModel):
     """What training pods reach each other by."""
 
@@ -357,6 +368,8 @@ class Compute(ApiModel):
     DeepSpeedZeRO1, 2, 3: each has a part of the moments; and of the gradients; and of the weights. Auto: DDP. Default
     Auto."""
     offload: Offload | None = None
+    config_ref: ConfigReference | None = None
+    """A DeepSpeed configuration (JSON), read once when the run is planned. What contradicts fields of the job is refused."""
     network: Network | None = None
     resources: Resources | None = None
     """Requests and limits of each training container, GPUs not included. Default: as the operator is set."""
@@ -368,6 +381,10 @@ class Compute(ApiModel):
             message="compute.processesPerNode: {self.processesPerNode} is for CPUs; with compute.gpusPerNode: {self.gpusPerNode} each GPU has one process; remove it",
         ),
         *gpu_rules(prefix="compute", count="gpusPerNode"),
+        Rule(
+            rule="!has(self.configRef) || (has(self.strategy) && self.strategy.startsWith('DeepSpeed'))",
+            message="compute.configRef is a DeepSpeed configuration and needs compute.strategy: DeepSpeedZeRO1, 2 or 3; set it, or remove configRef",
+        ),
         Rule(
             rule=f"!({_OFFLOADS}) || (has(self.strategy) && !(self.strategy in ['Auto', 'DDP']))",
             message="compute.offload (optimizer: true or parameters: true) needs compute.strategy: FSDP2 or DeepSpeedZeRO1, 2 or 3, not strategy: {self.strategy}",

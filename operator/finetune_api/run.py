@@ -17,7 +17,7 @@ A run's folder (`locations.run`):
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -116,6 +116,13 @@ class MethodOrder(StrictModel):
     freeze: Freeze | None = None
 
 
+class OffloadOrder(StrictModel):
+    """What waits in the host's memory."""
+
+    optimizer: bool = False
+    parameters: bool = False
+
+
 class PrepareRun(StrictModel):
     """Read, check, group, split and store the data; resolve the base model."""
 
@@ -137,6 +144,10 @@ class PrepareRun(StrictModel):
     earlier operator): Train tries it."""
     packing: bool | None = None
     """Whether training will pack rows, which is tried as well."""
+    strategy: UsedStrategy | None = None
+    offload: OffloadOrder | None = None
+    deepspeed: dict[str, Any] | None = None
+    """As in TrainRun, with which the library is tried before any accelerator is taken. None: none of the three."""
 
 
 class Optimisation(StrictModel):
@@ -166,13 +177,6 @@ class CheckpointOrder(StrictModel):
     resume: Literal["Latest", "Never"]
 
 
-class OffloadOrder(StrictModel):
-    """What waits in the host's memory."""
-
-    optimizer: bool = False
-    parameters: bool = False
-
-
 class TrainRun(StrictModel):
     """Train one model on all processes of the gang."""
 
@@ -190,6 +194,8 @@ class TrainRun(StrictModel):
     strategy: UsedStrategy
     offload: OffloadOrder | None = None
     """None: nothing does, and trainers of earlier versions need not know of it."""
+    deepspeed: dict[str, Any] | None = None
+    """What the job says to DeepSpeed beyond its fields, as DeepSpeed's own configuration. None: nothing."""
 
 
 class BaselineOrder(StrictModel):

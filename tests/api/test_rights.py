@@ -65,6 +65,7 @@ def can(apiserver: ApiServer, verb: str, resource: str, *, namespace: str, user:
         ("delete", "jobs.batch", OTHER),
         ("watch", "pods", OTHER),
         ("create", "configmaps", OTHER),
+        ("get", "configmaps", OTHER),
         ("create", "events.events.k8s.io", OTHER),
         ("create", "tokenreviews.authentication.k8s.io", OTHER),
         ("get", "secrets:finetune-door-ca", OWN),

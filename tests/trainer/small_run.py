@@ -109,7 +109,7 @@ class SmallRun:
     def log(self, name: str) -> str:
         return (self.root / f"{name}.log").read_text()
 
-    def prepare(self) -> dict[str, Any]:
+    def prepare(self, **changes: Any) -> dict[str, Any]:
         order = {
             "stage": "Prepare",
             **self._common(),
@@ -121,7 +121,7 @@ class SmallRun:
                 "fractions": {"train": 0.7, "validation": 0.15, "test": 0.15, "strategy": "GroupHash"},
                 "salt": "tests",
             },
-        }
+        } | changes
         process = self.stage(order, "prepare", python=forked_python())
         assert process.wait(timeout=HANGS_S) == 0, self.log("prepare")
         return self.message("prepare")

@@ -71,3 +71,15 @@ def test_what_waits_in_the_hosts_memory_learns_the_same(
     offload = {"optimizer": True, "parameters": strategy != "DeepSpeedZeRO2"}
     found = run.train(run.order(runs.prepared, strategy=strategy, offload=offload))
     assert found["validationLoss"] == pytest.approx(alone[1]["validationLoss"], rel=SAME)
+
+
+def test_a_deepspeed_configuration_of_ones_own_is_in_force(
+    alone: tuple[SmallRun, dict[str, Any]], runs: SmallRuns
+) -> None:
+    run = runs.new("own-config", processes=2)
+    own = {"zero_optimization": {"reduce_bucket_size": 4322}}
+    tried = SmallRun(root=run.root.with_name("own-config-tried"), base=run.base)
+    tried.prepare(strategy="DeepSpeedZeRO2", deepspeed=own)
+    found = run.train(run.order(runs.prepared, strategy="DeepSpeedZeRO2", deepspeed=own))
+    assert found["validationLoss"] == pytest.approx(alone[1]["validationLoss"], rel=SAME)
+    assert '"reduce_bucket_size": 4322' in run.log("train")

@@ -121,7 +121,9 @@ def _filled(message: ast.expr) -> Iterator[str]:
 
 @pytest.mark.parametrize(("where", "message"), list(refusals()), ids=lambda text: text[:60])
 def test_what_prepare_refuses_names_a_field_of_the_job(where: str, message: str) -> None:
-    assert re.match(r"(model|data|method|training|evaluation)\.[\w.\[\]]+: \S", with_field(message, run=RUN)), where
+    assert re.match(r"(model|data|method|training|compute|evaluation)\.[\w.\[\]]+: \S", with_field(message, run=RUN)), (
+        where
+    )
 
 
 @pytest.mark.parametrize(

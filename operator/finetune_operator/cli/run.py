@@ -16,7 +16,7 @@ from finetune_operator.cli.manifests import folder_of, manifests_from, with_abso
 from finetune_operator.cli.outcome import outcome
 from finetune_operator.cli.run_view import RunShows
 from finetune_operator.cli.snapshot import Snapshot
-from finetune_operator.cli.validate import complete
+from finetune_operator.cli.validate import complete, config_maps
 from finetune_operator.cli.view import View, stopped_by
 from finetune_operator.core.config import OperatorConfig
 from finetune_operator.core.ports import InvalidError, Key, Manifest, UnavailableError
@@ -45,12 +45,13 @@ _LEAVE_SECONDS = 5.0
 
 async def run(options: argparse.Namespace) -> int:
     """Run or go on with the job; the exit status of its end."""
-    manifest = _manifest(options)
+    manifest, beside = _manifests(options)
     home = LocalHome.at(options.home)
     config = config_of(home)
     job = FineTuneJob.from_object({**manifest, "status": {}})
     key = Key(kind="FineTuneJob", namespace=job.metadata.namespace, name=job.metadata.name)
     existing = LocalCluster(home=home).store.read(kind="FineTuneJob", namespace=key.namespace, name=key.name)
+    _put(beside, namespace=key.namespace, home=home)
     if existing is None:
         problem = refusal(job=job, config=config)
         found = [problem.message] if problem is not None else list(obstacles(job, home=home))
@@ -72,14 +73,30 @@ async def run(options: argparse.Namespace) -> int:
         tell(f"Nobody works in {home.root} any more; going on with {key.name} here.", error=True)
 
 
-def _manifest(options: argparse.Namespace) -> Manifest:
-    """The one job of the file, complete and valid. Raises CommandError."""
-    manifests = manifests_from(options.filename)
+def _manifests(options: argparse.Namespace) -> tuple[Manifest, list[Manifest]]:
+    """The one job of the file, complete and valid, and ConfigMaps that it may name. Raises CommandError."""
+    found = manifests_from(options.filename)
+    beside = config_maps(found)
+    manifests = [each for each in found if each not in beside]
     if len(manifests) != 1 or manifests[0].get("kind") != "FineTuneJob":
         kinds = ", ".join(str(manifest.get("kind")) for manifest in manifests)
         raise CommandError(f"{options.filename}: run takes one FineTuneJob, found {kinds}")
     manifest = with_absolute_uris(manifests[0], folder=folder_of(options.filename))
-    return complete(manifest, source=options.filename, namespace=options.namespace)
+    return complete(manifest, source=options.filename, namespace=options.namespace, beside=beside), beside
+
+
+def _put(config_maps: list[Manifest], *, namespace: str, home: LocalHome) -> None:
+    """Make the file's ConfigMaps, or change them as the file says. Raises CommandError."""
+    cluster = LocalCluster(home=home)
+    for each in config_maps:
+        name = str((each.get("metadata") or {}).get("name") or "")
+        existing = cluster.store.read(kind="ConfigMap", namespace=namespace, name=name)
+        if not name or (existing is not None and existing["metadata"].get("ownerReferences")):
+            raise CommandError(f'ConfigMap "{name}": the name is missing or belongs to a run; give it another one')
+        try:
+            cluster.submit(manifest={**each, "metadata": {"name": name, "namespace": namespace}})
+        except InvalidError as error:
+            raise CommandError(str(error)) from error
 
 
 def config_of(home: LocalHome) -> OperatorConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Sequence
 
 from finetune_api import GROUP
 from finetune_api.base import size_problem
@@ -13,8 +14,9 @@ from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.manifests import files_of, folder_of, manifests_from, with_absolute_uris
 from finetune_operator.core.config import OperatorConfig
 from finetune_operator.core.ports import Manifest
+from finetune_operator.job.deepspeed_config import DeepSpeedConfigError, with_config
 from finetune_operator.job.resolve import refusal as impossible
-from finetune_operator.job.resolve import unsupported
+from finetune_operator.job.resolve import resolve, unsupported
 from finetune_operator.validation import FieldError, refusal, validate
 
 
@@ -29,8 +31,12 @@ def run(options: argparse.Namespace) -> int:
                 wrong += 1
                 tell(f"error: {error}", error=True)
                 continue
+            beside = config_maps(written)
             for manifest in written:
-                objections = objections_to(with_absolute_uris(manifest, folder=folder_of(file)))
+                if manifest in beside:
+                    tell(f"configmap/{_name(manifest)} is read with the job that names it")
+                    continue
+                objections = objections_to(with_absolute_uris(manifest, folder=folder_of(file)), beside=beside)
                 if objections is None:
                     tell(f"{manifest['kind'].lower()}.{GROUP}/{_name(manifest)} is valid")
                 else:
@@ -39,14 +45,20 @@ def run(options: argparse.Namespace) -> int:
     return ExitStatus.BAD_INPUT if wrong else ExitStatus.DONE
 
 
-def objections_to(manifest: Manifest) -> str | None:
-    """What speaks against a manifest, in the form in which kubectl shows it; None: nothing."""
+def config_maps(manifests: Iterable[Manifest]) -> list[Manifest]:
+    """The ConfigMaps among manifests."""
+    return [each for each in manifests if (each.get("apiVersion"), each.get("kind")) == ("v1", "ConfigMap")]
+
+
+def objections_to(manifest: Manifest, *, beside: Sequence[Manifest] = ()) -> str | None:
+    """What speaks against a manifest, in the form in which kubectl shows it; None: nothing. `beside`: ConfigMaps that
+    come with it."""
     errors = validate(manifest)
     if errors:
         return in_kubectls_words(manifest, errors)
     kind, problem = str(manifest["kind"]), None
     if kind == "FineTuneJob":
-        problem = _problem_of_run(manifest)
+        problem = _problem_of_run(manifest, beside=beside)
     elif kind == "ModelEndpoint":
         problem = size_problem(ModelEndpointSpec.model_validate(manifest["spec"]))
     if problem is not None:
@@ -54,17 +66,17 @@ def objections_to(manifest: Manifest) -> str | None:
     return None
 
 
-def checked(manifest: Manifest) -> Manifest:
+def checked(manifest: Manifest, *, beside: Sequence[Manifest] = ()) -> Manifest:
     """The manifest, if nothing speaks against it. Raises CommandError."""
-    objections = objections_to(manifest)
+    objections = objections_to(manifest, beside=beside)
     if objections is not None:
         raise CommandError(objections)
     return manifest
 
 
-def complete(manifest: Manifest, *, source: str, namespace: str) -> Manifest:
+def complete(manifest: Manifest, *, source: str, namespace: str, beside: Sequence[Manifest] = ()) -> Manifest:
     """The manifest, valid, with a namespace and with a name to come back to. Raises CommandError."""
-    metadata = dict(checked(manifest)["metadata"])
+    metadata = dict(checked(manifest, beside=beside)["metadata"])
     metadata["namespace"] = metadata.get("namespace") or namespace
     if not metadata.get("name"):
         raise CommandError(f"{source}: metadata.name is missing; what comes back needs a name")
@@ -85,7 +97,7 @@ def in_kubectls_words(manifest: Manifest, errors: list[FieldError]) -> str:
     return "\n".join([f'The {kind} "{name}" is invalid: ', *(f"* {line}" for line in lines)])
 
 
-def _problem_of_run(manifest: Manifest) -> str | None:
+def _problem_of_run(manifest: Manifest, *, beside: Sequence[Manifest]) -> str | None:
     """What the operator refuses although the schema allows it. Which URIs are allowed is each cluster's own affair."""
     metadata = {**manifest["metadata"], "name": _name(manifest)}
     job = FineTuneJob.from_object({**manifest, "metadata": metadata, "status": {}})
@@ -94,7 +106,17 @@ def _problem_of_run(manifest: Manifest) -> str | None:
         return f"{wish} is not supported"
     everything = OperatorConfig(trainer_image="any", allowed_roots=("file://", "pvc://", "s3://", "gs://", "hf://"))
     found = impossible(job=job, config=everything)
-    return None if found is None else found.message
+    if found is not None:
+        return found.message
+    reference = job.spec.compute.config_ref if job.spec.compute else None
+    named = (each.get("data") or {} for each in beside if reference is not None and _name(each) == reference.name)
+    data = next((each for each in named if reference is not None and reference.key in each), None)
+    try:
+        if data is not None:
+            with_config(resolve(job=job, config=everything, baseline=None), job=job, data=data)
+    except DeepSpeedConfigError as error:
+        return str(error)
+    return None
 
 
 def _name(manifest: Manifest) -> str:

@@ -46,6 +46,8 @@ class Reason(StrEnum):
     URI_NOT_ALLOWED = "UriNotAllowed", _JOB, "a URI is outside the roots that the operator allows"
     CLAIM_NOT_SHARED = "ClaimNotShared", _JOB, "pods on several nodes need a claim whose access mode allows that"
     CLAIM_NOT_FOUND = "ClaimNotFound", _JOB, "a claim of a pvc:// URI does not exist (yet)"
+    CONFIG_NOT_FOUND = "ConfigNotFound", _JOB, "the ConfigMap of compute.configRef, or its key, does not exist (yet)"
+    CONFIG_INVALID = "ConfigInvalid", _JOB, "what compute.configRef names cannot be used, or contradicts the spec"
     ENDPOINT_NOT_FOUND = "EndpointNotFound", _JOB, "the ModelEndpoint of spec.endpointRef does not exist (yet)"
     ENDPOINT_MISMATCH = "EndpointMismatch", _JOB, "the ModelEndpoint is for another task"
     BASELINE_NOT_FOUND = "BaselineNotFound", _JOB, "the ModelVersion to beat does not exist (yet)"

@@ -11,6 +11,7 @@ from finetune_operator.attempts.evaluation import baseline_order, parent_order
 from finetune_operator.core.reasons import Reason
 from finetune_operator.core.times import after, whole_second
 from finetune_operator.job.decision import Draft
+from finetune_operator.job.deepspeed_config import DeepSpeedConfigError, with_config
 from finetune_operator.job.observed import Observed, ObservedClaim
 from finetune_operator.job.resolve import (
     Refusal,
@@ -53,6 +54,10 @@ def begin(observed: Observed) -> Draft:
     if outside is not None:
         return _refused(status=status, refused=outside)
     plan = resolve(job=observed.job, config=observed.config, baseline=baseline, parent=parent)
+    try:
+        plan = with_config(plan, job=job, data=observed.config_data or {})
+    except DeepSpeedConfigError as error:
+        return _refused(status=status, refused=Refusal(reason=Reason.CONFIG_INVALID, message=str(error)))
     recorded = status.model_copy(
         update={"plan": plan.to_dict(), "stages": [StageStatus(name=ORDERED[0].name, state="Pending")]}
     )
@@ -119,6 +124,11 @@ def _missing(observed: Observed) -> Refusal | None:
     if endpoint is not None and observed.endpoint is None:
         message = f"spec.endpointRef: there is no ModelEndpoint {endpoint.name} here"
         return Refusal(reason=Reason.ENDPOINT_NOT_FOUND, message=message)
+    config = observed.job.spec.compute.config_ref if observed.job.spec.compute else None
+    if config is not None and config.key not in (observed.config_data or {}):
+        named, there_is = f"ConfigMap {config.name}", observed.config_data is not None
+        what = f"{named} has no key {config.key}" if there_is else f"there is no {named} here"
+        return Refusal(reason=Reason.CONFIG_NOT_FOUND, message=f"spec.compute.configRef: {what}")
     name = baseline_name(observed.job, endpoint=observed.endpoint)
     if name is not None and observed.baseline is None:
         message = f"spec.evaluation.baseline: there is no ModelVersion {name} here"

@@ -74,12 +74,28 @@ async def _with_references(*, cluster: Cluster, observed: Observed) -> Observed:
     """What the job names and others made."""
     job = observed.job
     claims = await asyncio.gather(*(_claim(cluster=cluster, job=job, name=claim.name) for claim in claims_of(job.spec)))
+    config_data = await _config_data(cluster=cluster, job=job)
     endpoint = await _endpoint(cluster=cluster, job=job)
     baseline = baseline_name(job, endpoint=endpoint)
     version = await _version(cluster=cluster, job=job, name=baseline) if baseline else None
     parent = parent_name(job.spec)
     found = await _version(cluster=cluster, job=job, name=parent) if parent else None
-    return replace(observed, claims=tuple(claims), endpoint=endpoint, baseline=version, parent=found)
+    return replace(
+        observed,
+        claims=tuple(claims),
+        config_data=config_data,
+        endpoint=endpoint,
+        baseline=version,
+        parent=found,
+    )
+
+
+async def _config_data(*, cluster: Cluster, job: FineTuneJob) -> Mapping[str, str] | None:
+    reference = job.spec.compute.config_ref if job.spec.compute else None
+    if reference is None:
+        return None
+    found = await cluster.get(kind="ConfigMap", namespace=job.metadata.namespace, name=reference.name)
+    return None if found is None else found.get("data") or {}
 
 
 async def _endpoint(*, cluster: Cluster, job: FineTuneJob) -> ModelEndpoint | None:

@@ -37,6 +37,8 @@ class Observed:
     """ConfigMaps and Services of attempts that are to be removed."""
     claims: tuple[ObservedClaim, ...] = ()
     """Looked at until the run is planned."""
+    config_data: Mapping[str, str] | None = None
+    """Of the ConfigMap that the job names, looked at until the run is planned. None: there is none."""
     endpoint: ModelEndpoint | None = None
     """The endpoint that the job names: looked at until the run is planned, and again once it is evaluated."""
     baseline: ModelVersion | None = None

@@ -54,6 +54,8 @@ class ResolvedPlan(ApiModel):
     """Of each node without GPUs."""
     strategy: UsedStrategy
     offload: OffloadOrder | None = None
+    deepspeed: dict[str, Any] | None = None
+    """What `compute.configRef` said beyond the job's fields when the run was planned."""
     network: Network | None = None
     prepare_resources: Resources
     compute_resources: Resources

@@ -88,6 +88,9 @@ def _prepare(ordering: Ordering) -> PrepareRun:
         max_new_tokens=plan.max_new_tokens if plan.tries_model and _compares_answers(plan) else None,
         method=plan.method if plan.tries_model else None,
         packing=plan.optimisation.packing if plan.tries_model else None,
+        strategy=plan.strategy if plan.deepspeed is not None else None,
+        offload=plan.offload if plan.deepspeed is not None else None,
+        deepspeed=plan.deepspeed,
     )
 
 
@@ -111,6 +114,7 @@ def _train(ordering: Ordering) -> TrainRun:
         processes_per_node=plan.processes_per_node,
         strategy=plan.strategy,
         offload=plan.offload,
+        deepspeed=plan.deepspeed,
     )
 
 

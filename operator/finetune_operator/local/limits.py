@@ -73,6 +73,9 @@ def _missing(job: FineTuneJob, *, home: LocalHome) -> Iterator[str]:
             f"spec.endpointRef: there is no ModelEndpoint {endpoint} here; serve it beside this command: finetune up -f"
             " ENDPOINT.yaml"
         )
+    config = job.spec.compute.config_ref if job.spec.compute else None
+    if config is not None and store.read(kind="ConfigMap", namespace=namespace, name=config.name) is None:
+        yield f"spec.compute.configRef: there is no ConfigMap {config.name} here; put it into the file beside the job"
     baseline = baseline_name(job, endpoint=None)
     if baseline is not None and store.read(kind="ModelVersion", namespace=namespace, name=baseline) is None:
         yield (

@@ -153,6 +153,16 @@ def test_an_unknown_field_comes_with_the_one_that_was_meant(
     assert capsys.readouterr().err.endswith(f'strict decoding error: unknown field "{path}.{name}"{hint}\n')
 
 
+def test_a_deepspeed_configuration_beside_its_job_is_checked_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    job = valid("job")
+    job["spec"]["compute"] |= {"strategy": "DeepSpeedZeRO2", "configRef": {"name": "mine", "key": "ds.json"}}
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "mine"}, "data": {"ds.json": "{}"}}
+    assert main(["validate", "-f", write("right.yaml", config, job)]) == 0
+    config["data"] = {"ds.json": '{"zero_optimization": {"stage": 3}}'}
+    assert main(["validate", "-f", write("wrong.yaml", config, job)]) == 2
+    assert "stage: 3 contradicts compute.strategy: DeepSpeedZeRO2" in capsys.readouterr().err
+
+
 def test_run_takes_one_job(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "-f", write("two.yaml", valid("job"), valid("job"))]) == 2
     assert capsys.readouterr().err == "error: two.yaml: run takes one FineTuneJob, found FineTuneJob, FineTuneJob\n"

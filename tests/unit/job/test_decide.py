@@ -200,6 +200,20 @@ def test_a_missing_claim_is_named() -> None:
     assert "spec.artifacts.uri: PersistentVolumeClaim models does not exist here" in (status.message or "")
 
 
+def test_a_configuration_is_waited_for_and_read_once() -> None:
+    run = job(compute={"strategy": "DeepSpeedZeRO2", "configRef": {"name": "my-deepspeed", "key": "ds.json"}})
+    absent = written(decide(observed(run)))
+    assert (absent.phase, ready(absent)) == ("Pending", ("False", "ConfigNotFound"))
+    assert "spec.compute.configRef: there is no ConfigMap my-deepspeed here" in (absent.message or "")
+    other = written(decide(observed(run, config_data={"other.json": "{}"})))
+    assert "ConfigMap my-deepspeed has no key ds.json; waiting for it" in (other.message or "")
+    status = written(decide(observed(run, config_data={"ds.json": '{"steps_per_print": 5}'})))
+    assert (status.plan or {})["deepspeed"] == {"steps_per_print": 5}
+    refused = written(decide(observed(run, config_data={"ds.json": '{"gradient_clipping": 5}'})))
+    assert (refused.phase, ready(refused)) == ("Failed", ("False", "ConfigInvalid"))
+    assert "ds.json of ConfigMap my-deepspeed: gradient_clipping: 5 contradicts" in (refused.message or "")
+
+
 def test_a_baseline_of_another_task_is_refused() -> None:
     version = version_of("Chat")
     run = job(

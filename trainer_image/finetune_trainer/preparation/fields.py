@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from finetune_api.run import PrepareRun
 from finetune_trainer.process.errors import StageError
 
-_NAMED = re.compile(r"(model|data|method|training|evaluation|artifacts)\.[\w.\[\]]+: ")
+_NAMED = re.compile(r"(model|data|method|training|compute|evaluation|artifacts)\.[\w.\[\]]+: ")
 
 
 @contextmanager

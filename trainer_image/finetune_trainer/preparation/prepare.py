@@ -52,13 +52,17 @@ Held = TypeVar("Held")
 
 # Part of the input digest: raise it when the same input would give another snapshot.
 _VERSION = 6
-_NOT_IN_DIGEST = {"stage", "identity", "locations", "method", "packing"}
-"""Who asks, where it is written, and what is only rehearsed."""
+_NOT_IN_DIGEST = {"stage", "identity", "locations", "method", "packing", "strategy", "offload", "deepspeed"}
+"""Who asks, where it is written, and what is only tried."""
 
 
 def prepare(run: PrepareRun) -> PrepareResult:
     """Do the stage. Raises StageError, whose message names the field that is meant."""
     with naming_fields(run):
+        if run.deepspeed is not None and run.strategy is not None:
+            from finetune_trainer.training.deepspeed_trial import try_out  # as torch, it takes seconds to load
+
+            try_out(run.deepspeed, strategy=run.strategy, offload=run.offload)
         return _prepare(run)
 
 

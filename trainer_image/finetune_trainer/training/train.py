@@ -52,7 +52,10 @@ from finetune_trainer.training.throughput import Size
 
 log = logging.getLogger(__name__)
 TRAINING_LOG = "training_log.jsonl"
-_NOT_IN_DIGEST = {"stage", "identity", "locations", "checkpoint", "nodes", "processesPerNode", "strategy", "offload"}
+_NOT_IN_DIGEST = {
+    *("stage", "identity", "locations", "checkpoint"),
+    *("nodes", "processesPerNode", "strategy", "offload", "deepspeed"),
+}
 """Who runs it, where, on how many machines, how often it is saved: a run goes on where these are others."""
 _LONG_STEP_SECONDS = 1.0
 """Of a step: to stop one later would take too much of the time that is left to save."""
@@ -226,6 +229,7 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, s
             micro_batch_size=order.micro_batch_size,
             offload_optimizer=offload.optimizer,
             offload_parameters=offload.parameters,
+            deepspeed=run.deepspeed or {},
         ),
     )
     torch.manual_seed(order.seed)  # a new classifier head and new adapters are the same in every process

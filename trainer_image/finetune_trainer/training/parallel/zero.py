@@ -7,6 +7,7 @@ put back, as whole tensors. That needs some of its inner names: `pyproject.toml`
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from finetune_trainer.process.gang import Gang
 from finetune_trainer.training.parallel.single import Single
 from finetune_trainer.training.sharing import ParallelSettings, Root
 
+log = logging.getLogger(__name__)
 _BUCKET = 500_000_000
 """Elements that are exchanged at once, at most: the library's own default."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -39,6 +41,8 @@ class Zero(Single):
         """Its engine around the root."""
         deepspeed = _deepspeed(gpus=self._gang.device.type == "cuda")
         config = self._config(trained=sum(each.numel() for each in root.parameters() if each.requires_grad))
+        if self._gang.is_first:
+            log.info("DeepSpeed is told %s", json.dumps(config))
         if self._stage == 3:
             deepspeed.zero.Init(module=root, config_dict_or_path=config)
         self._engine, self._zero, _, _ = deepspeed.initialize(
@@ -158,16 +162,15 @@ class Zero(Single):
 
     def _config(self, *, trained: int) -> dict[str, Any]:
         settings, gpus = self._settings, self._gang.device.type == "cuda"
-        bucket = min(trained, _BUCKET)  # made and exchanged whole, however little is in it
+        # Made and exchanged whole, however little is in it; the library takes even numbers only.
+        bucket = min(trained + trained % 2, _BUCKET)
         zero: dict[str, Any] = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
         zero |= {"overlap_comm": gpus, **settings.deepspeed.get("zero_optimization", {}), "stage": self._stage}
-        if settings.offload_optimizer:
-            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": gpus}
-        if settings.offload_parameters:
-            zero["offload_param"] = {"device": "cpu", "pin_memory": gpus}
-        own = settings.deepspeed
+        offloads = {"offload_optimizer": settings.offload_optimizer, "offload_param": settings.offload_parameters}
+        for name in (name for name, wanted in offloads.items() if wanted):
+            zero[name] = {"pin_memory": gpus, **zero.get(name, {}), "device": "cpu"}
         return {
-            **own,
+            **settings.deepspeed,
             "train_micro_batch_size_per_gpu": settings.micro_batch_size,
             "gradient_accumulation_steps": 1,
             "gradient_clipping": settings.max_grad_norm,
