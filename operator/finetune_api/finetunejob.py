@@ -489,6 +489,18 @@ class FailurePolicy(ApiModel):
     """Interruptions from outside (evictions, lost nodes, deleted pods) that are retried. Default 100."""
     hang_seconds: Annotated[int, Field(ge=10, le=604800)] | None = None
     """Without a report from training for this long, the attempt counts as hung. Default 900."""
+    on_divergence: Literal["Stop", "RollBack"] | None = None
+    """What becomes of training whose loss is no number any more. Stop: it ends as failed. RollBack: it goes on from the
+    newest regular checkpoint before, with half the learning rate. Default Stop."""
+    max_roll_backs: Annotated[int, Field(ge=1, le=10)] | None = None
+    """How often at most; each goes back one checkpoint further. Default 2."""
+
+    cel_rules = (
+        Rule(
+            rule="!has(self.maxRollBacks) || (has(self.onDivergence) && self.onDivergence == 'RollBack')",
+            message="failurePolicy.maxRollBacks: {self.maxRollBacks} needs failurePolicy.onDivergence: RollBack",
+        ),
+    )
 
 
 def _immutable(*fields: str) -> tuple[Rule, ...]:

@@ -81,6 +81,8 @@ class TrainResult(ApiModel):
     """Non-padding tokens seen."""
     seconds: float = 0
     resumed_from_step: int | None = None
+    rolled_back_to: list[int] | None = None
+    """Steps that it went back to because the loss was no number any more, with half the learning rate each time."""
     trainable_parameters: int = 0
     total_parameters: int = 0
     packages: dict[str, str] = Field(default_factory=dict)

@@ -196,6 +196,8 @@ class TrainRun(StrictModel):
     """None: nothing does, and trainers of earlier versions need not know of it."""
     deepspeed: dict[str, Any] | None = None
     """What the job says to DeepSpeed beyond its fields, as DeepSpeed's own configuration. None: nothing."""
+    max_roll_backs: int | None = None
+    """How often training that diverges goes back. None: it ends."""
 
 
 class BaselineOrder(StrictModel):

@@ -80,7 +80,10 @@ STAGE_REASONS: dict[str, tuple[str, str]] = {
     "HubUnavailable": ("the model hub does not answer", "set HF_ENDPOINT to a mirror, or use a folder"),
     "InternalError": ("nobody foresaw it", "see the pod's log"),
     "Leakage": ("an example is both learned and held out", _PREPARE),
-    "LossNotFinite": ("the loss became NaN or infinite", "lower training.learningRate, or look at the data"),
+    "LossNotFinite": (
+        "the loss became NaN or infinite",
+        "lower training.learningRate, set failurePolicy.onDivergence: RollBack, or look at the data",
+    ),
     "StrategyNotActive": (
         "compute.strategy was set up and is not in force",
         "see the pod's log; another compute.strategy",

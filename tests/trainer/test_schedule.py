@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.run import Optimisation
-from finetune_trainer.training.schedule import Schedule
+from finetune_trainer.training.schedule import Schedule, back_to
 
 
 def schedule(*, examples: int = 100, **changes: Any) -> Schedule:
@@ -91,3 +92,17 @@ def test_the_cosine_is_above_the_line_at_first_and_below_it_at_last() -> None:
 def test_epochs_end_with_their_last_step_and_with_the_run() -> None:
     plan = schedule(examples=95, epochs=None, max_steps=23)
     assert [step for step in range(23) if plan.ends_epoch(step)] == [9, 19, 22]
+
+
+@pytest.mark.parametrize(("diverged_at", "before", "step"), [(6, 0, 4), (5, 0, 4), (4, 0, 0), (14, 1, 8), (3, 2, 0)])
+def test_what_diverged_goes_back_to_a_step_that_only_the_divergence_decides(
+    diverged_at: int, before: int, step: int
+) -> None:
+    assert back_to(diverged_at=diverged_at, before=before, every=4) == step
+
+
+def test_from_each_step_that_was_gone_back_to_the_learning_rate_is_half() -> None:
+    plan = schedule(max_steps=40)
+    halved = replace(plan, roll_backs=(8, 8, 4))
+    rates = [halved.learning_rate(step) / plan.learning_rate(step) for step in (3, 4, 7, 8)]
+    assert rates == [1.0, 0.5, 0.5, 0.125]

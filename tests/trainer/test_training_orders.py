@@ -69,10 +69,11 @@ def test_a_checkpoint_of_other_orders_is_not_taken(runs: SmallRuns) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run_by_name(runs: SmallRuns) -> None:
     run = runs.new("not-finite", overrides={"learningRate": 1e30, "maxGradNorm": 1e30})
-    process = run.stage(run.order(runs.prepared), "train", python=forked_python())
+    process = run.stage(run.order(runs.prepared, maxRollBacks=2), "train", python=forked_python())
     assert process.wait(timeout=HANGS_S) == 70
     failure = run.message("train")
     assert (failure["reason"], "at step " in failure["message"]) == ("LossNotFinite", True)
+    assert failure["message"].endswith("; training had gone back to steps 0, 0 already")
 
 
 def test_a_base_with_numbers_that_are_none_is_refused_before_the_first_step(runs: SmallRuns) -> None:

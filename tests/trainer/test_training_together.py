@@ -90,6 +90,27 @@ def test_each_process_takes_part_in_each_forward_pass(runs: SmallRuns) -> None:
     assert passes.pop().endswith(" steps 6 reads 0"), "no step waits for a device"
 
 
+def test_what_diverges_goes_back_with_half_the_learning_rate(runs: SmallRuns) -> None:
+    run = runs.new("diverging", processes=2)
+    order = run.order(runs.prepared, maxRollBacks=2, checkpoint={"everySteps": 4, "keep": 9, "resume": "Latest"})
+    (run.root / "order.json").write_text(json.dumps(order))
+
+    def said() -> list[str]:
+        shutil.rmtree(run.folder / "model", ignore_errors=True)
+        texts = pair("-m", "tests.trainer.diverging", str(run.root / "order.json"))
+        return [text.split("SAID ")[1].strip() for text in texts]
+
+    assert said() == ["went back to [4], resumed from 4"] * 2
+    weights, log = run.weights(), (run.folder / "training_log.jsonl").read_text()
+    assert '"rolled_back_to": 4' in log
+    # Whether it is interrupted before it goes back or afterwards: it learns the same.
+    for kept in ({4, 8}, {4}):
+        for step in set(run.steps()) - kept:
+            shutil.rmtree(run.folder / "checkpoints" / f"step-{step}")
+        assert said() == [f"went back to [4], resumed from {max(kept)}"] * 2
+        assert run.weights() == weights, kept
+
+
 def test_votes_are_heard_by_all_at_one_step() -> None:
     program = """
 from finetune_trainer.process.gang import Votes, joined

@@ -55,6 +55,8 @@ def stage_result(result: Mapping[str, Any] | None) -> str:
         case TrainResult():
             loss = "" if parsed.validation_loss is None else f", validation loss {number(parsed.validation_loss)}"
             early = ", stopped early" if parsed.stopped_early else ""
+            if parsed.rolled_back_to:
+                early += f", {count(len(parsed.rolled_back_to), 'time')} gone back because it diverged"
             model = f"{parsed.artifact.format} model of {size(parsed.artifact.size_bytes)}"
             return f"{count(parsed.steps, 'step')}{early}{loss}; {model}{reused}"
         case EvaluateResult():

@@ -74,6 +74,8 @@ class ResolvedPlan(ApiModel):
     max_failures: int
     max_preemptions: int
     hang_seconds: int
+    max_roll_backs: int | None = None
+    """None: a run that diverges ends."""
 
     def allowance(self, budget: Budget) -> int:
         """How many attempts a budget pays for."""

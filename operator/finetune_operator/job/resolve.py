@@ -136,6 +136,7 @@ def resolve(
         max_failures=_or(policy.max_failures if policy else None, 3),
         max_preemptions=_or(policy.max_preemptions if policy else None, 100),
         hang_seconds=_or(policy.hang_seconds if policy else None, 900),
+        max_roll_backs=policy.max_roll_backs or 2 if policy and policy.on_divergence == "RollBack" else None,
     )
 
 

@@ -115,6 +115,7 @@ def _train(ordering: Ordering) -> TrainRun:
         strategy=plan.strategy,
         offload=plan.offload,
         deepspeed=plan.deepspeed,
+        max_roll_backs=plan.max_roll_backs,
     )
 
 

@@ -115,3 +115,16 @@ def test_machines_in_words() -> None:
     assert words(nodes=2, gpusPerNode=8) == "2 nodes x 8 GPUs"
     assert words(processesPerNode=2, strategy="FSDP2") == "1 node x 2 processes (CPU), FSDP2"
     assert words(nodes=2, gpusPerNode=8, strategy="DeepSpeedZeRO2") == "2 nodes x 8 GPUs, DeepSpeedZeRO2"
+
+
+@pytest.mark.parametrize(
+    ("policy", "times"),
+    [
+        ({}, None),
+        ({"onDivergence": "Stop"}, None),
+        ({"onDivergence": "RollBack"}, 2),
+        ({"onDivergence": "RollBack", "maxRollBacks": 1}, 1),
+    ],
+)
+def test_training_goes_back_only_where_the_job_says_so(policy: dict[str, Any], times: int | None) -> None:
+    assert plan_of(job(failurePolicy=policy)).max_roll_backs == times

@@ -19,15 +19,24 @@ class StageError(Exception):
     """The stage ends here.
 
     `reason` is CamelCase, for a condition. `message` names the thing, the reason and the way out. `checkpoint_step` is
-    where the next attempt goes on, where there is a checkpoint.
+    where the next attempt goes on, where there is a checkpoint; `diverged_at` the step of LossNotFinite.
     """
 
-    def __init__(self, *, reason: str, message: str, exit_code: ExitCode, checkpoint_step: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        reason: str,
+        message: str,
+        exit_code: ExitCode,
+        checkpoint_step: int | None = None,
+        diverged_at: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.exit_code = exit_code
         self.checkpoint_step = checkpoint_step
+        self.diverged_at = diverged_at
 
     def to_dict(self) -> dict[str, Any]:
         """For another process, JSON-ready."""
@@ -79,6 +88,7 @@ def not_finite(what: str, *, step: int) -> StageError:
         reason="LossNotFinite",
         message=f"the {what} at step {step}; lower training.learningRate or check the data",
         exit_code=ExitCode.INTERNAL_ERROR,
+        diverged_at=step,
     )
 
 

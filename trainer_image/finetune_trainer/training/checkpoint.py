@@ -57,6 +57,8 @@ class TrainingState:
     log: list[dict[str, float]] = field(default_factory=list)
     """The lines of training_log.jsonl."""
     world: int = 1
+    roll_backs: list[int] = field(default_factory=list)
+    """See `Schedule`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +108,10 @@ class Checkpoints:
             gang.first_does(publish)
 
     def load_newest(
-        self, *, parameters: dict[str, nn.Parameter], gang: Gang, parallel: Parallel
+        self, *, upto: int | None = None, parameters: dict[str, nn.Parameter], gang: Gang, parallel: Parallel
     ) -> TrainingState | None:
-        """Go on from the newest valid checkpoint, everywhere the same; None where there is none."""
-        step = gang.first_says(self._newest() if gang.is_first else -1)
+        """Go on from the newest valid checkpoint (`upto` a step), everywhere the same; None where there is none."""
+        step = gang.first_says(self._newest(upto) if gang.is_first else -1)
         if step < 0:
             return None
         uri = join(self.folder, f"{_PREFIX}{step}")
@@ -165,9 +167,9 @@ class Checkpoints:
         numbers = [name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)]
         return sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
 
-    def _newest(self) -> int:
+    def _newest(self, upto: int | None) -> int:
         """The step of the newest valid checkpoint, -1 for none; what is passed over is named in the log."""
-        for step in self._steps():
+        for step in (step for step in self._steps() if upto is None or step <= upto):
             record = self._record(f"{_PREFIX}{step}")
             if record is not None:
                 best = record.extra.get("best_step")

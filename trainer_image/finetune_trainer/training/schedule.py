@@ -20,6 +20,8 @@ class Schedule:
 
     optimisation: Optimisation
     examples: int
+    roll_backs: tuple[int, ...] = ()
+    """The steps that training, having diverged, went back to (`back_to`). From each on the learning rate is half."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -43,6 +45,9 @@ class Schedule:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of an optimiser step: a linear rise, then constant, linear or cosine to zero."""
+        return self._planned(step) * 0.5 ** sum(step >= start for start in self.roll_backs)
+
+    def _planned(self, step: int) -> float:
         order = self.optimisation
         warmup = round(order.warmup_fraction * self.total_steps)
         if step < warmup:
@@ -59,6 +64,17 @@ class Schedule:
     def ends_epoch(self, step: int) -> bool:
         """Whether an epoch (or the run) ends with this step."""
         return (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.total_steps
+
+
+def back_to(*, diverged_at: int, before: int, every: int) -> int:
+    """The step at which training that diverged in step `diverged_at` (1, 2, ...) goes on with half the learning rate:
+    that of the newest regular checkpoint before, and one further back for each time `before`.
+
+    It says nothing of which checkpoints there are, so the weights are the same however often the run is interrupted.
+    OPT-175B (Zhang et al. 2022, 2.5) went back and lowered the rate; PaLM (Chowdhery et al. 2022, 5.1) skipped batches,
+    and found that they were no worse than others. Here they are few, and each is somebody's example.
+    """
+    return max(0, ((diverged_at - 1) // every - before) * every)
 
 
 @lru_cache(maxsize=2)

@@ -6,12 +6,13 @@ step's number (schedule.py), so a run that goes on from a checkpoint has bit for
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,7 +47,7 @@ from finetune_trainer.training.methods.choose import Method, method_of, once_eac
 from finetune_trainer.training.objectives.choose import Objective, objective_of
 from finetune_trainer.training.parallel.choose import Parallel, meets, parallel_of
 from finetune_trainer.training.rehearsal import Rehearsal, rehearse
-from finetune_trainer.training.schedule import Schedule
+from finetune_trainer.training.schedule import Schedule, back_to
 from finetune_trainer.training.sharing import ParallelSettings, Root
 from finetune_trainer.training.throughput import Size
 
@@ -111,8 +112,34 @@ def work(run: TrainRun) -> TrainResult:
         )
         base_folder = Path(fetched)
         progress = stack.enter_context(ProgressReporter(environment=None if gang.is_first else {}))
-        setup = _set_up(run, storage=storage, gang=gang, base_folder=base_folder, stack=stack)
-        return _run(setup, stop=stop, progress=progress, base_folder=base_folder, model_uri=model_uri)
+        roll_backs: list[int] = []
+        while True:
+            with ExitStack() as attempt:
+                setup = _set_up(run, storage=storage, gang=gang, base_folder=base_folder, stack=attempt)
+                try:
+                    return _run(
+                        setup,
+                        stop=stop,
+                        progress=progress,
+                        base_folder=base_folder,
+                        model_uri=model_uri,
+                        roll_backs=roll_backs,
+                    )
+                except StageError as error:  # of all processes alike
+                    _go_back(run, error, roll_backs=roll_backs)
+            del setup  # before there is another one
+            gc.collect()
+
+
+def _go_back(run: TrainRun, error: StageError, *, roll_backs: list[int]) -> None:
+    """Note where to go on after a divergence. Raises the error where it is another one, or there were too many."""
+    if error.diverged_at is None or len(roll_backs) >= (run.max_roll_backs or 0):
+        if error.diverged_at is not None and roll_backs:
+            error.message += f"; training had gone back to steps {', '.join(map(str, roll_backs))} already"
+        raise error
+    step = back_to(diverged_at=error.diverged_at, before=len(roll_backs), every=run.checkpoint.every_steps)
+    roll_backs.append(step)
+    log.warning("%s. Going back to step %d, with half the learning rate from there on", error.message, step)
 
 
 def _finished(run: TrainRun, model_uri: str, *, storage: Storage) -> dict[str, Any] | None:
@@ -134,18 +161,33 @@ def input_digest(run: TrainRun) -> str:
 
 
 def _run(
-    setup: Setup, *, stop: StopSignal, progress: ProgressReporter, base_folder: Path, model_uri: str
+    setup: Setup,
+    *,
+    stop: StopSignal,
+    progress: ProgressReporter,
+    base_folder: Path,
+    model_uri: str,
+    roll_backs: list[int],
 ) -> TrainResult:
-    run, gang, schedule = setup.run, setup.gang, setup.schedule
+    """`roll_backs`: those of this process's life; what a checkpoint says of earlier ones is added."""
+    run, gang = setup.run, setup.gang
     parameters = setup.trained
     shared: dict[str, Any] = {"gang": gang, "parallel": setup.parallel}
     before = _fingerprints(setup.parallel.weights(parameters))
     state = None
-    if run.checkpoint.resume == "Latest":
-        state = setup.checkpoints.load_newest(parameters=parameters, **shared)
+    if run.checkpoint.resume == "Latest" or roll_backs:
+        upto = roll_backs[-1] if roll_backs else None
+        state = setup.checkpoints.load_newest(upto=upto, parameters=parameters, **shared)
     resumed_from = state.step if state is not None else None
     state = state or TrainingState(world=gang.world)
     state.world = gang.world
+    if roll_backs:
+        state.log.append({"step": state.step, "rolled_back_to": roll_backs[-1], "time": round(state.seconds, 3)})
+    else:
+        roll_backs += state.roll_backs
+    state.roll_backs = roll_backs
+    schedule = replace(setup.schedule, roll_backs=tuple(roll_backs))
+    setup = replace(setup, schedule=schedule)
     saved_at = resumed_from
     meter = Meter(
         flops_per_token=setup.size.flops_per_token,
@@ -418,6 +460,7 @@ def _save(
         tokens=state.tokens,
         seconds=round(state.seconds, 1),
         resumed_from_step=resumed_from,
+        rolled_back_to=state.roll_backs or None,
         trainable_parameters=setup.size.trainable,
         total_parameters=setup.size.total,
         packages=versions(_PACKAGES),
