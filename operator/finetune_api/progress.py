@@ -15,6 +15,8 @@ TOKEN_VARIABLE = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - the name of a v
 CA_VARIABLE = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 LIFE_VARIABLE = "FINETUNE_LIFE_FILE"
 """Names a file that is touched with each report, sent or not: kubelet looks at it where the door cannot be reached."""
+HANG_VARIABLE = "FINETUNE_HANG_SECONDS"
+"""How old that file may become before the attempt is taken for hung."""
 TOKEN_AUDIENCE = "finetune.dev"  # noqa: S105 - an audience
 MINIMUM_INTERVAL_SECONDS = 5.0
 PROGRESS_ROUTE = "/v1/progress/{namespace}/{job}"

@@ -68,6 +68,23 @@ def test_sigterm_to_one_of_two_stops_both_at_one_step(unbroken_pair: SmallRun, r
     assert run.weights() == unbroken_pair.weights()
 
 
+def test_where_each_process_hangs_is_in_the_log(unbroken_pair: SmallRun, runs: SmallRuns) -> None:
+    run = runs.new("pair-hangs", processes=2)
+    order = run.order(runs.prepared)
+    life = {"FINETUNE_LIFE_FILE": str(run.root / "alive"), "FINETUNE_HANG_SECONDS": "5"}
+    process = run.stage(order, "train", **life)
+    wait_for(lambda: 4 in run.steps(), what="a checkpoint")
+    kill_worker(process, signal.SIGSTOP, which=1)
+    before = len(run.log("train"))
+    wait_for(lambda: " in _run" in run.log("train")[before:], what="where the other one is")
+    kill_worker(process, signal.SIGCONT, which=1)
+    assert process.wait(timeout=HANGS_S) == 0, run.log("train")
+    said = run.log("train")[before:]
+    assert all(f" s; process {rank} is here:" in said for rank in range(2))
+    assert said.count(" in _run") >= 2, "the one that was stopped says so when it goes on"
+    assert run.weights() == unbroken_pair.weights()
+
+
 def test_kill_9_of_one_of_two_ends_both_and_resumes(unbroken_pair: SmallRun, runs: SmallRuns) -> None:
     run = runs.new("pair-sigkill", processes=2)
     order = run.order(runs.prepared)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from finetune_api.finetunejob import FineTuneJob, StageName
-from finetune_api.progress import CA_VARIABLE, LIFE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, progress_path
+from finetune_api.progress import CA_VARIABLE, HANG_VARIABLE, LIFE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE, progress_path
 from finetune_api.run import INTERFACE_VARIABLES, MASTER_ADDRESS_VARIABLE, MASTER_PORT_VARIABLE, Identity
 from finetune_operator.attempts.claims import locations
 from finetune_operator.attempts.manifests import (
@@ -88,6 +88,8 @@ def children_of(
         environment |= _interface(plan.network.interface if plan.network else None)
     if reports is not None:
         environment |= _reporting(job=job, door=reports)
+        if LIFE_VARIABLE in environment:
+            environment[HANG_VARIABLE] = str(plan.hang_seconds)
     inputs = PodInputs(
         metadata={
             "name": name,

@@ -18,6 +18,7 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from finetune_api.progress import HANG_VARIABLE
 from finetune_api.results import ExitCode
 from finetune_trainer.process.errors import StageError, as_stage_error
 
@@ -186,6 +187,8 @@ def joined(*, gpus: bool, meets: bool = False) -> Iterator[Gang]:
     if world == 1 and not meets:
         yield Gang(rank=0, local_rank=0, world=1, device=device)
         return
+    # Where longer silence is no hang, an exchange may take as long.
+    hang = datetime.timedelta(seconds=float(os.environ.get(HANG_VARIABLE, "0")))
     with lost_peers_named():
         store: Any = HashStore()
         if world > 1:
@@ -195,7 +198,7 @@ def joined(*, gpus: bool, meets: bool = False) -> Iterator[Gang]:
             store=PrefixStore("gang", store),
             rank=rank,
             world_size=world,
-            timeout=COLLECTIVE_TIMEOUT,
+            timeout=max(COLLECTIVE_TIMEOUT, hang),
         )
         try:
             yield Gang(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
+from finetune_api.progress import HANG_VARIABLE, LIFE_VARIABLE
 from finetune_api.results import ExitCode, TrainResult
 from finetune_api.run import TrainRun
 from finetune_trainer.process.cores import available_cores
@@ -36,6 +38,8 @@ OUTCOMES_VARIABLE = "FINETUNE_OUTCOMES"
 _RENDEZVOUS_SECONDS = 600
 _POLL_SECONDS = 0.2
 _DEFAULT_GRACE_SECONDS = 120.0
+_ASKED_AFTER = 0.9
+"""Of the seconds after which training counts as hung."""
 # Of several ends the one that tells most: a lost peer is what the others see when one of them ends.
 _SECONDARY = ("PeerLost", "ProcessKilled")
 
@@ -51,10 +55,12 @@ def train(run: TrainRun) -> TrainResult:
             preexec_fn=die_with_parent,
         )
         stop = _Forwarder(process=process, outcomes=outcomes)
+        silence = _Silence(outcomes=outcomes)
         previous = signal.signal(signal.SIGTERM, stop.on_signal)
         try:
             while process.poll() is None:
                 stop.kill_when_overdue()
+                silence.look()
                 time.sleep(_POLL_SECONDS)
         finally:
             _kill_group(process)
@@ -78,10 +84,11 @@ def write_outcome(*, environment: Mapping[str, str], outcome: dict[str, Any]) ->
 
 
 def announce(*, environment: Mapping[str, str]) -> None:
-    """A training process can be told to stop from now on."""
+    """A training process can be told to stop, and asked where it is (SIGUSR1), from now on."""
+    faulthandler.register(signal.SIGUSR1)
     folder = environment.get(OUTCOMES_VARIABLE)
     if folder:
-        (Path(folder) / f"pid-{os.getpid()}").touch()
+        (Path(folder) / f"pid-{os.getpid()}").write_text(environment.get("RANK", "0"))
 
 
 class _Forwarder:
@@ -109,6 +116,31 @@ class _Forwarder:
     def kill_when_overdue(self) -> None:
         if time.monotonic() > self._deadline:
             _kill_group(self._process)
+
+
+class _Silence:
+    """Has the training processes say where they are, shortly before the operator takes them for hung."""
+
+    def __init__(self, *, outcomes: Path) -> None:
+        self._outcomes = outcomes
+        self._file = Path(os.environ.get(LIFE_VARIABLE, os.devnull))
+        self._limit = _ASKED_AFTER * float(os.environ.get(HANG_VARIABLE, "inf"))
+        self._asked_since: float | None = None
+
+    def look(self) -> None:
+        """Once for each time that nothing is heard."""
+        try:
+            touched = self._file.stat().st_mtime
+        except OSError:
+            return
+        if touched == self._asked_since or time.time() - touched < self._limit:
+            return
+        self._asked_since = touched
+        for path in sorted(self._outcomes.glob("pid-*"), key=lambda path: path.read_text()):
+            log.warning("training is silent for %.0f s; process %s is here:", time.time() - touched, path.read_text())
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(path.name.removeprefix("pid-")), signal.SIGUSR1)
+            time.sleep(_POLL_SECONDS)  # one after another
 
 
 def _command(run: TrainRun) -> list[str]:
