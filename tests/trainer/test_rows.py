@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import math
 import os
+import re
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,8 @@ import pytest
 
 from finetune_api.results import ExitCode
 from finetune_trainer.data import source_files
-from finetune_trainer.data.rows import BadRow, Quarantine, Row, RowFormat
+from finetune_trainer.data.fields import Problem
+from finetune_trainer.data.rows import BadRow, Quarantine, Row, RowFormat, check
 from finetune_trainer.process.errors import StageError
 from finetune_trainer.tasks.choose import formats_of, task_of
 
@@ -492,6 +497,58 @@ def test_what_parquet_holds_that_json_does_not(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(twice, file)
     with pytest.raises(StageError, match='column "text" twice'):
         read(file, TEXT)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.array([2**62], pyarrow.timestamp("us")),
+        pyarrow.array([2**31 - 1], pyarrow.date32()),
+        pyarrow.array([0], pyarrow.timestamp("us", tz="Mars/Base")),
+        pyarrow.array([[("key", 1), ("key", 2)]], pyarrow.map_(pyarrow.string(), pyarrow.int32())),
+        pyarrow.array(
+            [[{"when": 2**62, "by": "me"}]],
+            pyarrow.list_(pyarrow.struct({"when": pyarrow.timestamp("us"), "by": pyarrow.string()})),
+        ),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_column_that_python_has_no_values_for_costs_nothing_but_itself(tmp_path: Path, column: Any) -> None:
+    file = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "beside": column}), file)
+    good, bad = read(file, TEXT)
+    assert ([(row.content.text, row.carried) for row in good], bad) == ([("a", ("beside",))], [])
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), file)
+    good, bad = read(file, TEXT)
+    assert good == []
+    assert re.fullmatch(r"is a (.* that cannot be read|list); expected a string", bad[0].reason)
+
+
+@pytest.mark.parametrize(
+    ("tools", "call", "field", "words"),
+    [
+        ([{"name": "\ud800"}], {}, "tools[0].name", "half a surrogate pair"),
+        ([{"\ud800": 1}], {}, "tools[0]: a name", "half a surrogate pair"),
+        ([{"most": math.inf}], {}, "tools[0].most", "a number, which JSON does not have"),
+        ([functools.reduce(lambda inner, _: {"a": inner}, range(300), {})], {}, "tools[0]" + 100 * ".a", "too deeply"),
+        ([], {"at": datetime(2026, 1, 1)}, "messages[1].tool_calls[0].function.arguments.at", "datetime, which JSON"),
+        ([], {"at": b"x"}, "messages[1].tool_calls[0].function.arguments.at", "bytes, which JSON"),
+        ([], {"at": Decimal(1)}, "messages[1].tool_calls[0].function.arguments.at", "Decimal, which JSON"),
+    ],
+)
+def test_what_templates_are_given_is_json(tools: list[Any], call: dict[str, Any], field: str, words: str) -> None:
+    """Parquet has dates, JSON's escapes halves of characters: the snapshot could not be written, after all was read."""
+    answer = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": call}}]}
+    with pytest.raises(Problem) as found:
+        check({"messages": [{"role": "user", "content": "a"}, answer], "tools": tools}, row_format="Chat")
+    assert (found.value.field, words in found.value.reason) == (field, True)
+
+
+def test_names_that_are_no_unicode_can_be_told(tmp_path: Path) -> None:
+    found = read_line(tmp_path, b'{"text": "a", "\\ud800": 1}', TEXT)
+    assert isinstance(found, Row)
+    assert found.carried == ("?",)
+    assert str(read_line(tmp_path, b'{"\\ud800": 1}', TEXT)).endswith('the row has "?"')
 
 
 def test_parts_of_text_are_one_text(tmp_path: Path) -> None:

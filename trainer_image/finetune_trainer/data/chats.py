@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune_trainer.data.dataset import Message
-from finetune_trainer.data.fields import Problem, clean, is_absent, kind_of, parse_json, quoted, short
+from finetune_trainer.data.fields import Problem, check_json, clean, is_absent, kind_of, parse_json, quoted, short
 
 _ROLES = ("system", "user", "assistant", "tool")
 LEARN = ("weight", "train", "training", "loss")
@@ -83,6 +83,7 @@ def tools_of(value: object) -> tuple[Mapping[str, Any], ...]:
     for index, tool in enumerate(found):
         if not isinstance(tool, dict):
             raise Problem(field=f"tools[{index}]", reason=f"is {kind_of(tool)}; expected an object")
+        check_json(tool, f"tools[{index}]")
     return tuple(found)
 
 
@@ -133,6 +134,7 @@ def _message(entry: object, index: int) -> Message:
             if role not in roles:
                 raise Problem(field=f"{place}.{name}", reason=f"belongs to role {' or '.join(roles)}, not to {role}")
             extra[name] = _tool_calls(entry[name], place) if name == "tool_calls" else entry[name]
+            check_json(extra[name], f"{place}.{name}")
     content = entry.get("content")
     if content is None and "tool_calls" in extra:
         content = ""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+_DEEPEST = 100
+"""Levels of what a chat template is given."""
 
 
 class Problem(Exception):
@@ -13,8 +17,16 @@ class Problem(Exception):
 
     def __init__(self, *, field: str, reason: str) -> None:
         super().__init__(f"{field} {reason}")
-        self.field = field
-        self.reason = reason
+        self.field = printable(field)
+        self.reason = printable(reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unread:
+    """A value of a file that Python has nothing for, such as a date beyond the year 9999."""
+
+    kind: str
+    """In the words of its file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +66,30 @@ def clean(text: str, field: str) -> str:
     return text
 
 
+def check_json(value: object, field: str, *, levels: int = _DEEPEST) -> None:
+    """Raises Problem for what cannot be written as JSON, or is nested so deeply that those who go through it fail."""
+    match value:
+        case None | bool() | int():
+            return
+        case str():
+            clean(value, field)
+        case float() if math.isfinite(value):
+            return
+        case list() | dict() if not levels:
+            raise Problem(field=field, reason="is nested too deeply")
+        case list():
+            for index, each in enumerate(value):
+                check_json(each, f"{field}[{index}]", levels=levels - 1)
+        case dict():
+            for name, each in value.items():
+                check_json(name, f"{field}: a name")
+                check_json(each, f"{field}.{name}", levels=levels - 1)
+        case _:
+            raise Problem(field=field, reason=f"is {kind_of(value)}, which JSON does not have")
+
+
 def printable(raw: str) -> str:
-    """A text for the quarantine, whatever was in its file."""
+    """A text for people and files, whatever was in its own."""
     return raw.encode(errors="replace").decode()
 
 
@@ -103,6 +137,8 @@ def kind_of(value: object) -> str:
         list: "a list",
         dict: "an object",
     }
+    if isinstance(value, Unread):
+        return f"a {value.kind} that cannot be read"
     return names.get(type(value), type(value).__name__)
 
 

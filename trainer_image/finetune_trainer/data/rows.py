@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from finetune_trainer.data import chats
 from finetune_trainer.data.dataset import Message
-from finetune_trainer.data.fields import Problem, clean, is_absent, kind_of, quoted, text_of
+from finetune_trainer.data.fields import Problem, clean, is_absent, kind_of, printable, quoted, text_of
 from finetune_trainer.process.errors import StageError, bad_data
 
 RowFormat = Literal["Chat", "PromptCompletion", "Text", "Labelled"]
@@ -162,7 +162,7 @@ def carried(row: Mapping[str, Any], *, row_format: RowFormat, stratum_field: str
     used = {*FIELDS[row_format], *(_OF_CHATS if row_format in _CHATS else ()), *chats.LEARN, stratum_field}
     names = [name for name, value in row.items() if name not in used and not is_absent(value)]
     inside = chats.carried(row["messages"]) if row_format == "Chat" else ()
-    return tuple(sorted({*names, *inside}))
+    return tuple(sorted(map(printable, {*names, *inside})))
 
 
 def label_of(value: object, *, field: str) -> str:

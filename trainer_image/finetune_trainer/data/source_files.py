@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 from finetune_trainer.data import csv_rows
-from finetune_trainer.data.fields import Problem, RawRow, clean, listed, parse_json, printable
+from finetune_trainer.data.fields import Problem, RawRow, Unread, clean, listed, parse_json, printable
 from finetune_trainer.data.rows import (
     FIELDS,
     BadRow,
@@ -347,7 +347,7 @@ def _arrow_rows(file: Path, name: str) -> Iterator[RawRow]:
                 raise bad_data("UnreadableFile", f'{name} has the column "{twice}" twice; write it again')
             class_names = _class_names(schema)
             for batch in batches:
-                for fields in batch.to_pylist(maps_as_pydicts="strict"):
+                for fields in _rows_of(batch):
                     number += 1
                     for column, names in class_names.items():
                         fields[column] = names.get(fields[column])
@@ -374,6 +374,36 @@ def _batches(stream: IO[bytes], *, parquet: bool) -> tuple[Any, Iterator[Any]]:
     batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
     parts = (pyarrow.Table.from_batches([batch]).to_batches(max_chunksize=_ROWS_AT_ONCE) for batch in batches)
     return reader.schema, itertools.chain.from_iterable(parts)
+
+
+def _rows_of(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a record batch. Of what Python has no value for, each field is told by itself."""
+    import pyarrow
+
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist(maps_as_pydicts="strict")
+    except (MemoryError, pyarrow.ArrowMemoryError):
+        raise
+    except Exception:  # by type: OverflowError, ValueError, KeyError, ArrowException, ...
+        columns = [map(_value, column) for column in batch.columns]
+        return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
+    return rows
+
+
+def _value(scalar: Any) -> Any:
+    import pyarrow
+
+    try:
+        return scalar.as_py(maps_as_pydicts="strict")
+    except (MemoryError, pyarrow.ArrowMemoryError):
+        raise
+    except Exception:
+        match scalar:
+            case pyarrow.StructScalar():
+                return {name: _value(each) for name, each in scalar.items()}
+            case pyarrow.ListScalar() if not isinstance(scalar, pyarrow.MapScalar):
+                return [_value(each) for each in scalar.values]
+        return Unread(kind=str(scalar.type))
 
 
 def _class_names(schema: Any) -> dict[str, dict[int, str]]:
