@@ -216,6 +216,12 @@ def test_a_gateway_that_does_not_count_refusals_holds_nothing_up() -> None:
     assert [row.metric for row in client_errors(candidate=(0, 0), stable=(0, 0))] == ["error_rate"]
 
 
+def test_a_pass_of_nothing_says_so() -> None:
+    found = client_errors(candidate=(0, 0), stable=(3, 0))[-1]
+    assert (found.metric, found.samples, found.verdict) == ("client_error_rate", 0, "Pass")
+    assert found.reason == "nothing to count so far"
+
+
 @pytest.mark.parametrize(
     ("named", "margin"), [(None, 0.05), ({"name": "client_error_rate", "maxRegression": 0.2}, 0.2)]
 )

@@ -49,7 +49,7 @@ def _row(state: AnalysisState, *, metric: LiveMetric, scope: Scope, needed: int)
             nobody = "stable has answered none of these requests"
             reason = f"the rate seen is {seen:.3g}, and {nobody}: wait for some, or reject it"
     else:
-        verdict = "Pass"
+        verdict, reason = "Pass", None if samples else "nothing to count so far"
     return AnalysisRow(
         metric=metric.name,
         candidate=_rounded(worst.candidate.rate),
