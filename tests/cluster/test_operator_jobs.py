@@ -12,7 +12,8 @@ from tests.harness import wait_until
 def test_two_pods_train_and_prove_a_model_though_one_is_deleted(workspace: Workspace) -> None:
     """One pod does, undisturbed, in test_production_loop.py."""
     name = "topics"
-    workspace.apply(classifier(name, training=LONG, compute={"nodes": 2}))
+    # The strategy that exchanges most, in an image without a compiler; others do on the processes of one machine.
+    workspace.apply(classifier(name, training=LONG, compute={"nodes": 2, "strategy": "DeepSpeedZeRO3"}))
     running_training(workspace, name)
     pods = workspace.children("pods", name, stage="Train")
     assert len(pods) == 2

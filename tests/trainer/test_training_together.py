@@ -211,7 +211,8 @@ def two_pods(runs: SmallRuns) -> Iterator[tuple[SmallRun, list[subprocess.Popen[
     for index in range(2):
         settings = {"JOB_COMPLETION_INDEX": str(index), "FINETUNE_MASTER_ADDR": "127.0.0.1"}
         settings["FINETUNE_MASTER_PORT"] = str(29500 + os.getpid() % 1000)
-        processes.append(run.stage(run.order(runs.prepared), f"pod-{index}", **settings))
+        order = run.order(runs.prepared, strategy="FSDP2")  # DDP does in the tests above
+        processes.append(run.stage(order, f"pod-{index}", **settings))
     yield run, processes
     for process in processes:
         if process.poll() is None:
