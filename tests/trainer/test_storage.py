@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +115,31 @@ def test_a_link_inside_of_a_mount_is_followed(tmp_path: Path) -> None:
     (tmp_path / "mount" / "link.txt").symlink_to("real.txt")
     storage = storage_in(tmp_path, mounts={"claim": str(tmp_path / "mount")})
     assert storage.read_text("pvc://claim/link.txt") == "content"
+
+
+@pytest.mark.parametrize("name", ["/rows.jsonl", "a//rows.jsonl", "a/../../rows.jsonl", "./rows.jsonl"])
+def test_an_object_whose_name_is_no_path_is_named(tmp_path: Path, name: str) -> None:
+    """`s3://bucket/data//rows.jsonl` is another object than `data/rows.jsonl`; as a path it would be `/rows.jsonl`."""
+
+    class Objects:
+        def invalidate_cache(self) -> None: ...
+
+        def find(self, key: str, *, detail: bool) -> dict[str, Any]:
+            return {f"{key}/{name}": {"size": 1}, f"{key}/rows.jsonl": {"size": 1}}
+
+        def exists(self, key: str) -> bool:
+            return True
+
+        isdir = exists
+
+        def open(self, key: str, mode: str) -> io.BytesIO:
+            return io.BytesIO(key.encode())
+
+    storage = storage_in(tmp_path)
+    storage._filesystems["s3"] = Objects()
+    with pytest.raises(StageError, match="rename the object") as refused, storage.local_copy("s3://bucket/data"):
+        pass
+    assert (refused.value.reason, repr(name) in refused.value.message) == ("BadFileName", True)
 
 
 def test_a_missing_file_says_what_to_do(storage: Storage) -> None:

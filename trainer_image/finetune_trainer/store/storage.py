@@ -24,7 +24,7 @@ import fsspec
 
 from finetune_api.results import ExitCode
 from finetune_api.run import Locations
-from finetune_trainer.process.errors import StageError, bad_configuration, from_write_failure, not_found
+from finetune_trainer.process.errors import StageError, bad_configuration, bad_data, from_write_failure, not_found
 from finetune_trainer.store import complete
 from finetune_trainer.store.complete import Complete
 from finetune_trainer.store.locations import Confinement, Location, join
@@ -118,7 +118,8 @@ class Storage:
     def list_files(self, uri: str) -> list[FileEntry]:
         """All files below a folder, sorted by path; empty where there is no folder.
 
-        Links that lead out of what may be read are refused. Staging folders of writers at work are left out.
+        Links that lead out of what may be read are refused, and objects whose names are no paths. Staging folders of
+        writers at work are left out.
         """
         location = self._confinement.readable(uri)
         if location.path is not None:
@@ -130,7 +131,7 @@ class Storage:
                 listed = filesystem.find(location.key, detail=True)
             prefix = location.key + "/"
             found = [
-                FileEntry(path=name.removeprefix(prefix), size=int(info["size"]))
+                FileEntry(path=_as_path(name.removeprefix(prefix), uri=uri), size=int(info["size"]))
                 for name, info in listed.items()
                 if name.startswith(prefix) and info.get("type") != "directory" and not name.endswith("/")
             ]
@@ -401,6 +402,17 @@ def _writing(uri: str) -> Iterator[None]:
         if not _is_remote(uri):
             raise
         raise _unavailable(uri, error) from error
+
+
+def _as_path(name: str, *, uri: str) -> str:
+    """An object's name as a path below the folder. Raises StageError (65) for one that would lie elsewhere."""
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise bad_data(
+            "BadFileName",
+            f"{uri} holds an object that is named {name!r} below it: a path with an empty part, `.` or `..` is"
+            " another file's; rename the object",
+        )
+    return name
 
 
 def _is_remote(uri: str) -> bool:
