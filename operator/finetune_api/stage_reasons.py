@@ -10,7 +10,7 @@ _IMAGE = "use an image of the operator's version"
 STAGE_REASONS: dict[str, tuple[str, str]] = {
     # -- examples
     "AllLeaked": ("the baseline was trained on all held-out examples", "set evaluation.dataset, or baseline: Base"),
-    "BadFileName": ("the name of a file of data.sources is no printable text", "rename the file"),
+    "BadFileName": ("the name of a file or object is no printable text, or no path", "rename the file"),
     "EmptyData": ("no example is left to learn from", "add rows to data.sources"),
     "EmptySplit": ("a part of data.split would have no example", "add examples, or raise its share"),
     "FormatNotUsable": ("model.task cannot learn from a source's format", "correct data.sources[].format"),
@@ -25,8 +25,11 @@ STAGE_REASONS: dict[str, tuple[str, str]] = {
     "TooManyLabels": ("there are more labels than a classifier may have", "join labels"),
     "TooManyTruncated": ("more than data.maxTruncatedFraction would be cut", "raise it, or training.maxLength"),
     "UnknownFileType": ("a file of data.sources is of no known type", "rename or convert it"),
-    "MissingFile": ("a saved data set lacks files that its state.json names", "copy all of it"),
-    "UnreadableFile": ("a file of data.sources cannot be read", "write it again, as UTF-8"),
+    "MissingFile": ("data that state.json or a link names is not there", "copy all of it"),
+    "UnreadableFile": (
+        "a file of data.sources cannot be read, or is of another kind than its name says",
+        "write it again, as UTF-8",
+    ),
     # -- the base model
     "AmbiguousModel": ("model.uri holds several GGUF files", "name one of them"),
     "AnswerRewritten": ("the chat template does not write answers as they are", _BASE),

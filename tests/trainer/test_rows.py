@@ -838,6 +838,80 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, write: Callable[[Pat
     assert (damaged.value.reason, damaged.value.exit_code) == ("UnreadableFile", ExitCode.BAD_DATA)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("rows.jsonl", gzip.compress(b'{"text": "a"}'), "packed with gzip: end its name with .gz"),
+        ("rows.jsonl.gz", gzip.compress(gzip.compress(b'{"text": "a"}')), "once for each time"),
+        ("rows.csv", b"PK\x03\x04 and more", "Excel workbook: unpack it, or save the sheet as CSV"),
+        ("rows.jsonl.gz", b"PK\x03\x04 and more", "a zip archive"),
+        ("rows.json", b"PAR1\x15 and more", "let its name end with .parquet"),
+        (
+            "rows.parquet",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "Git LFS pointer.*git lfs pull",
+        ),
+        ("rows.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer.*git lfs pull"),
+        ("rows.jsonl", b"<!DOCTYPE HTML><html>", "a web page"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_by_its_beginning(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    """Not by what its bytes say as text: "Save the file as UTF-8" leads nowhere for a workbook."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StageError, match=f"{name} is .*{words}") as refused:
+        read(tmp_path / name, TEXT)
+    assert refused.value.reason == "UnreadableFile"
+
+
+def test_byte_order_marks_where_files_were_joined(tmp_path: Path) -> None:
+    part = '{"text": "a"}\n'.encode("utf-8-sig")
+    (tmp_path / "rows.jsonl").write_bytes(part + b"\xef\xbb\xbf\n" + part)
+    good, bad = read(tmp_path / "rows.jsonl", TEXT)
+    assert ([row.line for row in good], bad) == ([1, 3], [])
+
+
+@pytest.mark.parametrize(
+    ("head", "row", "possible"),
+    [("text,label", "a,b", LABELLED), ('"text","label"', '"a","b"', LABELLED), ("text", "a", TEXT)],
+)
+def test_a_header_behind_a_byte_order_mark_is_no_example(
+    tmp_path: Path, head: str, row: str, possible: Sequence[RowFormat]
+) -> None:
+    (tmp_path / "rows.csv").write_bytes(2 * f"{head}\r\n{row}\r\n".encode("utf-8-sig"))
+    good, bad = read(tmp_path / "rows.csv", possible)
+    assert [row.content.text for row in good] == ["a", "a"]
+    assert [(row.line, row.reason.split(",")[0]) for row in bad] == [(3, "repeats the header")]
+
+
+def test_a_line_of_csv_that_is_too_long_is_not_cut_into_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_files, "_LONGEST", 1 << 10)
+    long = "words and " * 1000
+    (tmp_path / "rows.csv").write_text(f"label,text\n1,a\n1,{long}\n0,b\n")
+    good, bad = read(tmp_path / "rows.csv")
+    assert [row.content.text for row in good] == ["a", "b"]
+    assert [(row.line, row.reason.split(" than")[0]) for row in bad] == [(3, "is longer")]
+    (tmp_path / "rows.csv").write_text(f"text\na\n{long}\nb\n")
+    assert [len(rows) for rows in read(tmp_path / "rows.csv", TEXT)] == [2, 1]
+
+
+def test_what_a_folder_holds_beside_files_is_told(tmp_path: Path) -> None:
+    for name in ("data/a.jsonl", "more/b.jsonl"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "more")
+    (tmp_path / "data" / "..data").symlink_to(tmp_path / "more")
+    os.mkfifo(tmp_path / "data" / "pipe")
+    found, left_out = source_files.find(tmp_path / "data", uri="file:///data")
+    assert [path.name for path in found] == ["a.jsonl"]
+    assert left_out == ["linked/", "pipe"]
+    (tmp_path / "data" / "c.jsonl").symlink_to("gone.jsonl")
+    with pytest.raises(StageError, match=r"c\.jsonl is a link to gone\.jsonl, which is not there") as missing:
+        source_files.find(tmp_path / "data", uri="file:///data")
+    assert missing.value.reason == "MissingFile"
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"])
 def test_an_empty_file_has_no_rows(tmp_path: Path, name: str, content: bytes) -> None:

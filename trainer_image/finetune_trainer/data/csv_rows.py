@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune_trainer.data.fields import Problem, RawRow, printable
 
+_MARK = "\ufeff"
 _DELIMITERS = ",;\t|"
 _SEPARATOR = re.compile(r'"?sep=(.)"?')
 # A column with few different, short values (labels, languages) tells rows from other lines.
@@ -80,7 +81,7 @@ def read(opened: Callable[[], Iterator[str]], *, wanted: Sequence[Collection[str
     field is longer than `longest` characters.
     """
     csv.field_size_limit(longest)
-    start = _Start.of(_Lines(opened()), wanted)
+    start = _Start.of(_Lines(opened()), wanted, longest=longest)
     if start is None:
         return
     if start.header.cells is None:
@@ -88,7 +89,7 @@ def read(opened: Callable[[], Iterator[str]], *, wanted: Sequence[Collection[str
         return
     names = _names(start.header.cells)
     habit = _Habit.of(start.rows, columns=len(names))
-    again = _Start.of(lines := _Lines(opened()), wanted)
+    again = _Start.of(lines := _Lines(opened()), wanted, longest=longest)
     for record in () if again is None else again.rows:
         if record.cells is None:
             yield _damaged(record)
@@ -108,14 +109,14 @@ class _Start:
     rows: Iterator[_Record]
 
     @classmethod
-    def of(cls, lines: _Lines, wanted: Sequence[Collection[str]]) -> _Start | None:
+    def of(cls, lines: _Lines, wanted: Sequence[Collection[str]], *, longest: int) -> _Start | None:
         """None for a file without text."""
         said = None
         for line in lines.look():
             found = _SEPARATOR.fullmatch(line.strip())
             if found is None and line.strip():
                 delimiter = said or _delimiter(line, wanted)
-                rows = _records(lines, delimiter)
+                rows = _records(lines, delimiter, longest=longest)
                 header = next(rows)
                 columns = len(header.cells or ())
                 trimmed = (
@@ -137,6 +138,13 @@ def _names(header: Sequence[str]) -> list[str]:
     return [cell.strip() or f"column {number}" for number, cell in enumerate(header, 1)]
 
 
+def _repeats(cells: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether a row is the header. Of one column it may be a text; behind a byte order mark it is none."""
+    first = cells[0].removeprefix(_MARK)
+    bare = [first.strip('"') if first != cells[0] else first, *cells[1:]]
+    return _names(bare) == list(names) and (len(names) > 1 or first != cells[0])
+
+
 def _delimiter(header: str, wanted: Sequence[Collection[str]]) -> str:
     """The one that makes columns that are needed; a comma where none does."""
 
@@ -147,7 +155,7 @@ def _delimiter(header: str, wanted: Sequence[Collection[str]]) -> str:
     return found[0] if found else ","
 
 
-def _records(lines: _Lines, delimiter: str) -> Iterator[_Record]:
+def _records(lines: _Lines, delimiter: str, *, longest: int) -> Iterator[_Record]:
     while True:
         reader = csv.reader(lines.look(), strict=True, delimiter=delimiter)
         read = 0
@@ -155,7 +163,10 @@ def _records(lines: _Lines, delimiter: str) -> Iterator[_Record]:
             for cells in reader:
                 first, taken = lines.next, lines.take(reader.line_num - read)
                 read = reader.line_num
-                yield _Record(first=first, lines=taken, cells=cells)
+                if max(map(len, taken), default=0) < longest:
+                    yield _Record(first=first, lines=taken, cells=cells)
+                else:  # no more was read of it
+                    yield _Record(first=first, lines=taken, cells=None, error=f"is longer than {longest >> 20} MiB")
             return
         except csv.Error as error:
             # It ends where it began; what it had swallowed is read again.
@@ -245,7 +256,7 @@ def _row(names: Sequence[str], record: _Record) -> RawRow:
         fields = Problem(field="", reason=f"has {len(cells)} columns; the header has {len(names)}: {', '.join(names)}")
     elif len(set(names)) != len(names):
         fields = Problem(field="", reason="stands under a header that names a column twice")
-    elif _names(cells) == names and len(names) > 1:
+    elif _repeats(cells, names):
         fields = Problem(field="", reason="repeats the header, as in files that were joined; remove it")
     elif any(cell[:1].isspace() and cell.lstrip().startswith('"') and cell in raw for cell in cells):
         # In a quoted field the quote would be there twice.

@@ -50,36 +50,79 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_MARK = "\ufeff"
+"""A byte order mark, which also stands where files were joined."""
+_BLANK = f"{_MARK} \t\r\n"
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 _STATE = "state.json"
 _DESCRIBING = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
+_FOREIGN: Mapping[bytes, str] = {
+    b"\x1f\x8b\x08": "is packed with gzip: end its name with .gz (once for each time that it is packed)",
+    b"PK\x03\x04": "is a zip archive or an Excel workbook: unpack it, or save the sheet as CSV in UTF-8",
+    b"\xd0\xcf\x11\xe0": "is a document of an old Excel: save the sheet as CSV in UTF-8",
+    b"\x28\xb5\x2f\xfd": "is packed with Zstandard: unpack it, or pack it with gzip",
+    b"\xfd7zXZ\x00": "is packed with xz: unpack it, or pack it with gzip",
+    b"BZh91AY&SY": "is packed with bzip2: unpack it, or pack it with gzip",
+    b"PAR1\x15": "is Parquet: let its name end with .parquet",
+    b"ARROW1\0\0": "is a file of Arrow: let its name end with .arrow",
+    b"version https://git-lfs.github.com/spec/": "is a Git LFS pointer, not the file that it points to: run `git lfs"
+    " pull` where the data was cloned",
+    b"<!doctype html": "is a web page, as servers send one for a file that is not there or needs a login: download it"
+    " again",
+    b"<html": "is a web page: download the file again",
+}
+"""What files of other kinds begin with (those of the web in letters of any case), and what is to be done with them."""
+_OWN: Mapping[str, bytes] = {".parquet": b"PAR1", ".arrow": b"ARROW1"}
+_LONGEST_BEGINNING = max(map(len, _FOREIGN))
 # What only a damaged or mislabelled file raises.
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def find(path: Path, *, uri: str) -> tuple[list[Path], list[str]]:
-    """The data files of a file or folder, sorted by name, and the names of those of a folder that are not read, because
-    they are of other kinds or only describe the data. Hidden ones are not looked at.
+    """The data files of a file or folder, sorted by name, and the names of what else a folder holds and is not read:
+    files of other kinds, or that only describe the data, and links to folders. Hidden ones are not looked at.
 
-    Raises StageError: 66 where there is no data file, 65 for a single file of another kind.
+    Raises StageError: 66 where there is no data file, 65 for a single file of another kind, or a link to nothing.
     """
     if path.is_file():
         if not _suffix(path):
             raise bad_data("UnknownFileType", f"{uri} is none of {KINDS}; rename or convert it")
         return [path], []
-    names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    names, others = [], []
+    for entry in sorted(path.rglob("*")):
+        if entry.is_file():
+            names.append(entry.relative_to(path))
+        elif entry.is_symlink() or not entry.is_dir():
+            others.append(entry.relative_to(path))
     seen = [name for name in names if not any(part.startswith(".") for part in name.parts)]
     files = [name for name in seen if _is_data(path / name)]
     for name in (name for name in seen if name.name == _STATE and not _is_data(path / name)):
         _all_there(path / name, uri=uri)
     told = set(files)
     left_out = [printable(name.as_posix()) for name in seen if name not in told]
+    left_out += [_left_out(path / name, name, uri=uri) for name in others if name.name[0] != "."]
     for name in files:
         if not str(name).isprintable():
             raise bad_data("BadFileName", f"{uri}: the name of {name.name!a} is not printable text; rename the file")
     if not files:
         raise not_found(f"{uri} holds no data in a file that ends with {KINDS}; it holds {listed(left_out) or 'none'}")
     return [path / name for name in files], left_out
+
+
+def _left_out(entry: Path, name: Path, *, uri: str) -> str:
+    """The name of what is no file; that of a link to a folder, which is not followed, with a slash. Raises StageError
+    (65) where data was meant.
+    """
+    said = printable(name.as_posix())
+    if entry.is_dir():
+        return f"{said}/"
+    if _suffix(entry) and not entry.exists():
+        raise bad_data(
+            "MissingFile",
+            f"{uri}: {said} is a link to {printable(str(entry.readlink()))}, which is not there: put it there, or"
+            " remove the link",
+        )
+    return said
 
 
 def _is_data(file: Path) -> bool:
@@ -161,12 +204,28 @@ def _raw_rows(file: Path, name: str, possible: Sequence[RowFormat]) -> Iterator[
 
 @contextmanager
 def _open(file: Path, name: str) -> Iterator[io.BufferedReader[Any]]:
-    """The file, unpacked where it is packed. Raises StageError (65) for a damaged one."""
+    """The file, unpacked where it is packed. Raises StageError (65) for a damaged one, or one of another kind."""
+    with file.open("rb") as stream:
+        _refuse_foreign(stream.read(_LONGEST_BEGINNING), name, own=b"\x1f\x8b" if _is_packed(file) else _own(file))
     try:
         with io.BufferedReader(gzip.open(file)) if _is_packed(file) else file.open("rb") as unpacked:
+            if _is_packed(file):
+                _refuse_foreign(unpacked.peek(_LONGEST_BEGINNING), name, own=_own(file))
             yield unpacked
     except _DAMAGED as error:
         raise bad_data("UnreadableFile", f"{name} is damaged: {error}; write it again") from error
+
+
+def _refuse_foreign(head: bytes, name: str, *, own: bytes | None) -> None:
+    """Raises StageError (65) for a file that begins as one of another kind, other than as `own`."""
+    for beginning, said in _FOREIGN.items():
+        begun = head[: len(beginning)]
+        if (begun.lower() if beginning[:1] == b"<" else begun) == beginning and not (own and beginning.startswith(own)):
+            raise bad_data("UnreadableFile", f"{name} {said}")
+
+
+def _own(file: Path) -> bytes | None:
+    return _OWN.get(_suffix(file) or "")
 
 
 def _is_packed(file: Path) -> bool:
@@ -203,6 +262,7 @@ def _text(file: Path, name: str, *, newline: str = "\n") -> Iterator[TextIO]:
 def _csv_lines(file: Path, name: str) -> Iterator[str]:
     with _text(file, name, newline="") as text:
         while line := text.readline(_LONGEST):
+            _pass_rest(text, line)
             yield line
 
 
@@ -211,13 +271,20 @@ def _json_lines(opened: Callable[[], AbstractContextManager[TextIO]]) -> Iterato
         number = 0
         while line := text.readline(_LONGEST):
             number += 1
-            if len(line) == _LONGEST and not line.endswith("\n"):
-                while (rest := text.readline(_LONGEST)) and not rest.endswith("\n"):
-                    pass
+            if _pass_rest(text, line):
                 problem = Problem(field="", reason=f"is longer than {_LONGEST >> 20} MiB")
                 yield RawRow(line=number, fields=problem, raw=printable(line[:4000]))
-            elif line.strip():
-                yield _json_row(line.rstrip("\r\n"), number)
+            elif line.strip(_BLANK):
+                yield _json_row(line.lstrip(_MARK).rstrip("\r\n"), number)
+
+
+def _pass_rest(text: TextIO, line: str) -> bool:
+    """Leave the rest of a line of which as much was read as a row may have; whether there was one."""
+    cut = len(line) >= _LONGEST and not line.endswith(("\n", "\r"))
+    rest = line if cut else ""
+    while rest and not rest.endswith(("\n", "\r")):
+        rest = text.readline(_LONGEST)
+    return cut
 
 
 def _json_row(text: str, number: int) -> RawRow:
