@@ -27,7 +27,8 @@ def main() -> int:
     except BaseException as error:
         failure = as_stage_error(error, writing="the run's output")
         write_outcome(environment=os.environ, outcome=failure.to_dict())
-        return int(failure.exit_code)
+        stopped = failure.exit_code == ExitCode.STOPPED_AFTER_CHECKPOINT
+        return int(ExitCode.DONE if stopped else failure.exit_code)  # torchrun would call a calm stop a failure
     write_outcome(environment=os.environ, outcome={"exit_code": 0, "result": result.to_dict()})
     return int(ExitCode.DONE)
 
