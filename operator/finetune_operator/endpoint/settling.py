@@ -11,24 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import Any
 
 from finetune_api import GROUP
 from finetune_operator.core.ports import FIELD_MANAGER, Manifest
+from finetune_operator.core.quantities import amount
 from finetune_operator.core.times import parse_time, whole_second
 
 APPLIED_ANNOTATION = f"{GROUP}/applied"
 PUT_BACK_ANNOTATION = f"{GROUP}/put-back"
 _FIRST_PAUSE_SECONDS = 15.0
 _LONGEST_PAUSE_SECONDS = 600.0
-_QUANTITY = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?)([KMGTPE]i|[numkMGTPE]?)")
-_POWERS = {suffix: Decimal(1000) ** power for power, suffix in enumerate(("n", "u", "m", "", *"kMGTPE"), -3)}
-_BINARY = {f"{prefix}i": Decimal(1024) ** power for power, prefix in enumerate("KMGTPE", 1)}
 _IDENTITY = frozenset({"apiVersion", "kind"})
 _METADATA = frozenset({"name", "namespace", "uid"})
 Path = tuple[str, ...]
@@ -123,12 +119,6 @@ def covers(*, live: Any, wanted: Any) -> bool:
         same = isinstance(live, list) and len(live) == len(wanted)
         return same and all(covers(live=one, wanted=other) for one, other in zip(live, wanted, strict=True))
     return (live is None and wanted in ("", 0, False)) or (amount(wanted) == amount(live) is not None)
-
-
-def amount(value: Any) -> Decimal | None:
-    """The number that a resource.Quantity means; None: it is none."""
-    found = None if isinstance(value, bool) else _QUANTITY.fullmatch(str(value))
-    return Decimal(found[1]) * (_BINARY | _POWERS)[found[2]] if found else None
 
 
 # -- FieldsV1: `f:NAME` is a field, `k:{...}` an element of a list by its keys, `v:VALUE` a member of a set ------------

@@ -27,6 +27,7 @@ from finetune_operator.attempts.manifests import (
 from finetune_operator.core.config import OperatorConfig
 from finetune_operator.core.names import short_hash
 from finetune_operator.core.ports import Manifest
+from finetune_operator.core.quantities import amount
 from finetune_operator.endpoint.names import (
     SERVER,
     SERVER_PORT,
@@ -38,7 +39,6 @@ from finetune_operator.endpoint.names import (
 from finetune_operator.endpoint.serving.pod import BUSY_SECONDS, STOP_HOOK, spread
 from finetune_operator.endpoint.serving.servers import CONTAINER, FETCH
 from finetune_operator.endpoint.serving.vllm import NotServableError, vllm_arguments
-from finetune_operator.endpoint.settling import amount
 
 _CACHE_FOLDER = "/var/cache/finetune"
 _VLLM = {
