@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class FullySharded(Single):
-    """Gradients are averaged over processes with the step's last pass."""
+    """Gradients are averaged over processes with each pass: until then each process would hold all of them."""
 
     def prepare(self, root: Root, *, optimizer: Callable[[], torch.optim.Optimizer]) -> nn.Module:
         """The root itself, its blocks and what is beside them sharded; they move to the device one by one."""
@@ -52,11 +51,6 @@ class FullySharded(Single):
             isinstance(each, DTensor) and each.device_mesh.size() == self._gang.world
             for each in self._root.parameters()  # type: ignore[attr-defined]
         )
-
-    def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Gradients stay here until the last."""
-        self._root.set_requires_gradient_sync(last)
-        return nullcontext()
 
     def backward(self, loss: torch.Tensor, *, weight: int) -> None:
         """It averages over processes; what is wanted is the sum."""
