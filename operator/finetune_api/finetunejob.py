@@ -33,6 +33,7 @@ from finetune_api.shared_fields import (
     OpenObject,
     PodOverlay,
     Quantities,
+    Quantity,
     Resources,
     Task,
     ThresholdRange,
@@ -361,12 +362,15 @@ class Compute(ApiModel):
     """GPUs of each pod, one process each; 0: CPU, processesPerNode processes. Default 0."""
     gpu_resource: GpuResource | None = None
     """The resource that a GPU is: nvidia.com/gpu, amd.com/gpu, nvidia.com/mig-1g.10gb. Default nvidia.com/gpu."""
+    gpu_memory: Quantity | None = None
+    """Memory of each GPU, e.g. 80Gi, by which strategy Auto chooses. Default: 24Gi is assumed, and a job that needs more
+    is not refused."""
     processes_per_node: Annotated[int, Field(ge=1, le=64)] | None = None
     """Training processes of each pod, where there are no GPUs. Default 1."""
     strategy: Strategy | None = None
     """How processes share the model. DDP: each has all of it. FSDP2: each has a part of weights, gradients and moments.
-    DeepSpeedZeRO1, 2, 3: each has a part of the moments; and of the gradients; and of the weights. Auto: DDP. Default
-    Auto."""
+    DeepSpeedZeRO1, 2, 3: each has a part of the moments; and of the gradients; and of the weights. Auto: the
+    fastest that fits, of DDP, FSDP2, and FSDP2 with offload where gpuMemory is set. Default Auto."""
     offload: Offload | None = None
     config_ref: ConfigReference | None = None
     """A DeepSpeed configuration (JSON), read once when the run is planned. What contradicts fields of the job is refused."""

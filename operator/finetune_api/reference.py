@@ -63,6 +63,8 @@ def _mark(name: str, parent: dict[str, Any]) -> str:
 def _values(field: dict[str, Any]) -> str:
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
+    if "x-kubernetes-int-or-string" in field:
+        return "quantity"
     if field["type"] == "array":
         return "list"
     low, high = field.get("minimum"), field.get("maximum")

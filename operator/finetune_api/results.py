@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter
 from finetune_api.base import ApiModel, Digest, Uri
 from finetune_api.modelversion import DataSource, RowCounts
 from finetune_api.shared_fields import Artifact, MetricResult, ResolvedModel, Verdict
+from finetune_api.tasks import UsedStrategy
 
 MAXIMUM_MESSAGE_BYTES = 4096
 
@@ -49,6 +50,16 @@ class DataSummary(ApiModel):
     truncated_fraction: float
 
 
+class Sharing(ApiModel):
+    """How the processes of Train share the model, where the job says Auto."""
+
+    strategy: UsedStrategy
+    offload: bool = False
+    """Whether weights and moments wait in the host's memory."""
+    because: Annotated[str, Field(max_length=600)]
+    """The arithmetic."""
+
+
 class PrepareResult(ApiModel):
     """Data and base model are ready."""
 
@@ -64,6 +75,8 @@ class PrepareResult(ApiModel):
     """What a person should know before training; where too long for the message, in the log and the manifest only."""
     context_tokens: int | None = None
     """Tokens that the base model can read at once. None: no limit known."""
+    sharing: Sharing | None = None
+    """None: the job names a strategy, or the order is of an earlier operator."""
     reused: bool = False
     """An earlier attempt's output was complete for the same input and was taken."""
 

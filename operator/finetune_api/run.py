@@ -24,7 +24,7 @@ from pydantic import Field, TypeAdapter
 from finetune_api.base import Digest, StrictModel, Uri, VersionReference
 from finetune_api.finetunejob import EvaluationMetric, Freeze, LoRA, Source, Split
 from finetune_api.shared_fields import Artifact, ResolvedModel, Task
-from finetune_api.tasks import MethodType, UsedStrategy
+from finetune_api.tasks import MethodType, Strategy, UsedStrategy
 
 RUN_FILE_VARIABLE = "FINETUNE_RUN_FILE"
 TERMINATION_LOG_VARIABLE = "FINETUNE_TERMINATION_LOG"
@@ -123,6 +123,25 @@ class OffloadOrder(StrictModel):
     parameters: bool = False
 
 
+class MemoryOrder(StrictModel):
+    """The machines that training will have, for what it needs of their memory (`finetune_api.memory`)."""
+
+    strategy: Strategy
+    """Auto: Prepare chooses."""
+    offload: OffloadOrder | None = None
+    nodes: int
+    processes_per_node: int
+    gpus: bool
+    """Whether each process has one."""
+    gpu_memory: float | None = None
+    """Bytes of each; None: nobody says."""
+    memory_limit: float | None = None
+    """Bytes of the machine's own memory that all processes of a pod may take."""
+    rows: int
+    """Examples, or rows of packed ones, that a process reads at once."""
+    precision: Literal["Auto", "FP32", "BF16"]
+
+
 class PrepareRun(StrictModel):
     """Read, check, group, split and store the data; resolve the base model."""
 
@@ -148,6 +167,8 @@ class PrepareRun(StrictModel):
     offload: OffloadOrder | None = None
     deepspeed: dict[str, Any] | None = None
     """As in TrainRun, with which the library is tried before any accelerator is taken. None: none of the three."""
+    memory: MemoryOrder | None = None
+    """None: of an operator that does not ask for a choice."""
 
 
 class Optimisation(StrictModel):

@@ -61,6 +61,7 @@ STAGE_REASONS: dict[str, tuple[str, str]] = {
     "ClaimNotMounted": ("a pvc:// URI names a claim that the pod does not have", "correct the URI"),
     "InputForbidden": ("what a URI names may not be read", "name a Secret with credentials in secretRef"),
     "InputNotFound": ("what a URI names does not exist", "correct the URI, or put it there"),
+    "DoesNotFit": ("training needs more memory than there is", "one of what the message says would fit"),
     "LabelsUnknown": ("the baseline's classes are not recorded", "set evaluation.baseline to Base"),
     "NoSuchModule": ("method.lora.targetModules names no layer of the base model", "correct it, or leave it out"),
     "NoSuchParameter": ("method.freeze names nothing that the base model has", "correct it"),

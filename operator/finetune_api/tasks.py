@@ -58,10 +58,18 @@ class MethodKind:
     """The field of `spec.method` that holds its own settings."""
     freezes: bool = False
     """Parts of the base can be kept as they are (`method.freeze`)."""
+    whole: bool = False
+    """All weights are trained, or what is not frozen of them; else adapters at linear layers are:"""
+    low_rank: bool = False
+    """two thin matrices,"""
+    vectors: bool = False
+    """a number for each output."""
+    frozen_bytes: float | None = None
+    """Of each parameter of the blocks, where they are quantised."""
 
 
 METHODS: dict[MethodType, MethodKind] = {
-    "LoRA": MethodKind(learning_rate=2e-4, settings="lora"),
-    "Full": MethodKind(learning_rate=2e-5, freezes=True),
+    "LoRA": MethodKind(learning_rate=2e-4, settings="lora", low_rank=True),
+    "Full": MethodKind(learning_rate=2e-5, freezes=True, whole=True),
 }
 """Those that this version can do."""

@@ -109,8 +109,8 @@ class SmallRun:
     def log(self, name: str) -> str:
         return (self.root / f"{name}.log").read_text()
 
-    def prepare(self, **changes: Any) -> dict[str, Any]:
-        order = {
+    def prepare_order(self) -> dict[str, Any]:
+        return {
             "stage": "Prepare",
             **self._common(),
             "sources": [{"name": "chats", "uri": f"file://{self.data}", "format": "Chat", "weight": 1.0}],
@@ -121,8 +121,10 @@ class SmallRun:
                 "fractions": {"train": 0.7, "validation": 0.15, "test": 0.15, "strategy": "GroupHash"},
                 "salt": "tests",
             },
-        } | changes
-        process = self.stage(order, "prepare", python=forked_python())
+        }
+
+    def prepare(self, **changes: Any) -> dict[str, Any]:
+        process = self.stage(self.prepare_order() | changes, "prepare", python=forked_python())
         assert process.wait(timeout=HANGS_S) == 0, self.log("prepare")
         return self.message("prepare")
 

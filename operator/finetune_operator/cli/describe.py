@@ -67,6 +67,7 @@ def describe_job(job: FineTuneJob, *, events: list[Manifest], now: datetime) -> 
                 "Model": f"{spec.model.uri} ({spec.model.task})",
                 "Method": spec.method.type
                 + (f" of rank {spec.method.lora.rank}" if spec.method.lora is not None else ""),
+                "Strategy": words.sharing(status),
                 "Data": ", ".join(f"{source.name} ({source.uri})" for source in spec.data.sources),
                 "Artifacts": spec.artifacts.uri,
                 "Version": status.model_version.name if status.model_version else "",

@@ -51,6 +51,10 @@ ENDS: dict[str, dict[ExitStatus, str]] = {
         ExitStatus.DONE: "every manifest is valid",
         ExitStatus.BAD_INPUT: "at least one is not, or cannot be read",
     },
+    "plan": {
+        ExitStatus.DONE: "the plan is printed",
+        ExitStatus.BAD_INPUT: "the manifest is refused, or Prepare would refuse it: nothing fits",
+    },
     "approve, reject, rollback, pause, resume": {
         ExitStatus.DONE: "it is asked for; with `--wait`: the endpoint is in that state",
         ExitStatus.FAILED: "with `--wait`: not so within `--timeout`, or it cannot come to that any more",

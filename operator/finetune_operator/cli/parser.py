@@ -19,7 +19,20 @@ def build_parser(*, program: str = "finetune") -> argparse.ArgumentParser:
     )
     parser.set_defaults(program=program)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_validate, _run, _up, _get, _describe, _explain, _decisions, _logs, _report, _doctor, _completion):
+    for add in (
+        _validate,
+        _plan,
+        _run,
+        _up,
+        _get,
+        _describe,
+        _explain,
+        _decisions,
+        _logs,
+        _report,
+        _doctor,
+        _completion,
+    ):
         add(commands)
     return parser
 
@@ -45,6 +58,13 @@ def _validate(commands: _Commands[argparse.ArgumentParser]) -> None:
     text = "check manifests as a cluster's apiserver would, without one"
     parser = _command(commands, "validate", "validate:run", text, "  finetune validate -f job.yaml")
     _file_option(parser, several=True)
+
+
+def _plan(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "say what a FineTuneJob would need of memory, and how its processes would share the model; runs nothing"
+    parser = _command(commands, "plan", "plan:run", text, "  finetune plan -f job.yaml")
+    _file_option(parser, several=False)
+    parser.add_argument("--home", default=DEFAULT_HOME, metavar="DIR", help=f"where pvc:// is ({DEFAULT_HOME})")
 
 
 def _run(commands: _Commands[argparse.ArgumentParser]) -> None:

@@ -37,7 +37,8 @@ def comparison(job: FineTuneJob) -> str:
             status=EXIT_STATUS_OF_PHASE.get(status.phase or "", ExitStatus.NOT_ENDED),
         )
     rows = status.evaluation.results
-    lines = [f"{job.metadata.name}: {status.evaluation.verdict} against {baseline_of(job)}", ""]
+    lines = [f"{job.metadata.name}: {status.evaluation.verdict} against {baseline_of(job)}"]
+    lines += [f"Trained under {strategy}" for strategy in [words.sharing(status)] if strategy] + [""]
     lines.append(words.metric_table(rows, baseline="baseline"))
     lines += [f"\n{reason}" for reason in words.reasons(rows)]
     return "\n".join(lines)

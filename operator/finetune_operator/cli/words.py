@@ -7,10 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.results import EvaluateResult, Failure, PrepareResult, TrainResult, result_adapter
 from finetune_api.shared_fields import MetricResult
 from finetune_operator.cli.tables import table
 from finetune_operator.gates.policy import NOT_JUDGED, WITHIN_LIMITS
+from finetune_operator.job.stages import recorded_results
 
 
 def seconds(value: float) -> str:
@@ -65,6 +67,16 @@ def stage_result(result: Mapping[str, Any] | None) -> str:
             return f"{parsed.reason}: {parsed.message}"
         case _:
             return ""
+
+
+def sharing(status: FineTuneJobStatus) -> str:
+    """The strategy of a run and, where Auto chose it, why; "" before that is known."""
+    found = recorded_results(status).prepare
+    if found is not None and found.sharing is not None:
+        offload = " with offload" if found.sharing.offload else ""
+        return f"{found.sharing.strategy}{offload}, chosen: {found.sharing.because}"
+    waits = found is None and ((status.plan or {}).get("memory") or {}).get("strategy") == "Auto"
+    return "" if waits else str((status.plan or {}).get("strategy", ""))
 
 
 def metric_table(rows: Sequence[MetricResult], *, baseline: str, indent: str = "") -> str:

@@ -11,6 +11,7 @@ from finetune_api.finetunejob import EvaluationMetric, Network, Source
 from finetune_api.run import (
     BaselineOrder,
     CheckpointOrder,
+    MemoryOrder,
     MethodOrder,
     ModelOrder,
     OffloadOrder,
@@ -56,6 +57,8 @@ class ResolvedPlan(ApiModel):
     offload: OffloadOrder | None = None
     deepspeed: dict[str, Any] | None = None
     """What `compute.configRef` said beyond the job's fields when the run was planned."""
+    memory: MemoryOrder | None = None
+    """By which Prepare chooses the strategy, where it is to. None: `strategy` is it."""
     network: Network | None = None
     prepare_resources: Resources
     compute_resources: Resources

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from finetune_api.base import size_problem
 from finetune_api.finetunejob import (
+    Compute,
     EvaluationMetric,
     FineTuneJob,
     FineTuneJobSpec,
@@ -21,6 +22,7 @@ from finetune_api.metrics import metric_problems
 from finetune_api.run import (
     BaselineOrder,
     CheckpointOrder,
+    MemoryOrder,
     MethodOrder,
     ModelOrder,
     OffloadOrder,
@@ -32,6 +34,7 @@ from finetune_api.shared_fields import GPU_RESOURCE
 from finetune_api.tasks import METHODS, TASKS, Scored
 from finetune_operator.attempts.claims import Claim, claims_behind
 from finetune_operator.core.config import OperatorConfig
+from finetune_operator.core.quantities import amount
 from finetune_operator.core.reasons import Reason
 from finetune_operator.job.plan import ResolvedPlan
 
@@ -120,6 +123,7 @@ def resolve(
         cpu_processes=(compute.processes_per_node if compute else None) or 1,
         strategy="DDP" if compute is None or compute.strategy in (None, "Auto") else compute.strategy,
         offload=_offload(compute.offload) if compute and compute.offload else None,
+        memory=_memory(spec),
         network=compute.network if compute else None,
         prepare_resources=config.prepare_resources,
         compute_resources=(compute.resources if compute else None) or config.compute_resources,
@@ -187,6 +191,27 @@ def _lora(lora: LoRA | None) -> LoRA | None:
 
 def _offload(wanted: Offload) -> OffloadOrder:
     return OffloadOrder(optimizer=bool(wanted.optimizer), parameters=bool(wanted.parameters))
+
+
+def _memory(spec: FineTuneJobSpec) -> MemoryOrder:
+    compute, optimisation = spec.compute or Compute(), _optimisation(spec)
+    limit = ((compute.resources and compute.resources.limits) or {}).get("memory")
+    return MemoryOrder(
+        strategy=compute.strategy or "Auto",
+        offload=_offload(compute.offload) if compute.offload else None,
+        nodes=_nodes(spec),
+        processes_per_node=_processes(spec) // _nodes(spec),
+        gpus=_gpus(spec) > 0,
+        gpu_memory=_bytes(compute.gpu_memory),
+        memory_limit=_bytes(limit),
+        rows=1 if optimisation.packing else optimisation.micro_batch_size,
+        precision=optimisation.precision,
+    )
+
+
+def _bytes(quantity: str | int | None) -> float | None:
+    found = None if quantity is None else amount(quantity)
+    return None if found is None else float(found)
 
 
 def _checkpoint(spec: FineTuneJobSpec) -> CheckpointOrder:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus, Phase, StageName
 from finetune_api.metrics import metrics_of
 from finetune_api.results import EvaluateResult, PrepareResult, TrainResult, result_adapter
-from finetune_api.run import BaselineOrder, EvaluateRun, Identity, Locations, PrepareRun, TrainRun
+from finetune_api.run import BaselineOrder, EvaluateRun, Identity, Locations, OffloadOrder, PrepareRun, TrainRun
 from finetune_api.shared_fields import PodOverlay
 from finetune_operator.attempts.evaluation import EvaluationPlan, evaluation_order
 from finetune_operator.attempts.manifests import Size
@@ -91,6 +91,7 @@ def _prepare(ordering: Ordering) -> PrepareRun:
         strategy=plan.strategy if plan.deepspeed is not None else None,
         offload=plan.offload if plan.deepspeed is not None else None,
         deepspeed=plan.deepspeed,
+        memory=plan.memory,
     )
 
 
@@ -101,6 +102,10 @@ def _compares_answers(plan: ResolvedPlan) -> bool:
 
 def _train(ordering: Ordering) -> TrainRun:
     plan, prepared = ordering.plan, ordering.prepared
+    strategy, offload, chosen = plan.strategy, plan.offload, prepared.sharing
+    if chosen is not None:
+        strategy = chosen.strategy
+        offload = OffloadOrder(optimizer=True, parameters=True) if chosen.offload else None
     return TrainRun(
         identity=ordering.identity,
         locations=ordering.locations,
@@ -112,8 +117,8 @@ def _train(ordering: Ordering) -> TrainRun:
         checkpoint=plan.checkpoint,
         nodes=plan.nodes,
         processes_per_node=plan.processes_per_node,
-        strategy=plan.strategy,
-        offload=plan.offload,
+        strategy=strategy,
+        offload=offload,
         deepspeed=plan.deepspeed,
         max_roll_backs=plan.max_roll_backs,
     )

@@ -56,7 +56,10 @@ def notices(job: FineTuneJob) -> Iterator[str]:
     if job.spec.compute is not None and job.spec.compute.network is not None:
         yield "compute.network means nothing here: processes meet on this machine"
     if job.spec.compute is not None and job.spec.compute.resources is not None:
-        yield "compute.resources means nothing here: processes share the machine without limits"
+        yield (
+            "compute.resources means nothing here: processes share the machine without limits; Prepare all the same"
+            " compares limits.memory with what training needs"
+        )
 
 
 def _other_gpus(field: str, wanted: str | None) -> Iterator[str]:

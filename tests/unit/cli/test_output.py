@@ -52,6 +52,19 @@ def test_describe_a_job_that_trains() -> None:
     assert_golden("describe-training", describe_job(training(), events=[EVENT], now=NOW))
 
 
+def test_describe_says_how_the_model_is_shared_and_why() -> None:
+    trains = training()
+    prepared = trains.status.stages[0]
+    chosen = {"strategy": "FSDP2", "offload": True, "because": "DDP would need 145 GiB"}
+    result = {**(prepared.result or {}), "sharing": chosen}
+    stages = [prepared.model_copy(update={"result": result}), *trains.status.stages[1:]]
+    after = trains.model_copy(update={"status": trains.status.model_copy(update={"stages": stages})})
+    line = r"Strategy: +FSDP2 with offload, chosen: DDP would need 145 GiB\n"
+    assert re.search(line, describe_job(after, events=[], now=NOW))
+    before = trains.model_copy(update={"status": trains.status.model_copy(update={"stages": []})})
+    assert "Strategy" not in describe_job(before, events=[], now=NOW), "not known until Prepare has chosen"
+
+
 def test_describe_a_job_that_has_ended() -> None:
     assert_golden("describe-ended", describe_job(ended(verdict="Inconclusive"), events=[], now=NOW))
 

@@ -6,6 +6,7 @@ After a change that is meant: `FINETUNE_UPDATE_GOLDEN=1 pytest tests/unit/job/te
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.conformance.objects import CONFIG, START, all_results, digest, evalua
 
 from finetune_api.finetunejob import EvaluationStatus, FineTuneJob, StageName
 from finetune_api.modelversion import ModelVersion
+from finetune_api.results import Sharing
 from finetune_api.run import run_adapter
 from finetune_operator.attempts.evaluation import baseline_order
 from finetune_operator.core.ports import Door, Manifest
@@ -36,6 +38,7 @@ LARGE = job(
         "nodes": 2,
         "gpusPerNode": 8,
         "gpuResource": "amd.com/gpu",
+        "gpuMemory": "80Gi",
         "network": {"interface": "net1", "resources": {"rdma/ib": 1}},
         "resources": {"requests": {"cpu": "16"}, "limits": {"memory": "128Gi"}},
         "podTemplate": {
@@ -133,7 +136,8 @@ def test_containers_understand_their_orders() -> None:
 def test_the_trainer_of_an_earlier_plan_is_asked_for_no_more_than_it_knows() -> None:
     """Its image is the plan's, and it refuses orders with fields that it does not know."""
     stored = plan_of(job()).to_dict()
-    stored.pop("triesModel", None)
+    for later in ("triesModel", "memory"):
+        stored.pop(later, None)
     plan = ResolvedPlan.model_validate(stored)
     manifests = children_of(
         job=job(), plan=plan, stage="Prepare", attempt=2, results=all_results(), config=CONFIG, door=DOOR
@@ -141,6 +145,34 @@ def test_the_trainer_of_an_earlier_plan_is_asked_for_no_more_than_it_knows() -> 
     (order,) = (json.loads(each["data"]["run.json"]) for each in manifests if each["kind"] == "ConfigMap")
     first = {"stage", "identity", "locations", "model", "sources", "maxBadRows", "maxTruncatedFraction", "maxLength"}
     assert set(order) <= {*first, "split", "evaluationDataset"}
+
+
+def test_training_shares_the_model_as_prepare_chose() -> None:
+    """Where it chose nothing (a strategy that is named, an image that knew no choice) the plan's own word counts."""
+    plan, found = plan_of(job()), all_results()
+    assert found.prepare is not None
+    asked = {"job": job(), "plan": plan, "attempt": 1, "config": CONFIG, "door": DOOR}
+
+    def order(sharing: Sharing | None, stage: StageName = "Train") -> dict[str, Any]:
+        results = replace(found, prepare=found.prepare and found.prepare.model_copy(update={"sharing": sharing}))
+        (config_map, *_) = children_of(stage=stage, results=results, **asked)  # type: ignore[arg-type]
+        read: dict[str, Any] = json.loads(config_map["data"]["run.json"])
+        return read
+
+    assert (order(None)["strategy"], order(None).get("offload")) == ("DDP", None)
+    chosen = order(Sharing(strategy="FSDP2", offload=True, because="DDP would need 145 GiB"))
+    assert (chosen["strategy"], chosen["offload"]) == ("FSDP2", {"optimizer": True, "parameters": True})
+    assert order(None, "Prepare")["memory"]["strategy"] == "Auto"
+
+
+def test_what_prepare_chooses_by() -> None:
+    memory = plan_of(LARGE).memory
+    assert memory is not None
+    assert (memory.nodes, memory.processes_per_node, memory.gpus, memory.rows) == (2, 8, True, 4)
+    assert (memory.gpu_memory, memory.memory_limit) == (80 * 2**30, 128 * 2**30)
+    packed = plan_of(job(training={"packing": True}, compute={"strategy": "FSDP2", "processesPerNode": 2})).memory
+    assert packed is not None
+    assert (packed.rows, packed.strategy, packed.gpus, packed.memory_limit) == (1, "FSDP2", False, None)
 
 
 def test_a_users_labels_cannot_hide_a_pod() -> None:

@@ -36,6 +36,7 @@ from finetune_trainer.data.snapshot import Pool
 from finetune_trainer.data.sources import OpenedSource, SourceRows
 from finetune_trainer.models import base_model, limits, model_files, parent_model
 from finetune_trainer.preparation.fields import naming_fields
+from finetune_trainer.preparation.sharing import with_sharing
 from finetune_trainer.process.errors import bad_configuration, bad_data
 from finetune_trainer.store.locations import join
 from finetune_trainer.store.orders import but_for_the_place, orders_digest
@@ -52,8 +53,8 @@ Held = TypeVar("Held")
 
 # Part of the input digest: raise it when the same input would give another snapshot.
 _VERSION = 6
-_NOT_IN_DIGEST = {"stage", "identity", "locations", "method", "packing", "strategy", "offload", "deepspeed"}
-"""Who asks, where it is written, and what is only tried."""
+_NOT_IN_DIGEST = {"stage", "identity", "locations", "method", "packing", "strategy", "offload", "deepspeed", "memory"}
+"""Who asks, where it is written, and what is only tried or computed."""
 
 
 def prepare(run: PrepareRun) -> PrepareResult:
@@ -79,8 +80,9 @@ def _prepare(run: PrepareRun) -> PrepareResult:
         if finished is not None and finished.input_digest == digest:
             log.info("an earlier attempt finished the snapshot of this very input; nothing to do")
             earlier = PrepareResult.model_validate(finished.extra["result"])
+            earlier = with_sharing(run, earlier.model_copy(update={"base": base, "reused": True}), storage=storage)
             _try_out(run, earlier, base=base, storage=storage)
-            return earlier.model_copy(update={"base": base, "reused": True})
+            return earlier
         model_folder = stack.enter_context(base_model.local_folder(base, storage=storage, verify=False))
         tokenizer = base_model.load_tokenizer(model_folder)
         quarantine = Quarantine(limit=run.max_bad_rows)
@@ -110,6 +112,7 @@ def _prepare(run: PrepareRun) -> PrepareResult:
             storage.publish(staging, to=folder, input_digest=digest, extra={"result": result.to_dict()})
         for line in _account(made):
             log.info(line)
+        result = with_sharing(run, result, storage=storage)
         _try_out(run, result, base=base, storage=storage, model_folder=model_folder)
     return result
 

@@ -7,28 +7,15 @@ from typing import Any
 
 import torch
 
+from finetune_api.accelerators import peak_of
 from finetune_trainer.tasks.adapters import plain
-
-# Dense bf16 peaks in FLOP/s, from the vendors' data sheets; the first name that the device's name contains.
-_PEAKS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "V100": 125e12,
-}
 
 
 def peak_flops(device: torch.device) -> float | None:
     """The device's dense bf16 peak in FLOP/s; None where it is not known (CPUs)."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in _PEAKS.items() if part in name), None)
+    return peak_of(torch.cuda.get_device_name(device))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,277 @@
+"""What training needs of each GPU's memory, and how its processes should share the model: arithmetic, nothing is run.
+
+It is the trainer's own training that is computed (`finetune_trainer/training`): weights that are trained are fp32, and
+under BF16 have copies to compute with; AdamW keeps two moments; no activation is computed twice. docs/training.md has
+the table; tests/trainer/test_memory.py measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from finetune_api.model_shape import ModelShape
+from finetune_api.run import MemoryOrder, MethodOrder, OffloadOrder
+from finetune_api.tasks import METHODS, MethodKind, UsedStrategy
+
+GIB = 1 << 30
+ASSUMED_GPU_GIB = 24.0
+"""Where nobody says: most GPUs that train have as much. Assuming less only makes training slower."""
+_RANK = 16
+"""Of an adapter that is only suggested."""
+_FRAGMENTED = 0.1
+"""Of a GPU's memory, what the allocator loses in pieces."""
+_GPU_CONTEXT, _EXCHANGES, _CPU_CONTEXT = 1.0 * GIB, 0.5 * GIB, 0.75 * GIB
+"""CUDA with its libraries; NCCL's buffers; the libraries of a process on CPUs."""
+_ACTIVATIONS = {
+    (False, False): (16, 16, 16),
+    (False, True): (24, 16, 16),
+    (True, False): (18, 10, 8),
+    (True, True): (26, 8, 8),
+}
+"""By (BF16, all weights are trained): bytes that a block keeps of a token for the backward pass, for each element of the
+width (both norms' inputs and outputs, copies to multiply with), of the attention's (queries, keys, values, answers) and
+of the feed-forward's (gate, its activation, the other factor, their product)."""
+_LOGITS = 12
+"""Bytes of a token for each element of the vocabulary: log-probabilities, and two gradients, in fp32."""
+_SPREAD: dict[UsedStrategy, tuple[bool, bool, bool]] = {
+    "DDP": (False, False, False),
+    "FSDP2": (True, True, True),
+    "DeepSpeedZeRO1": (False, False, True),
+    "DeepSpeedZeRO2": (False, True, True),
+    "DeepSpeedZeRO3": (True, True, True),
+}
+"""Whether weights, gradients and moments are spread over the processes."""
+_BUCKET = 500_000_000
+"""Elements that DeepSpeed exchanges at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What is trained, as far as memory depends on it."""
+
+    shape: ModelShape
+    method: MethodOrder
+    order: MemoryOrder
+    tokens: int
+    """Of the longest row."""
+    writes: bool = True
+    """Whether there are logits for each token; a classifier has a few for each row."""
+
+    @property
+    def trained(self) -> int:
+        """Parameters that change; those of `method.freeze` are counted in."""
+        kind, lora = self.kind, self.method.lora
+        if kind.whole:
+            return self.shape.parameters
+        layers = self.shape.layers_of((lora and lora.target_modules) or ["all-linear"])
+        thin = (lora.rank if lora else _RANK) * sum(map(sum, layers)) if kind.low_rank else 0
+        return thin + (sum(outputs for outputs, _ in layers) if kind.vectors else 0)
+
+    @property
+    def kind(self) -> MethodKind:
+        """What is known of the method."""
+        return METHODS[self.method.type]
+
+    @property
+    def bf16(self) -> bool:
+        """What is computed in. Auto: as most GPUs can, and CPUs need not."""
+        return self.order.precision == "BF16" or (self.order.precision == "Auto" and self.order.gpus)
+
+    @property
+    def room(self) -> float | None:
+        """Bytes that each process may take; None: nobody says."""
+        order = self.order
+        if order.gpus:
+            return order.gpu_memory
+        return None if order.memory_limit is None else order.memory_limit / order.processes_per_node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one process under a strategy, on its GPU or, without one, in the machine's memory."""
+
+    strategy: UsedStrategy
+    offload: OffloadOrder = field(default_factory=OffloadOrder)
+    weights: float
+    gradients: float
+    moments: float
+    activations: float
+    logits: float
+    context: float
+    spare: float
+    """Lost in pieces; on CPUs what passes hold counts twice, since the C library keeps what is freed."""
+    host: float
+    """Of each machine, what waits in its own memory instead of the GPUs'."""
+
+    @property
+    def total(self) -> float:
+        """What is certainly taken."""
+        return self.weights + self.gradients + self.moments + self.activations + self.logits + self.context
+
+    @property
+    def needed(self) -> float:
+        """What there should be."""
+        return self.total + self.spare
+
+    @property
+    def name(self) -> str:
+        """The strategy, with what is offloaded."""
+        return f"{self.strategy} with offload" if self.offload.optimizer or self.offload.parameters else self.strategy
+
+
+def memory_of(training: Training, strategy: UsedStrategy, *, offload: OffloadOrder | None = None) -> Memory:
+    """What each process needs under a strategy, part by part."""
+    shape, order, trained, bf16 = training.shape, training.order, training.trained, training.bf16
+    full, zero, offload = training.kind.whole, strategy.startswith("DeepSpeed"), offload or OffloadOrder()
+    world = order.nodes * order.processes_per_node
+    by_weights, by_gradients, by_moments = (world if spread else 1 for spread in _SPREAD[strategy])
+    stored, copies = _stored(training, half=bf16 and not zero)
+    # What is whole for a while: of weights that are spread those whose turn it is; and gradients on their way.
+    turn = shape.outside + 2 * (shape.parameters - shape.outside) / shape.layers
+    if strategy == "FSDP2":
+        live, arriving = turn, turn if full else 0.0
+    elif zero:
+        live, arriving = float(min(shape.parameters, 2 * _BUCKET)), float(min(trained, _BUCKET))
+    else:
+        live, arriving = 0.0, float(shape.largest if full else 0)  # made before it is added to that of an earlier pass
+    keeps = stored / by_weights
+    weights = keeps + ((2.0 if bf16 else 4.0) * live if _SPREAD[strategy][0] else copies)
+    gradients, moments = 4.0 * trained / by_gradients, 8.0 * trained / by_moments
+    if zero:
+        moments += 4.0 * trained / world  # the weights that it steps on
+    waiting = moments if offload.optimizer else 0.0
+    moments -= waiting
+    if offload.parameters:
+        waiting, weights = waiting + keeps, weights - keeps
+        if strategy == "FSDP2":
+            waiting, gradients = waiting + gradients, 0.0
+    gradients += 4.0 * arriving
+    tokens = training.tokens * order.rows
+    of_width, of_attention, of_inner = _ACTIVATIONS[bf16, full]
+    block = of_width * shape.width + of_attention * shape.attention_width + of_inner * shape.inner_width
+    activations = tokens * shape.layers * block
+    logits = float(_LOGITS * shape.vocabulary * tokens) if training.writes else 0.0
+    context = _GPU_CONTEXT + (_EXCHANGES if world > 1 else 0.0) if order.gpus else _CPU_CONTEXT
+    certain = weights + gradients + moments + activations + logits + context
+    return Memory(
+        strategy=strategy,
+        offload=offload,
+        weights=weights,
+        gradients=gradients,
+        moments=moments,
+        activations=activations,
+        logits=logits,
+        context=context,
+        spare=certain * _FRAGMENTED / (1 - _FRAGMENTED) if order.gpus else activations + logits,
+        host=waiting * order.processes_per_node,
+    )
+
+
+def _stored(training: Training, *, half: bool) -> tuple[float, float]:
+    """Bytes of all weights, and of the copies that are computed with. `half`: frozen ones are in bf16."""
+    shape, trained, kind = training.shape, training.trained, training.kind
+    frozen = 0 if kind.whole else shape.parameters
+    each = 2.0 if half else 4.0
+    small = min(frozen, shape.parameters - shape.outside) * (each - (kind.frozen_bytes or each))
+    return 4.0 * trained + each * frozen - small, 2.0 * (trained + (0 if half else frozen)) if training.bf16 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How processes are to share the model."""
+
+    memory: Memory
+    tried: Sequence[Memory]
+    """From the fastest on; the last one is the chosen one, unless none fits."""
+    fits: bool | None
+    """None: nobody says how much memory there is."""
+    text: str
+    """Why, with the numbers."""
+
+
+def choose(training: Training) -> Choice:
+    """The fastest that fits: DDP, then FSDP2, then FSDP2 with offload. A strategy that is named is taken as it is."""
+    order, room = training.order, training.room
+    named = None if order.strategy == "Auto" else memory_of(training, order.strategy, offload=order.offload)
+    limit = ASSUMED_GPU_GIB * GIB if room is None and order.gpus else room
+    tried: list[Memory] = []
+    for memory in [named] if named else _fastest_first(training):
+        tried.append(memory)
+        fits = limit is None or (memory.needed if order.gpus else memory.total) <= limit
+        if fits:
+            break
+    too_much = "".join(f"; {each.name} would need {gib(each.needed)}" for each in tried[:-1])
+    text = f"{_parts(memory, training)}{too_much}"
+    if room is None and order.gpus and not named:
+        text += f"; {gib(ASSUMED_GPU_GIB * GIB)} are assumed, since compute.gpuMemory is not set"
+    return Choice(memory=memory, tried=tried, fits=None if room is None else fits, text=text)
+
+
+def _fastest_first(training: Training) -> Iterator[Memory]:
+    order = training.order
+    yield memory_of(training, "DDP")
+    if not order.gpus or training.kind.frozen_bytes:
+        return
+    if order.nodes * order.processes_per_node > 1:
+        yield memory_of(training, "FSDP2")
+    if order.gpu_memory is None:
+        return  # much slower: not for an assumption
+    waiting = memory_of(training, "FSDP2", offload=OffloadOrder(optimizer=True, parameters=True))
+    if order.memory_limit is None or waiting.host <= order.memory_limit:
+        yield waiting
+
+
+def ways_out(training: Training) -> list[str]:
+    """What would fit, each alone, with its numbers."""
+    order, found = training.order, []
+    others = {
+        f"training.microBatchSize: {rows}": replace(training, order=order.model_copy(update={"rows": rows}))
+        for rows in (order.rows // 2, 1)
+        if 0 < rows < order.rows
+    }
+    others |= {
+        f"training.maxLength: {cut}": replace(training, tokens=cut)
+        for cut in (training.tokens // 2, training.tokens // 4)
+        if cut >= 8
+    }
+    smaller = [name for name, kind in METHODS.items() if kind.low_rank and name != training.method.type]
+    others |= {f"method.type: {name}": replace(training, method=MethodOrder(type=name)) for name in smaller}
+    if order.gpus:
+        for nodes in (2 * order.nodes, 4 * order.nodes):
+            others[f"compute.nodes: {nodes}"] = replace(training, order=order.model_copy(update={"nodes": nodes}))
+    for what, other in others.items():
+        choice = choose(other)
+        if choice.fits:
+            found.append(f"{what} ({choice.memory.name}, {gib(choice.memory.needed)})")
+    return found
+
+
+def problem(training: Training, choice: Choice) -> str | None:
+    """Why what was chosen does not fit or may not, where that is known, and what would; None: it does."""
+    order, room = training.order, training.room
+    if room is None or (choice.fits and choice.memory.needed <= room):
+        return None
+    where = f"compute.gpuMemory: {gib(room)}"
+    if not order.gpus:
+        where = (
+            f"compute.resources.limits.memory: {gib(order.memory_limit or 0)} for {order.processes_per_node} processes"
+        )
+    others = (
+        "; ".join(ways_out(training)) or "none of half or a quarter of the tokens, fewer rows, LoRA, more nodes alone"
+    )
+    return f"{where}: {choice.text}. What would fit: {others}"
+
+
+def gib(size: float) -> str:
+    """In GiB, three digits or so."""
+    return f"{size / GIB:.0f} GiB" if size >= 100 * GIB else f"{size / GIB:.1f} GiB"
+
+
+def _parts(memory: Memory, training: Training) -> str:
+    of = "a GPU" if training.order.gpus else "a process"
+    parts = {name: getattr(memory, name) for name in ("weights", "gradients", "moments", "activations", "logits")}
+    said = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items())
+    return (
+        f"{memory.name} needs {gib(memory.needed)} {of} ({said}, the rest {(memory.context + memory.spare) / GIB:.1f})"
+    )

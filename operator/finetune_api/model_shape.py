@@ -1,0 +1,141 @@
+"""How large a model is, part by part: from its config.json and the headers of its weights, without loading it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Self
+
+TensorShapes = Mapping[str, tuple[int, ...]]
+"""By name, as a safetensors file writes them."""
+_BLOCK = re.compile(r"\.\d+\.")
+_LONGEST_HEADER = 100 << 20
+_WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
+_INNER = ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim", "d_ff", "hidden_dim")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_GATED = ("silu", "swish", "gelu_pytorch_tanh")
+
+
+def shapes_in(stream: BinaryIO) -> dict[str, tuple[int, ...]]:
+    """What a safetensors file holds, from its beginning alone. Raises ValueError for what does not begin as one does.
+
+    The format: 8 bytes with the header's length, the header as JSON, the tensors.
+    """
+    length = int.from_bytes(stream.read(8), "little")
+    if not 2 <= length <= _LONGEST_HEADER:
+        raise ValueError("it does not begin as a safetensors file does")
+    try:
+        header = json.loads(stream.read(length))
+        return {name: tuple(each["shape"]) for name, each in header.items() if name != "__metadata__"}
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError("its header is not as that of a safetensors file") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """Numbers of parameters, and widths in elements per token."""
+
+    parameters: int
+    counted: bool
+    """In the headers of its files; else estimated from config.json."""
+    layers: int
+    width: int
+    attention_width: int
+    """Of all queries; keys and values are repeated to it."""
+    inner_width: float
+    """Of a gated feed-forward part with as many parameters, those of experts that a token does not ask left out."""
+    vocabulary: int
+    outside: int
+    """Parameters outside of the blocks: embeddings and output layer."""
+    looked_up: int
+    """Parameters that are looked up, and multiply nothing: the input embedding, unless it is the output layer too."""
+    largest: int
+    """Parameters of the largest tensor."""
+    linears: tuple[tuple[str, int, int], ...]
+    """Linear layers inside of the blocks: name and sizes."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], tensors: TensorShapes | None = None) -> Self:
+        """From config.json and, where they are at hand, the shapes of all its tensors.
+
+        Raises ValueError where the configuration does not say how large the model is.
+        """
+        text = {**config, **(config.get("text_config") or {})}
+        width, layers, heads = (_number(text, names) for names in (_WIDTH, _LAYERS, _HEADS))
+        vocabulary, tied = _number(text, ("vocab_size",)), bool(text.get("tie_word_embeddings"))
+        attention = heads * _number(text, ("head_dim",), default=width // heads)
+        keys = _number(text, ("num_key_value_heads",), default=heads) * attention // heads
+        found = dict(tensors or _expected(text, width=width, layers=layers, attention=attention, keys=keys))
+        if tied:
+            found.pop("lm_head.weight", None)
+        # What has four dimensions is no weight of a language model: GPT-2's files hold masks.
+        sizes = {name: math.prod(shape) for name, shape in found.items() if len(shape) < 4}
+        matrices = {name: found[name] for name in sizes if _BLOCK.search(name) and len(found[name]) > 1}
+        forward = sum(sizes[name] for name in matrices) / layers - 2 * width * (attention + keys)
+        experts = _number(text, _EXPERTS, default=1)
+        asked = _number(text, ("num_experts_per_tok",), default=experts)
+        return cls(
+            parameters=sum(sizes.values()),
+            counted=bool(tensors),
+            layers=layers,
+            width=width,
+            attention_width=attention,
+            inner_width=max(0.0, forward * asked / experts) / (3 * width),
+            vocabulary=vocabulary,
+            outside=sum(size for name, size in sizes.items() if not _BLOCK.search(name)),
+            looked_up=0 if tied else vocabulary * width,
+            largest=max(sizes.values()),
+            linears=tuple(
+                (name.removesuffix(".weight"), *shape) for name, shape in matrices.items() if len(shape) == 2
+            ),
+        )
+
+    def layers_of(self, targets: Sequence[str]) -> list[tuple[int, int]]:
+        """Sizes of the linear layers that `targets` name: `all-linear`, or ends of names."""
+        return [
+            (one, other)
+            for name, one, other in self.linears
+            if targets == ["all-linear"] or any(f".{name}".endswith(f".{target}") for target in targets)
+        ]
+
+    def flops_per_token(self, *, trained: int) -> float:
+        """FLOP of a training step, attention's quadratic part left out (Kaplan et al. 2020, appendix B): 4 for each
+        weight that multiplies, 2 more for each that is trained.
+        """
+        multiplying = self.parameters - self.looked_up
+        return 4.0 * multiplying + 2.0 * min(trained, multiplying)
+
+
+def _number(config: Mapping[str, Any], names: Sequence[str], *, default: int | None = None) -> int:
+    found = next((config[name] for name in names if isinstance(config.get(name), int) and config[name] > 0), default)
+    if found is None:
+        raise ValueError(f"config.json has no {names[0]}")
+    return int(found)
+
+
+def _expected(
+    config: Mapping[str, Any], *, width: int, layers: int, attention: int, keys: int
+) -> dict[str, tuple[int, ...]]:
+    """The tensors of a decoder that is built as most are."""
+    inner, experts = _number(config, _INNER, default=4 * width), _number(config, _EXPERTS, default=1)
+    gated = (config.get("hidden_act") or config.get("activation_function")) in _GATED
+    found: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (_number(config, ("vocab_size",)), width)}
+    if not config.get("tie_word_embeddings"):
+        found["lm_head.weight"] = found["embed_tokens.weight"]
+    sizes = {
+        "q_proj": (attention, width),
+        "k_proj": (keys, width),
+        "v_proj": (keys, width),
+        "o_proj": (width, attention),
+    }
+    for expert in range(experts):
+        of = f"experts.{expert}." if experts > 1 else ""
+        sizes |= {f"{of}up_proj": (inner, width), f"{of}down_proj": (width, inner)}
+        sizes |= {f"{of}gate_proj": (inner, width)} if gated else {}
+    found |= {f"layers.{number}.{name}.weight": size for number in range(layers) for name, size in sizes.items()}
+    return found

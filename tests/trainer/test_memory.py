@@ -1,0 +1,77 @@
+"""What is computed of memory is what training takes; and Prepare's choice by it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import pytest
+from tests.forking import forked_python
+from tests.patience import HANGS_S
+from tests.trainer.measured_memory import LARGE
+from tests.trainer.small_run import ROOT, SmallRuns
+
+from finetune_api.memory import GIB, Training, memory_of
+from finetune_api.model_shape import ModelShape
+from finetune_api.results import PrepareResult
+from finetune_api.run import MemoryOrder, MethodOrder, PrepareRun
+from finetune_trainer.preparation.sharing import with_sharing
+from finetune_trainer.process.errors import StageError
+from finetune_trainer.store.storage import Storage
+
+CLOSE = 0.15
+
+
+@pytest.mark.parametrize(("method", "rows", "tokens"), [("Full", 2, 256), ("LoRA", 2, 256)])
+def test_what_is_predicted_is_what_is_measured(method: str, rows: int, tokens: int) -> None:
+    lora = {"lora": {"rank": 8, "targetModules": ["all-linear"]}} if method == "LoRA" else {}
+    training = Training(
+        shape=ModelShape.of(LARGE),
+        method=MethodOrder.model_validate({"type": method, **lora}),
+        order=MemoryOrder(strategy="DDP", nodes=1, processes_per_node=1, gpus=False, rows=rows, precision="FP32"),
+        tokens=tokens,
+    )
+    expected = memory_of(training, "DDP")
+    command = [forked_python(), "-m", "tests.trainer.measured_memory", method, str(rows), str(tokens)]
+    measured = json.loads(subprocess.check_output(command, cwd=ROOT, timeout=HANGS_S))
+    assert expected.total - expected.context == pytest.approx(measured, rel=CLOSE)
+
+
+def prepared_with(runs: SmallRuns, **machines: object) -> PrepareResult:
+    """What Prepare says of a small model (6 MB of weights) on machines."""
+    found = PrepareResult.model_validate(runs.prepared)
+    order = {"strategy": "Auto", "nodes": 1, "processesPerNode": 2, "gpus": True, "rows": 2, "precision": "Auto"}
+    run = runs.prepared_run.prepare_order() | {"method": {"type": "Full"}, "memory": {**order, **machines}}
+    checked = PrepareRun.model_validate(run)
+    return with_sharing(checked, found, storage=Storage(locations=checked.locations))
+
+
+@pytest.mark.parametrize(
+    ("machines", "says"),
+    [
+        ({}, "DDP needs 1.7 GiB a GPU .*; 24.0 GiB are assumed, since compute.gpuMemory is not set$"),
+        ({"gpuMemory": 8 * GIB}, r"DDP needs 1.7 GiB a GPU \([^)]*\)$"),
+        ({"gpus": False}, r"DDP needs 0.9 GiB a process \([^)]*\)$"),
+    ],
+)
+def test_prepare_chooses_and_says_why(machines: dict[str, object], says: str, runs: SmallRuns) -> None:
+    found = prepared_with(runs, **machines)
+    assert found.sharing is not None
+    assert (found.sharing.strategy, found.sharing.offload, found.remarks) == ("DDP", False, runs.prepared["remarks"])
+    assert re.match(says, found.sharing.because), found.sharing.because
+
+
+def test_prepare_refuses_what_fits_no_known_memory(runs: SmallRuns) -> None:
+    said = r"^compute.strategy: Auto finds none that fits. compute.gpuMemory: 1.0 GiB: FSDP2 with offload needs .*; DDP"
+    with pytest.raises(StageError, match=said) as caught:
+        prepared_with(runs, gpuMemory=1 * GIB)
+    assert (caught.value.reason, caught.value.exit_code) == ("DoesNotFit", 78)
+    with pytest.raises(StageError, match=r"compute.resources.limits.memory: 0.5 GiB for 2 processes"):
+        prepared_with(runs, gpus=False, memoryLimit=GIB // 2)
+
+
+def test_a_strategy_that_is_named_is_only_remarked_on(runs: SmallRuns) -> None:
+    found = prepared_with(runs, strategy="DDP", gpuMemory=1 * GIB)
+    assert found.sharing is None
+    assert found.remarks[-1].startswith("compute.gpuMemory: 1.0 GiB: DDP needs ")
