@@ -13,8 +13,6 @@ from finetune_trainer.tasks.encoding import IGNORED, Batch, Encoded, pack, packe
 from finetune_trainer.tasks.task import Task
 from finetune_trainer.tasks.tokens import Tokens
 
-_VALIDATION_BATCH = 16
-
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
@@ -27,7 +25,19 @@ class Batches:
 
     def of_step(self, examples: Tokens, chosen: Sequence[int]) -> list[Batch]:
         """For an optimiser step over the chosen examples: packed rows, or micro-batches of like length."""
+        return list(self._of(examples, chosen))
 
+    def tokens(self, examples: Tokens, chosen: Sequence[int]) -> int:
+        """Non-padding tokens of a step, in all processes: each knows the shares of all."""
+        return sum(examples.length(index) for index in chosen)
+
+    def of_validation(self, examples: Tokens) -> Iterator[Batch]:
+        """For all examples of the validation split, each made when it is wanted: they may not fit into memory. None is
+        larger than those of a step, which do.
+        """
+        return self._of(examples, range(len(examples)))
+
+    def _of(self, examples: Tokens, chosen: Sequence[int]) -> Iterator[Batch]:
         def packed(share: Sequence[int]) -> list[list[int]]:
             rows = pack([examples.length(index) for index in share], max_length=self.order.max_length)
             return [[share[place] for place in row] for row in rows]
@@ -37,20 +47,8 @@ class Batches:
             return _chunks(by_length, self.order.micro_batch_size)
 
         if self.order.packing:
-            return list(self._equally_many(examples, chosen, packed, packed_batch))
-        return list(self._equally_many(examples, chosen, padded, self._filled))
-
-    def tokens(self, examples: Tokens, chosen: Sequence[int]) -> int:
-        """Non-padding tokens of a step, in all processes: each knows the shares of all."""
-        return sum(examples.length(index) for index in chosen)
-
-    def of_validation(self, examples: Tokens) -> Iterator[Batch]:
-        """For all examples of the validation split, each made when it is wanted: they may not fit into memory."""
-
-        def padded(share: Sequence[int]) -> list[list[int]]:
-            return _chunks(sorted(share, key=examples.length), _VALIDATION_BATCH)
-
-        return self._equally_many(examples, range(len(examples)), padded, self._filled)
+            return self._equally_many(examples, chosen, packed, packed_batch)
+        return self._equally_many(examples, chosen, padded, self._filled)
 
     def _equally_many(
         self,
