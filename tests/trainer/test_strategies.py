@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from tests.trainer.small_run import LORA, SmallRun, SmallRuns
+from torch.distributed.tensor import DTensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from finetune_trainer.process.gang import joined
+from finetune_trainer.training.parallel.fsdp2 import FullySharded
+from finetune_trainer.training.sharing import ParallelSettings, Root
 
 STRATEGIES = ("DDP", "FSDP2", "DeepSpeedZeRO1", "DeepSpeedZeRO2", "DeepSpeedZeRO3")
 SAME = 1e-5
@@ -83,3 +91,16 @@ def test_a_deepspeed_configuration_of_ones_own_is_in_force(
     found = run.train(run.order(runs.prepared, strategy="DeepSpeedZeRO2", deepspeed=own))
     assert found["validationLoss"] == pytest.approx(alone[1]["validationLoss"], rel=SAME)
     assert '"reduce_bucket_size": 4322' in run.log("train")
+
+
+def test_under_fsdp2_each_pass_leaves_a_part_of_the_gradients_only() -> None:
+    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    with joined(gpus=False, meets=True) as gang:
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2))
+        parallel = FullySharded(gang, ParallelSettings())
+        ask = parallel.prepare(Root(model), optimizer=partial(torch.optim.AdamW, model.parameters()))
+        with parallel.accumulating(last=False):
+            parallel.backward(ask(lambda inner: inner(torch.ones(1, 4, dtype=torch.int64)).logits.sum()), weight=1)
+        assert all(isinstance(each.grad, DTensor) for each in model.parameters()), (
+            "not whole until the step's last pass"
+        )
