@@ -115,7 +115,7 @@ class Model(ApiModel):
     """Commit, tag or branch, for hf:// only; what it means is settled when the run begins. Default: the main branch."""
     task: Task
     """What the model is to do. Chat: answer messages. CausalLM: go on with a text. SequenceClassification: name a
-    text's class. Seq2Seq: not supported yet."""
+    text's class. Seq2Seq: write another text (T5, BART)."""
     licence: Licence | None = None
     """Refuse a base model whose licence is not listed, or is unknown."""
     secret_ref: SecretReference | None = None
@@ -125,7 +125,6 @@ class Model(ApiModel):
             rule="!has(self.revision) || self.uri.startsWith('hf://')",
             message="model.revision: {self.revision} applies to hf:// models only; remove it or use an hf:// uri",
         ),
-        not_supported(f"self.task in {[task for task in TASKS if not TASKS[task].scored]}", "model.task: {self.task}"),
     )
 
 
@@ -211,7 +210,7 @@ class Freeze(ApiModel):
 
 _LABELLED = [name for name, kind in TASKS.items() if kind.labelled]
 _PACKED = [name for name, kind in TASKS.items() if kind.packs]
-_NOT_PACKED = [name for name, kind in TASKS.items() if kind.scored and not kind.packs]
+_NOT_PACKED = [name for name, kind in TASKS.items() if not kind.packs]
 _FREEZING = [name for name, kind in METHODS.items() if kind.freezes]
 
 

@@ -56,7 +56,7 @@ METRICS: tuple[Metric, ...] = (
 
 
 def metrics_of(task: Task) -> dict[str, Metric]:
-    """The metrics of a task by name, in the order in which they are shown. Empty for tasks that are not evaluated."""
+    """The metrics of a task by name, in the order in which they are shown."""
     return {metric.name: metric for metric in METRICS if metric.of == TASKS[task].scored}
 
 

@@ -120,8 +120,9 @@ class ModelVersionSpec(ApiModel):
     labels: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=4096)] | None = None
     """The classes of a classifier, in the order of its outputs."""
     context_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens that the version reads at once: of a classifier a text's, as evaluated; else those of prompt and answer
-    together. Servers keep to it. None: no limit known, or recorded before there was this field."""
+    """Tokens that the version reads at once: of a classifier a text's, as evaluated; of Seq2Seq a prompt's, and as many
+    for an answer; else those of prompt and answer together. Servers keep to it. None: no limit known, or recorded
+    before there was this field."""
     data: DataRecord
     baseline: BaselineRecord
     evaluation: EvaluationRecord
@@ -130,7 +131,7 @@ class ModelVersionSpec(ApiModel):
 
     @property
     def limit(self) -> int | None:
-        """What servers keep to; versions older than `context_tokens` say how long their classifiers' texts were."""
+        """What servers keep to; versions older than `context_tokens` say how long their texts were."""
         trained = self.training.get("maxLength") if TASKS[self.task].cuts_texts else None
         return self.context_tokens or (trained if isinstance(trained, int) else None)
 

@@ -22,8 +22,8 @@ class TaskKind:
     """Of OpenAI's API, where clients ask them; the one that is theirs first."""
     runtimes: tuple[Runtime, ...]
     """What serves them; the trainer's own first."""
-    scored: Scored | None = None
-    """What an evaluation scores (`finetune_api.metrics`). None: this version cannot train them."""
+    scored: Scored
+    """What an evaluation scores (`finetune_api.metrics`)."""
     chat_template: bool = False
     """Their prompts are written by the model's chat template."""
     labelled: bool = False
@@ -31,7 +31,7 @@ class TaskKind:
     packs: bool = False
     """Several of their examples can share a row (`training.packing`)."""
     cuts_texts: bool = False
-    """A text is cut at `training.maxLength`, when it is evaluated and when it is served."""
+    """A text is read up to `training.maxLength`, when it is evaluated and when it is served."""
 
 
 _COMPLETIONS = "/v1/completions"
@@ -44,7 +44,7 @@ TASKS: dict[Task, TaskKind] = {
     "SequenceClassification": TaskKind(
         paths=("/v1/classify",), runtimes=("FastAPI",), scored="Class", labelled=True, cuts_texts=True
     ),
-    "Seq2Seq": TaskKind(paths=(_COMPLETIONS,), runtimes=("FastAPI",)),
+    "Seq2Seq": TaskKind(paths=(_COMPLETIONS,), runtimes=("FastAPI",), scored="Text", cuts_texts=True),
 }
 
 

@@ -30,7 +30,7 @@ def test_blanks_that_the_library_would_take_out_are_scored_as_they_are_served(
         monkeypatch.setattr(causal, name, lambda *_, found=found, **__: found)
     asked: Any = SimpleNamespace(tokenizer=tokenizer, context=None, model=None, pad_id=0, who="it")
     decoding: Any = SimpleNamespace(max_new_tokens=8, batch_size=1)
-    scored, _ = causal._answers(asked, [], decoding=decoding)
+    scored, _ = causal.CausalLM().answers(asked, [], decoding=decoding)
     text = AnswerText(tokenizer, stop=())
     served = "".join([*map(text.push, tokens), text.finish()])
     assert (scored, served) == ([SAID], SAID)

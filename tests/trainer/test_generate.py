@@ -196,7 +196,7 @@ def test_likelihoods_do_not_need_all_logits_at_once(
 ) -> None:
     given = examples(prompts)
     expected = token_likelihoods(model, given, batch_size=32)
-    monkeypatch.setattr("finetune_trainer.tasks.likelihood._LOGIT_BYTES", 1)
+    monkeypatch.setattr("finetune_trainer.tasks.likelihood.LOGIT_BYTES", 1)
     found = token_likelihoods(model, given, batch_size=32)
     assert [count for _, count in found] == [count for _, count in expected]
     assert [nll for nll, _ in found] == pytest.approx([nll for nll, _ in expected], rel=1e-4, abs=1e-5)

@@ -39,7 +39,8 @@ from finetune_api.run import (
     TrainRun,
 )
 from finetune_api.shared_fields import Artifact, Task
-from finetune_trainer.data.dataset import data_folder, read_manifest, read_split
+from finetune_api.tasks import TASKS
+from finetune_trainer.data.dataset import Example, data_folder, read_manifest, read_split
 from finetune_trainer.evaluation.evaluate import evaluate
 from finetune_trainer.evaluation.outcomes import run_model
 from finetune_trainer.models import saved_model
@@ -48,11 +49,11 @@ from finetune_trainer.process.errors import StageError
 from finetune_trainer.serving import artifact as served_files
 from finetune_trainer.serving.classification import Classification, Classifier
 from finetune_trainer.serving.decoding import Sampling
-from finetune_trainer.serving.generation import CausalSteps, GenerationRequest, InTurns, TextModel
+from finetune_trainer.serving.generation import GenerationRequest, InTurns, TextModel, steps_of
 from finetune_trainer.serving.together import runner_of
 from finetune_trainer.store.storage import Storage
 from finetune_trainer.tasks.choose import task_of
-from finetune_trainer.tasks.encoding import prompt_ids
+from finetune_trainer.tasks.encoding import IGNORED, prompt_ids
 from finetune_trainer.tasks.task import Decoding
 from finetune_trainer.training import train
 
@@ -63,7 +64,16 @@ NOT_TRIED = "."
 WORDS = "amber basil cedar delta ember fjord grove haven indigo jade karma lotus maple nickel opal pearl".split()  # noqa: SIM905 - as one reads it
 LORA = MethodOrder(type="LoRA", lora=LoRA(rank=2))
 FULL = MethodOrder(type="Full")
-COLUMNS = ("chat, LoRA", "chat, Full", "chat, packed", "classes, LoRA", "classes, Full")
+COLUMNS = (
+    "chat, LoRA",
+    "chat, Full",
+    "chat, packed",
+    "classes, LoRA",
+    "classes, Full",
+    "seq2seq, LoRA",
+    "seq2seq, Full",
+)
+TASK_OF: dict[str, Task] = {"chat": "Chat", "classes": "SequenceClassification", "seq2seq": "Seq2Seq"}
 METHODS = {"LoRA": (LORA, False), "Full": (FULL, False), "packed": (LORA, True)}
 
 
@@ -96,7 +106,7 @@ class Stages:
 
     def prepare(self) -> PrepareResult:
         data = self.root / "data.jsonl"
-        rows = [_row(number, classifies=self.classifies) for number in range(24)]
+        rows = [_row(number, task=self.task) for number in range(24)]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return prepare(
             PrepareRun(
@@ -185,7 +195,7 @@ class Stages:
             {
                 "endpoint": "matrix",
                 "version": {"name": "v1", "uid": "uid"},
-                "runtime": "FastAPI" if self.classifies else "Transformers",
+                "runtime": TASKS[self.task].runtimes[0],
                 "locations": self.locations,
                 "artifact": candidate,
                 "base": prepared.base,
@@ -196,10 +206,12 @@ class Stages:
         return served_files.load(order, storage=Storage(locations=self.locations))
 
 
-def _row(number: int, *, classifies: bool) -> dict[str, Any]:
+def _row(number: int, *, task: Task) -> dict[str, Any]:
     text = " ".join(WORDS[(number * step + step) % len(WORDS)] for step in range(1, 3 + number % 5)) + f" {number * 37}"
-    if classifies:
+    if task == "SequenceClassification":
         return {"text": text, "label": ("one", "two", "three")[number % 3]}
+    if task == "Seq2Seq":
+        return {"prompt": text, "completion": " ".join(text.split()[: 1 + number % 3])}
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": WORDS[number % len(WORDS)]}]
     return {"messages": messages}
 
@@ -258,13 +270,17 @@ def _check_served(
             torch.testing.assert_close(torch.tensor(found.probabilities), torch.tensor(other), atol=1e-4, rtol=0)
         return
     assert [answer["answer"] for answer in together] == [answer["answer"] for answer in alone]
-    text_model = TextModel.of(model=loaded.model, tokenizer=loaded.tokenizer, two_parts=False)
+    task = task_of(case.task)
+    text_model = TextModel.of(model=loaded.model, tokenizer=loaded.tokenizer, two_parts=task.two_parts)
+
+    def prompt_of(example: Example) -> list[int]:
+        if task.two_parts:
+            assert example.messages is not None
+            return list(loaded.tokenizer(example.messages[0].content)["input_ids"])
+        return prompt_ids(example.messages or (), tokenizer=loaded.tokenizer)
+
     asked = [
-        GenerationRequest(
-            prompt_ids=tuple(prompt_ids(example.messages or (), tokenizer=loaded.tokenizer)),
-            max_new_tokens=4,
-            sampling=Sampling(),
-        )
+        GenerationRequest(prompt_ids=tuple(prompt_of(example)), max_new_tokens=4, sampling=Sampling())
         for example in examples
     ]
     in_company = run(runner_of(text_model), [text_model.answer(each) for each in asked], begin=range(len(asked)))
@@ -272,11 +288,12 @@ def _check_served(
     for pieces in (in_company, single):
         shown = ["".join(piece.text for piece in each).strip() for each in pieces]
         assert shown == [answer["answer"].strip() for answer in alone]
-    learned = task_of(case.task).encode(examples[0], tokenizer=loaded.tokenizer, max_length=96, labels=None).ids
-    steps = CausalSteps(loaded.model)
-    one_by_one = torch.stack([steps.begin(learned[:4]), *(steps.go_on(token) for token in learned[4:])])
+    learned = task.encode(examples[0], tokenizer=loaded.tokenizer, max_length=96, labels=None)
+    steps, begin = steps_of(loaded.model, two_parts=task.two_parts), learned.targets.index(True)
+    one_by_one = torch.stack([steps.begin(learned.ids[:begin]), *(steps.go_on(each) for each in learned.ids[begin:-1])])
+    batch = task.batch([learned], pad_id=0)
     with torch.inference_mode():
-        at_once = loaded.model(input_ids=torch.tensor([learned])).logits[0, 3:]
+        at_once = task.logits(loaded.model, batch)[0][batch.labels[0] != IGNORED]
     torch.testing.assert_close(one_by_one, at_once, atol=1e-3 * float(at_once.std()), rtol=0)
 
 
@@ -291,6 +308,7 @@ def _reason(refusal: StageError) -> str:
         "NoSuchModule": "PEFT cannot adapt it",
         "cannot classify": "has no classifier",
         "does not generate": "does not generate",
+        "does not read one text": "does not read one text to write another",
         "padding changes it": "padding changes its answers",
         "token by token": "answers differently token by token",
         "loaded again": "is not the same when loaded again",
@@ -318,8 +336,7 @@ CASES = [
 def test_what_the_page_says(name: str, column: str, tmp_path: Path) -> None:
     kind, method_name = column.split(", ")
     method, packing = METHODS[method_name]
-    task: Task = "Chat" if kind == "chat" else "SequenceClassification"
-    found = outcome(name, task, method, packing=packing, root=tmp_path)
+    found = outcome(name, TASK_OF[kind], method, packing=packing, root=tmp_path)
     if os.environ.get(UPDATE):
         _write(name, column, found)
     assert found == rows_of(PAGE.read_text())[name][column], f"docs/models.md says something else of {name}"

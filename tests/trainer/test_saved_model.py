@@ -22,8 +22,9 @@ from finetune_trainer.models import base_model, saved_model
 from finetune_trainer.models.saved_model import load_artifact
 from finetune_trainer.process.errors import StageError
 from finetune_trainer.store.storage import Storage
+from finetune_trainer.tasks.encoding import Encoded
 
-IDS = (5, 6, 7, 8)
+ASKED: Any = {"example": Encoded(ids=(5, 6, 7, 8), targets=(False, True, True, True)), "task": "Chat"}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def saved(base: Path, folder: Path, *, probed: Any = None) -> tuple[Any, Artifac
         format="Adapter",
         task="Chat",
         labels=None,
-        probe=saved_model.probe(model if probed is None else probed, input_ids=IDS),
+        probe=saved_model.probe(model if probed is None else probed, **ASKED),
         input_digest="sha256:input",
         extra={},
     )
@@ -70,7 +71,7 @@ def load(artifact: Artifact, *, base: Path, storage: Storage) -> Any:
 def test_what_was_saved_is_loaded_and_what_was_changed_is_refused(base: Path, tmp_path: Path) -> None:
     model, artifact, storage = saved(base, tmp_path)
     loaded = load(artifact, base=base, storage=storage)
-    answers = [saved_model.probe(item, input_ids=IDS).logits for item in (model, loaded)]
+    answers = [saved_model.probe(item, **ASKED).logits for item in (model, loaded)]
     torch.testing.assert_close(torch.tensor(answers[0]), torch.tensor(answers[1]))
     assert not (tmp_path / "run" / "model" / "README.md").exists(), "it would name paths of the container"
 
@@ -118,7 +119,7 @@ def test_damaged_tensors_are_refused(base: Path, tmp_path: Path, damage: str) ->
     name, parameter = next(item for item in model.named_parameters() if item[1].requires_grad)
     if damage in ("nan", "infinite"):
         parameter.data[0, 0] = float(damage[:3])
-    probe = saved_model.probe(model, input_ids=IDS)
+    probe = saved_model.probe(model, **ASKED)
     saved = saved_model.write(
         model,
         tokenizer=base_model.load_tokenizer(base),

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 import transformers
-from tests.trainer.tiny_tokenizer import encoder_tokenizer, tiny_tokenizer
+from tests.trainer.tiny_tokenizer import encoder_tokenizer, tiny_tokenizer, two_part_tokenizer
 
 _SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 _GROUPED = {**_SIZE, "num_key_value_heads": 2}
+_LAYERS = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
 _POSITIONS = {"max_position_embeddings": 128}
 _SPREAD = 0.1
 """Of the weights. With the 0.02 of real models, tiny ones hardly look at anything: what is wrong would not show."""
@@ -194,6 +195,44 @@ ENCODERS: Mapping[str, Configure] = {
 }
 """Encoders without the head that a classifier needs."""
 
+_TWO_PARTS = {
+    "d_model": 32,
+    **{f"{part}_{what}": size for part in ("encoder", "decoder") for what, size in _LAYERS.items()},
+}
+_RELATIVE = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+
+
+def _two_parts(name: str, **settings: Any) -> Configure:
+    def make(tokenizer: Any) -> Any:
+        marks = {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
+        found = getattr(transformers, f"{name}Config")(vocab_size=len(tokenizer), **{**marks, **settings})
+        found.decoder_start_token_id = tokenizer.eos_token_id if name == "M2M100" else 0
+        return found
+
+    return make
+
+
+TWO_PARTS: Mapping[str, Configure] = {
+    "t5": _two_parts("T5", **_RELATIVE, tie_word_embeddings=True),
+    "t5-v1.1": _two_parts("T5", **_RELATIVE, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "mt5": _two_parts("MT5", **_RELATIVE),
+    "umt5": _two_parts("UMT5", **_RELATIVE),
+    "longt5": _two_parts("LongT5", **_RELATIVE, local_radius=3),
+    "bart": _two_parts("Bart", **_TWO_PARTS, **_POSITIONS),
+    "mbart": _two_parts("MBart", **_TWO_PARTS, **_POSITIONS),
+    "pegasus": _two_parts("Pegasus", **_TWO_PARTS, **_POSITIONS),
+    "marian": _two_parts("Marian", **_TWO_PARTS, **_POSITIONS),
+    "m2m_100": _two_parts("M2M100", **_TWO_PARTS, **_POSITIONS),
+    "led": _two_parts(
+        "LED",
+        **_TWO_PARTS,
+        attention_window=8,
+        max_encoder_position_embeddings=128,
+        max_decoder_position_embeddings=128,
+    ),
+}
+"""Models that read with one part and write with another."""
+
 
 def tokenizer_of(name: str) -> Any:
     """The tokenizer that goes with a model."""
@@ -201,12 +240,14 @@ def tokenizer_of(name: str) -> Any:
         return transformers.CanineTokenizer()
     if name == NO_MARKS:
         return tiny_tokenizer(eos=None)
+    if name in TWO_PARTS:
+        return two_part_tokenizer(begins=not name.endswith(("t5", "t5-v1.1")))
     return decoder_tokenizer() if name in DECODERS else encoder_tokenizer()
 
 
 def configuration(name: str, tokenizer: Any) -> Any:
     """The model's configuration."""
-    config = (DECODERS[name] if name in DECODERS else ENCODERS[name])(tokenizer)
+    config = {**DECODERS, **ENCODERS, **TWO_PARTS}[name](tokenizer)
     if hasattr(config, "initializer_range"):
         config.initializer_range = _SPREAD
     return config
@@ -216,6 +257,7 @@ def make(name: str, *, to: Path) -> Path:
     """The model's folder."""
     torch.manual_seed(0)
     loader: Any = transformers.AutoModelForCausalLM if name in DECODERS else transformers.AutoModel
+    loader = transformers.AutoModelForSeq2SeqLM if name in TWO_PARTS else loader
     tokenizer = tokenizer_of(name)
     config = configuration(name, tokenizer)
     model = loader.from_config(config, **({"add_pooling_layer": False} if name == NO_POOLER else {}))

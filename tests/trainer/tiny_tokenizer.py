@@ -54,3 +54,14 @@ def encoder_tokenizer() -> Any:
     """One that puts marks at both ends of a text."""
     marks = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
     return tiny_tokenizer(special=("[PAD]", *marks.values()), eos=None, pad="[PAD]", template=None, **marks)
+
+
+def two_part_tokenizer(*, begins: bool) -> Any:
+    """One that ends each text with a mark, as T5's does; and begins it with another one, as BART's does."""
+    marks = {"cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>"}
+    made = tiny_tokenizer(special=("<pad>", *marks.values()), eos="</s>", pad="<pad>", template=None, **marks)
+    if not begins:
+        made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", special_tokens=[("</s>", made.eos_token_id)]
+        )
+    return made

@@ -26,7 +26,7 @@ def test_a_name_means_one_thing_per_task() -> None:
     [
         ("Chat", ["loss", "perplexity", "exact_match", "token_f1", "rouge_l", "bleu"]),
         ("SequenceClassification", ["loss", "accuracy", "precision", "recall", "f1"]),
-        ("Seq2Seq", []),
+        ("Seq2Seq", ["loss", "perplexity", "exact_match", "token_f1", "rouge_l", "bleu"]),
     ],
 )
 def test_metrics_of_a_task(task: Task, names: list[str]) -> None:

@@ -44,7 +44,7 @@ _VERSION = "version://"
 _LARGEST_MICRO_BATCH = 8
 _EVALUATION_BATCH = 16
 T = TypeVar("T")
-_DEFAULT_METRICS: dict[Scored | None, tuple[EvaluationMetric, ...]] = {
+_DEFAULT_METRICS: dict[Scored, tuple[EvaluationMetric, ...]] = {
     "Text": (EvaluationMetric(name="loss", min_improvement=0.0),),
     "Class": (
         EvaluationMetric(name="accuracy", max_regression=0.01),
@@ -68,7 +68,6 @@ def unsupported(spec: FineTuneJobSpec) -> str | None:
     """
     wishes = {
         f"spec.method.type: {spec.method.type}": spec.method.type not in METHODS,
-        f"spec.model.task: {spec.model.task}": TASKS[spec.model.task].scored is None,
         "spec.artifacts.policy: Delete": spec.artifacts.policy == "Delete",
     }
     return next((wish for wish, wished in wishes.items() if wished), None)

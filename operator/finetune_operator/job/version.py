@@ -113,6 +113,6 @@ def _evaluation_plan(*, job: FineTuneJob, plan: ResolvedPlan, result: EvaluateRe
 
 
 def _context_tokens(plan: ResolvedPlan, *, prepare: PrepareResult) -> int | None:
-    """A classifier's texts were cut at maxLength when it was evaluated; what generates may fill its context."""
+    """Some texts were read up to maxLength when they were evaluated; what else generates may fill its context."""
     cut = plan.optimisation.max_length if TASKS[plan.model.task].cuts_texts else None
     return min((each for each in (prepare.context_tokens, cut) if each is not None), default=None)

@@ -45,9 +45,9 @@ class HeldOutProbe:
         return document if self.label is None else document | {"label": self.label}
 
 
-def make_probes(examples: Sequence[Example]) -> tuple[HeldOutProbe, ...]:
+def make_probes(examples: Sequence[Example], *, prompts: bool = False) -> tuple[HeldOutProbe, ...]:
     """At most `MOST_PROBES` different prompts of a test split, in the order of its examples' ids: the same for the same
-    snapshot, and not the first lines of one source.
+    snapshot, and not the first lines of one source. `prompts`: questions are asked as they are, not as chats.
     """
     # The servers take no tools, nor what else only some templates know.
     examples = [
@@ -55,13 +55,13 @@ def make_probes(examples: Sequence[Example]) -> tuple[HeldOutProbe, ...]:
         for example in examples
         if not example.tools and not any(message.extra for message in example.messages or ())
     ]
-    answers = [example.messages[-1].content for example in examples if example.messages]
+    answers = [example.right_answer for example in examples if example.right_answer is not None]
     closed = _is_closed_set(answers)
     found: dict[str, HeldOutProbe] = {}
     for example in sorted(examples, key=lambda example: example.id):
         if len(found) == MOST_PROBES:
             break
-        probe = _probe(example, with_label=closed)
+        probe = _probe(example, with_label=closed, prompts=prompts)
         key = json.dumps(probe.request, sort_keys=True)
         if len(key) <= _LONGEST_PROMPT:
             found.setdefault(key, probe)
@@ -81,14 +81,17 @@ def read_probes(folder: Path) -> tuple[HeldOutProbe, ...]:
     return tuple(HeldOutProbe(**document) for document in json_lines.read(path.read_text(encoding="utf-8")))
 
 
-def _probe(example: Example, *, with_label: bool) -> HeldOutProbe:
+def _probe(example: Example, *, with_label: bool, prompts: bool) -> HeldOutProbe:
     if example.label is not None:
         return HeldOutProbe(path="/v1/classify", request={"input": example.text or ""}, label=example.label)
     decoding = {"max_tokens": _LABEL_TOKENS if with_label else _TEXT_TOKENS, "temperature": 0}
     if example.messages is not None:
-        request = {"messages": [message.to_dict() for message in example.messages[:-1]]}
-        label = example.messages[-1].content if with_label else None
-        return HeldOutProbe(path="/v1/chat/completions", request=request | decoding, label=label)
+        label = example.right_answer if with_label else None
+        if prompts:
+            request = {"prompt": example.messages[0].content}
+            return HeldOutProbe(path="/v1/completions", request=request | decoding, label=label)
+        chat = {"messages": [message.to_dict() for message in example.messages[:-1]]}
+        return HeldOutProbe(path="/v1/chat/completions", request=chat | decoding, label=label)
     return HeldOutProbe(path="/v1/completions", request={"prompt": _beginning(example.text or "")} | decoding)
 
 

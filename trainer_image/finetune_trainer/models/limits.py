@@ -42,7 +42,9 @@ def context_of(model: Any, tokenizer: Any, *, generates: bool) -> int | None:
     written = tokenizer.model_max_length if tokenizer.model_max_length < _NO_LIMIT else None
     declared = _stretched(config, written=written)
     known = [*tables, *([] if declared is None else [declared])]
-    if written is not None and (not generates or not known):
+    # Relative positions (T5) have no end: what the tokenizer says there is how long its maker's texts were.
+    relative = generates and not known and config.is_encoder_decoder
+    if written is not None and (not generates or not known) and not relative:
         known.append(int(written))
     return min(known, default=None)
 

@@ -28,6 +28,8 @@ from finetune_trainer.models.base_model import DType
 from finetune_trainer.process.errors import StageError, bad_configuration, not_found
 from finetune_trainer.store.complete import Complete
 from finetune_trainer.store.storage import Storage
+from finetune_trainer.tasks.choose import task_of
+from finetune_trainer.tasks.encoding import Encoded
 
 log = logging.getLogger(__name__)
 Format = Literal["Adapter", "Full", "Merged"]
@@ -40,7 +42,7 @@ _TOLERANCE = 1e-3
 class Probe:
     """What a model answers to one example."""
 
-    input_ids: Sequence[int]
+    example: Encoded
     logits: Sequence[float]
     """One for each class, or for each token of the vocabulary at the last position."""
 
@@ -241,7 +243,8 @@ def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 def probe(
     model: Any,
     *,
-    input_ids: Sequence[int],
+    example: Encoded,
+    task: Task,
     ask: Callable[[Callable[[Any], torch.Tensor]], torch.Tensor] | None = None,
     device: torch.device | str = "cpu",
 ) -> Probe:
@@ -249,15 +252,16 @@ def probe(
     spread over processes.
     """
     model.eval()
+    kind = task_of(task)
+    batch = kind.batch([example], pad_id=0).to(torch.device(device))
 
     def answer(asked: Any) -> torch.Tensor:
-        logits: torch.Tensor = asked(input_ids=torch.tensor([list(input_ids)], device=device)).logits
-        return logits
+        return kind.logits(asked, batch)
 
     with torch.no_grad():
         logits = answer(model) if ask is None else ask(answer)
     last = logits[0, -1] if logits.dim() == 3 else logits[0]
-    return Probe(input_ids=tuple(input_ids), logits=last.float().tolist())
+    return Probe(example=example, logits=last.float().tolist())
 
 
 def in_this_process(saved: SavedFolder, names: Sequence[str], asked: Probe) -> LoadedAgain:
@@ -266,15 +270,14 @@ def in_this_process(saved: SavedFolder, names: Sequence[str], asked: Probe) -> L
     base_model.load_tokenizer(Path(saved.folder))
     found = dict(model.named_parameters())
     held = {name: found[name] for name in names if name in found}
-    return LoadedAgain(tensors=digests(held), logits=probe(model, input_ids=asked.input_ids).logits)
+    return LoadedAgain(tensors=digests(held), logits=probe(model, example=asked.example, task=saved.task).logits)
 
 
 def in_fresh_process(saved: SavedFolder, names: Sequence[str], asked: Probe) -> LoadedAgain:
     """The same in a process that has nothing of the trained model's."""
     with TemporaryDirectory(prefix="finetune-verify-") as scratch:
         order, answer = Path(scratch) / "order.json", Path(scratch) / "answer.json"
-        ids = list(asked.input_ids)
-        order.write_text(json.dumps({"saved": asdict(saved), "names": list(names), "input_ids": ids}))
+        order.write_text(json.dumps({"saved": asdict(saved), "names": list(names), "example": asdict(asked.example)}))
         command = [sys.executable, "-m", "finetune_trainer.models.saved_model", str(order), str(answer)]
         result = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=_RELOAD_SECONDS, check=False
@@ -294,7 +297,7 @@ def not_verified(message: str) -> StageError:
 def _main(order_path: str, answer_path: str) -> None:
     """The fresh process."""
     order = json.loads(Path(order_path).read_text())
-    asked = Probe(input_ids=order["input_ids"], logits=())
+    asked = Probe(example=Encoded(**order["example"]), logits=())
     found = in_this_process(SavedFolder(**order["saved"]), order["names"], asked)
     Path(answer_path).write_text(json.dumps(asdict(found)))
 

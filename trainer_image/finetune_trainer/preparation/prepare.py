@@ -41,8 +41,6 @@ from finetune_trainer.process.errors import bad_configuration, bad_data
 from finetune_trainer.store.locations import join
 from finetune_trainer.store.orders import but_for_the_place, orders_digest
 from finetune_trainer.store.storage import Storage
-from finetune_trainer.tasks import rendered_fields, token_lengths
-from finetune_trainer.tasks.chat_checks import check_chats, check_row
 from finetune_trainer.tasks.choose import formats_of, task_of
 from finetune_trainer.tasks.encoding import by_answers, prompt_ids
 from finetune_trainer.tasks.token_lengths import TokenLengths
@@ -194,7 +192,8 @@ def _stratify_by(run: PrepareRun) -> str | None:
 def _read(
     run: PrepareRun, opened: _Sources[OpenedSource], quarantine: Quarantine, *, tokenizer: Any, storage: Storage
 ) -> _Sources[SourceRows]:
-    task, judge = task_of(run.model.task), partial(check_row, tokenizer=tokenizer)
+    task = task_of(run.model.task)
+    judge = partial(task.check_row, tokenizer=tokenizer)
 
     def rows_of(item: OpenedSource, stratum_field: str | None) -> SourceRows:
         possible = formats_of(task, declared=item.source.format)
@@ -229,6 +228,7 @@ def _make(
     tokenizer: Any,
     context: int | None,
 ) -> _Made:
+    task = task_of(run.model.task)
     pool = snapshot.pool(read.training, evaluation=read.evaluation)
     for text, found in list(pool.conflicting_labels.items())[:5]:
         log.warning("the same text has the labels %s: %.200s", ", ".join(sorted(found)), text)
@@ -254,19 +254,18 @@ def _make(
     if left := taught_in_all - sum(len(splits[name]) for name in SPLITS):
         log.info("%d answers inside of chats are left out: they are repeated, or asked in what is held out", left)
     for name in SPLITS:
-        splits[name] = [rendered_fields.with_reference(example, tokenizer=tokenizer) for example in splits[name]]
+        splits[name] = [task.with_reference(example, tokenizer=tokenizer) for example in splits[name]]
     labels = snapshot.labels_of(splits)
-    check_chats(itertools.chain(*splits.values()), tokenizer=tokenizer)
-    measured = {name: token_lengths.measure(splits[name], tokenizer=tokenizer) for name in SPLITS}
+    task.check_examples(list(itertools.chain(*splits.values())), tokenizer=tokenizer)
+    measured = {name: task.lengths(splits[name], tokenizer=tokenizer) for name in SPLITS}
     lengths = _checked_lengths(run, splits, measured, context=context)
-    if context is not None and run.max_new_tokens is not None:
+    if context is not None and run.max_new_tokens is not None and not task.two_parts:
         held_out = [
             example
             for length, example in zip(measured["test"], splits["test"], strict=True)
             if length + run.max_new_tokens > context
         ]
         _check_room(run, held_out, of=len(splits["test"]), context=context, tokenizer=tokenizer)
-    task = task_of(run.model.task)
     unlearned = sum(
         not task.encode(example, tokenizer=tokenizer, max_length=run.max_length, labels=labels).target_count
         for length, example in zip(measured["train"], splits["train"], strict=True)

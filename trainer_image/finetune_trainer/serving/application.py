@@ -249,9 +249,10 @@ class Service:
             raise RequestError("the prompt is empty")
         room = model.room(prompt_length)
         if model.context is not None and (prompt_length > model.context or (room or 0) < 1):
+            included = "" if model.two_parts else ", the answer's included"
             raise RequestError(
-                f"the prompt has {prompt_length} tokens; this model's context is {model.context} tokens, the answer's"
-                " included: shorten the prompt",
+                f"the prompt has {prompt_length} tokens; this model's context is {model.context} tokens{included}:"
+                " shorten the prompt",
                 code="context_length_exceeded",
             )
         limits = (asked, room, self.order.max_new_tokens)

@@ -19,6 +19,7 @@ from finetune_trainer.process.errors import bad_configuration
 from finetune_trainer.serving.decoding import AnswerText, Sampler, Sampling
 from finetune_trainer.tasks.adapters import plain
 from finetune_trainer.tasks.answer_ends import answer_ends, declared_ends
+from finetune_trainer.tasks.seq2seq import begin_of
 
 FinishReason = Literal["stop", "length"]
 _MOST_IN_TURNS = 4
@@ -79,8 +80,13 @@ class Answer:
         return Piece(text=shown, tokens=self.tokens, finish="stop" if self._text.stopped else finish)
 
 
-class _Steps(Protocol):
+class Steps(Protocol):
     """A model's forward passes for one answer. Logits have shape (vocabulary,)."""
+
+    @property
+    def keeps_what_it_read(self) -> bool:
+        """Whether keys and values are kept from token to token."""
+        ...
 
     def begin(self, prompt_ids: Sequence[int]) -> torch.Tensor:
         """Logits of the first token."""
@@ -99,7 +105,7 @@ class TextModel:
     tokenizer: Any
     two_parts: bool
     context: int | None
-    """Tokens that prompt and answer may have together (with two parts, the prompt alone); None: no limit known."""
+    """Tokens that prompt and answer may have together (with two parts, each of them); None: no limit known."""
     ends: frozenset[int]
     """The tokens that end an answer, as in the evaluation."""
     longest_prompt: int | None = None
@@ -141,7 +147,7 @@ class InTurns:
 
     def __init__(self, model: TextModel) -> None:
         self._model = model
-        self._steps: dict[Answer, _Steps] = {}
+        self._steps: dict[Answer, Steps] = {}
 
     def admits(self, work: Answer, *, under_way: Sequence[Answer]) -> bool:
         """A few: they share the machine, and each holds its keys and values."""
@@ -158,9 +164,13 @@ class InTurns:
             except BaseException as error:
                 yield answer, as_exception(error)
 
-    def _begin(self) -> _Steps:
-        model = self._model
-        return _TwoPartSteps(model.model) if model.two_parts else CausalSteps(model.model)
+    def _begin(self) -> Steps:
+        return steps_of(self._model.model, two_parts=self._model.two_parts)
+
+
+def steps_of(model: Any, *, two_parts: bool) -> Steps:
+    """Those of an answer that has not begun."""
+    return TwoPartSteps(model) if two_parts else CausalSteps(model)
 
 
 def parameters_of(model: Any) -> frozenset[str]:
@@ -206,24 +216,26 @@ class CausalSteps:
         return logits
 
 
-class _TwoPartSteps:
+class TwoPartSteps:
     """The prompt is read once by the encoder; the answer grows in the decoder."""
 
+    keeps_what_it_read = True
+
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._model = plain(model)
         self._past: Any = None
         self._encoded: Any = None
 
     @torch.inference_mode()
     def begin(self, prompt_ids: Sequence[int]) -> torch.Tensor:
+        """Logits of the first token."""
         tokens = torch.tensor([list(prompt_ids)], device=self._model.device)
         self._encoded = self._model.get_encoder()(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-        config = self._model.config
-        start = getattr(config, "decoder_start_token_id", None)
-        return self.go_on(int(config.pad_token_id if start is None else start))
+        return self.go_on(begin_of(self._model))
 
     @torch.inference_mode()
     def go_on(self, token: int) -> torch.Tensor:
+        """Logits of the token after `token`."""
         tokens = torch.tensor([[token]], device=self._model.device)
         output = self._model(
             encoder_outputs=self._encoded, decoder_input_ids=tokens, past_key_values=self._past, use_cache=True
@@ -237,6 +249,6 @@ def _kept(output: Any) -> Any:
     past = getattr(output, "past_key_values", None)
     if past is None:
         raise bad_configuration(
-            "UnsupportedModel", "this model keeps no keys and values between tokens; serve it with the VLLM runtime"
+            "UnsupportedModel", "this model keeps no keys and values between tokens, so it cannot be served"
         )
     return past

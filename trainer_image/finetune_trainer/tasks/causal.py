@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from finetune_api.finetunejob import EvaluationMetric
 from finetune_api.shared_fields import Task as TaskName
 from finetune_trainer.data.dataset import Example
-from finetune_trainer.data.rows import RowFormat
+from finetune_trainer.data.rows import Content, RowFormat
 from finetune_trainer.process.errors import bad_configuration, bad_data
 from finetune_trainer.tasks.adapters import plain
 from finetune_trainer.tasks.answer_ends import answer_ends, answer_text, declared_ends
@@ -20,6 +20,7 @@ from finetune_trainer.tasks.generate import generate_answers
 from finetune_trainer.tasks.likelihood import token_likelihoods
 from finetune_trainer.tasks.scores import ClassOutcome, TextOutcome, score_texts
 from finetune_trainer.tasks.task import Asked, Decoding, Judged, ModelRun
+from finetune_trainer.tasks.token_lengths import measure
 
 # Of these it is known that the output layer is a plain linear map of the decoder's last state, so that it can be
 # applied at the targets only: a prompt of 100 tokens with an answer of 3 costs 3 rows of logits instead of 103.
@@ -47,7 +48,7 @@ class CausalLM:
             return None
         return (
             f"{', '.join(architectures) or kind} does not generate text, which task {self.name} needs; use a causal"
-            " language model, or task SequenceClassification"
+            " language model, or another task: SequenceClassification, or Seq2Seq for T5, BART and their like"
         )
 
     def options(self, labels: Sequence[str]) -> dict[str, Any]:
@@ -63,6 +64,20 @@ class CausalLM:
             ids.append(tokenizer.eos_token_id)
         return cut(ids, [index > 0 for index in range(len(ids))], max_length)
 
+    def check_row(self, content: Content, *, tokenizer: Any) -> None:
+        """Any text will do."""
+
+    def check_examples(self, examples: Sequence[Example], *, tokenizer: Any) -> None:
+        """Any texts will do."""
+
+    def with_reference(self, example: Example, *, tokenizer: Any) -> Example:
+        """As it is."""
+        return example
+
+    def lengths(self, examples: Sequence[Example], *, tokenizer: Any) -> list[int]:
+        """With marks and template."""
+        return measure(examples, tokenizer=tokenizer)
+
     def batch(self, examples: Sequence[Encoded], *, pad_id: int) -> Batch:
         """With the token that follows as the label of each."""
         return padded_batch(examples, pad_id=pad_id)
@@ -74,20 +89,24 @@ class CausalLM:
             hidden = inner.get_decoder()(**inputs, use_cache=False).last_hidden_state  # (B, T, d)
             logits = inner.get_output_embeddings()(hidden.flatten(0, 1)[batch.places])  # (targets, V)
             return cross_entropy(logits.float(), batch.labels.flatten()[batch.places], reduction="sum")
-        logits = model(**inputs, use_cache=False).logits  # (B, T, V)
+        logits = self.logits(model, batch)
         return cross_entropy(
             logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum"
         )
 
+    def logits(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Of the token that follows each; shape (B, T, V)."""
+        logits: torch.Tensor = model(**batch.inputs, use_cache=False).logits
+        return logits
+
     def ask(self, asked: Asked, examples: Sequence[Example], *, decoding: Decoding) -> ModelRun:
         """How likely the model finds what is right and, where that is wanted, what it answers."""
-        model, size, tokenizer = asked.model, decoding.batch_size, asked.tokenizer
-        encoded = [self.encode(each, tokenizer=tokenizer, max_length=decoding.max_length) for each in examples]
-        likelihoods = token_likelihoods(model, encoded, batch_size=size, what=f"{asked.who}: loss")
+        encoded = [self.encode(each, tokenizer=asked.tokenizer, max_length=decoding.max_length) for each in examples]
+        likelihoods = self.likelihoods(asked, encoded, batch_size=decoding.batch_size)
         answers: Sequence[str | None] = [None] * len(examples)
         cut_prompts = 0
         if decoding.generate:
-            answers, cut_prompts = _answers(asked, examples, decoding=decoding)
+            answers, cut_prompts = self.answers(asked, examples, decoding=decoding)
         return ModelRun(
             outcomes=[
                 TextOutcome(nll=nll, tokens=tokens, answer=answer)
@@ -96,6 +115,27 @@ class CausalLM:
             cut_examples=sum(example.truncated for example in encoded),
             cut_prompts=cut_prompts,
         )
+
+    def likelihoods(self, asked: Asked, encoded: Sequence[Encoded], *, batch_size: int) -> list[tuple[float, int]]:
+        """Of each example's targets (summed negative log likelihood in nats), and their number."""
+        return token_likelihoods(asked.model, encoded, batch_size=batch_size, what=f"{asked.who}: loss")
+
+    def answers(self, asked: Asked, examples: Sequence[Example], *, decoding: Decoding) -> tuple[list[str], int]:
+        """Each example's answer, and how many prompts had to be cut."""
+        tokenizer, context = asked.tokenizer, asked.context
+        room = 1 << 62 if context is None else max(1, context - decoding.max_new_tokens)
+        prompts = [prompt_ids(example.messages or (), tokenizer=tokenizer, tools=example.tools) for example in examples]
+        answers = generate_answers(
+            asked.model,
+            # The end of a prompt holds the question.
+            [prompt[-room:] for prompt in prompts],
+            end_ids=answer_ends(tokenizer, declared_ends(asked.model)),
+            pad_id=asked.pad_id,
+            max_new_tokens=decoding.max_new_tokens,
+            batch_size=decoding.batch_size,
+            what=f"{asked.who}: answers",
+        )
+        return [answer_text(answer, tokenizer) for answer in answers], sum(len(prompt) > room for prompt in prompts)
 
     def judge(
         self,
@@ -112,24 +152,6 @@ class CausalLM:
         wanted = {metric.name for metric in metrics}
         ours, theirs = (score_texts(outcomes, references=references, wanted=wanted) for outcomes in runs)
         return Judged(candidate=ours, baseline=theirs)
-
-
-def _answers(asked: Asked, examples: Sequence[Example], *, decoding: Decoding) -> tuple[list[str], int]:
-    """Each example's answer, and how many prompts had to be cut."""
-    tokenizer, context = asked.tokenizer, asked.context
-    room = 1 << 62 if context is None else max(1, context - decoding.max_new_tokens)
-    prompts = [prompt_ids(example.messages or (), tokenizer=tokenizer, tools=example.tools) for example in examples]
-    answers = generate_answers(
-        asked.model,
-        # The end of a prompt holds the question.
-        [prompt[-room:] for prompt in prompts],
-        end_ids=answer_ends(tokenizer, declared_ends(asked.model)),
-        pad_id=asked.pad_id,
-        max_new_tokens=decoding.max_new_tokens,
-        batch_size=decoding.batch_size,
-        what=f"{asked.who}: answers",
-    )
-    return [answer_text(answer, tokenizer) for answer in answers], sum(len(prompt) > room for prompt in prompts)
 
 
 def _check_tokens(

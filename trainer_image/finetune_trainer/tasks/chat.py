@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from finetune_api.shared_fields import Task as TaskName
 from finetune_trainer.data.dataset import Example
-from finetune_trainer.data.rows import RowFormat
+from finetune_trainer.data.rows import Content, RowFormat
+from finetune_trainer.tasks import chat_checks, rendered_fields
 from finetune_trainer.tasks.causal import CausalLM
 from finetune_trainer.tasks.encoding import Encoded, encode_chat
 
@@ -25,12 +26,14 @@ class Chat(CausalLM):
         """A chat."""
         return encode_chat(example.messages or (), tokenizer=tokenizer, max_length=max_length, tools=example.tools)
 
+    def check_row(self, content: Content, *, tokenizer: Any) -> None:
+        """The template writes all of it."""
+        chat_checks.check_row(content, tokenizer=tokenizer)
 
-class Seq2Seq(Chat):
-    """Served only: a model of two parts that reads a text and writes another."""
+    def check_examples(self, examples: Sequence[Example], *, tokenizer: Any) -> None:
+        """The template writes them so that answers can be taught, asked and compared."""
+        chat_checks.check_chats(examples, tokenizer=tokenizer)
 
-    name: ClassVar[TaskName] = "Seq2Seq"
-    formats: ClassVar[tuple[RowFormat, ...]] = ("PromptCompletion",)
-    loader: ClassVar[str] = "AutoModelForSeq2SeqLM"
-    two_parts: ClassVar[bool] = True
-    greeting: ClassVar[Mapping[str, Any]] = CausalLM.greeting
+    def with_reference(self, example: Example, *, tokenizer: Any) -> Example:
+        """With its last answer as the template writes it, where that calls a tool."""
+        return rendered_fields.with_reference(example, tokenizer=tokenizer)

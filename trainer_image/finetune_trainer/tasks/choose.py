@@ -6,8 +6,9 @@ from finetune_api.shared_fields import Task as TaskName
 from finetune_trainer.data.rows import RowFormat
 from finetune_trainer.process.errors import bad_configuration
 from finetune_trainer.tasks.causal import CausalLM
-from finetune_trainer.tasks.chat import Chat, Seq2Seq
+from finetune_trainer.tasks.chat import Chat
 from finetune_trainer.tasks.classification import SequenceClassification
+from finetune_trainer.tasks.seq2seq import Seq2Seq
 from finetune_trainer.tasks.task import Task
 
 _TASKS: dict[TaskName, Task] = {task.name: task for task in (Chat(), CausalLM(), SequenceClassification(), Seq2Seq())}

@@ -13,11 +13,12 @@ from torch.nn.functional import cross_entropy
 from finetune_api.finetunejob import EvaluationMetric
 from finetune_api.shared_fields import Task as TaskName
 from finetune_trainer.data.dataset import Example
-from finetune_trainer.data.rows import RowFormat
+from finetune_trainer.data.rows import Content, RowFormat
 from finetune_trainer.tasks.encoding import IGNORED, Batch, Encoded, padded_batch, text_tokens
 from finetune_trainer.tasks.likelihood import class_log_probabilities
 from finetune_trainer.tasks.scores import UNKNOWN_CLASS_PROBABILITY, ClassOutcome, TextOutcome, score_classes
 from finetune_trainer.tasks.task import Asked, Decoding, Judged, ModelRun
+from finetune_trainer.tasks.token_lengths import measure
 
 _KEPT_CLASSES = 5
 
@@ -57,6 +58,20 @@ class SequenceClassification:
         label = list(labels or ()).index(example.label or "")
         return Encoded(ids=tuple(ids), targets=(False,) * len(ids), label=label, truncated=truncated)
 
+    def check_row(self, content: Content, *, tokenizer: Any) -> None:
+        """Any text will do."""
+
+    def check_examples(self, examples: Sequence[Example], *, tokenizer: Any) -> None:
+        """Any texts will do."""
+
+    def with_reference(self, example: Example, *, tokenizer: Any) -> Example:
+        """As it is: the class."""
+        return example
+
+    def lengths(self, examples: Sequence[Example], *, tokenizer: Any) -> list[int]:
+        """With marks."""
+        return measure(examples, tokenizer=tokenizer)
+
     def batch(self, examples: Sequence[Encoded], *, pad_id: int) -> Batch:
         """With the class as the label of each."""
         classes = torch.tensor([IGNORED if example.label is None else example.label for example in examples])
@@ -64,8 +79,12 @@ class SequenceClassification:
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
         """Over the examples."""
-        logits = model(**batch.inputs).logits  # (B, classes)
-        return cross_entropy(logits.float(), batch.labels, ignore_index=IGNORED, reduction="sum")
+        return cross_entropy(self.logits(model, batch).float(), batch.labels, ignore_index=IGNORED, reduction="sum")
+
+    def logits(self, model: Any, batch: Batch) -> torch.Tensor:
+        """Of the classes; shape (B, classes)."""
+        logits: torch.Tensor = model(**batch.inputs).logits
+        return logits
 
     def ask(self, asked: Asked, examples: Sequence[Example], *, decoding: Decoding) -> ModelRun:
         """The probabilities of the classes."""

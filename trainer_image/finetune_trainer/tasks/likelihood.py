@@ -14,7 +14,7 @@ from finetune_trainer.tasks.batching import pad, run_in_batches, stretched_beyon
 from finetune_trainer.tasks.encoding import Encoded
 from finetune_trainer.tasks.shared_prefix import SharedPrefix, shared_prefix
 
-_LOGIT_BYTES = 1 << 30
+LOGIT_BYTES = 1 << 30
 """Logits computed at once may take this much memory: 4 bytes x tokens x vocabulary, 4 GB for 8192 tokens of Llama 3."""
 
 
@@ -33,7 +33,7 @@ def token_likelihoods(
 
     def run(batch: Sequence[Encoded]) -> list[tuple[float, int]]:
         start, end = _span(batch)
-        rows = max(1, _LOGIT_BYTES // (4 * vocabulary * max(1, end - start)))
+        rows = max(1, LOGIT_BYTES // (4 * vocabulary * max(1, end - start)))
         found: list[tuple[float, int]] = []
         for first in range(0, len(batch), rows):
             found += _likelihoods_of(model, batch[first : first + rows], prefix=prefix)

@@ -14,7 +14,7 @@ import torch
 from finetune_api.finetunejob import EvaluationMetric
 from finetune_api.shared_fields import Task as TaskName
 from finetune_trainer.data.dataset import Example
-from finetune_trainer.data.rows import RowFormat
+from finetune_trainer.data.rows import Content, RowFormat
 from finetune_trainer.tasks.encoding import Batch, Encoded
 from finetune_trainer.tasks.scores import ClassOutcome, Outcome, Scores, TextOutcome
 
@@ -98,8 +98,23 @@ class Task(Protocol):
     def encode(self, example: Example, *, tokenizer: Any, max_length: int, labels: Sequence[str] | None) -> Encoded:
         """An example as the model sees it in training, cut to `max_length` tokens."""
 
+    def check_row(self, content: Content, *, tokenizer: Any) -> None:
+        """Raises Problem for a row that a model with this tokenizer cannot learn; StageError (78) for its template."""
+
+    def check_examples(self, examples: Sequence[Example], *, tokenizer: Any) -> None:
+        """Raises StageError (78) where the tokenizer, or its template, is not made for such examples."""
+
+    def with_reference(self, example: Example, *, tokenizer: Any) -> Example:
+        """The example with what its answer is compared with, where no model could write it as it is in the data."""
+
+    def lengths(self, examples: Sequence[Example], *, tokenizer: Any) -> list[int]:
+        """Tokens of each, as far as `max_length` counts them."""
+
     def batch(self, examples: Sequence[Encoded], *, pad_id: int) -> Batch:
         """Rows filled up on the right, with their labels."""
+
+    def logits(self, model: Any, batch: Batch) -> torch.Tensor:
+        """What a model finds likely; shape (B, T, V) for each of the batch's labels, or (B, classes)."""
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
         """Sum of cross entropies over a batch's targets, in nats, fp32; shape ()."""

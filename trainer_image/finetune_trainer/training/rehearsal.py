@@ -34,13 +34,13 @@ from finetune_trainer.models.model_files import vocabulary_of
 from finetune_trainer.process import memory
 from finetune_trainer.process.errors import StageError, bad_configuration
 from finetune_trainer.process.packages import versions
-from finetune_trainer.serving.generation import CausalSteps
+from finetune_trainer.serving.generation import steps_of
 from finetune_trainer.store.locations import join
 from finetune_trainer.store.storage import Storage
 from finetune_trainer.tasks.adapters import merged
 from finetune_trainer.tasks.batching import pad
 from finetune_trainer.tasks.choose import task_of
-from finetune_trainer.tasks.encoding import Batch, Encoded, packed_batch
+from finetune_trainer.tasks.encoding import IGNORED, Batch, Encoded, packed_batch
 from finetune_trainer.tasks.generate import OwnDecoding
 from finetune_trainer.tasks.task import Task
 from finetune_trainer.training.methods.choose import method_of, trainable_parameters
@@ -163,13 +163,12 @@ def _try(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
     model = method.applied(base, task=task, base_uri=order.base.uri).eval()
     _check_padding(model, examples, task=task, pad_id=pad_id, uri=order.base.uri)
     if order.packing:
-        _check_packing(model, examples, uri=order.base.uri)
+        _check_packing(model, examples, task=task, uri=order.base.uri)
     with torch.no_grad():
         for parameter in trainable_parameters(model).values():
             # An adapter begins as nothing, which would be equal to one that was not loaded at all.
             parameter.add_(torch.randn_like(parameter) * 0.002)
-    ids = examples[0].ids
-    probe = saved_model.probe(model, input_ids=ids)
+    probe = saved_model.probe(model, example=examples[0], task=task.name)
     saved = saved_model.write(
         model,
         tokenizer=tokenizer,
@@ -183,16 +182,17 @@ def _try(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
         saved_model.verify(model, saved=saved, probe=probe, load_again=saved_model.in_this_process)
         del model, base
         served = merged(saved.load())
-        found = saved_model.probe(served, input_ids=ids).logits
+        found = saved_model.probe(served, example=examples[0], task=task.name).logits
         saved_model.check_same(probe.logits, found, what="with its adapter merged it answers differently")
     except StageError as error:
         raise _cannot(order.base.uri, f"could not be saved and loaded again after training: {error.message}") from error
     if task.generates:
-        _check_steps(served, ids, uri=order.base.uri)
+        _check_steps(served, examples[0], task=task, uri=order.base.uri)
 
 
 def _examples(model: Any, tokenizer: Any, *, pad_id: int, task: Task) -> list[Encoded]:
-    """Of random tokens: one is judged, two are neighbours of one length, the next is longer, the last is short.
+    """Of random tokens: one is judged, two are neighbours of one length, the next is longer, the last is short. Half of
+    each is asked, and half is to be answered; a model of two parts is asked a text and answers with the same.
 
     Marks stand only where the tokenizer puts them: some models read at the mark that ends a text.
     """
@@ -207,17 +207,17 @@ def _examples(model: Any, tokenizer: Any, *, pad_id: int, task: Task) -> list[En
     found = []
     for length in (_TOKENS, _TOKENS - 5, _TOKENS - 5, _TOKENS + 9, _FEW_TOKENS):
         inner = torch.randint(0, len(plain), (length - len(before) - len(after),), generator=generator).tolist()
-        ids = (*before, *(plain[index] for index in inner), *after)
-        found.append(Encoded(ids=ids, targets=(False, *[True] * (length - 1)), label=None if task.generates else 0))
+        ids = (*before, *(plain[index] for index in inner), *after) * (2 if task.two_parts else 1)
+        half = len(ids) // 2
+        targets = (*[False] * half, *[True] * (len(ids) - half))
+        found.append(Encoded(ids=ids, targets=targets, label=None if task.generates else 0))
     return found
 
 
 @torch.inference_mode()
-def _logits(model: Any, batch: Batch) -> torch.Tensor:
+def _logits(model: Any, batch: Batch, *, task: Task) -> torch.Tensor:
     """Shape (rows, tokens, vocabulary), or (rows, classes)."""
-    uncached = {"use_cache": False} if batch.labels.dim() == 2 else {}
-    logits: torch.Tensor = model(**batch.inputs, **uncached).logits
-    return logits.float()
+    return task.logits(model, batch).float()
 
 
 def _differ(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -228,13 +228,12 @@ def _check_padding(model: Any, examples: Sequence[Encoded], *, task: Task, pad_i
     """Evaluation and server ask in batches, where rows are filled up on the right."""
     _, _, _, longer, _ = examples
     for judged in (examples[0], examples[4]):
-        alone = _logits(model, task.batch([judged], pad_id=pad_id))[0]
+        alone = _logits(model, task.batch([judged], pad_id=pad_id), task=task)[0]
         if not bool(torch.isfinite(alone).all()):
             raise _cannot(uri, "answers with numbers that are not finite: its weights are damaged")
-        beside = _logits(model, task.batch([judged, longer], pad_id=pad_id))[0]
-        if task.generates:
-            beside = beside[: len(judged.ids)]
-        if _differ(alone, beside) or (task.generates and _generates_differently(model, judged, longer, pad_id=pad_id)):
+        beside = _logits(model, task.batch([judged, longer], pad_id=pad_id), task=task)[0, : len(alone)]
+        left = task.generates and not task.two_parts
+        if _differ(alone, beside) or (left and _generates_differently(model, judged, longer, pad_id=pad_id)):
             raise _cannot(uri, "answers a text differently when a longer one is asked beside it: padding changes it")
 
 
@@ -258,24 +257,24 @@ def _generates_differently(model: Any, judged: Encoded, longer: Encoded, *, pad_
     return _differ(generated([judged.ids]), generated([judged.ids, longer.ids]))
 
 
-def _check_packing(model: Any, examples: Sequence[Encoded], *, uri: str) -> None:
+def _check_packing(model: Any, examples: Sequence[Encoded], *, task: Task, uri: str) -> None:
     first, one, other, *_ = examples
     begin = len(one.ids)
     try:
-        rows = [_logits(model, packed_batch([neighbour, first]))[0, begin:] for neighbour in (one, other)]
+        rows = [_logits(model, packed_batch([each, first]), task=task)[0, begin:] for each in (one, other)]
     except (TypeError, ValueError, RuntimeError) as error:
         raise _leaks(uri, f"cannot read packed rows: {error}") from error
-    alone = _logits(model, packed_batch([first]))[0]
+    alone = _logits(model, packed_batch([first]), task=task)[0]
     if _differ(rows[0], rows[1]) or _differ(alone, rows[0]):
         raise _leaks(uri, "lets examples of one packed row see each other")
 
 
-def _check_steps(model: Any, ids: Sequence[int], *, uri: str) -> None:
+def _check_steps(model: Any, example: Encoded, *, task: Task, uri: str) -> None:
     """The server computes an answer token by token; it must read what it would read at once."""
-    steps, begin = CausalSteps(model), len(ids) // 2
-    with torch.inference_mode():
-        at_once = model(input_ids=torch.tensor([list(ids)])).logits[0, begin - 1 :].float()
-    one_by_one = torch.stack([steps.begin(ids[:begin]), *(steps.go_on(token) for token in ids[begin:])])
+    steps, ids, begin = steps_of(model, two_parts=task.two_parts), example.ids, example.targets.index(True)
+    batch = task.batch([example], pad_id=0)
+    at_once = _logits(model, batch, task=task)[0][batch.labels[0] != IGNORED]
+    one_by_one = torch.stack([steps.begin(ids[:begin]), *(steps.go_on(token) for token in ids[begin:-1])])
     if not steps.keeps_what_it_read:
         log.warning("%s keeps no keys and values: each token of an answer takes as long as the whole text", uri)
     if _differ(at_once, one_by_one):

@@ -465,7 +465,8 @@ def _save(
         total_parameters=setup.size.total,
         packages=versions(_PACKAGES),
     )
-    probe = saved_model.probe(model, input_ids=setup.examples[0].ids, ask=setup.prepared, device=setup.gang.device)
+    example, device = setup.examples[0], setup.gang.device
+    probe = saved_model.probe(model, example=example, task=setup.run.model.task, ask=setup.prepared, device=device)
     whole = _state(setup)
 
     def save() -> dict[str, Any]:
@@ -514,7 +515,11 @@ def _last(name: str, lines: Sequence[dict[str, float]]) -> float | None:
 def _probes(setup: Setup) -> str:
     """The test split's prompts, for whatever serves the model."""
     held_out = read_split(setup.storage, data=data_folder(setup.run.locations.run), split="test")
-    return held_out_probes.to_text(held_out_probes.make_probes(held_out))
+    task = setup.batches.task
+    if task.two_parts:  # servers refuse what was cut when it was evaluated
+        lengths = zip(held_out, task.lengths(held_out, tokenizer=setup.tokenizer), strict=True)
+        held_out = [each for each, length in lengths if length <= setup.run.optimisation.max_length]
+    return held_out_probes.to_text(held_out_probes.make_probes(held_out, prompts=task.two_parts))
 
 
 def _write_log(setup: Setup, state: TrainingState) -> None:
