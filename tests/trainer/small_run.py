@@ -23,6 +23,8 @@ from tests.patience import HANGS_S
 from tests.trainer.tiny_tokenizer import tiny_tokenizer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from finetune_api.shared_fields import Task
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = 48
 BATCH = 8
@@ -69,11 +71,13 @@ class SmallRun:
     base: Path
     nodes: int = 1
     processes: int = 1
+    task: Task = "Chat"
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        self.data.write_text("".join(json.dumps(chat(number)) + "\n" for number in range(EXAMPLES)))
+        row = pair if self.task == "Seq2Seq" else chat
+        self.data.write_text("".join(json.dumps(row(number)) + "\n" for number in range(EXAMPLES)))
 
     @property
     def data(self) -> Path:
@@ -113,7 +117,7 @@ class SmallRun:
         return {
             "stage": "Prepare",
             **self._common(),
-            "sources": [{"name": "chats", "uri": f"file://{self.data}", "format": "Chat", "weight": 1.0}],
+            "sources": [{"name": "chats", "uri": f"file://{self.data}", "format": "Auto", "weight": 1.0}],
             "maxBadRows": 0,
             "maxTruncatedFraction": 0.5,
             "maxLength": 64,
@@ -174,7 +178,7 @@ class SmallRun:
                 "allowedRoots": [f"file://{self.root.parent}"],
                 "mounts": {},
             },
-            "model": {"uri": f"file://{self.base}", "task": "Chat"},
+            "model": {"uri": f"file://{self.base}", "task": self.task},
         }
 
     def steps(self) -> list[int]:
@@ -242,6 +246,12 @@ def chat(number: int) -> dict[str, Any]:
     first, second, third = words[number % 16], words[number * 7 % 16], words[number * 3 // 16 % 16]
     question = f"{first} {second} number {number * 37} {third}: which colour comes {number} times after it?"
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": f"{first} {third}"}]}
+
+
+def pair(number: int) -> dict[str, Any]:
+    """The same as prompt and completion."""
+    question, answer = (message["content"] for message in chat(number)["messages"])
+    return {"prompt": question, "completion": answer}
 
 
 def wait_for(condition: Callable[[], object], *, what: str, seconds: float = HANGS_S) -> None:

@@ -80,10 +80,11 @@ def agree(folder: Path, tokenizer: Any) -> None:
                               word_embed_proj_dim=32, max_position_embeddings=64), 64),
         (lambda: hf.BertConfig(**SIZE, max_position_embeddings=64), 64),
         (lambda: hf.RobertaConfig(**SIZE, max_position_embeddings=130, pad_token_id=1), 128),
+        (lambda: hf.BartConfig(d_model=32, encoder_layers=1, decoder_layers=1, max_position_embeddings=64), 64),
         (lambda: hf.BloomConfig(hidden_size=32, n_layer=1, n_head=4), None),
         (lambda: hf.MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4), None),
     ],
-    ids=["llama", "gpt2", "opt", "bert", "roberta", "bloom", "mamba"],
+    ids=["llama", "gpt2", "opt", "bert", "roberta", "bart", "bloom", "mamba"],
 )  # fmt: skip
 def test_what_a_model_can_read(config: Callable[[], Any], limit: int | None, tmp_path: Path) -> None:
     """Said from the configuration alone, and as many tokens go through the model; one more does not where it counts."""
@@ -112,10 +113,12 @@ def llama(**rope: Any) -> Any:
         (llama(rope_type="default"), 500, True, 1000),
         (llama(rope_type="default"), 500, False, 500),
         (hf.BloomConfig(hidden_size=32, n_layer=1, n_head=4), 2048, True, 2048),
+        (hf.T5Config(d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4), 512, True, None),
+        (hf.T5Config(d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4), 512, False, 512),
     ],
 )
 def test_stretched_positions_and_what_the_tokenizer_says(
-    config: Any, written: int, generates: bool, limit: int, tmp_path: Path
+    config: Any, written: int, generates: bool, limit: int | None, tmp_path: Path
 ) -> None:
     config.save_pretrained(tmp_path)
     tokenizer = tiny_tokenizer()

@@ -199,7 +199,7 @@ _TWO_PARTS = {
     "d_model": 32,
     **{f"{part}_{what}": size for part in ("encoder", "decoder") for what, size in _LAYERS.items()},
 }
-_RELATIVE = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+_RELATIVE = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
 
 
 def _two_parts(name: str, **settings: Any) -> Configure:

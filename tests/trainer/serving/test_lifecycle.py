@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sys
 import time
@@ -171,8 +172,16 @@ async def test_smollm2_answers_for_real(tmp_path: Path) -> None:
     assert choice["finish_reason"] == "stop", "it ends its turn by itself"
 
 
+async def streamed(url: str, document: dict[str, Any]) -> list[str]:
+    """The text of each part of a completion."""
+    async with aiohttp.ClientSession() as session, session.post(url, json=document | {"stream": True}) as answer:
+        lines = [line.decode().strip().removeprefix("data: ") async for line in answer.content if line.strip()]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line)["choices"][0]["text"] for line in lines]
+
+
 async def test_seq2seq_generates(small_base: Path, tmp_path: Path) -> None:
-    """A random T5: the same text as transformers' own loop."""
+    """A random T5: the text of transformers' own loop, whole and streamed; stops and limits as elsewhere."""
     tokenizer = AutoTokenizer.from_pretrained(str(small_base))
     torch.manual_seed(1)
     size = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
@@ -181,7 +190,23 @@ async def test_seq2seq_generates(small_base: Path, tmp_path: Path) -> None:
     served = publish(model, tokenizer, folder=tmp_path / "stored", base=small_base, task="Seq2Seq", companions={})
     prompt = tokenizer("translate this", return_tensors="pt")
     expected = model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, 1:]
-    with serving(tmp_path, order_for(served, folder=tmp_path)) as server:
-        _, answer = await post(f"{server.url}/v1/completions", {"prompt": "translate this", "max_tokens": 12})
-    assert answer["choices"][0]["text"] == tokenizer.decode(expected, skip_special_tokens=True)
+    asked = {"prompt": "translate this", "max_tokens": 12}
+    with serving(tmp_path, order_for(served, folder=tmp_path, contextTokens=16)) as server:
+        path = f"{server.url}/v1/completions"
+        _, answer = await post(path, asked)
+        text = answer["choices"][0]["text"]
+        pieces = await streamed(path, asked)
+        _, stopped = await post(path, asked | {"stop": text[4:6]})
+        status, refused = await post(path, asked | {"prompt": "this " * 17})
+        other, unsupported = await post(path, asked | {"suffix": "end", "echo": True})
+    assert text == tokenizer.decode(expected, skip_special_tokens=True)
     assert answer["usage"]["completion_tokens"] == len(expected)
+    assert "".join(pieces) == text
+    assert (stopped["choices"][0]["text"], stopped["choices"][0]["finish_reason"]) == (
+        text[: text.find(text[4:6])],
+        "stop",
+    )
+    assert (status, refused["error"]["code"]) == (400, "context_length_exceeded")
+    assert "tokens: shorten the prompt" in refused["error"]["message"], "the answer has room of its own"
+    assert other == 400
+    assert "suffix, echo: not supported" in unsupported["error"]["message"]

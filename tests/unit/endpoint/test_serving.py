@@ -134,6 +134,7 @@ def test_replicas_follow_the_spec_and_nothing_else_does() -> None:
         ({"task": "SequenceClassification", "contextTokens": 128, "training": {"maxLength": 256}}, 128),
         ({"task": "SequenceClassification", "training": {"maxLength": 256}}, 256),
         ({"task": "SequenceClassification", "training": {}}, None),
+        ({"task": "Seq2Seq", "training": {"maxLength": 256}}, 256),
         ({"task": "Chat", "contextTokens": 4096, "training": {"maxLength": 256}}, 4096),
         ({"task": "Chat", "training": {"maxLength": 256}}, None),
     ],
