@@ -25,7 +25,7 @@ from tests.trainer.small_run import SmallRun, SmallRuns, wait_for
 
 STRATEGIES = ("DDP", "FSDP2", "DeepSpeedZeRO1", "DeepSpeedZeRO2", "DeepSpeedZeRO3")
 KINDS = ("SIGKILL", "SIGTERM", "torn", "lost")
-EVERY_STEPS, KEEP, STEPS_A_KILL = 2, 3, 8
+EVERY_STEPS, KEEP, STEPS_A_KILL = 2, 3, 6
 LATEST_SECONDS = 1.0
 """After a checkpoint, until something happens."""
 
@@ -89,7 +89,7 @@ def soaked(runs: SmallRuns, *, strategy: str, kills: int, seed: int) -> dict[str
         runs.new(f"{name}-{strategy}", processes=2, overrides=overrides) for name in ("unbroken", "soaked")
     )
     began = time.monotonic()
-    unbroken.train(unbroken.order(runs.prepared, strategy=strategy, checkpoint=checkpoint))
+    unbroken.train(unbroken.order(runs.prepared, strategy=strategy, checkpoint=checkpoint | {"everySteps": 10_000}))
     order = run.order(runs.prepared, strategy=strategy, checkpoint=checkpoint)
     soak = Soak(run=run, order=order, chance=random.Random(f"{seed} {strategy}"))
     while soak.done.total() < kills and soak.disturb():
