@@ -38,6 +38,8 @@ _FIELDS = {
 _IDLE = ("fp16", "amp")
 """Once it is certain that they are off, the rest of them means nothing."""
 _SCHEDULERS = {"Constant": "WarmupLR", "Linear": "WarmupDecayLR", "Cosine": "WarmupCosineLR"}
+_DEEPEST = 16
+_TOO_DEEP = "it is nested too deeply; no key needs that"
 
 
 class DeepSpeedConfigError(ValueError):
@@ -61,10 +63,7 @@ def with_config(plan: ResolvedPlan, *, job: FineTuneJob, data: Mapping[str, str]
 def settings_beyond(text: str, *, plan: ResolvedPlan) -> dict[str, Any]:
     """What a configuration says that the job's fields do not. Raises DeepSpeedConfigError."""
     said = _said_again(plan)
-    try:
-        rest = _rest(_read(text), said=said, path="")
-    except RecursionError as error:
-        raise DeepSpeedConfigError("it is nested too deeply; no key needs that") from error
+    rest = _rest(_read(text), said=said, path="")
     for key in _IDLE:
         rest.pop(key, None)
     known = {*_TUNED, *(path.partition(".")[0] for path in said)}
@@ -89,10 +88,18 @@ def _read(text: str) -> dict[str, Any]:
         raise DeepSpeedConfigError(f"it has more than {LONGEST:,} bytes; remove what need not be set")
     try:
         found = json.loads(text, object_pairs_hook=_once_each, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise DeepSpeedConfigError(_TOO_DEEP) from error
     except json.JSONDecodeError as error:
         raise DeepSpeedConfigError(f"it is no JSON: line {error.lineno}: {error.msg}; correct it") from error
     if not isinstance(found, dict):
         raise DeepSpeedConfigError("it is no JSON object; write {...}")
+    level: list[Any] = [found]
+    for _ in range(_DEEPEST):
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [each for values in inner for each in values if isinstance(each, dict | list)]
+    if level:
+        raise DeepSpeedConfigError(_TOO_DEEP)
     return found
 
 

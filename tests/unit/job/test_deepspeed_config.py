@@ -116,6 +116,7 @@ def test_to_say_the_same_again_is_no_contradiction() -> None:
         ("{'a': 1}", "it is no JSON: line 1"),
         ("[]", "it is no JSON object"),
         ('{"a":' * 2000 + "1" + "}" * 2000, "nested too deeply"),
+        ('{"tensorboard":' * 20 + "1" + "}" * 20, "nested too deeply"),
         ({"a": "x" * 20_000}, "it has more than 16,384 bytes"),
     ],
 )
