@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +290,7 @@ def _check_served(
         assert shown == [answer["answer"].strip() for answer in alone]
     learned = task.encode(examples[0], tokenizer=loaded.tokenizer, max_length=96, labels=None)
     steps, begin = steps_of(loaded.model, two_parts=task.two_parts), learned.targets.index(True)
+    learned = replace(learned, targets=tuple(place >= begin for place in range(len(learned.ids))))
     one_by_one = torch.stack([steps.begin(learned.ids[:begin]), *(steps.go_on(each) for each in learned.ids[begin:-1])])
     batch = task.batch([learned], pad_id=0)
     with torch.inference_mode():

@@ -17,6 +17,7 @@ from finetune_trainer.models.base_model import load_model
 from finetune_trainer.preparation.prepare import prepare
 from finetune_trainer.process.errors import StageError
 from finetune_trainer.store.storage import Storage
+from finetune_trainer.tasks.encoding import Encoded
 
 
 @pytest.fixture(scope="module", params=["Full", "LoRA"])
@@ -52,7 +53,8 @@ def test_its_weights_are_what_training_begins_with(parent: dict[str, Any], runs:
         labels=None,
         storage=storage,
     )
-    answers = [saved_model.probe(model, input_ids=(5, 6, 7)).logits for model in (found, version)]
+    asked = Encoded(ids=(5, 6, 7), targets=(False, True, True))
+    answers = [saved_model.probe(model, example=asked, task="Chat").logits for model in (found, version)]
     torch.testing.assert_close(torch.tensor(answers[0]), torch.tensor(answers[1]), rtol=1e-4, atol=1e-5)
 
 
