@@ -68,13 +68,14 @@ cluster-down: setup ## Remove it
 ## -- tests ----------------------------------------------------------------------------------------------------------
 
 LAYERS := lint unit trainer local browser api cluster chart
+OPT_IN := vllm
 
 .PHONY: test
 test: setup ## All layers; says what was skipped and why
 	@$(PY) tests/run_layers.py $(LAYERS)
 
-.PHONY: $(addprefix test-,$(LAYERS))
-$(addprefix test-,$(LAYERS)): test-%: setup
+.PHONY: $(addprefix test-,$(LAYERS) $(OPT_IN))
+$(addprefix test-,$(LAYERS) $(OPT_IN)): test-%: setup
 	@$(PY) tests/run_layers.py $*
 
 .PHONY: lint format
