@@ -44,7 +44,7 @@ PRELOADED = (
     "finetune_trainer.evaluation.evaluate",
     "finetune_trainer.models.saved_model",
     "finetune_trainer.serving.process",
-    "peft",
+    "finetune_trainer.models.adapter_library",
     "transformers.models.bert.modeling_bert",
     "transformers.models.llama.modeling_llama",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -199,6 +199,13 @@ class LoRA(ApiModel):
     """Names of the layers that get an adapter; default [all-linear]."""
 
 
+class Quantisation(ApiModel):
+    """How exactly the base's weights are kept while an adapter learns beside them."""
+
+    bits: Literal[4, 8]
+    """4: NF4 with double quantisation (Dettmers et al. 2023). 8: LLM.int8() (Dettmers et al. 2022)."""
+
+
 class Freeze(ApiModel):
     """Parameters that keep their values."""
 
@@ -212,6 +219,9 @@ _LABELLED = [name for name, kind in TASKS.items() if kind.labelled]
 _PACKED = [name for name, kind in TASKS.items() if kind.packs]
 _NOT_PACKED = [name for name, kind in TASKS.items() if not kind.packs]
 _FREEZING = [name for name, kind in METHODS.items() if kind.freezes]
+_LOW_RANK = [name for name, kind in METHODS.items() if kind.low_rank]
+_QUANTISING = [name for name, kind in METHODS.items() if kind.quantises]
+_NOT_DECAYING = [name for name, kind in METHODS.items() if not kind.decays]
 
 
 def _one_of(field: str, names: Sequence[str]) -> str:
@@ -223,31 +233,33 @@ def _none_of(field: str, names: Sequence[str]) -> str:
     return f"{field} != '{names[0]}'" if len(names) == 1 else f"!({field} in {list(names)})"
 
 
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(names)
+def _listed(names: Sequence[str], last: str = "and") -> str:
+    *others, end = names
+    return f"{', '.join(others)} {last} {end}" if others else end
 
 
 class Method(ApiModel):
     """How the weights are changed."""
 
     type: MethodType
-    """Full: all weights. LoRA: a small adapter beside the frozen base. The others are not supported yet."""
+    """Full: all weights. The others leave the base as it is and train an adapter. LoRA: small matrices beside its
+    layers. QLoRA: the same, while the base is quantised, which takes a quarter of its memory; what is evaluated and
+    served is the adapter on the base as it is. DoRA: LoRA, with the lengths of the weights apart (Liu et al. 2024). IA3:
+    a factor for each output of some layers (Liu et al. 2022)."""
     lora: LoRA | None = None
-    """For type LoRA."""
+    """For LoRA, QLoRA and DoRA."""
+    quantisation: Quantisation | None = None
+    """For QLoRA. Default 4 bits."""
     freeze: Freeze | None = None
 
     cel_rules = (
-        not_supported(
-            f"self.type in {[each for each in get_args(MethodType) if each not in METHODS]}",
-            "method.type: {self.type}",
+        Rule(
+            rule=f"({_one_of('self.type', _LOW_RANK)}) == has(self.lora)",
+            message=f"method.type: {{self.type}}; method.lora must be set where it is {_listed(_LOW_RANK, 'or')}, and only there",
         ),
-        *(
-            Rule(
-                rule=f"(self.type == '{name}') == has(self.{kind.settings})",
-                message=f"method.type: {{self.type}}; method.{kind.settings} must be set where it is {name}, and only there",
-            )
-            for name, kind in METHODS.items()
-            if kind.settings
+        Rule(
+            rule=f"!has(self.quantisation) || {_one_of('self.type', _QUANTISING)}",
+            message=f"method.quantisation is for {_listed(_QUANTISING)}, not for method.type: {{self.type}}",
         ),
         Rule(
             rule=f"!has(self.freeze) || {_one_of('self.type', _FREEZING)}",
@@ -273,7 +285,8 @@ class Training(ApiModel):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimiser steps, instead of epochs."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
-    """The highest learning rate, after the warm-up. Default 2e-4 for LoRA, 2e-5 for Full."""
+    """The highest learning rate, after the warm-up. Default 2e-4 for LoRA, QLoRA and DoRA, 2e-3 for IA3, 2e-5
+    for Full."""
     scheduler: Literal["Constant", "Linear", "Cosine"] | None = None
     """How the learning rate falls after the warm-up: not, to zero in a line, or along a cosine. Default Cosine."""
     warmup_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -570,6 +583,18 @@ class FineTuneJobSpec(ApiModel):
         Rule(
             rule=f"{_one_of('self.model.task', _LABELLED)} || self.data.sources.all(s, !has(s.format) || s.format != 'Labelled')",
             message=f"data.sources[].format: Labelled is for {_listed(_LABELLED)}, not for model.task: {{self.model.task}}",
+        ),
+        Rule(
+            rule=f"{_none_of('self.method.type', _QUANTISING)} || !has(self.compute) || !has(self.compute.strategy) || !self.compute.strategy.startsWith('DeepSpeed')",
+            message="method.type: {self.method.type} with compute.strategy: {self.compute.strategy}: DeepSpeed cannot share out quantised weights; use DDP or FSDP2",
+        ),
+        Rule(
+            rule="!has(self.method.quantisation) || self.method.quantisation.bits != 8 || !has(self.compute) || !has(self.compute.strategy) || self.compute.strategy != 'FSDP2'",
+            message="method.quantisation.bits: {self.method.quantisation.bits} with compute.strategy: {self.compute.strategy}: bitsandbytes cannot share out weights of 8 bits; use bits: 4, or DDP",
+        ),
+        Rule(
+            rule=f"{_none_of('self.method.type', _NOT_DECAYING)} || !has(self.training) || !has(self.training.weightDecay) || self.training.weightDecay == 0.0",
+            message="training.weightDecay: {self.training.weightDecay} draws the factors that method.type: {self.method.type} trains to zero, and the base's answers with them; leave it out",
         ),
         Rule(
             rule="!has(self.data.split) || self.data.split.test > 0.0 || (has(self.evaluation) && has(self.evaluation.dataset))",

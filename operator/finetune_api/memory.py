@@ -42,6 +42,8 @@ _SPREAD: dict[UsedStrategy, tuple[bool, bool, bool]] = {
     "DeepSpeedZeRO3": (True, True, True),
 }
 """Whether weights, gradients and moments are spread over the processes."""
+_QUANTISED = {4: 0.516, 8: 1.0}
+"""Bytes of a parameter by bits: of 4 with a number of 8 for each 64 of them, and one of 32 for each 256 of those."""
 _BUCKET = 500_000_000
 """Elements that DeepSpeed exchanges at once."""
 
@@ -72,6 +74,13 @@ class Training:
     def kind(self) -> MethodKind:
         """What is known of the method."""
         return METHODS[self.method.type]
+
+    @property
+    def bits(self) -> int | None:
+        """Of the parameters of the blocks, where they are quantised."""
+        if self.method.quantisation is not None:
+            return self.method.quantisation.bits
+        return 4 if self.kind.quantises else None
 
     @property
     def bf16(self) -> bool:
@@ -153,6 +162,8 @@ def memory_of(training: Training, strategy: UsedStrategy, *, offload: OffloadOrd
     activations = tokens * shape.layers * block
     logits = float(_LOGITS * shape.vocabulary * tokens) if training.writes else 0.0
     context = _GPU_CONTEXT + (_EXCHANGES if world > 1 else 0.0) if order.gpus else _CPU_CONTEXT
+    if strategy == "FSDP2" and training.bits:  # each reads all of them before they are spread
+        weights = max(weights, stored - gradients - moments - activations - logits)
     certain = weights + gradients + moments + activations + logits + context
     return Memory(
         strategy=strategy,
@@ -173,7 +184,7 @@ def _stored(training: Training, *, half: bool) -> tuple[float, float]:
     shape, trained, kind = training.shape, training.trained, training.kind
     frozen = 0 if kind.whole else shape.parameters
     each = 2.0 if half else 4.0
-    small = min(frozen, shape.parameters - shape.outside) * (each - (kind.frozen_bytes or each))
+    small = min(frozen, shape.parameters - shape.outside) * (each - _QUANTISED.get(training.bits or 0, each))
     return 4.0 * trained + each * frozen - small, 2.0 * (trained + (0 if half else frozen)) if training.bf16 else 0.0
 
 
@@ -211,11 +222,11 @@ def choose(training: Training) -> Choice:
 def _fastest_first(training: Training) -> Iterator[Memory]:
     order = training.order
     yield memory_of(training, "DDP")
-    if not order.gpus or training.kind.frozen_bytes:
+    if not order.gpus or training.bits == 8:  # which FSDP2 cannot share out
         return
     if order.nodes * order.processes_per_node > 1:
         yield memory_of(training, "FSDP2")
-    if order.gpu_memory is None:
+    if order.gpu_memory is None or training.bits:
         return  # much slower: not for an assumption
     waiting = memory_of(training, "FSDP2", offload=OffloadOrder(optimizer=True, parameters=True))
     if order.memory_limit is None or waiting.host <= order.memory_limit:

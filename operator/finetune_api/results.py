@@ -98,6 +98,8 @@ class TrainResult(ApiModel):
     """Steps that it went back to because the loss was no number any more, with half the learning rate each time."""
     trainable_parameters: int = 0
     total_parameters: int = 0
+    base_bits: int | None = None
+    """To which the base was quantised while it was trained on; it is evaluated and served as it is."""
     packages: dict[str, str] = Field(default_factory=dict)
     reused: bool = False
 

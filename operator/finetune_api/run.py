@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from finetune_api.base import Digest, StrictModel, Uri, VersionReference
-from finetune_api.finetunejob import EvaluationMetric, Freeze, LoRA, Source, Split
+from finetune_api.finetunejob import EvaluationMetric, Freeze, LoRA, Quantisation, Source, Split
 from finetune_api.shared_fields import Artifact, ResolvedModel, Task
 from finetune_api.tasks import MethodType, Strategy, UsedStrategy
 
@@ -113,6 +113,8 @@ class MethodOrder(StrictModel):
 
     type: MethodType
     lora: LoRA | None = None
+    quantisation: Quantisation | None = None
+    """Of the base while it is trained on, and only then. None: it stays as it is."""
     freeze: Freeze | None = None
 
 

@@ -63,13 +63,17 @@ STAGE_REASONS: dict[str, tuple[str, str]] = {
     "InputNotFound": ("what a URI names does not exist", "correct the URI, or put it there"),
     "DoesNotFit": ("training needs more memory than there is", "one of what the message says would fit"),
     "LabelsUnknown": ("the baseline's classes are not recorded", "set evaluation.baseline to Base"),
-    "NoSuchModule": ("method.lora.targetModules names no layer of the base model", "correct it, or leave it out"),
+    "NoSuchModule": (
+        "method.lora.targetModules names no layer of the base model, or PEFT knows none for the method",
+        "correct it, or leave it out; set method.type to LoRA",
+    ),
     "NoSuchParameter": ("method.freeze names nothing that the base model has", "correct it"),
     "NotSupported": ("this version cannot do what the run asks for", "change the spec as the message says"),
     "NothingLearned": ("training changed no parameter", "raise training.learningRate, or the number of steps"),
     "NothingToTrain": ("method.freeze leaves no parameter to train", "freeze less"),
     "OutsideAllowedRoots": ("a URI is outside the roots that the operator allows", "move what it names"),
     "PackingNotIsolated": ("packed examples would see each other", "set training.packing to false"),
+    "RankTooLarge": ("method.lora.rank is more than a layer has room for", "lower it as the message says"),
     "TokenizersDiffer": ("metrics count tokens, and the models' tokenizers differ", "judge the answers instead"),
     "UnsupportedMethod": ("the base model has what an adapter cannot hold", "set method.type to Full"),
     # -- the course of a run

@@ -54,22 +54,26 @@ class MethodKind:
 
     learning_rate: float
     """Where `training.learningRate` names none."""
-    settings: str | None = None
-    """The field of `spec.method` that holds its own settings."""
+    low_rank: bool = False
+    """It has a rank (`method.lora`)."""
+    quantises: bool = False
+    """It learns on a quantised base (`method.quantisation`)."""
     freezes: bool = False
     """Parts of the base can be kept as they are (`method.freeze`)."""
     whole: bool = False
     """All weights are trained, or what is not frozen of them; else adapters at linear layers are:"""
-    low_rank: bool = False
-    """two thin matrices,"""
     vectors: bool = False
     """a number for each output."""
-    frozen_bytes: float | None = None
-    """Of each parameter of the blocks, where they are quantised."""
+    decays: bool = True
+    """What it trains may be drawn to zero (`training.weightDecay`)."""
+    vllm: bool = True
+    """vLLM serves what it makes."""
 
 
 METHODS: dict[MethodType, MethodKind] = {
-    "LoRA": MethodKind(learning_rate=2e-4, settings="lora", low_rank=True),
+    "LoRA": MethodKind(learning_rate=2e-4, low_rank=True),
+    "QLoRA": MethodKind(learning_rate=2e-4, low_rank=True, quantises=True),
+    "DoRA": MethodKind(learning_rate=2e-4, low_rank=True, vectors=True, vllm=False),
+    "IA3": MethodKind(learning_rate=2e-3, vectors=True, decays=False, vllm=False),
     "Full": MethodKind(learning_rate=2e-5, freezes=True, whole=True),
 }
-"""Those that this version can do."""

@@ -34,6 +34,13 @@ LORA: dict[str, Any] = {
     "type": "LoRA",
     "lora": {"rank": 4, "alpha": 8, "dropout": 0.1, "targetModules": ["all-linear"]},
 }
+METHODS: dict[str, dict[str, Any]] = {
+    "QLoRA-4": LORA | {"type": "QLoRA", "quantisation": {"bits": 4}},
+    "QLoRA-8": LORA | {"type": "QLoRA", "quantisation": {"bits": 8}},
+    "DoRA": LORA | {"type": "DoRA"},
+    "IA3": {"type": "IA3"},
+}
+"""Those beside LoRA and Full."""
 
 
 def small_model(

@@ -22,7 +22,7 @@ from tests.trainer import tiny_models
 from tests.trainer.serving.rounds import run
 from transformers.models.canine import tokenization_canine
 
-from finetune_api.finetunejob import EvaluationMetric, LoRA, Source, Split
+from finetune_api.finetunejob import EvaluationMetric, LoRA, Quantisation, Source, Split
 from finetune_api.results import ExitCode, PrepareResult
 from finetune_api.run import (
     BaselineOrder,
@@ -64,17 +64,17 @@ NOT_TRIED = "."
 WORDS = "amber basil cedar delta ember fjord grove haven indigo jade karma lotus maple nickel opal pearl".split()  # noqa: SIM905 - as one reads it
 LORA = MethodOrder(type="LoRA", lora=LoRA(rank=2))
 FULL = MethodOrder(type="Full")
-COLUMNS = (
-    "chat, LoRA",
-    "chat, Full",
-    "chat, packed",
-    "classes, LoRA",
-    "classes, Full",
-    "seq2seq, LoRA",
-    "seq2seq, Full",
-)
 TASK_OF: dict[str, Task] = {"chat": "Chat", "classes": "SequenceClassification", "seq2seq": "Seq2Seq"}
-METHODS = {"LoRA": (LORA, False), "Full": (FULL, False), "packed": (LORA, True)}
+METHODS = {
+    "LoRA": (LORA, False),
+    "Full": (FULL, False),
+    "packed": (LORA, True),
+    "QLoRA": (MethodOrder(type="QLoRA", lora=LoRA(rank=2), quantisation=Quantisation(bits=4)), False),
+    "QLoRA of 8 bits": (MethodOrder(type="QLoRA", lora=LoRA(rank=2), quantisation=Quantisation(bits=8)), False),
+    "DoRA": (MethodOrder(type="DoRA", lora=LoRA(rank=2)), False),
+    "IA3": (MethodOrder(type="IA3"), False),
+}
+"""By column: the method, and whether rows are packed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,18 +318,30 @@ def _reason(refusal: StageError) -> str:
     return next((words for part, words in known.items() if part in text), refusal.reason)
 
 
+def lines_of(page: str) -> Iterator[tuple[int, str, dict[str, str]]]:
+    """The rows of the page's tables by task and method: the line's number, the architecture, column -> outcome."""
+    columns: list[str] = []
+    for number, line in enumerate(page.split("\n")):
+        first, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if first == "architecture":
+            columns = cells if ", " in cells[0] else []
+        elif columns and first.startswith("`"):
+            yield number, first.strip("`"), dict(zip(columns, cells, strict=True))
+
+
 def rows_of(page: str) -> dict[str, dict[str, str]]:
-    """The table of the page: architecture -> column -> outcome."""
-    found = {}
-    for line in page.split("\n"):
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == len(COLUMNS) + 1 and cells[0].startswith("`"):
-            found[cells[0].strip("`")] = dict(zip(COLUMNS, cells[1:], strict=True))
+    """Architecture -> column -> outcome."""
+    found: dict[str, dict[str, str]] = {}
+    for _, name, row in lines_of(page):
+        found.setdefault(name, {}).update(row)
     return found
 
 
 CASES = [
-    (name, column) for name, row in rows_of(PAGE.read_text()).items() for column in COLUMNS if row[column] != NOT_TRIED
+    (name, column)
+    for name, row in rows_of(PAGE.read_text()).items()
+    for column, said in row.items()
+    if said != NOT_TRIED
 ]
 
 
@@ -345,6 +357,7 @@ def test_what_the_page_says(name: str, column: str, tmp_path: Path) -> None:
 
 def _write(name: str, column: str, found: str) -> None:
     page = PAGE.read_text()
-    row = rows_of(page)[name] | {column: found}
-    written = f"| `{name}` | " + " | ".join(row[each] for each in COLUMNS) + " |"
-    PAGE.write_text("\n".join(written if line.startswith(f"| `{name}` |") else line for line in page.split("\n")))
+    lines = page.split("\n")
+    ((number, row),) = ((number, row) for number, each, row in lines_of(page) if each == name and column in row)
+    lines[number] = f"| `{name}` | " + " | ".join((row | {column: found}).values()) + " |"
+    PAGE.write_text("\n".join(lines))

@@ -112,6 +112,26 @@ def test_what_does_not_fit_is_left_untried(tmp_path: Path, monkeypatch: pytest.M
     assert not was_rehearsed(order, storage=storage)
 
 
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ({"type": "DoRA", "lora": {"rank": 2, "targetModules": ["nowhere"]}}, "NoSuchModule"),
+        ({"type": "QLoRA", "lora": {"rank": 64}, "quantisation": {"bits": 4}}, "RankTooLarge"),
+        ({"type": "Full", "freeze": {"layers": "7"}}, "NoSuchParameter"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_of_what_does_not_fit_the_method_is_checked_all_the_same(
+    method: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_models.make("bert", to=tmp_path / "base")
+    order, storage = order_and_storage(tmp_path)
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    with pytest.raises(StageError) as refused:
+        rehearse(replace(order, method=MethodOrder.model_validate(method)), base_folder=base, storage=storage)
+    assert (refused.value.reason, refused.value.exit_code) == (reason, ExitCode.BAD_CONFIGURATION)
+
+
 def _without_template(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.trainer.small_run import LORA, SmallRun, SmallRuns
+from safetensors.torch import load_file
+from tests.trainer.small_run import LORA, METHODS, SmallRun, SmallRuns
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -69,6 +70,22 @@ def test_an_adapter_is_trained_under_each_strategy(strategy: str, runs: SmallRun
     two = pair.train(pair.order(runs.prepared, method=lora, strategy=strategy))
     assert two["trainableParameters"] == one["trainableParameters"]
     assert two["validationLoss"] == pytest.approx(one["validationLoss"], rel=SAME)
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [("DoRA", "DeepSpeedZeRO3"), ("IA3", "DeepSpeedZeRO3"), ("QLoRA-4", "FSDP2"), ("QLoRA-8", "DDP")],
+)
+def test_what_other_methods_train_beside_weights_that_are_shared_out(name: str, strategy: str, runs: SmallRuns) -> None:
+    """DoRA asks for its layers' weights, and factors are in no layer of their own. Small weights are shared out too."""
+    method = METHODS[name] | ({"lora": LORA["lora"] | {"dropout": 0.0}} if "lora" in METHODS[name] else {})
+    settings: dict[str, Any] = {"overrides": {"maxSteps": 6}}
+    single, pair = runs.new(f"{name}-alone", **settings), runs.new(f"{name}-{strategy}", processes=2, **settings)
+    own = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if strategy == "DeepSpeedZeRO3" else None
+    single.train(single.order(runs.prepared, method=method))
+    pair.train(pair.order(runs.prepared, method=method, strategy=strategy, deepspeed=own))
+    one, two = (load_file(run.folder / "model" / "adapter_model.safetensors") for run in (single, pair))
+    torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("strategy", ["FSDP2", "DeepSpeedZeRO2", "DeepSpeedZeRO3"])

@@ -122,6 +122,21 @@ def test_an_adapters_base_is_in_half_precision_but_under_zero() -> None:
     assert memory_of(adapter, "DeepSpeedZeRO2").weights == 4 * P + 2 * P + (4 + 2) * 41_943_040
 
 
+def test_a_quantised_base_is_what_its_bits_are() -> None:
+    four, eight = (
+        MethodOrder.model_validate({"type": "QLoRA", "lora": {"rank": 16}, "quantisation": {"bits": bits}})
+        for bits in (4, 8)
+    )
+    outside, adapter = 2 * 2 * EMBEDDING, (4 + 2) * 41_943_040
+    assert memory_of(training(method=four), "DDP").weights == pytest.approx(0.516 * 32 * BLOCK + outside + adapter)
+    assert memory_of(training(method=eight), "DDP").weights == pytest.approx(32 * BLOCK + outside + adapter)
+    spread = memory_of(training(method=four, processes_per_node=8), "FSDP2")
+    assert spread.total - spread.context == pytest.approx(0.516 * 32 * BLOCK + outside + 4 * 41_943_040), "read whole"
+    several = {"gpu_memory": 6 * GIB, "processes_per_node": 8}
+    assert chosen(method=eight, **several)[0] == "DDP", "FSDP2 cannot spread it"
+    assert chosen(method=four, **several)[0] == "FSDP2", "and nothing waits in the host's memory"
+
+
 def test_activations_and_logits_go_by_tokens() -> None:
     found = memory_of(training(tokens=2048, rows=4), "DDP")
     assert found.activations == 4 * 2048 * 32 * (26 * 4096 + 8 * 4096 + 8 * 14336)

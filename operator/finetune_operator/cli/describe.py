@@ -65,8 +65,7 @@ def describe_job(job: FineTuneJob, *, events: list[Manifest], now: datetime) -> 
                 "Message": status.message or "",
                 **sections.next_(status.next, now=now),
                 "Model": f"{spec.model.uri} ({spec.model.task})",
-                "Method": spec.method.type
-                + (f" of rank {spec.method.lora.rank}" if spec.method.lora is not None else ""),
+                "Method": words.method(spec.method.to_dict()),
                 "Strategy": words.sharing(status),
                 "Data": ", ".join(f"{source.name} ({source.uri})" for source in spec.data.sources),
                 "Artifacts": spec.artifacts.uri,
@@ -117,7 +116,7 @@ def describe_version(version: ModelVersion, *, now: datetime) -> str:
         "Base": spec.base.uri + (f" at {spec.base.revision}" if spec.base.revision else ""),
         "Licence": spec.base.licence or "unknown",
         "Task": spec.task,
-        "Method": str(spec.method.get("type", "")),
+        "Method": words.method(spec.method),
         "Data": f"{spec.data.digest} (train {rows.train}, validation {rows.validation}, test {rows.test})",
         "Made by": f"job {spec.lineage.job.name}{parent}",
         "Report": spec.evaluation.report or "",

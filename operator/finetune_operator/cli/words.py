@@ -39,6 +39,16 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def method(order: Mapping[str, Any]) -> str:
+    """QLoRA of rank 16, the base in 4 bits. `order`: a spec's `method`, or one as it was resolved."""
+    rank, bits = (order.get("lora") or {}).get("rank"), (order.get("quantisation") or {}).get("bits")
+    return (
+        str(order.get("type", ""))
+        + (f" of rank {rank}" if rank else "")
+        + (f", the base in {bits} bits" if bits else "")
+    )
+
+
 def stage_result(result: Mapping[str, Any] | None) -> str:
     """What a complete stage came to, in one line; "" where that is not known."""
     try:

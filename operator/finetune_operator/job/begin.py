@@ -7,6 +7,7 @@ from datetime import datetime
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobSpec, FineTuneJobStatus, StageStatus
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
+from finetune_api.tasks import METHODS
 from finetune_operator.attempts.evaluation import baseline_order, parent_order
 from finetune_operator.core.reasons import Reason
 from finetune_operator.core.times import after, whole_second
@@ -96,7 +97,7 @@ def _named(claim: ObservedClaim, spec: FineTuneJobSpec) -> str:
 
 
 def _task_refusal(observed: Observed) -> Refusal | None:
-    """What the job names must be for its task."""
+    """What the job names must be for its task, and its endpoint able to serve what it makes."""
     task = observed.job.spec.model.task
     named: tuple[tuple[Reason, str, ModelEndpoint | ModelVersion | None], ...] = (
         (Reason.ENDPOINT_MISMATCH, "spec.endpointRef", observed.endpoint),
@@ -107,6 +108,12 @@ def _task_refusal(observed: Observed) -> Refusal | None:
         if found is not None and found.spec.task != task:
             what = f"{field}: {found.kind} {found.metadata.name} is for task {found.spec.task}, this job for {task}"
             return Refusal(reason=reason, message=f"{what}; name one of the same task")
+    method, endpoint = observed.job.spec.method.type, observed.endpoint
+    if endpoint is not None and endpoint.spec.serving.runtime == "VLLM" and not METHODS[method].vllm:
+        what = f"spec.method.type: vLLM, by which {endpoint.kind} {endpoint.metadata.name} serves, knows no {method}"
+        return Refusal(
+            reason=Reason.ENDPOINT_MISMATCH, message=f"{what}; use LoRA, or serving.runtime: Transformers there"
+        )
     return None
 
 

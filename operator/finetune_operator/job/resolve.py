@@ -13,7 +13,9 @@ from finetune_api.finetunejob import (
     FineTuneJob,
     FineTuneJobSpec,
     LoRA,
+    Method,
     Offload,
+    Quantisation,
     Source,
     Split,
     Training,
@@ -67,7 +69,6 @@ def unsupported(spec: FineTuneJobSpec) -> str | None:
     The CRD of this version refuses the same; with a newer CRD installed first, the job waits for the newer operator.
     """
     wishes = {
-        f"spec.method.type: {spec.method.type}": spec.method.type not in METHODS,
         "spec.artifacts.policy: Delete": spec.artifacts.policy == "Delete",
     }
     return next((wish for wish, wished in wishes.items() if wished), None)
@@ -113,7 +114,7 @@ def resolve(
         evaluation_dataset=Source(name="evaluation", uri=dataset.uri, format=dataset.format or "Auto", weight=1.0)
         if dataset
         else None,
-        method=MethodOrder(type=spec.method.type, lora=_lora(spec.method.lora), freeze=spec.method.freeze),
+        method=_method(spec.method),
         optimisation=_optimisation(spec),
         checkpoint=_checkpoint(spec),
         nodes=_nodes(spec),
@@ -175,6 +176,16 @@ def _salt(job: FineTuneJob) -> str:
     """All runs of an endpoint must agree on who is held out; without an endpoint, all runs of the namespace do."""
     endpoint = job.spec.endpoint_ref.name if job.spec.endpoint_ref else ""
     return f"{job.metadata.namespace}/{endpoint}"
+
+
+def _method(method: Method) -> MethodOrder:
+    quantises = METHODS[method.type].quantises
+    return MethodOrder(
+        type=method.type,
+        lora=_lora(method.lora),
+        quantisation=method.quantisation or (Quantisation(bits=4) if quantises else None),
+        freeze=method.freeze,
+    )
 
 
 def _lora(lora: LoRA | None) -> LoRA | None:

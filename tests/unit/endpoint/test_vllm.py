@@ -60,8 +60,9 @@ def test_on_cpus_one_process_has_the_whole_model_and_a_quarter_of_the_memory_for
 
 
 @pytest.mark.parametrize(("rank", "accepted"), [(1, 1), (4, 8), (16, 16), (17, 32), (300, 320), (512, 512)])
-def test_the_next_rank_that_vllm_accepts(rank: int, accepted: int) -> None:
-    spec = version(method={"type": "LoRA", "lora": {"rank": rank}})
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+def test_the_next_rank_that_vllm_accepts(method: str, rank: int, accepted: int) -> None:
+    spec = version(method={"type": method, "lora": {"rank": rank}})
     assert arguments(spec).endswith(f"--max-lora-rank {accepted}")
 
 
@@ -70,7 +71,8 @@ def test_the_next_rank_that_vllm_accepts(rank: int, accepted: int) -> None:
     [
         (version(task="SequenceClassification"), "runtime FastAPI"),
         (version(method={"type": "LoRA", "lora": {"rank": 513}}), "up to rank 512"),
-        (version(method={"type": "IA3"}), "made by IA3 without a rank"),
+        (version(method={"type": "IA3"}), "made by IA3"),
+        (version(method={"type": "DoRA", "lora": {"rank": 8}}), "made by DoRA"),
     ],
 )
 def test_what_vllm_cannot_serve(spec: ModelVersionSpec, named: str) -> None:

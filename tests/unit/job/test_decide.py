@@ -19,8 +19,10 @@ from tests.conformance.objects import (
     prepare_result,
     train_result,
 )
+from tests.simulation.endpoint_world import endpoint_manifest
 
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus, StageStatus, TrainerStatus
+from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.attempts.observed import Attempt, ChildJob
 from finetune_operator.attempts.pods import Ended, PodState
@@ -224,6 +226,18 @@ def test_a_baseline_of_another_task_is_refused() -> None:
     )
     status = written(decide(observed(run, baseline=version)))
     assert ready(status) == ("False", "BaselineMismatch")
+
+
+def test_a_method_that_the_endpoints_runtime_does_not_serve_is_refused_before_it_is_trained() -> None:
+    manifest = endpoint_manifest()
+    manifest["spec"] |= {"task": "Chat", "serving": {"runtime": "VLLM", "gpus": 1}}
+    named = {"endpointRef": {"name": manifest["metadata"]["name"]}}
+    dora = job(method={"type": "DoRA"}, **named)
+    status = written(decide(observed(dora, endpoint=ModelEndpoint.from_object(manifest))))
+    assert (status.phase, ready(status)) == ("Failed", ("False", "EndpointMismatch"))
+    assert "spec.method.type: vLLM, by which ModelEndpoint" in (status.message or "")
+    qlora = job(method={"type": "QLoRA"}, **named)
+    assert written(decide(observed(qlora, endpoint=ModelEndpoint.from_object(manifest)))).plan is not None
 
 
 def test_the_baseline_is_pinned_in_the_plan() -> None:

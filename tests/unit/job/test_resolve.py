@@ -53,7 +53,17 @@ def test_batches_are_shared_evenly(changes: dict[str, Any], batch: int, micro: i
 def test_the_method_decides_the_learning_rate() -> None:
     assert plan_of(job()).optimisation.learning_rate == 2e-4
     assert plan_of(job(method={"type": "Full", "lora": None})).optimisation.learning_rate == 2e-5
+    assert plan_of(job(method={"type": "IA3", "lora": None})).optimisation.learning_rate == 2e-3
     assert plan_of(job(training={"learningRate": 0.01})).optimisation.learning_rate == 0.01
+
+
+def test_qlora_keeps_the_base_in_four_bits_unless_it_is_told_otherwise() -> None:
+    bits = [
+        plan_of(job(method={"type": "QLoRA", **more})).method.quantisation
+        for more in ({}, {"quantisation": {"bits": 8}})
+    ]
+    assert [each and each.bits for each in bits] == [4, 8]
+    assert plan_of(job()).method.quantisation is None
 
 
 def test_zero_is_not_the_absence_of_a_value() -> None:

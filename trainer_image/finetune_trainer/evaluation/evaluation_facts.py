@@ -135,6 +135,8 @@ def _training_facts(trained: TrainResult) -> dict[str, Fact]:
         "trained parameters": trained.trainable_parameters,
         "all parameters": trained.total_parameters,
     }
+    if trained.base_bits is not None:
+        facts["base while it was trained on"] = f"{trained.base_bits} bits (what is compared here is not quantised)"
     if trained.rolled_back_to:
         facts["went back to step, with half the learning rate"] = ", ".join(map(str, trained.rolled_back_to))
     return facts if trained.resumed_from_step is None else facts | {"resumed from step": trained.resumed_from_step}

@@ -18,9 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+import torch
+
 from finetune_api.run import ModelOrder
 from finetune_api.shared_fields import ResolvedModel, Task
-from finetune_trainer.models import gguf_conversion, licence, limits, model_files
+from finetune_trainer.models import gguf_conversion, licence, limits, model_files, quantisation
 from finetune_trainer.models.model_files import ModelFile
 from finetune_trainer.process.errors import StageError, bad_configuration, not_found
 from finetune_trainer.store import complete, hub
@@ -116,8 +118,6 @@ class LoadedBase:
 
 def precision_here(asked: Literal["Auto", "FP32", "BF16"]) -> Literal["FP32", "BF16"]:
     """What this machine computes in, to evaluate and to serve. Auto: BF16 on a GPU that has it, else FP32."""
-    import torch
-
     if asked == "Auto":
         return "BF16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "FP32"
     return asked
@@ -128,8 +128,16 @@ def load_model(folder: Path, *, task: Task, dtype: DType, labels: Sequence[str] 
     return load_base(folder, task=task, dtype=dtype, labels=labels).model
 
 
-def load_base(folder: Path, *, task: Task, dtype: DType, labels: Sequence[str] | None = None) -> LoadedBase:
-    """The model in `dtype` on the CPU, in evaluation mode.
+def load_base(
+    folder: Path,
+    *,
+    task: Task,
+    dtype: DType,
+    labels: Sequence[str] | None = None,
+    bits: quantisation.Bits | None = None,
+    device: torch.device | str = "cpu",
+) -> LoadedBase:
+    """The model in `dtype` on the CPU, in evaluation mode; with `bits` quantised, on `device`.
 
     `labels` are a classifier's classes in the order of the outputs; its head is drawn from torch's generator where the
     base has none of that size, so seed it first. Raises StageError (78) when the folder lacks weights that the model
@@ -146,12 +154,32 @@ def load_base(folder: Path, *, task: Task, dtype: DType, labels: Sequence[str] |
         "output_loading_info": True,
     }
     options |= order.options(labels or ()) | limits.usable_padding(folder)
+    if bits is not None:
+        kept = _head(folder, task=task) if order.own_head else None
+        options |= quantisation.options(bits, dtype=dtype, device=device, kept=kept)
     with model_files.read_by_libraries(f"files for task {task}"):
         model, report = getattr(transformers, order.loader).from_pretrained(str(folder), **options)
+    if bits is not None:
+        quantisation.check(model)
     _check_nothing_missing(model, report, own_head=order.own_head)
     if order.own_head:
         limits.set_padding(model, load_tokenizer(folder))
     return LoadedBase(model=model.eval(), untrained=frozenset(_missing(report)))
+
+
+def skeleton(folder: Path, *, task: Task) -> Any:
+    """The model's layers without their weights. Raises whatever an architecture's code does that needs those."""
+    import transformers
+
+    with torch.device("meta"):
+        return getattr(transformers, task_of(task).loader).from_config(model_files.configuration(folder))
+
+
+def _head(folder: Path, *, task: Task) -> list[str]:
+    """The modules that a base may lack: random numbers that training is to change."""
+    model = skeleton(folder, task=task)
+    body = model.base_model_prefix
+    return [*(name for name, _ in model.named_children() if name != body), f"{body}.pooler"]
 
 
 # -- where it comes from ----------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The trained model as an artifact: saved, then loaded again by a process that knows nothing but the files, where every
 trained tensor must be the same bit for bit.
 
-model/   LoRA: adapter_model.safetensors, adapter_config.json. Full: model.safetensors, config.json.
+model/   Full: model.safetensors, config.json. Others: adapter_model.safetensors, adapter_config.json.
          Both: the tokenizer, held-out prompts (probes.jsonl), COMPLETE.
 """
 
@@ -25,6 +25,7 @@ from finetune_api.results import ExitCode
 from finetune_api.shared_fields import Artifact, ResolvedModel, Task
 from finetune_trainer.models import base_model
 from finetune_trainer.models.base_model import DType
+from finetune_trainer.models.quantisation import Bits
 from finetune_trainer.process.errors import StageError, bad_configuration, not_found
 from finetune_trainer.store.complete import Complete
 from finetune_trainer.store.storage import Storage
@@ -57,12 +58,26 @@ class SavedFolder:
     format: Format
     task: Task
     labels: Sequence[str] | None
+    bits: Bits | None = None
+    """Of the base while it was trained on."""
 
     def load(self, *, dtype: DType = "float32") -> Any:
-        """The model."""
-        base = Path(self.base) if self.format == "Adapter" else None
+        """The model, as it is evaluated and served."""
+        return self._load(dtype=dtype, bits=None)
+
+    def load_as_trained(self) -> Any:
+        """The model on a base like the one that it was trained on."""
+        return self._load(dtype="float32", bits=self.bits)
+
+    def _load(self, *, dtype: DType, bits: Bits | None) -> Any:
         return load_folder(
-            Path(self.folder), base=base, format=self.format, task=self.task, labels=self.labels, dtype=dtype
+            Path(self.folder),
+            base=Path(self.base) if self.format == "Adapter" else None,
+            format=self.format,
+            task=self.task,
+            labels=self.labels,
+            dtype=dtype,
+            bits=bits,
         )
 
 
@@ -120,18 +135,25 @@ def _recorded(artifact: Artifact, copy: tuple[Path, Complete] | None) -> Path:
 
 
 def load_folder(
-    folder: Path, *, base: Path | None, format: Format, task: Task, labels: Sequence[str] | None, dtype: DType
+    folder: Path,
+    *,
+    base: Path | None,
+    format: Format,
+    task: Task,
+    labels: Sequence[str] | None,
+    dtype: DType,
+    bits: Bits | None = None,
 ) -> Any:
     """A saved model from a local folder, on the base model's folder where it is an adapter."""
     if format != "Adapter":
         return base_model.load_model(folder, task=task, dtype=dtype, labels=labels)
-    from peft import PeftModel
+    from finetune_trainer.models.adapter_library import peft
 
     if base is None:
         raise bad_configuration("BadRunFile", "an adapter cannot be loaded without its base model")
     torch.manual_seed(0)  # a classifier's head is part of the adapter; the base's own is replaced by it
-    plain = base_model.load_model(base, task=task, dtype=dtype, labels=labels)
-    return PeftModel.from_pretrained(plain, str(folder), local_files_only=True).eval()
+    loaded = base_model.load_base(base, task=task, dtype=dtype, labels=labels, bits=bits).model
+    return peft.PeftModel.from_pretrained(loaded, str(folder), local_files_only=True).eval()
 
 
 def save(
@@ -149,6 +171,7 @@ def save(
     extra: dict[str, Any],
     companions: Mapping[str, str] = MappingProxyType({}),
     state: Mapping[str, torch.Tensor] | None = None,
+    bits: Bits | None = None,
 ) -> Artifact:
     """Save a trained model, verify it, and only then publish it. `companions`: more files, name -> text. `state`: its
     whole state dict, where its own tensors are spread over processes.
@@ -165,6 +188,7 @@ def save(
             task=task,
             labels=labels,
             state=state,
+            bits=bits,
         )
         for name, text in companions.items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -184,13 +208,14 @@ def write(
     task: Task,
     labels: Sequence[str] | None,
     state: Mapping[str, torch.Tensor] | None = None,
+    bits: Bits | None = None,
 ) -> SavedFolder:
-    """Write model and tokenizer into a folder. `format` is how the model's method is saved."""
+    """Write model and tokenizer into a folder. `format` is how the model's method is saved, `bits` its base's."""
     own = {"save_embedding_layers": False} if format == "Adapter" else {}  # PEFT would ask the hub whether they grew
     model.save_pretrained(str(folder), state_dict=None if state is None else dict(state), **own)
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card names paths of this container
-    return SavedFolder(folder=str(folder), base=str(base_folder), format=format, task=task, labels=labels)
+    return SavedFolder(folder=str(folder), base=str(base_folder), format=format, task=task, labels=labels, bits=bits)
 
 
 def verify(
@@ -265,12 +290,15 @@ def probe(
 
 
 def in_this_process(saved: SavedFolder, names: Sequence[str], asked: Probe) -> LoadedAgain:
-    """Load the files and ask the probe."""
+    """Load the files as they will be served, and ask the probe, which was answered on the base as trained on."""
     model = saved.load()
     base_model.load_tokenizer(Path(saved.folder))
     found = dict(model.named_parameters())
-    held = {name: found[name] for name in names if name in found}
-    return LoadedAgain(tensors=digests(held), logits=probe(model, example=asked.example, task=saved.task).logits)
+    held = digests({name: found[name] for name in names if name in found})
+    if saved.bits is not None:
+        del model, found
+        model = saved.load_as_trained()
+    return LoadedAgain(tensors=held, logits=probe(model, example=asked.example, task=saved.task).logits)
 
 
 def in_fresh_process(saved: SavedFolder, names: Sequence[str], asked: Probe) -> LoadedAgain:

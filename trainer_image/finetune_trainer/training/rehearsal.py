@@ -31,6 +31,7 @@ from finetune_api.shared_fields import ResolvedModel
 from finetune_trainer.models import base_model, model_files, saved_model
 from finetune_trainer.models.limits import padding_of
 from finetune_trainer.models.model_files import vocabulary_of
+from finetune_trainer.models.quantisation import Bits
 from finetune_trainer.process import memory
 from finetune_trainer.process.errors import StageError, bad_configuration
 from finetune_trainer.process.packages import versions
@@ -47,7 +48,7 @@ from finetune_trainer.training.methods.choose import method_of, trainable_parame
 
 log = logging.getLogger(__name__)
 
-_VERSION = 4
+_VERSION = 5
 _PACKAGES = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 _SAME = 1e-3
 """Logits that differ by less than this share of their spread are the same. Rounding gives 1e-6 in random models and
@@ -108,7 +109,7 @@ class Rehearsal:
             "method": self.method.to_dict(),
             "packing": self.packing,
             "labels": None if self.labels is None else len(self.labels),
-            "packages": versions(_PACKAGES),
+            "packages": versions((*_PACKAGES, *(("bitsandbytes",) if self.method.quantisation else ()))),
         }
         return "sha256:" + hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
@@ -137,6 +138,7 @@ def rehearse(order: Rehearsal | None, *, base_folder: Path, storage: Storage) ->
             _check_tokenizer(order, base_folder=base_folder, folder=staging / "model")
             if needed > free // 2:
                 log.warning("the model is not tried here: %d MB would be needed, %d are free", needed >> 20, free >> 20)
+                _check_layers(order, base_folder=base_folder)
                 return
             _try(order, base_folder=base_folder, folder=staging / "model")
         except (StageError, OSError, MemoryError, torch.OutOfMemoryError):
@@ -152,18 +154,36 @@ def rehearse(order: Rehearsal | None, *, base_folder: Path, storage: Storage) ->
     log.info("tried in %.1f s: the model can be trained, saved, loaded again and served", time.monotonic() - began)
 
 
+def _check_layers(order: Rehearsal, *, base_folder: Path) -> None:
+    """What can be said of the method without the weights: whether it names layers, and they are large enough."""
+    task = task_of(order.model.task)
+    try:
+        model = base_model.skeleton(base_folder, task=task.name)
+    except Exception:
+        log.warning("nor are its layers: they cannot be made without weights")
+        return
+    base = base_model.LoadedBase(model=model, untrained=frozenset())
+    method_of(order.method).applied(base, task=task, base_uri=order.base.uri)
+
+
 def _try(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
     task = task_of(order.model.task)
     torch.manual_seed(0)
-    base = base_model.load_base(base_folder, task=task.name, dtype="float32", labels=order.labels)
-    tokenizer = base_model.load_tokenizer(base_folder)
-    pad_id = padding_of(base.model)
-    examples = _examples(base.model, tokenizer, pad_id=pad_id, task=task)
-    method = method_of(order.method)
-    model = method.applied(base, task=task, base_uri=order.base.uri).eval()
+    method, tokenizer = method_of(order.method), base_model.load_tokenizer(base_folder)
+
+    def begun(bits: Bits | None) -> Any:
+        base = base_model.load_base(base_folder, task=task.name, dtype="float32", labels=order.labels, bits=bits)
+        return method.applied(base, task=task, base_uri=order.base.uri).eval()
+
+    model = begun(None)
+    pad_id = padding_of(model)
+    examples = _examples(model, tokenizer, pad_id=pad_id, task=task)
     _check_padding(model, examples, task=task, pad_id=pad_id, uri=order.base.uri)
     if order.packing:
         _check_packing(model, examples, task=task, uri=order.base.uri)
+    if method.bits is not None:
+        del model
+        model = begun(method.bits)
     with torch.no_grad():
         for parameter in trainable_parameters(model).values():
             # An adapter begins as nothing, which would be equal to one that was not loaded at all.
@@ -177,13 +197,16 @@ def _try(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
         format=method.saved_as,
         task=task.name,
         labels=order.labels,
+        bits=method.bits,
     )
     try:
         saved_model.verify(model, saved=saved, probe=probe, load_again=saved_model.in_this_process)
-        del model, base
-        served = merged(saved.load())
+        del model
+        served = saved.load()
+        unmerged = saved_model.probe(served, example=examples[0], task=task.name).logits
+        served = merged(served)
         found = saved_model.probe(served, example=examples[0], task=task.name).logits
-        saved_model.check_same(probe.logits, found, what="with its adapter merged it answers differently")
+        saved_model.check_same(unmerged, found, what="with its adapter merged it answers differently")
     except StageError as error:
         raise _cannot(order.base.uri, f"could not be saved and loaded again after training: {error.message}") from error
     if task.generates:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from finetune_api.accelerators import peak_of
+from finetune_trainer.models.quantisation import numel
 from finetune_trainer.tasks.adapters import plain
 
 
@@ -36,7 +37,7 @@ class Size:
     def of(cls, model: Any) -> Size:
         """As it is to be trained."""
         config = plain(model).config
-        total = sum(parameter.numel() for parameter in model.parameters())
+        total = sum(numel(parameter) for parameter in model.parameters())
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         embedding = int(getattr(config, "vocab_size", 0)) * int(getattr(config, "hidden_size", 0))
         matrices = total - (0 if getattr(config, "tie_word_embeddings", False) else embedding)

@@ -280,6 +280,8 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, s
         task=task.name,
         dtype="bfloat16" if bf16 and method.frozen_base and parallel.half_base else "float32",
         labels=labels,
+        bits=method.bits,
+        device=gang.device,
     )
     model = method.applied(base, task=task, base_uri=run.base.uri)
     model.train()
@@ -463,7 +465,8 @@ def _save(
         rolled_back_to=state.roll_backs or None,
         trainable_parameters=setup.size.trainable,
         total_parameters=setup.size.total,
-        packages=versions(_PACKAGES),
+        base_bits=setup.method.bits,
+        packages=versions((*_PACKAGES, *(("bitsandbytes",) if setup.method.bits else ()))),
     )
     example, device = setup.examples[0], setup.gang.device
     probe = saved_model.probe(model, example=example, task=setup.run.model.task, ask=setup.prepared, device=device)
@@ -484,6 +487,7 @@ def _save(
             extra={"result": result.to_dict()},
             companions={held_out_probes.FILE_NAME: _probes(setup)},
             state=whole,
+            bits=setup.method.bits,
         )
         return artifact.to_dict()
 

@@ -11,7 +11,7 @@ import json
 
 from finetune_api.modelversion import ModelVersionSpec
 from finetune_api.run import CHAT_TEMPLATE_OPTIONS, GENERATION_FOLDER, MIDDLEWARE
-from finetune_api.tasks import TASKS
+from finetune_api.tasks import METHODS, TASKS
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank accepts: MaxLoRARanks in vllm/config/lora.py."""
@@ -74,12 +74,11 @@ def vllm_arguments(
 
 def _rank_for(version: ModelVersionSpec) -> int:
     """The smallest rank that vLLM accepts and the adapter fits into."""
-    lora = version.method.get("lora") or {}
+    lora, kind = version.method.get("lora") or {}, version.method.get("type")
     rank = lora.get("rank")
-    if not isinstance(rank, int):
+    if not isinstance(rank, int) or any(name == kind and not each.vllm for name, each in METHODS.items()):
         raise NotServableError(
-            f"runtime VLLM serves LoRA adapters; this one was made by {version.method.get('type')} without a rank:"
-            " use serving.runtime Transformers"
+            f"runtime VLLM serves LoRA adapters; this one was made by {kind}: use serving.runtime Transformers"
         )
     accepted = next((each for each in _RANKS if each >= rank), None)
     if accepted is None:

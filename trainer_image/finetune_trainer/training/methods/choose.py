@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
 from finetune_api.run import MethodOrder
 from finetune_trainer.models.base_model import LoadedBase
+from finetune_trainer.models.quantisation import Bits
 from finetune_trainer.models.saved_model import Format
-from finetune_trainer.process.errors import bad_configuration
 from finetune_trainer.tasks.task import Task
 from finetune_trainer.training.methods.full import Full
+from finetune_trainer.training.methods.ia3 import Factors
 from finetune_trainer.training.methods.lora import LowRank
 
 
@@ -24,17 +26,25 @@ class Method(Protocol):
     frozen_base: ClassVar[bool]
     """Whether the base's own weights stay as they are, so that half of the precision will do for them."""
 
+    @property
+    def bits(self) -> Bits | None:
+        """To how many bits the base is quantised while it is trained on; None: it is not."""
+
     def applied(self, base: LoadedBase, *, task: Task, base_uri: str) -> Any:
         """The model, in which what is to be trained asks for gradients. Raises StageError (78)."""
 
 
-_METHODS: Mapping[str, Callable[[MethodOrder], Method]] = {"Full": Full, "LoRA": LowRank}
+_METHODS: Mapping[str, Callable[[MethodOrder], Method]] = {
+    "Full": Full,
+    "LoRA": LowRank,
+    "QLoRA": LowRank,
+    "DoRA": partial(LowRank, directions_alone=True),
+    "IA3": Factors,
+}
 
 
 def method_of(order: MethodOrder) -> Method:
-    """The method that an order names. Raises StageError (78) for one that is not there."""
-    if order.type not in _METHODS:
-        raise bad_configuration("NotSupported", f"method.type: {order.type} is not supported yet")
+    """The method that an order names. Raises StageError (78) for one that lacks its settings."""
     return _METHODS[order.type](order)
 
 

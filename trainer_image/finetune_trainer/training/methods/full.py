@@ -22,6 +22,7 @@ class Full:
 
     saved_as: ClassVar[Format] = "Full"
     frozen_base: ClassVar[bool] = False
+    bits: ClassVar[None] = None
 
     def __init__(self, order: MethodOrder) -> None:
         self._freeze = order.freeze

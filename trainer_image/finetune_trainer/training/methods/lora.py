@@ -1,64 +1,71 @@
-"""Method LoRA: small matrices beside the base's own, which stay as they are."""
+"""Methods LoRA, QLoRA and DoRA: small matrices beside the base's own, which stay as they are."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import logging
+from typing import Any
 
 from finetune_api.run import MethodOrder
 from finetune_trainer.models.base_model import LoadedBase
-from finetune_trainer.models.saved_model import Format
 from finetune_trainer.process.errors import bad_configuration
 from finetune_trainer.tasks.task import Task
+from finetune_trainer.training.methods.adapter import Adapter
+
+log = logging.getLogger(__name__)
 
 
-class LowRank:
-    """An adapter is trained and saved, with what the base lacks."""
+class LowRank(Adapter):
+    """Of each layer the change is the product of two matrices (Hu et al. 2021); QLoRA: beside a quantised one."""
 
-    saved_as: ClassVar[Format] = "Adapter"
-    frozen_base: ClassVar[bool] = True
-
-    def __init__(self, order: MethodOrder) -> None:
+    def __init__(self, order: MethodOrder, *, directions_alone: bool = False) -> None:
+        """`directions_alone`: lengths of the weights are trained apart (DoRA). Raises StageError (78)."""
         if order.lora is None:
-            raise bad_configuration("BadRunFile", "method LoRA without its settings")
+            raise bad_configuration("BadRunFile", f"method {order.type} without its settings")
         self._order = order.lora
+        self._directions_alone = directions_alone
+        self.bits = order.quantisation.bits if order.quantisation else None
 
     def applied(self, base: LoadedBase, *, task: Task, base_uri: str) -> Any:
         """The base with adapters inside."""
-        from peft import LoraConfig, get_peft_model
-
         order = self._order
         targets = order.target_modules or ["all-linear"]
-        config = LoraConfig(
-            r=order.rank,
-            lora_alpha=order.alpha or 2 * order.rank,  # type: ignore[arg-type]  # any number will do
-            lora_dropout=order.dropout or 0.0,
-            target_modules="all-linear" if targets == ["all-linear"] else targets,
-            task_type=task.adapter_type,
-            # Whoever loads the base again draws other random numbers for these: they belong to the adapter.
-            modules_to_save=_modules_of(base) or None,
+        everywhere = targets == ["all-linear"]
+        settings: dict[str, Any] = {
+            "r": order.rank,
+            "lora_alpha": order.alpha or 2 * order.rank,
+            "lora_dropout": order.dropout or 0.0,
+            "use_dora": self._directions_alone,
+            "target_modules": "all-linear" if everywhere else targets,
+        }
+        adapted = self._adapted(
+            base,
+            config="LoraConfig",
+            settings=settings,
+            task=task,
+            base_uri=base_uri,
+            field="lora.targetModules",
         )
-        try:
-            adapted = get_peft_model(base.model, config)
-        except ValueError as error:
-            raise bad_configuration("NoSuchModule", f"method.lora.targetModules: {error}") from error
-        config.base_model_name_or_path = base_uri  # not a path of this container
+        _check_rank(adapted, rank=order.rank, named=not everywhere)
         return adapted
 
 
-def _modules_of(base: LoadedBase) -> list[str]:
-    """The largest modules that have untrained parameters only, by name."""
-    found = set()
-    for name in base.untrained:
-        module = name.rpartition(".")[0]
-        parent = module.rpartition(".")[0]
-        while parent and all(
-            f"{parent}.{inner}" in base.untrained for inner, _ in base.model.get_submodule(parent).named_parameters()
-        ):
-            module, parent = parent, parent.rpartition(".")[0]
-        if not module:
-            raise bad_configuration(
-                "UnsupportedMethod",
-                f"method.type: LoRA: the base model lacks the parameter {name}, which an adapter cannot hold; use Full",
-            )
-        found.add(module)
-    return sorted(found)
+def _check_rank(adapted: Any, *, rank: int, named: bool) -> None:
+    """A layer of m x n numbers has at most min(m, n) directions: more change nothing and take memory. Some layers of
+    some models have one; where the user did not name them, they are only told of.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    sizes: dict[str, tuple[int, int]] = {
+        name: (layer.in_features, layer.out_features)  # type: ignore[misc]  # numbers, once it is made
+        for name, layer in adapted.base_model.model.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    smallest = min(sizes, key=lambda name: min(sizes[name]))
+    room, most = min(sizes[smallest]), max(min(size) for size in sizes.values())
+    if rank <= room:
+        return
+    what = f"{rank} is more than the layer {smallest} ({' x '.join(map(str, sizes[smallest]))}) has room for"
+    if named or rank > most:
+        way = f"set it to {room if named else most} or less" + (", or leave that layer out" if rank <= most else "")
+        raise bad_configuration("RankTooLarge", f"method.lora.rank: {what}; {way}")
+    log.warning("method.lora.rank: %s; it is trained all the same", what)
