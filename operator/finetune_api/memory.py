@@ -44,8 +44,8 @@ _SPREAD: dict[UsedStrategy, tuple[bool, bool, bool]] = {
 """Whether weights, gradients and moments are spread over the processes."""
 _QUANTISED = {4: 0.516, 8: 1.0}
 """Bytes of a parameter by bits: of 4 with a number of 8 for each 64 of them, and one of 32 for each 256 of those."""
-_BUCKET = 500_000_000
-"""Elements that DeepSpeed exchanges at once."""
+DEEPSPEED_BUCKET = 500_000_000
+"""Elements that DeepSpeed exchanges at once, at most: its own default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def memory_of(training: Training, strategy: UsedStrategy, *, offload: OffloadOrd
     if strategy == "FSDP2":
         live, arriving = turn, turn if full else 0.0
     elif zero:
-        live, arriving = float(min(shape.parameters, 2 * _BUCKET)), float(min(trained, _BUCKET))
+        live, arriving = float(min(shape.parameters, 2 * DEEPSPEED_BUCKET)), float(min(trained, DEEPSPEED_BUCKET))
     else:
         live, arriving = 0.0, float(shape.largest if full else 0)  # made before it is added to that of an earlier pass
     keeps = stored / by_weights

@@ -19,6 +19,17 @@ START = datetime(2026, 1, 5, 12, 0, 0, tzinfo=UTC)
 UID = "5a0c1e7e-1111-4222-8333-444455556666"
 CONFIG = OperatorConfig(trainer_image="ghcr.io/acme/finetune-trainer:1", instance="finetune-system")
 
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "hidden_act": "silu",
+}
+"""The config.json of a Llama of 8 billion parameters, as far as it says how large that is."""
+
 
 def digest(letter: str) -> str:
     """A sha256 that can be told from others."""

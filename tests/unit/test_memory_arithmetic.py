@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.conformance.objects import LLAMA_8B
 
 from finetune_api.accelerators import peak_of
 from finetune_api.memory import GIB, Memory, Training, choose, memory_of, problem, ways_out
@@ -16,15 +17,6 @@ from finetune_api.model_shape import ModelShape, shapes_in
 from finetune_api.run import MemoryOrder, MethodOrder, OffloadOrder
 from finetune_api.tasks import UsedStrategy
 
-LLAMA_8B = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "hidden_act": "silu",
-}
 EMBEDDING = 128256 * 4096
 BLOCK = 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336
 PARAMETERS = 2 * EMBEDDING + 32 * BLOCK

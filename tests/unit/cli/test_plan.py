@@ -15,20 +15,11 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.conformance.objects import job_manifest
+from tests.conformance.objects import LLAMA_8B, job_manifest
 from tests.patience import HANGS_S
 
 from finetune_operator.cli.__main__ import main
 
-CONFIG = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "hidden_act": "silu",
-}
 A100 = {"podTemplate": {"spec": {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}}}}
 
 
@@ -41,7 +32,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def base(folder: Path) -> Path:
     """A model's configuration and the headers of its two files, without a weight."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(LLAMA_8B))
     parts = {
         "a.safetensors": {"embed_tokens.weight": [128256, 4096]},
         "b.safetensors": {"layers.0.q.weight": [4096, 4096]},

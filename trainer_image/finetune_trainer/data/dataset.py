@@ -137,6 +137,13 @@ class Manifest:
         """
         return example.id in self._learned_ids or example.group in self._learned_groups
 
+    def groups_learned(self, examples: Iterable[Example]) -> set[str]:
+        """The groups of examples, named as there, that such a model has seen something of.
+
+        A group is named by its members, so it may have another name here: where one member was seen, all are.
+        """
+        return {example.group for example in examples if self.learned_from(example)}
+
     @cached_property
     def _learned_ids(self) -> frozenset[str]:
         return frozenset((*self.splits["train"], *self.splits["validation"], *self.before))

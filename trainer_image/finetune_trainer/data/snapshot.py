@@ -125,11 +125,8 @@ def divide(
 def without_learned(splits: Splits, *, by: Manifest, fixed_evaluation: bool) -> dict[SplitName, list[Example]]:
     """Nothing held out that the version before has learned from, nor its near-duplicates: it is learned again, or, of
     a fixed evaluation set, left out.
-
-    A group is named by its members, so it may have had another name there: where one member was seen, all go.
     """
-    everything = [example for name in SPLITS for example in splits[name]]
-    seen = {example.group for example in everything if by.learned_from(example)}
+    seen = by.groups_learned(example for name in SPLITS for example in splits[name])
     kept = {name: [each for each in splits[name] if each.group not in seen] for name in SPLITS}
     again = [
         each

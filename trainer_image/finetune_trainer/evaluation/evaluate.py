@@ -153,11 +153,8 @@ def _held_out(run: EvaluateRun, *, storage: Storage) -> HeldOut:
 
 
 def without_learned(examples: Sequence[Example], *, by: Manifest) -> list[Example]:
-    """The examples that a model trained on the snapshot `by` has not seen, nor near-duplicates of them.
-
-    A group is named by its members, so it may have had another name there: where one member was seen, all go.
-    """
-    seen = {example.group for example in examples if by.learned_from(example)}
+    """The examples that a model trained on the snapshot `by` has not seen, nor near-duplicates of them."""
+    seen = by.groups_learned(examples)
     return [example for example in examples if example.group not in seen]
 
 

@@ -186,7 +186,7 @@ def _head(folder: Path, *, task: Task) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Cached:
+class Cached:
     """A copy in the cache, and what it was made from."""
 
     uri: str
@@ -196,8 +196,8 @@ class _Cached:
 
 def _from_hub(order: ModelOrder, storage: Storage) -> ResolvedModel:
     model = hub.resolve(uri=order.uri, revision=order.revision)
-    uri, identity = _cache_entry(storage, f"hf://{model.repository}@{model.commit}")
-    cached = _read_cached(uri, identity, storage)
+    uri, identity = cache_entry(storage, f"hf://{model.repository}@{model.commit}")
+    cached = read_cached(uri, identity, storage)
     if cached is None:
         with storage.staging_folder(uri) as folder:
             hub.download(model, into=folder)
@@ -210,7 +210,7 @@ def _from_hub(order: ModelOrder, storage: Storage) -> ResolvedModel:
             digest = folder_digest(folder)
             found = _licence_of({name: (folder / name).read_text(errors="replace") for name in _licence_files(names)})
             storage.publish(folder, to=uri, input_digest=identity, extra={"digest": digest, "licence": found})
-        cached = _Cached(uri=uri, digest=digest, licence=found)
+        cached = Cached(uri=uri, digest=digest, licence=found)
     return ResolvedModel(
         uri=order.uri,
         revision=model.commit,
@@ -246,8 +246,8 @@ def in_folder(uri: str, *, storage: Storage) -> ResolvedModel:
 def _from_gguf(file_uri: str, order_uri: str, storage: Storage) -> ResolvedModel:
     with storage.open(file_uri) as stream:
         digest = "sha256:" + complete.stream_digest(stream)[1]
-    uri, identity = _cache_entry(storage, f"{gguf_conversion.CONVERSION} {digest}")
-    cached = _read_cached(uri, identity, storage)
+    uri, identity = cache_entry(storage, f"{gguf_conversion.CONVERSION} {digest}")
+    cached = read_cached(uri, identity, storage)
     if cached is None:
         log.info("converting %s to safetensors (once)", file_uri)
         with storage.local_copy(file_uri) as file, storage.staging_folder(uri) as folder:
@@ -256,7 +256,7 @@ def _from_gguf(file_uri: str, order_uri: str, storage: Storage) -> ResolvedModel
             if found is not None:
                 (folder / "README.md").write_text(f"---\nlicense: {found}\n---\n")
             storage.publish(folder, to=uri, input_digest=identity, extra={"digest": digest, "licence": found})
-        cached = _Cached(uri=uri, digest=digest, licence=found)
+        cached = Cached(uri=uri, digest=digest, licence=found)
     return ResolvedModel(uri=order_uri, digest=cached.digest, licence=cached.licence, materialized_uri=cached.uri)
 
 
@@ -277,16 +277,18 @@ def _gguf_file(uri: str, storage: Storage) -> str | None:
     return join(uri, files[0])
 
 
-def _cache_entry(storage: Storage, identity: str) -> tuple[str, str]:
+def cache_entry(storage: Storage, identity: str) -> tuple[str, str]:
+    """The URI of a copy in the cache by what it is made of, and its input digest."""
     key = hashlib.sha256(identity.encode()).hexdigest()
     return join(storage.locations.cache, "bases", key), f"sha256:{key}"
 
 
-def _read_cached(uri: str, identity: str, storage: Storage) -> _Cached | None:
+def read_cached(uri: str, identity: str, storage: Storage) -> Cached | None:
+    """The copy, where it is whole."""
     manifest = storage.read_complete(uri)
     if manifest is None or manifest.input_digest != identity:
         return None
-    return _Cached(uri=uri, digest=manifest.extra["digest"], licence=manifest.extra["licence"])
+    return Cached(uri=uri, digest=manifest.extra["digest"], licence=manifest.extra["licence"])
 
 
 # -- what is in it ----------------------------------------------------------------------------------------------------

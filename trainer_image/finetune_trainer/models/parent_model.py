@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from pathlib import Path
 
 from finetune_api.run import ModelOrder, ParentOrder
 from finetune_api.shared_fields import ResolvedModel
 from finetune_trainer.models import base_model, saved_model
-from finetune_trainer.store.locations import join
 from finetune_trainer.store.storage import Storage
 from finetune_trainer.tasks.adapters import merged
 
@@ -35,11 +32,9 @@ def resolve(order: ModelOrder, *, storage: Storage) -> ResolvedModel:
 
 def _merged(parent: ParentOrder, *, order: ModelOrder, storage: Storage) -> ResolvedModel:
     """In fp32, once for all runs that share a cache."""
-    identity = f"merged {parent.artifact.digest} {parent.base.digest}"
-    key = hashlib.sha256(identity.encode()).hexdigest()
-    uri = join(storage.locations.cache, "bases", key)
-    finished = storage.read_complete(uri)
-    if finished is None:
+    uri, identity = base_model.cache_entry(storage, f"merged {parent.artifact.digest} {parent.base.digest}")
+    cached = base_model.read_cached(uri, identity, storage)
+    if cached is None:
         log.info("merging the adapter of %s into its base (once)", parent.name)
         model, tokenizer = saved_model.load_artifact(
             parent.artifact, base=parent.base, task=order.task, labels=parent.labels, storage=storage
@@ -47,8 +42,7 @@ def _merged(parent: ParentOrder, *, order: ModelOrder, storage: Storage) -> Reso
         with storage.staging_folder(uri) as folder:
             merged(model).save_pretrained(str(folder))
             tokenizer.save_pretrained(str(folder))
-            digest = base_model.folder_digest(Path(folder))
-            storage.publish(folder, to=uri, input_digest=f"sha256:{key}", extra={"digest": digest})
-    else:
-        digest = finished.extra["digest"]
-    return ResolvedModel(uri=order.uri, digest=digest, licence=parent.base.licence, materialized_uri=uri)
+            cached = base_model.Cached(uri=uri, digest=base_model.folder_digest(folder), licence=parent.base.licence)
+            extra = {"digest": cached.digest, "licence": cached.licence}
+            storage.publish(folder, to=uri, input_digest=identity, extra=extra)
+    return ResolvedModel(uri=order.uri, digest=cached.digest, licence=cached.licence, materialized_uri=uri)

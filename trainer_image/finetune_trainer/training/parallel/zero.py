@@ -18,13 +18,12 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
+from finetune_api.memory import DEEPSPEED_BUCKET
 from finetune_trainer.process.gang import Gang
 from finetune_trainer.training.parallel.single import Single
 from finetune_trainer.training.sharing import ParallelSettings, Root
 
 log = logging.getLogger(__name__)
-_BUCKET = 500_000_000
-"""Elements that are exchanged at once, at most: the library's own default."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -138,11 +137,12 @@ class Zero(Single):
 
     def _make_moments(self) -> None:
         """Make them before the first step, which otherwise would."""
-        for part in self._flat():
-            if not self._optimizer.state[part]:
-                zeros = {moment: torch.zeros_like(part) for moment in _MOMENTS}
-                self._optimizer.state[part] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
-        self._link()
+        missing = [part for part in self._flat() if not self._optimizer.state[part]]
+        for part in missing:
+            zeros = {moment: torch.zeros_like(part) for moment in _MOMENTS}
+            self._optimizer.state[part] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
+        if missing:
+            self._link()
 
     def _link(self) -> None:
         """Stages 1 and 2 find moments by weight only for groups that were stepped on when the first one was."""
@@ -163,7 +163,7 @@ class Zero(Single):
     def _config(self, *, trained: int) -> dict[str, Any]:
         settings, gpus = self._settings, self._gang.device.type == "cuda"
         # Made and exchanged whole, however little is in it; the library takes even numbers only.
-        bucket = min(trained + trained % 2, _BUCKET)
+        bucket = min(trained + trained % 2, DEEPSPEED_BUCKET)
         zero: dict[str, Any] = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
         zero |= {"overlap_comm": gpus, **settings.deepspeed.get("zero_optimization", {}), "stage": self._stage}
         offloads = {"offload_optimizer": settings.offload_optimizer, "offload_param": settings.offload_parameters}
