@@ -124,10 +124,11 @@ def test_a_lost_node_moves_the_run(workspace: Workspace) -> None:
 
 
 def test_out_of_memory_is_named_and_bounded(workspace: Workspace) -> None:
+    """A strategy that is named is tried where the arithmetic says that it does not fit; Auto refuses (test_memory)."""
     workspace.apply(
         classifier(
             "oom",
-            compute={"resources": {"limits": {"memory": "256Mi"}}},
+            compute={"strategy": "DDP", "resources": {"limits": {"memory": "256Mi"}}},
             failurePolicy={"maxFailures": 1},
         )
     )
