@@ -59,7 +59,8 @@ def test_an_impersonated_user_is_the_one_who_asks(team: Team) -> None:
 
 
 def test_a_name_of_a_version_is_no_uid(team: Team) -> None:
-    with pytest.raises(KubectlError, match=r"finetune.dev/approve must be the UID of the version meant, not its name"):
+    said = f"finetune.dev/approve must be the UID of the version meant, not its name: kubectl get -n {team.namespace} "
+    with pytest.raises(KubectlError, match=said):
         team.annotate("alice", {APPROVE: "router-7", REQUESTED_BY: "alice"})
 
 

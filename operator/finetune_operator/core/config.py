@@ -127,8 +127,8 @@ class OperatorConfig(Settings):
     tmp_size_limit: str | None = None
     """sizeLimit of the containers' /tmp, e.g. `100Gi`. None: bounded by the node's disk only."""
     shm_size_limit: str | None = None
-    """sizeLimit of /dev/shm in pods with several training processes, part of the container's memory limit. None: 1Gi a
-    process."""
+    """sizeLimit of /dev/shm in pods with several training processes and in those of vLLM, part of the memory limit.
+    None: 1Gi a process; of vLLM 1Gi, and 1Gi a GPU."""
 
     termination_grace_seconds: Positive = 120
     """From SIGTERM to SIGKILL: the time for a last checkpoint."""

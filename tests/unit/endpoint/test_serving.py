@@ -53,6 +53,18 @@ def test_servers_are_as_recorded(runtime: str) -> None:
     check(f"servers_{runtime.lower()}", list(servers(runtime)))
 
 
+def test_what_servers_share_in_memory_is_bounded() -> None:
+    def limit(config: OperatorConfig, gpus: int) -> list[Any]:
+        serving = {"runtime": "VLLM", "gpus": gpus}
+        revision = render_revision(endpoint=endpoint(serving=serving), version=version(), config=config)
+        (deployment,) = [each for each in rendered(revision) if each["kind"] == "Deployment"]
+        volumes = deployment["spec"]["template"]["spec"]["volumes"]
+        return [each["emptyDir"].get("sizeLimit") for each in volumes if each["name"] == "shm"]
+
+    assert limit(VLLM_CONFIG, 2) == ["3Gi"]
+    assert limit(VLLM_CONFIG.model_copy(update={"shm_size_limit": "8Gi"}), 2) == ["8Gi"]
+
+
 def test_a_gateway_is_as_recorded() -> None:
     door = Door(url="https://door.example", ca_bundle="CERTIFICATE\n")
     gateway = {"replicas": 3, "apiKeysSecretRef": {"name": "keys"}, "limits": {"bodyBytes": 4096}}

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from finetune_api.base import VersionReference
-from finetune_api.modelendpoint import ModelEndpoint
+from finetune_api.modelendpoint import ModelEndpoint, Serving
 from finetune_api.modelversion import ModelVersion
 from finetune_api.run import MIDDLEWARE_FOLDER, RUN_FILE_VARIABLE, ServeOrder
 from finetune_operator.attempts.claims import Claim, claim_mounts, claim_volumes, claims_behind, locations
@@ -143,7 +143,7 @@ def _deployment(
         "securityContext": pod_security(config),
         "topologySpreadConstraints": spread({VERSION_UID_LABEL: version.metadata.uid}),
         **_containers(endpoint=endpoint, version=version, config=config),
-        "volumes": _volumes(version, name=metadata["name"], shared_memory=serving.runtime == "VLLM"),
+        "volumes": _volumes(version, name=metadata["name"], shared_memory=_shared_memory(serving, config)),
     }
     return {
         "apiVersion": "apps/v1",
@@ -260,14 +260,19 @@ def _claims(version: ModelVersion) -> list[Claim]:
     return claims_behind(read=(version.spec.artifact.uri, version.spec.base.loadable_uri))
 
 
-def _volumes(version: ModelVersion, *, name: str, shared_memory: bool) -> list[dict[str, Any]]:
+def _shared_memory(serving: Serving, config: OperatorConfig) -> str | None:
+    """sizeLimit of /dev/shm, where vLLM and its workers, one a GPU, exchange; None: no such volume."""
+    return (config.shm_size_limit or f"{1 + (serving.gpus or 0)}Gi") if serving.runtime == "VLLM" else None
+
+
+def _volumes(version: ModelVersion, *, name: str, shared_memory: str | None) -> list[dict[str, Any]]:
     volumes: list[dict[str, Any]] = [
         {"name": "run", "configMap": {"name": name}},
         {"name": "tmp", "emptyDir": {}},
         {"name": "cache", "emptyDir": {}},
     ]
     if shared_memory:
-        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared_memory}})
     return [*volumes, *claim_volumes(_claims(version))]
 
 
