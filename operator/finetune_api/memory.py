@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from finetune_api.model_shape import ModelShape
-from finetune_api.run import MemoryOrder, MethodOrder, OffloadOrder
+from finetune_api.run import MemoryOrder, MethodOrder, OffloadOrder, name_of
 from finetune_api.tasks import METHODS, MethodKind, UsedStrategy
 
 GIB = 1 << 30
@@ -126,7 +126,7 @@ class Memory:
     @property
     def name(self) -> str:
         """The strategy, with what is offloaded."""
-        return f"{self.strategy} with offload" if self.offload.optimizer or self.offload.parameters else self.strategy
+        return name_of(self.strategy, self.offload)
 
 
 def memory_of(training: Training, strategy: UsedStrategy, *, offload: OffloadOrder | None = None) -> Memory:

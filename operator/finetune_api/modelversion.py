@@ -97,12 +97,25 @@ class JobReference(ApiModel):
     """The job's UID: its name may be used again."""
 
 
+class ConfigRecord(ApiModel):
+    """A text in a ConfigMap, as it was read."""
+
+    name: str
+    """Of the ConfigMap."""
+    key: str
+    """Of the text in it."""
+    digest: Digest
+    """sha256 of what it says beyond the job's fields."""
+
+
 class Lineage(ApiModel):
     """Where the version comes from."""
 
     job: JobReference
     parent: VersionReference | None = None
     """The version that training continued from."""
+    deepspeed: ConfigRecord | None = None
+    """The DeepSpeed configuration (compute.configRef) by which it was trained."""
 
 
 class ModelVersionSpec(ApiModel):
@@ -116,7 +129,7 @@ class ModelVersionSpec(ApiModel):
     method: OpenObject
     """As trained, defaults resolved."""
     training: OpenObject
-    """Optimisation as it was done, defaults resolved."""
+    """Optimisation as it was done, defaults resolved; and how processes shared the model (`strategy`)."""
     labels: Annotated[list[Annotated[str, Field(max_length=1024)]], Field(max_length=4096)] | None = None
     """The classes of a classifier, in the order of its outputs."""
     context_tokens: Annotated[int, Field(ge=1)] | None = None

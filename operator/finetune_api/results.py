@@ -98,6 +98,10 @@ class TrainResult(ApiModel):
     """Steps that it went back to because the loss was no number any more, with half the learning rate each time."""
     trainable_parameters: int = 0
     total_parameters: int = 0
+    strategy: str | None = None
+    """How processes shared the model, and how many, in words. None: from an image that does not say."""
+    deepspeed: Digest | None = None
+    """Of what compute.configRef said to DeepSpeed beyond the job's fields."""
     base_bits: int | None = None
     """To which the base was quantised while it was trained on; it is evaluated and served as it is."""
     packages: dict[str, str] = Field(default_factory=dict)

@@ -125,6 +125,11 @@ class OffloadOrder(StrictModel):
     parameters: bool = False
 
 
+def name_of(strategy: UsedStrategy, offload: OffloadOrder | None) -> str:
+    """The strategy, with what is offloaded."""
+    return f"{strategy} with offload" if offload and (offload.optimizer or offload.parameters) else strategy
+
+
 class MemoryOrder(StrictModel):
     """The machines that training will have, for what it needs of their memory (`finetune_api.memory`)."""
 

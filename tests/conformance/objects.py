@@ -127,6 +127,7 @@ def train_result() -> TrainResult:
         validation_loss=0.6,
         tokens=64000,
         seconds=30.0,
+        strategy="DDP, 1 process",
         packages={"torch": "2.15.0"},
     )
 

@@ -213,6 +213,7 @@ def test_what_an_evaluation_leaves(
     assert {row["label"] for row in report["classes"]["candidate"]} == set(classifier.prepared.labels or [])
     assert [point["step"] for point in report["training"]][-1] == tuned.steps
     assert report["sections"]["Training"]["steps"] == tuned.steps
+    assert report["sections"]["Training"]["shared by"] == "DDP, 1 process"
     assert report["sections"]["Data"]["rows: test"] == len(lines)
     page = Path(result.report.removeprefix("file://")).read_text()
     assert 'class="chart"' in page

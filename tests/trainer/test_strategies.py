@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune_trainer.process.gang import joined
+from finetune_trainer.store.orders import content_digest
 from finetune_trainer.training.parallel.fsdp2 import FullySharded
 from finetune_trainer.training.sharing import ParallelSettings, Root
 
@@ -108,6 +109,7 @@ def test_a_deepspeed_configuration_of_ones_own_is_in_force(
     found = run.train(run.order(runs.prepared, strategy="DeepSpeedZeRO2", deepspeed=own))
     assert found["validationLoss"] == pytest.approx(alone[1]["validationLoss"], rel=SAME)
     assert '"reduce_bucket_size": 4322' in run.log("train")
+    assert (found["strategy"], found["deepspeed"]) == ("DeepSpeedZeRO2, 2 processes", content_digest(own))
 
 
 def test_under_fsdp2_each_pass_leaves_a_part_of_the_gradients_only() -> None:

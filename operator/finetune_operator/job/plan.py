@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from finetune_api.base import ApiModel, Uri, first_problem
 from finetune_api.finetunejob import EvaluationMetric, Network, Source
+from finetune_api.results import Sharing
 from finetune_api.run import (
     BaselineOrder,
     CheckpointOrder,
@@ -17,6 +18,7 @@ from finetune_api.run import (
     OffloadOrder,
     Optimisation,
     SplitOrder,
+    name_of,
 )
 from finetune_api.shared_fields import GPU_RESOURCE, PodOverlay, Resources
 from finetune_api.tasks import UsedStrategy
@@ -94,11 +96,18 @@ class ResolvedPlan(ApiModel):
         """What the candidate is compared with, in words."""
         return self.baseline.name if self.baseline else "the base model"
 
+    def as_chosen(self, sharing: Sharing | None) -> ResolvedPlan:
+        """The plan with the strategy that Prepare chose, where it had to."""
+        if sharing is None:
+            return self
+        offload = OffloadOrder(optimizer=True, parameters=True) if sharing.offload else None
+        return self.model_copy(update={"strategy": sharing.strategy, "offload": offload})
+
     @property
     def machines(self) -> str:
         """The compute in words, for messages."""
         nodes = "1 node" if self.nodes == 1 else f"{self.nodes} nodes"
-        shared = "" if self.strategy == "DDP" else f", {self.strategy}"
+        shared = "" if self.strategy == "DDP" else f", {name_of(self.strategy, self.offload)}"
         if self.gpus_per_node:
             return f"{nodes} x {self.gpus_per_node} GPU{'' if self.gpus_per_node == 1 else 's'}{shared}"
         processes = "" if self.cpu_processes == 1 else f" x {self.cpu_processes} processes"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus, Phase, StageName
 from finetune_api.metrics import metrics_of
 from finetune_api.results import EvaluateResult, PrepareResult, TrainResult, result_adapter
-from finetune_api.run import BaselineOrder, EvaluateRun, Identity, Locations, OffloadOrder, PrepareRun, TrainRun
+from finetune_api.run import BaselineOrder, EvaluateRun, Identity, Locations, PrepareRun, TrainRun
 from finetune_api.shared_fields import PodOverlay
 from finetune_operator.attempts.evaluation import EvaluationPlan, evaluation_order
 from finetune_operator.attempts.manifests import Size
@@ -101,11 +101,8 @@ def _compares_answers(plan: ResolvedPlan) -> bool:
 
 
 def _train(ordering: Ordering) -> TrainRun:
-    plan, prepared = ordering.plan, ordering.prepared
-    strategy, offload, chosen = plan.strategy, plan.offload, prepared.sharing
-    if chosen is not None:
-        strategy = chosen.strategy
-        offload = OffloadOrder(optimizer=True, parameters=True) if chosen.offload else None
+    prepared = ordering.prepared
+    plan = ordering.plan.as_chosen(prepared.sharing)
     return TrainRun(
         identity=ordering.identity,
         locations=ordering.locations,
@@ -117,8 +114,8 @@ def _train(ordering: Ordering) -> TrainRun:
         checkpoint=plan.checkpoint,
         nodes=plan.nodes,
         processes_per_node=plan.processes_per_node,
-        strategy=strategy,
-        offload=offload,
+        strategy=plan.strategy,
+        offload=plan.offload,
         deepspeed=plan.deepspeed,
         max_roll_backs=plan.max_roll_backs,
     )

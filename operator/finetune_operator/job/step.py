@@ -16,7 +16,7 @@ from finetune_operator.attempts.verdicts import Verdict
 from finetune_operator.core.times import whole_second
 from finetune_operator.job.observed import Observed
 from finetune_operator.job.plan import ResolvedPlan, read_plan
-from finetune_operator.job.stages import ORDERED, Stage, stage_of
+from finetune_operator.job.stages import ORDERED, Stage, recorded_results, stage_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,8 @@ class Step:
     @property
     def activity(self) -> str:
         """What the stage does, in words that stay the same while it does it."""
-        return self.record.activity(self.plan)
+        prepared = recorded_results(self.status).prepare
+        return self.record.activity(self.plan.as_chosen(prepared.sharing if prepared else None))
 
     @property
     def child_uid(self) -> str | None:

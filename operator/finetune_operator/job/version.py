@@ -7,6 +7,7 @@ from finetune_api.base import VersionReference
 from finetune_api.finetunejob import EvaluationStatus, FineTuneJob
 from finetune_api.modelversion import (
     BaselineRecord,
+    ConfigRecord,
     DataRecord,
     EvaluationRecord,
     JobReference,
@@ -73,7 +74,7 @@ def _spec(
         base=prepare.base,
         task=plan.model.task,
         method=plan.method.to_dict(),
-        training=plan.optimisation.to_dict(),
+        training=plan.optimisation.to_dict() | ({"strategy": train.strategy} if train.strategy else {}),
         labels=prepare.labels,
         context_tokens=_context_tokens(plan, prepare=prepare),
         data=DataRecord(
@@ -101,6 +102,7 @@ def _spec(
             parent=VersionReference(name=plan.model.parent.name, uid=plan.model.parent.uid)
             if plan.model.parent
             else None,
+            deepspeed=_config(job, digest=train.deepspeed),
         ),
         software=Software(trainer_image=plan.trainer_image, packages=train.packages or None),
     )
@@ -110,6 +112,11 @@ def _evaluation_plan(*, job: FineTuneJob, plan: ResolvedPlan, result: EvaluateRe
     """When it is compared again it computes in what it was proven in, whatever machine that is on."""
     made = evaluation_plan(job=job, plan=plan)
     return made if result.precision is None else made.model_copy(update={"precision": result.precision})
+
+
+def _config(job: FineTuneJob, *, digest: str | None) -> ConfigRecord | None:
+    reference = job.spec.compute.config_ref if job.spec.compute else None
+    return ConfigRecord(name=reference.name, key=reference.key, digest=digest) if reference and digest else None
 
 
 def _context_tokens(plan: ResolvedPlan, *, prepare: PrepareResult) -> int | None:

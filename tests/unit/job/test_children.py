@@ -101,6 +101,16 @@ def test_the_version_is_as_recorded() -> None:
     ModelVersion.model_validate(version)
 
 
+def test_the_version_names_the_configuration_by_which_it_was_trained() -> None:
+    of = job(compute={"strategy": "DeepSpeedZeRO2", "configRef": {"name": "ours", "key": "ds.json"}})
+    found = all_results()
+    results = replace(found, train=found.train and found.train.model_copy(update={"deepspeed": digest("c")}))
+    evaluation = EvaluationStatus(verdict="Pass", results=evaluate_result().results)
+    asked = {"results": results, "evaluation": evaluation, "judgement": PROVEN, "taken": False}
+    version = version_manifest(job=of, plan=plan_of(of), **asked)  # type: ignore[arg-type]
+    assert version["spec"]["lineage"]["deepspeed"] == {"name": "ours", "key": "ds.json", "digest": digest("c")}
+
+
 def test_the_plan_is_as_recorded() -> None:
     check("plan", [plan_of(LARGE).to_dict()])
 

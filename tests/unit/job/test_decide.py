@@ -24,6 +24,7 @@ from tests.simulation.endpoint_world import endpoint_manifest
 from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus, StageStatus, TrainerStatus
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
+from finetune_api.results import Sharing
 from finetune_operator.attempts.observed import Attempt, ChildJob
 from finetune_operator.attempts.pods import Ended, PodState
 from finetune_operator.core.config import OperatorConfig
@@ -302,6 +303,14 @@ def test_a_result_is_recorded_before_the_next_stage_begins() -> None:
     following = decide(observed(status=status.to_dict(), attempts=attempts))
     assert [manifest["metadata"]["name"] for manifest in following.create][-1] == "router-train-1"
     assert following.forget_progress
+
+
+def test_training_names_the_strategy_that_prepare_chose() -> None:
+    sharing = Sharing(strategy="FSDP2", offload=True, because="DDP would need 145 GiB")
+    result = prepare_result().model_copy(update={"sharing": sharing})
+    prepared = PREPARED.model_copy(update={"result": result.to_dict()})
+    status = written(decide(observed(status=planned(prepared, StageStatus(name="Train", state="Pending")))))
+    assert status.message == "training on 1 node (CPU), FSDP2 with offload"
 
 
 def test_the_next_attempt_waits_for_the_pods_of_the_last() -> None:

@@ -135,6 +135,10 @@ def _training_facts(trained: TrainResult) -> dict[str, Fact]:
         "trained parameters": trained.trainable_parameters,
         "all parameters": trained.total_parameters,
     }
+    if trained.strategy is not None:
+        facts["shared by"] = trained.strategy
+    if trained.deepspeed is not None:
+        facts["DeepSpeed configuration"] = trained.deepspeed
     if trained.base_bits is not None:
         facts["base while it was trained on"] = f"{trained.base_bits} bits (what is compared here is not quantised)"
     if trained.rolled_back_to:

@@ -16,7 +16,12 @@ _PLACE = {"uri", "revision", "allowedLicences", "trustRemoteCode"}
 def orders_digest(run: StrictModel, *, apart: Set[str], **instead: Any) -> str:
     """sha256 of a run file's fields (wire names) but those in `apart`, with `instead` in their place or beside them."""
     orders = {name: value for name, value in run.to_dict().items() if name not in apart} | instead
-    return "sha256:" + hashlib.sha256(json.dumps(orders, sort_keys=True).encode()).hexdigest()
+    return content_digest(orders)
+
+
+def content_digest(content: dict[str, Any]) -> str:
+    """sha256 of an object, whatever the order of its keys."""
+    return "sha256:" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def but_for_the_place(order: ModelOrder) -> dict[str, Any]:

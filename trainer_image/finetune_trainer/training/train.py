@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from finetune_api.results import ExitCode, TrainResult
-from finetune_api.run import OffloadOrder, TrainRun
+from finetune_api.run import OffloadOrder, TrainRun, name_of
 from finetune_api.shared_fields import Artifact
 from finetune_trainer.data import held_out_probes
 from finetune_trainer.data.dataset import MANIFEST, data_folder, read_manifest, read_split
@@ -35,7 +35,7 @@ from finetune_trainer.process.progress import ProgressReporter, show_life
 from finetune_trainer.process.stopping import StopSignal
 from finetune_trainer.store import json_lines
 from finetune_trainer.store.locations import join
-from finetune_trainer.store.orders import orders_digest
+from finetune_trainer.store.orders import content_digest, orders_digest
 from finetune_trainer.store.storage import Storage
 from finetune_trainer.tasks.choose import task_of
 from finetune_trainer.tasks.encoding import Batch
@@ -465,6 +465,8 @@ def _save(
         rolled_back_to=state.roll_backs or None,
         trainable_parameters=setup.size.trainable,
         total_parameters=setup.size.total,
+        strategy=_shared_by(setup),
+        deepspeed=content_digest(setup.run.deepspeed) if setup.run.deepspeed else None,
         base_bits=setup.method.bits,
         packages=versions((*_PACKAGES, *(("bitsandbytes",) if setup.method.bits else ()))),
     )
@@ -493,6 +495,11 @@ def _save(
 
     artifact = Artifact.model_validate(setup.gang.first_does(save))
     return result.model_copy(update={"artifact": artifact})
+
+
+def _shared_by(setup: Setup) -> str:
+    run, world = setup.run, setup.gang.world
+    return f"{name_of(run.strategy, run.offload)}, {'1 process' if world == 1 else f'{world} processes'}"
 
 
 def _state(setup: Setup) -> dict[str, torch.Tensor]:
