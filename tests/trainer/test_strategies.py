@@ -19,6 +19,8 @@ from finetune_trainer.training.parallel.fsdp2 import FullySharded
 from finetune_trainer.training.sharing import ParallelSettings, Root
 
 STRATEGIES = ("DDP", "FSDP2", "DeepSpeedZeRO1", "DeepSpeedZeRO2", "DeepSpeedZeRO3")
+PACKED = {"packing": True, "maxLength": 128}
+"""Three examples to a row."""
 SAME = 1e-5
 """Of a loss: sums over other parts, in another order, round otherwise."""
 
@@ -26,7 +28,7 @@ SAME = 1e-5
 @pytest.fixture(scope="module")
 def alone(runs: SmallRuns) -> tuple[SmallRun, dict[str, Any]]:
     """One process, undisturbed."""
-    run = runs.new("alone")
+    run = runs.new("alone", overrides=PACKED)
     return run, run.train(run.order(runs.prepared, checkpoint={"everySteps": 4, "keep": 5, "resume": "Latest"}))
 
 
@@ -45,7 +47,7 @@ def test_a_strategy_learns_the_same_and_goes_on_from_its_own_and_anothers(
     strategy: str, alone: tuple[SmallRun, dict[str, Any]], runs: SmallRuns
 ) -> None:
     single, one = alone
-    run = runs.new(f"pair-{strategy}", processes=2)
+    run = runs.new(f"pair-{strategy}", processes=2, overrides=PACKED)
     order = run.order(runs.prepared, strategy=strategy)
     two = run.train(order)
     assert (two["tokens"], two["totalParameters"]) == (one["tokens"], one["totalParameters"])

@@ -136,8 +136,10 @@ def load_base(
     labels: Sequence[str] | None = None,
     bits: quantisation.Bits | None = None,
     device: torch.device | str = "cpu",
+    packed: bool = False,
 ) -> LoadedBase:
-    """The model in `dtype` on the CPU, in evaluation mode; with `bits` quantised, on `device`.
+    """The model in `dtype` on the CPU, in evaluation mode; with `bits` quantised, on `device`; with `packed` attending
+    to each example of a packed row by itself, where its architecture can.
 
     `labels` are a classifier's classes in the order of the outputs; its head is drawn from torch's generator where the
     base has none of that size, so seed it first. Raises StageError (78) when the folder lacks weights that the model
@@ -162,6 +164,10 @@ def load_base(
     if bits is not None:
         quantisation.check(model)
     _check_nothing_missing(model, report, own_head=order.own_head)
+    if packed:
+        from finetune_trainer.tasks import variable_length
+
+        variable_length.use(model)
     if order.own_head:
         limits.set_padding(model, load_tokenizer(folder))
     return LoadedBase(model=model.eval(), untrained=frozenset(_missing(report)))

@@ -18,6 +18,7 @@ from finetune_trainer.tasks.answer_ends import answer_ends, answer_text, declare
 from finetune_trainer.tasks.encoding import IGNORED, Batch, Encoded, cut, padded_batch, prompt_ids
 from finetune_trainer.tasks.generate import generate_answers
 from finetune_trainer.tasks.likelihood import token_likelihoods
+from finetune_trainer.tasks.packed_rows import packed
 from finetune_trainer.tasks.scores import ClassOutcome, TextOutcome, score_texts
 from finetune_trainer.tasks.task import Asked, Decoding, Judged, ModelRun
 from finetune_trainer.tasks.token_lengths import measure
@@ -84,9 +85,9 @@ class CausalLM:
 
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
         """Over the next tokens that are targets."""
-        inputs, inner = batch.inputs, plain(model)
+        inner = plain(model)
         if inner.config.model_type in _PLAIN_OUTPUT:
-            hidden = inner.get_decoder()(**inputs, use_cache=False).last_hidden_state  # (B, T, d)
+            hidden = _asked(inner.get_decoder(), batch).last_hidden_state  # (B, T, d)
             logits = inner.get_output_embeddings()(hidden.flatten(0, 1)[batch.places])  # (targets, V)
             return cross_entropy(logits.float(), batch.labels.flatten()[batch.places], reduction="sum")
         logits = self.logits(model, batch)
@@ -96,7 +97,7 @@ class CausalLM:
 
     def logits(self, model: Any, batch: Batch) -> torch.Tensor:
         """Of the token that follows each; shape (B, T, V)."""
-        logits: torch.Tensor = model(**batch.inputs, use_cache=False).logits
+        logits: torch.Tensor = _asked(model, batch).logits
         return logits
 
     def ask(self, asked: Asked, examples: Sequence[Example], *, decoding: Decoding) -> ModelRun:
@@ -152,6 +153,11 @@ class CausalLM:
         wanted = {metric.name for metric in metrics}
         ours, theirs = (score_texts(outcomes, references=references, wanted=wanted) for outcomes in runs)
         return Judged(candidate=ours, baseline=theirs)
+
+
+def _asked(model: Any, batch: Batch) -> Any:
+    with packed(batch.lengths):
+        return model(**batch.inputs, use_cache=False)
 
 
 def _check_tokens(

@@ -28,6 +28,7 @@ from finetune_trainer.tasks.chat_template import (
     tokens_of,
     tools_as_text,
 )
+from finetune_trainer.tasks.packed_rows import Lengths
 
 IGNORED = -100
 """The label of a position that is no target (torch.nn.functional.cross_entropy's ignore_index)."""
@@ -160,6 +161,8 @@ class Batch:
     labels: torch.Tensor  # (B, T) next-token labels with IGNORED elsewhere, or (B,) classes
     real_tokens: int
     """Tokens that are not padding."""
+    lengths: Lengths | None = None
+    """Of the examples of a packed row."""
 
     @property
     def inputs(self) -> dict[str, torch.Tensor | None]:
@@ -181,6 +184,7 @@ class Batch:
             name: value.pin_memory().to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in known.items()
         }
+        moved["lengths"] = self.lengths and self.lengths.to(device)
         places = moved.pop("places")
         batch = Batch(**moved)
         vars(batch)["places"] = places  # where cached_property looks first
@@ -205,7 +209,8 @@ def padded_batch(examples: Sequence[Encoded], *, pad_id: int) -> Batch:
 def packed_batch(examples: Sequence[Encoded]) -> Batch:
     """One row of several examples that do not see each other.
 
-    transformers isolates them by position ids that restart, and only where there is no attention mask and no cache.
+    transformers isolates them by position ids that restart, and only where there is no attention mask and no cache;
+    where `variable_length.use` has prepared the model, each is asked by itself.
     """
     ids = [token for example in examples for token in example.ids]
     positions = [position for example in examples for position in range(len(example.ids))]
@@ -216,6 +221,7 @@ def packed_batch(examples: Sequence[Encoded]) -> Batch:
         position_ids=torch.tensor([positions]),
         labels=torch.tensor([labels]),
         real_tokens=len(ids),
+        lengths=Lengths.of([len(example.ids) for example in examples]),
     )
 
 

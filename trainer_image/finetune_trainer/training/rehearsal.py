@@ -48,7 +48,7 @@ from finetune_trainer.training.methods.choose import method_of, trainable_parame
 
 log = logging.getLogger(__name__)
 
-_VERSION = 5
+_VERSION = 6
 _PACKAGES = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 _SAME = 1e-3
 """Logits that differ by less than this share of their spread are the same. Rounding gives 1e-6 in random models and
@@ -172,7 +172,9 @@ def _try(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
     method, tokenizer = method_of(order.method), base_model.load_tokenizer(base_folder)
 
     def begun(bits: Bits | None) -> Any:
-        base = base_model.load_base(base_folder, task=task.name, dtype="float32", labels=order.labels, bits=bits)
+        base = base_model.load_base(
+            base_folder, task=task.name, dtype="float32", labels=order.labels, bits=bits, packed=order.packing
+        )
         return method.applied(base, task=task, base_uri=order.base.uri).eval()
 
     model = begun(None)
@@ -180,7 +182,7 @@ def _try(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
     examples = _examples(model, tokenizer, pad_id=pad_id, task=task)
     _check_padding(model, examples, task=task, pad_id=pad_id, uri=order.base.uri)
     if order.packing:
-        _check_packing(model, examples, task=task, uri=order.base.uri)
+        _check_packing(model, examples, task=task, pad_id=pad_id, uri=order.base.uri)
     if method.bits is not None:
         del model
         model = begun(method.bits)
@@ -280,14 +282,14 @@ def _generates_differently(model: Any, judged: Encoded, longer: Encoded, *, pad_
     return _differ(generated([judged.ids]), generated([judged.ids, longer.ids]))
 
 
-def _check_packing(model: Any, examples: Sequence[Encoded], *, task: Task, uri: str) -> None:
+def _check_packing(model: Any, examples: Sequence[Encoded], *, task: Task, pad_id: int, uri: str) -> None:
     first, one, other, *_ = examples
     begin = len(one.ids)
     try:
         rows = [_logits(model, packed_batch([each, first]), task=task)[0, begin:] for each in (one, other)]
     except (TypeError, ValueError, RuntimeError) as error:
         raise _leaks(uri, f"cannot read packed rows: {error}") from error
-    alone = _logits(model, packed_batch([first]), task=task)[0]
+    alone = _logits(model, task.batch([first], pad_id=pad_id), task=task)[0]  # as evaluation and servers ask it
     if _differ(rows[0], rows[1]) or _differ(alone, rows[0]):
         raise _leaks(uri, "lets examples of one packed row see each other")
 

@@ -282,6 +282,7 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, s
         labels=labels,
         bits=method.bits,
         device=gang.device,
+        packed=order.packing,
     )
     model = method.applied(base, task=task, base_uri=run.base.uri)
     model.train()
