@@ -78,6 +78,10 @@ test: setup ## All layers; says what was skipped and why
 $(addprefix test-,$(LAYERS) $(OPT_IN)): test-%: setup
 	@$(PY) tests/run_layers.py $*
 
+.PHONY: test-models
+test-models: setup ## All methods on all families of docs/models.md, by hand
+	@FINETUNE_ALL_MODELS=1 $(PY) -m pytest -q tests/trainer/test_matrix.py
+
 .PHONY: lint format
 lint: test-lint ## ruff, mypy --strict, import-linter
 format: setup ## Format the code
