@@ -327,6 +327,8 @@ def _reason(refusal: StageError) -> str:
     known = {
         "PackingNotIsolated": "rows of a pack see each other",
         "NoSuchModule": "PEFT cannot adapt it",
+        "no attribute 'weight'": "PEFT cannot merge it",
+        "no linear layers": "has no linear layers to quantise",
         "cannot classify": "has no classifier",
         "does not generate": "does not generate",
         "does not read one text": "does not read one text to write another",
