@@ -365,10 +365,7 @@ def is_tried(said: str) -> bool:
 
 
 CASES = [
-    (name, column)
-    for name, row in rows_of(PAGE.read_text()).items()
-    for column, said in row.items()
-    if is_tried(said)
+    (name, column) for name, row in rows_of(PAGE.read_text()).items() for column, said in row.items() if is_tried(said)
 ]
 
 
