@@ -39,7 +39,7 @@ PACKING_STEPS, PACKING_MAX_LENGTH = 4, 512
 """Packing pays where lengths differ: chats of one to eight turns."""
 LEARNING_RATE, SEED = 1e-4, 3
 LIMIT_SECONDS = 900.0
-_CHECKPOINT = re.compile(r"checkpoint at step \d+ in ([\d.]+) s")
+_CHECKPOINT = re.compile(r"training waited ([\d.]+) s")
 
 METHOD = {"type": "LoRA", "lora": {"rank": RANK, "alpha": 2 * RANK, "dropout": 0.0, "targetModules": ["all-linear"]}}
 

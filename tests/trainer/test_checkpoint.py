@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.patience import HANGS_S
 from torch import nn
 
-from finetune_api.results import PERMANENT_EXIT_CODES
+from finetune_api.results import PERMANENT_EXIT_CODES, ExitCode
 from finetune_api.run import Locations
+from finetune_trainer.process import memory
 from finetune_trainer.process.errors import StageError, not_found
 from finetune_trainer.process.gang import Gang
 from finetune_trainer.store.complete import Complete
@@ -36,12 +41,17 @@ class Run:
         self.parallel = parallel_of("DDP", gang=ALONE, settings=ParallelSettings())
         self.parallel.prepare(Root(nn.Identity()), optimizer=lambda: torch.optim.AdamW([self.weight]))
         self.together = {"gang": ALONE, "parallel": self.parallel}
+        self.told = threading.Event()
 
-    def save(self, step: int, *, best: int | None, weight: float | None = None) -> None:
+    def save(
+        self, step: int, *, best: int | None = None, weight: float | None = None, background: bool = False
+    ) -> None:
         with torch.no_grad():
             self.weight.fill_(step if weight is None else weight)
         state = TrainingState(step=step, best_step=best)
-        self.checkpoints.save(state=state, parameters={"w": self.weight}, **self.together)
+        self.checkpoints.save(
+            state=state, parameters={"w": self.weight}, background=background, then=self.told.set, **self.together
+        )
 
     def resumed(self) -> int | None:
         state = self.checkpoints.load_newest(parameters={"w": self.weight}, **self.together)
@@ -141,3 +151,90 @@ def test_a_best_that_an_earlier_version_left_is_taken(tmp_path: Path) -> None:
     assert run.load_best(1) == 1.0
     with pytest.raises(StageError):
         run.load_best(2)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """Under every storage."""
+    disk, publish = Disk(), Storage.publish
+
+    def slow(storage: Storage, folder: Path, **how: Any) -> Complete:
+        assert disk.goes_on.wait(timeout=HANGS_S)
+        if disk.is_full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return publish(storage, folder, **how)
+
+    monkeypatch.setattr(Storage, "publish", slow)
+    return disk
+
+
+class Disk:
+    """One that can be waited for."""
+
+    def __init__(self) -> None:
+        self.goes_on = threading.Event()
+        self.is_full = False
+
+
+def test_training_goes_on_while_what_it_had_is_written(tmp_path: Path, disk: Disk) -> None:
+    run = Run(tmp_path, keep=2)
+    run.save(1, background=True)
+    with torch.no_grad():
+        run.weight.fill_(7.0)
+    assert (run.checkpoints.saved_at, run.resumed(), run.told.is_set()) == (None, None, False), "it is not there yet"
+    disk.goes_on.set()
+    run.checkpoints.settle(ALONE)
+    assert (run.checkpoints.saved_at, run.resumed(), run.told.is_set()) == (1, 1, True)
+    assert float(run.weight.detach()) == 1.0
+
+
+def test_the_next_one_waits_for_the_one_under_way(tmp_path: Path, disk: Disk) -> None:
+    run = Run(tmp_path, keep=2)
+    run.save(1, background=True)
+    threading.Timer(0.05, disk.goes_on.set).start()
+    run.save(2)
+    assert (run.steps, run.checkpoints.saved_at) == ([1, 2], 2)
+
+
+def test_what_goes_wrong_in_the_background_is_heard(tmp_path: Path, disk: Disk) -> None:
+    run = Run(tmp_path, keep=2)
+    disk.goes_on.set()
+    run.save(1, background=True)
+    run.checkpoints.settle(ALONE)
+    disk.is_full = True
+    run.save(2, background=True)
+    run.checkpoints.leave()
+    assert (run.checkpoints.failed, run.checkpoints.saved_at, run.resumed()) == (True, 1, 1)
+    with pytest.raises(StageError, match=r"step-2 could not be written: No space left") as failure:
+        run.save(3)
+    assert failure.value.exit_code == ExitCode.CANNOT_WRITE
+    assert sorted(path.name for path in run.folder.iterdir()) == ["step-1"]
+
+
+def test_on_the_way_out_what_is_under_way_is_finished(tmp_path: Path, disk: Disk) -> None:
+    run = Run(tmp_path, keep=2)
+    run.save(1, background=True)
+    threading.Timer(0.05, disk.goes_on.set).start()
+    run.checkpoints.leave()
+    assert run.resumed() == 1
+
+
+def test_weights_that_are_no_numbers_hold_training_up(tmp_path: Path) -> None:
+    run = Run(tmp_path, keep=2)
+    with pytest.raises(StageError, match=r"w is not finite at step 2"):
+        run.save(2, weight=float("inf"), background=True)
+
+
+@pytest.mark.parametrize(("free", "peak", "writes_at_once"), [(14, 0, False), (13, 0, True), (20, 7, True)])
+def test_a_copy_is_made_only_where_there_is_room(
+    free: int, peak: int, writes_at_once: bool, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of twelve bytes, beside what training has taken at its peak."""
+    run = Run(tmp_path, keep=2)
+    monkeypatch.setattr(memory, "available", lambda: free)
+    monkeypatch.setattr(memory, "below_peak", lambda: peak)
+    threading.Timer(0.05, disk.goes_on.set).start()
+    run.save(1, background=True)
+    assert (run.checkpoints.saved_at == 1) is writes_at_once
+    run.checkpoints.settle(ALONE)
+    assert run.steps == [1]

@@ -112,6 +112,7 @@ class Gang:
 
     def _said(self, key: str) -> Any:
         deadline = time.monotonic() + FETCHING_TIMEOUT.total_seconds()
+        pause = _POLL_SECONDS / 64
         # Looked for again and again: a signal is heard in between.
         while not self.store.check([key]):
             if time.monotonic() > deadline:
@@ -120,7 +121,8 @@ class Gang:
                     message=f"the process that others wait for was not ready within {FETCHING_TIMEOUT}",
                     exit_code=ExitCode.INTERNAL_ERROR,
                 )
-            time.sleep(_POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, _POLL_SECONDS)
         said = json.loads(self.store.get(key))
         if "error" in said:
             self.store.add(f"{key}-heard", 1)

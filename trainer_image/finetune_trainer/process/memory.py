@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 _GROUPS = Path("/sys/fs/cgroup")
@@ -27,6 +28,12 @@ def available(*, groups: Path = _GROUPS, machine: Path = _MACHINE) -> int:
         except (OSError, ValueError):
             continue
     return left
+
+
+def below_peak() -> int:
+    """Bytes that this process has taken at its peak beyond what it takes now: it may again."""
+    now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - now)
 
 
 def _number(file: Path, name: str) -> int:

@@ -18,9 +18,11 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,8 +30,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from finetune_api.results import ExitCode
+from finetune_trainer.process import memory
 from finetune_trainer.process.errors import StageError, bad_configuration, from_write_failure, not_finite
-from finetune_trainer.process.gang import Gang
+from finetune_trainer.process.gang import COLLECTIVE_TIMEOUT, FETCHING_TIMEOUT, Gang
 from finetune_trainer.store.complete import Complete
 from finetune_trainer.store.locations import join
 from finetune_trainer.store.storage import Storage
@@ -41,6 +44,10 @@ _PREFIX = "step-"
 _WEIGHTS, _MOMENTS = "parameters", "optimizer"
 _EARLIER_BEST = "best"
 """Where the best was by itself, as earlier versions left it."""
+_BYTES_SAVED = 12
+"""Of each number: itself and its two moments."""
+_ROOM = 1.1
+"""Times the copy that has to be free."""
 
 
 @dataclass(kw_only=True)
@@ -61,9 +68,9 @@ class TrainingState:
     """See `Schedule`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run. One at most is written at a time."""
 
     storage: Storage
     folder: str
@@ -74,38 +81,99 @@ class Checkpoints:
     """How many stay, beside the best that they name."""
     keeps_best: bool
     """Whether training ends with the weights of the best validation."""
+    saved_at: int | None = None
+    """The step of the newest one that is complete, as the first process knows it."""
+    _thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "checkpoint"))
+    _written: Future[None] | None = None
+    """The one under way, or the last one; in the first process."""
+    _copied: int = 0
+    """Bytes of the last copy: a part of this process's peak."""
 
     def save(
-        self, *, state: TrainingState, parameters: dict[str, nn.Parameter], gang: Gang, parallel: Parallel
+        self,
+        *,
+        state: TrainingState,
+        parameters: dict[str, nn.Parameter],
+        gang: Gang,
+        parallel: Parallel,
+        background: bool = False,
+        then: Callable[[], None] | None = None,
     ) -> None:
-        """Save together: every process calls it, the first one writes. Raises StageError 73 when it cannot be written,
-        LossNotFinite where there is nothing worth saving; earlier checkpoints are intact then."""
+        """Save together: every process calls it, the first one writes, and does `then` when all is written. Raises
+        StageError 73 when it cannot be written, LossNotFinite where there is nothing worth saving; earlier checkpoints
+        are intact then.
+
+        `background`: training goes on meanwhile, where there is room for a copy of all that is saved. It counts when
+        `saved_at` says so; what goes wrong is raised by `settle`, which comes first here.
+        """
         began = time.monotonic()
-        generators = _generators(gang)
-        uri = join(self.folder, f"{_PREFIX}{state.step}")
+        self.settle(gang)
+        background = gang.first_says(background and self._has_room(parameters, gang)) == 1
+        generators, text = _generators(gang), json.dumps(asdict(state), sort_keys=True)
+        step, best = state.step, state.best_step if self.keeps_best else None
+        uri = join(self.folder, f"{_PREFIX}{step}")
         with ExitStack() as stack:
             staging = Path(gang.first_does(lambda: str(stack.enter_context(self.storage.staging_folder(uri)))))
-            folder = staging if gang.is_first else None
+            files = [tensor_files.Writer(staging, name=name, copies=background) for name in (_WEIGHTS, _MOMENTS)]
+            keep = [each.add if gang.is_first else None for each in files]
             failures = [
-                tensor_files.write(parallel.weights(parameters), folder=folder, name=_WEIGHTS),
-                tensor_files.write(parallel.moments(parameters), folder=folder, name=_MOMENTS),
+                tensor_files.go_through(parallel.weights(parameters), keep=keep[0]),
+                tensor_files.go_through(parallel.moments(parameters), keep=keep[1]),
             ]
+            waited = time.monotonic() - began
 
             def publish() -> None:
                 for failure in failures:
                     if isinstance(failure, tensor_files.NotFinite):
-                        raise not_finite(f"gradients became so large that {failure}", step=state.step)
+                        raise not_finite(f"gradients became so large that {failure}", step=step)
                     if failure is not None:
                         raise from_write_failure(uri, failure) or failure
+                for each in files:
+                    each.close()
                 save_file(generators, staging / "random.safetensors")
-                (staging / "state.json").write_text(json.dumps(asdict(state), sort_keys=True))
-                extra = {"step": state.step, "best_step": state.best_step if self.keeps_best else None}
-                self.storage.publish(staging, to=uri, input_digest=self.input_digest, extra=extra)
+                (staging / "state.json").write_text(text)
+                self.storage.publish(
+                    staging, to=uri, input_digest=self.input_digest, extra={"step": step, "best_step": best}
+                )
+                self.saved_at = step
                 with _logged("old checkpoints"):
-                    self._remove_old(newest=state.step)
-                log.info("checkpoint at step %d in %.3f s: %s", state.step, time.monotonic() - began, uri)
+                    self._remove_old(newest=step)
+                if then is not None:
+                    then()
+                spent = time.monotonic() - began
+                held_up = waited if background else spent
+                log.info("checkpoint at step %d in %.3f s, training waited %.3f s: %s", step, spent, held_up, uri)
 
-            gang.first_does(publish)
+            if gang.any_of(not background or any(failures)):
+                gang.first_does(publish)
+            elif gang.is_first:
+                self._written = self._thread.submit(_within, stack.pop_all(), publish)
+
+    @property
+    def failed(self) -> bool:
+        """Whether one was begun that could not be written: it is for `settle` to say."""
+        return self._written is not None and self._written.done() and self._written.exception() is not None
+
+    def settle(self, gang: Gang) -> None:
+        """Wait, all together, for the one under way. Raises what went wrong with it."""
+        written = self._written
+        if gang.any_of(written is not None and (self.failed or not written.done())):
+            gang.first_does(lambda: written and written.result(FETCHING_TIMEOUT.total_seconds()))
+
+    def leave(self) -> None:
+        """However it ends: what is under way is finished if that takes no longer than an exchange, and counts then."""
+        if self._written is not None:
+            wait([self._written], timeout=COLLECTIVE_TIMEOUT.total_seconds())
+        if self.failed:
+            log.warning("the last checkpoint was not written: %s", self._written and self._written.exception())
+
+    def _has_room(self, parameters: dict[str, nn.Parameter], gang: Gang) -> bool:
+        """Whether this machine has memory for a copy, beside what the processes will take again at their peaks."""
+        numbers = sum(getattr(each, "ds_numel", each.numel()) for each in parameters.values())
+        size = _BYTES_SAVED * numbers
+        peaks = gang.of_node * max(0, memory.below_peak() - self._copied)
+        self._copied = size if memory.available() - peaks > _ROOM * size else 0
+        return self._copied > 0
 
     def load_newest(
         self, *, upto: int | None = None, parameters: dict[str, nn.Parameter], gang: Gang, parallel: Parallel
@@ -199,6 +267,11 @@ def _logged(what: str) -> Iterator[None]:
         yield
     except (OSError, StageError) as error:
         log.warning("%s could not be removed: %s", what, error)
+
+
+def _within(stack: ExitStack, work: Callable[[], None]) -> None:
+    with stack:
+        work()
 
 
 def _load_weights(folder: Path, parameters: dict[str, nn.Parameter], parallel: Parallel) -> None:

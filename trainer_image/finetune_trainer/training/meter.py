@@ -111,6 +111,11 @@ class Meter:
             log.info("step %d/%d  validation loss %.4f", self._state.step, self._schedule.total_steps, loss)
         self.tell()
 
+    def saved(self, step: int | None) -> None:
+        """The newest checkpoint is of that step."""
+        if step is not None and step != self._metrics.get("checkpoint_step"):
+            self.tell(checkpoint_step=step)
+
     def tell(self, *, checkpoint_step: int | None = None) -> None:
         """Report now."""
         show_life()

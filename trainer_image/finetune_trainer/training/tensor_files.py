@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -20,38 +21,58 @@ class NotFinite(Exception):
     """A tensor holds what is no number."""
 
 
-def write(tensors: Iterable[tuple[str, torch.Tensor]], *, folder: Path | None, name: str) -> BaseException | None:
-    """Write them; None for `folder`: only go through them, since making each is an exchange between processes.
+class Writer:
+    """Writes tensors under a name, each file as soon as it is full."""
+
+    def __init__(self, folder: Path, *, name: str, copies: bool = False) -> None:
+        """`copies`: nothing is written before `close`, whatever becomes of the tensors meanwhile."""
+        self._folder = folder
+        self._name = name
+        self._copies: dict[str, torch.Tensor] | None = {} if copies else None
+        self._held: dict[str, torch.Tensor] = {}
+        self._size = 0
+        self._files = 0
+
+    def add(self, key: str, tensor: torch.Tensor) -> None:
+        """One more."""
+        if self._copies is not None:
+            self._copies[key] = tensor.to("cpu", copy=True)
+            return
+        if self._size >= FILE_BYTES:
+            self._files += 1
+            self._flush(f"{self._name}-{self._files:05}.safetensors")
+        self._held[key] = tensor.cpu().contiguous()
+        self._size += tensor.nbytes
+
+    def close(self) -> None:
+        """That was all."""
+        copies, self._copies = self._copies or {}, None
+        for key in list(copies):
+            self.add(key, copies.pop(key))
+        number = f"-{self._files + 1:05}" if self._files else ""
+        self._flush(f"{self._name}{number}.safetensors")
+
+    def _flush(self, name: str) -> None:
+        save_file(self._held, self._folder / name)
+        self._held.clear()
+        self._size = 0
+
+
+def go_through(
+    tensors: Iterable[tuple[str, torch.Tensor]], *, keep: Callable[[str, torch.Tensor], None] | None
+) -> BaseException | None:
+    """Keep each that is finite; None: only go through them, since making each is an exchange between processes.
 
     What went wrong is returned, not raised, so that the others' exchanges come to their end.
     """
-    held: dict[str, torch.Tensor] = {}
-    size = files = 0
     failure: BaseException | None = None
-
-    def flush(number: int) -> None:
-        assert folder is not None
-        save_file(held, folder / (f"{name}-{number:05}.safetensors" if number else f"{name}.safetensors"))
-        held.clear()
-
     for key, tensor in tensors:
-        if folder is None or failure is not None:
+        if keep is None or failure is not None:
             continue
         try:
-            if size >= FILE_BYTES:
-                files += 1
-                flush(files)
-                size = 0
-            if not bool(torch.isfinite(tensor).all()):
+            if tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
                 raise NotFinite(f"{key} is not finite")
-            held[key] = tensor.cpu().contiguous()
-            size += tensor.nbytes
-        except Exception as error:
-            failure = error
-            held.clear()
-    if folder is not None and failure is None:
-        try:
-            flush(files + 1 if files else 0)
+            keep(key, tensor)
         except Exception as error:
             failure = error
     return failure

@@ -116,6 +116,7 @@ def work(run: TrainRun) -> TrainResult:
         while True:
             with ExitStack() as attempt:
                 setup = _set_up(run, storage=storage, gang=gang, base_folder=base_folder, stack=attempt)
+                attempt.callback(setup.checkpoints.leave)
                 try:
                     return _run(
                         setup,
@@ -170,14 +171,14 @@ def _run(
     roll_backs: list[int],
 ) -> TrainResult:
     """`roll_backs`: those of this process's life; what a checkpoint says of earlier ones is added."""
-    run, gang = setup.run, setup.gang
+    run, gang, checkpoints = setup.run, setup.gang, setup.checkpoints
     parameters = setup.trained
     shared: dict[str, Any] = {"gang": gang, "parallel": setup.parallel}
     before = _fingerprints(setup.parallel.weights(parameters))
     state = None
     if run.checkpoint.resume == "Latest" or roll_backs:
         upto = roll_backs[-1] if roll_backs else None
-        state = setup.checkpoints.load_newest(upto=upto, parameters=parameters, **shared)
+        state = checkpoints.load_newest(upto=upto, parameters=parameters, **shared)
     resumed_from = state.step if state is not None else None
     state = state or TrainingState(world=gang.world)
     state.world = gang.world
@@ -188,7 +189,7 @@ def _run(
     state.roll_backs = roll_backs
     schedule = replace(setup.schedule, roll_backs=tuple(roll_backs))
     setup = replace(setup, schedule=schedule)
-    saved_at = resumed_from
+    begun_at = resumed_from
     meter = Meter(
         flops_per_token=setup.size.flops_per_token,
         schedule=schedule,
@@ -197,17 +198,18 @@ def _run(
         state=state,
         resumed_from=resumed_from,
     )
-    meter.tell(checkpoint_step=saved_at)
+    meter.tell(checkpoint_step=resumed_from)
 
-    def checkpoint() -> None:
-        nonlocal saved_at
-        if saved_at == state.step:
-            return
-        meter.read()  # no checkpoint of a loss that is not finite
-        setup.checkpoints.save(state=state, parameters=parameters, **shared)
-        _write_log(setup, state)
-        saved_at = state.step
-        meter.tell(checkpoint_step=saved_at)
+    def checkpoint(*, background: bool) -> None:
+        nonlocal begun_at
+        if begun_at != state.step:
+            meter.read()  # no checkpoint of a loss that is not finite
+            written = partial(_write_log, setup, list(state.log))
+            checkpoints.save(state=state, parameters=parameters, background=background, then=written, **shared)
+            begun_at = state.step
+        if not background:
+            checkpoints.settle(gang)
+            meter.saved(checkpoints.saved_at)
 
     votes = Votes(gang)
     while state.step < schedule.total_steps and not _is_over(run, state):
@@ -218,29 +220,35 @@ def _run(
         meter.stepped(loss=loss, tokens=tokens)
         spent = time.monotonic() - began
         state.seconds += spent
-        stops, logs = votes.cast(stop.asked, gang.is_first and meter.due, urgent=spent > _LONG_STEP_SECONDS)
+        meter.saved(checkpoints.saved_at)
+        lines_due = gang.is_first and meter.due
+        stops, logs, failed = votes.cast(stop.asked, lines_due, checkpoints.failed, urgent=spent > _LONG_STEP_SECONDS)
+        if failed:
+            checkpoints.settle(gang)
         if logs or state.step == schedule.total_steps:
             meter.log()
         if schedule.ends_epoch(state.step - 1) and setup.validation:
             _validate(setup, state=state, meter=meter)
         if stops:
-            checkpoint()
+            checkpoint(background=False)
             raise StageError(
                 reason="StoppedAfterCheckpoint",
                 message=f"stopped by SIGTERM after the checkpoint at step {state.step}; the next attempt goes on there",
                 exit_code=ExitCode.STOPPED_AFTER_CHECKPOINT,
                 checkpoint_step=state.step,
             )
-        is_best = setup.checkpoints.keeps_best and state.best_step == state.step
+        is_best = checkpoints.keeps_best and state.best_step == state.step
         if (is_best or state.step % run.checkpoint.every_steps == 0) and state.step < schedule.total_steps:
-            checkpoint()
+            checkpoint(background=True)
 
+    checkpoints.settle(gang)
+    meter.saved(checkpoints.saved_at)
     stopped_early = state.step < schedule.total_steps
-    if setup.checkpoints.keeps_best and state.best_step is not None and state.best_step != state.step:
+    if checkpoints.keeps_best and state.best_step is not None and state.best_step != state.step:
         log.info("taking the weights of step %d, the best validation", state.best_step)
-        setup.checkpoints.load_best(parameters=parameters, step=state.best_step, **shared)
+        checkpoints.load_best(parameters=parameters, step=state.best_step, **shared)
     _check_changed(before, _fingerprints(setup.parallel.weights(parameters)), step=state.step)
-    _write_log(setup, state)
+    _write_log(setup, state.log)
     return _save(
         setup,
         state=state,
@@ -534,6 +542,6 @@ def _probes(setup: Setup) -> str:
     return held_out_probes.to_text(held_out_probes.make_probes(held_out, prompts=task.two_parts))
 
 
-def _write_log(setup: Setup, state: TrainingState) -> None:
+def _write_log(setup: Setup, lines: Sequence[dict[str, float]]) -> None:
     if setup.gang.is_first:
-        setup.storage.write_atomic(join(setup.run.locations.run, TRAINING_LOG), json_lines.to_text(state.log))
+        setup.storage.write_atomic(join(setup.run.locations.run, TRAINING_LOG), json_lines.to_text(lines))
