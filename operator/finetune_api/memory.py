@@ -34,6 +34,10 @@ width (both norms' inputs and outputs, copies to multiply with), of the attentio
 of the feed-forward's (gate, its activation, the other factor, their product)."""
 _LOGITS = 12
 """Bytes of a token for each element of the vocabulary: log-probabilities, and two gradients, in fp32."""
+LOGIT_ROWS = 512
+"""Tokens whose logits a plain output layer makes at a time: more are no faster."""
+_FEW_LOGITS = 4
+"""Bytes of each of those, under BF16 twice as many: they become probabilities and gradients where they lie."""
 _SPREAD: dict[UsedStrategy, tuple[bool, bool, bool]] = {
     "DDP": (False, False, False),
     "FSDP2": (True, True, True),
@@ -161,6 +165,9 @@ def memory_of(training: Training, strategy: UsedStrategy, *, offload: OffloadOrd
     block = of_width * shape.width + of_attention * shape.attention_width + of_inner * shape.inner_width
     activations = tokens * shape.layers * block
     logits = float(_LOGITS * shape.vocabulary * tokens) if training.writes else 0.0
+    if shape.plain_output:
+        at_once = min(tokens, LOGIT_ROWS)
+        logits = min(logits, float((2 if bf16 else 1) * _FEW_LOGITS * shape.vocabulary * at_once))
     context = _GPU_CONTEXT + (_EXCHANGES if world > 1 else 0.0) if order.gpus else _CPU_CONTEXT
     if strategy == "FSDP2" and training.bits:  # each reads all of them before they are spread
         weights = max(weights, stored - gradients - moments - activations - logits)

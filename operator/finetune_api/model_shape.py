@@ -18,6 +18,8 @@ _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 _INNER = ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim", "d_ff", "hidden_dim")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+PLAIN_OUTPUT = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3"})
+"""Model types whose output layer is known to be a plain linear map of the decoder's last state."""
 _GATED = ("silu", "swish", "gelu_pytorch_tanh")
 
 
@@ -58,6 +60,8 @@ class ModelShape:
     """Parameters of the largest tensor."""
     linears: tuple[tuple[str, int, int], ...]
     """Linear layers inside of the blocks: name and sizes."""
+    plain_output: bool
+    """Whether logits are made for a few tokens at a time."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any], tensors: TensorShapes | None = None) -> Self:
@@ -93,6 +97,7 @@ class ModelShape:
             linears=tuple(
                 (name.removesuffix(".weight"), *shape) for name, shape in matrices.items() if len(shape) == 2
             ),
+            plain_output=config.get("model_type") in PLAIN_OUTPUT,
         )
 
     def layers_of(self, targets: Sequence[str]) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ UID = "5a0c1e7e-1111-4222-8333-444455556666"
 CONFIG = OperatorConfig(trainer_image="ghcr.io/acme/finetune-trainer:1", instance="finetune-system")
 
 LLAMA_8B = {
+    "model_type": "llama",
     "hidden_size": 4096,
     "intermediate_size": 14336,
     "num_hidden_layers": 32,

@@ -27,7 +27,7 @@ CLOSE = 0.15
 def test_what_is_predicted_is_what_is_measured(method: str, rows: int, tokens: int) -> None:
     lora = {"lora": {"rank": 8, "targetModules": ["all-linear"]}} if method == "LoRA" else {}
     training = Training(
-        shape=ModelShape.of(LARGE),
+        shape=ModelShape.of({**LARGE, "model_type": "llama"}),
         method=MethodOrder.model_validate({"type": method, **lora}),
         order=MemoryOrder(strategy="DDP", nodes=1, processes_per_node=1, gpus=False, rows=rows, precision="FP32"),
         tokens=tokens,
@@ -52,7 +52,7 @@ def prepared_with(runs: SmallRuns, **machines: object) -> PrepareResult:
     [
         ({}, "DDP needs 1.7 GiB a GPU .*; 24.0 GiB are assumed, since compute.gpuMemory is not set$"),
         ({"gpuMemory": 8 * GIB}, r"DDP needs 1.7 GiB a GPU \([^)]*\)$"),
-        ({"gpus": False}, r"DDP needs 0.9 GiB a process \([^)]*\)$"),
+        ({"gpus": False}, r"DDP needs 0.8 GiB a process \([^)]*\)$"),
     ],
 )
 def test_prepare_chooses_and_says_why(machines: dict[str, object], says: str, runs: SmallRuns) -> None:

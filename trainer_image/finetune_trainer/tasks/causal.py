@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from finetune_api.finetunejob import EvaluationMetric
+from finetune_api.model_shape import PLAIN_OUTPUT
 from finetune_api.shared_fields import Task as TaskName
 from finetune_trainer.data.dataset import Example
 from finetune_trainer.data.rows import Content, RowFormat
@@ -18,14 +19,11 @@ from finetune_trainer.tasks.answer_ends import answer_ends, answer_text, declare
 from finetune_trainer.tasks.encoding import IGNORED, Batch, Encoded, cut, padded_batch, prompt_ids
 from finetune_trainer.tasks.generate import generate_answers
 from finetune_trainer.tasks.likelihood import token_likelihoods
+from finetune_trainer.tasks.output_layer import OutputLayer
 from finetune_trainer.tasks.packed_rows import packed
 from finetune_trainer.tasks.scores import ClassOutcome, TextOutcome, score_texts
 from finetune_trainer.tasks.task import Asked, Decoding, Judged, ModelRun
 from finetune_trainer.tasks.token_lengths import measure
-
-# Of these it is known that the output layer is a plain linear map of the decoder's last state, so that it can be
-# applied at the targets only: a prompt of 100 tokens with an answer of 3 costs 3 rows of logits instead of 103.
-_PLAIN_OUTPUT = {"llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3"}
 
 
 class CausalLM:
@@ -86,10 +84,12 @@ class CausalLM:
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
         """Over the next tokens that are targets."""
         inner = plain(model)
-        if inner.config.model_type in _PLAIN_OUTPUT:
+        # A prompt of 100 tokens with an answer of 3 costs 3 rows of logits instead of 103.
+        output = OutputLayer.of(inner) if inner.config.model_type in PLAIN_OUTPUT else None
+        if output is not None:
             hidden = _asked(inner.get_decoder(), batch).last_hidden_state  # (B, T, d)
-            logits = inner.get_output_embeddings()(hidden.flatten(0, 1)[batch.places])  # (targets, V)
-            return cross_entropy(logits.float(), batch.labels.flatten()[batch.places], reduction="sum")
+            summed: torch.Tensor = output(hidden.flatten(0, 1)[batch.places], batch.labels.flatten()[batch.places])
+            return summed
         logits = self.logits(model, batch)
         return cross_entropy(
             logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum"
