@@ -7,6 +7,7 @@ the table; tests/trainer/test_memory.py measures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -284,6 +285,15 @@ def problem(training: Training, choice: Choice) -> str | None:
 def gib(size: float) -> str:
     """In GiB, three digits or so."""
     return f"{size / GIB:.0f} GiB" if size >= 100 * GIB else f"{size / GIB:.1f} GiB"
+
+
+def gpus_to_evaluate(shape: ModelShape, order: MemoryOrder) -> int:
+    """GPUs of one machine over which a model without optimiser has to be spread: base and adapter as they are served,
+    with a quarter more for keys, values and logits. Where all of them are too few, the rest waits in the host's memory.
+    """
+    each = 4.0 if order.precision == "FP32" else 2.0
+    room = (order.gpu_memory or ASSUMED_GPU_GIB * GIB) * (1 - _FRAGMENTED) - _GPU_CONTEXT
+    return min(max(1, math.ceil(1.25 * each * shape.parameters / max(room, 1.0))), order.processes_per_node)
 
 
 def _parts(memory: Memory, training: Training) -> str:

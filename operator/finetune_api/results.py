@@ -77,6 +77,9 @@ class PrepareResult(ApiModel):
     """Tokens that the base model can read at once. None: no limit known."""
     sharing: Sharing | None = None
     """None: the job names a strategy, or the order is of an earlier operator."""
+    evaluation_gpus: Annotated[int, Field(ge=1)] | None = None
+    """Over which the model, as it is evaluated, has to be spread. None: it is on CPUs, or the order is of an earlier
+    operator."""
     reused: bool = False
     """An earlier attempt's output was complete for the same input and was taken."""
 

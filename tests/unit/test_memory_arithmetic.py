@@ -12,7 +12,7 @@ import pytest
 from tests.conformance.objects import LLAMA_8B
 
 from finetune_api.accelerators import peak_of
-from finetune_api.memory import GIB, Memory, Training, choose, memory_of, problem, ways_out
+from finetune_api.memory import GIB, Memory, Training, choose, gpus_to_evaluate, memory_of, problem, ways_out
 from finetune_api.model_shape import ModelShape, shapes_in
 from finetune_api.run import MemoryOrder, MethodOrder, OffloadOrder
 from finetune_api.tasks import UsedStrategy
@@ -127,6 +127,22 @@ def test_a_quantised_base_is_what_its_bits_are() -> None:
     several = {"gpu_memory": 6 * GIB, "processes_per_node": 8}
     assert chosen(method=eight, **several)[0] == "DDP", "FSDP2 cannot spread it"
     assert chosen(method=four, **several)[0] == "FSDP2", "and nothing waits in the host's memory"
+
+
+@pytest.mark.parametrize(
+    ("machines", "gpus"),
+    [
+        ({"processes_per_node": 8, "gpu_memory": 80 * GIB}, 1),
+        ({"processes_per_node": 8, "gpu_memory": 24 * GIB}, 1),
+        ({"processes_per_node": 8, "gpu_memory": 16 * GIB}, 2),
+        ({"processes_per_node": 8, "gpu_memory": 16 * GIB, "precision": "FP32"}, 3),
+        ({"processes_per_node": 2, "gpu_memory": 12 * GIB, "precision": "FP32"}, 2),
+        ({"processes_per_node": 8, "precision": "FP32"}, 2),
+    ],
+)
+def test_a_model_is_evaluated_on_as_many_gpus_as_hold_it(machines: dict[str, Any], gpus: int) -> None:
+    order = training(**machines).order
+    assert gpus_to_evaluate(ModelShape.of(LLAMA_8B), order) == gpus
 
 
 def test_activations_and_logits_go_by_tokens() -> None:

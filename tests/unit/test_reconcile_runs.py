@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.conformance.objects import evaluate_result, job_manifest, train_result
+from tests.conformance.objects import evaluate_result, job_manifest, prepare_result, train_result
 from tests.simulation.script import BAD_DATA, CRASH, OUT_OF_MEMORY, Disrupt, Exit, Hang, Script, Succeed, Wait
 from tests.simulation.world import World
 
@@ -313,6 +313,24 @@ async def test_gpu_seconds_are_counted_over_attempts() -> None:
     assert evaluate is not None
     assert status.gpu_seconds == (train.active_seconds or 0) * 8 + (evaluate.active_seconds or 0)
     assert (train.active_seconds or 0) >= 30
+
+
+@pytest.mark.parametrize(("needed", "given"), [(None, 1), (1, 1), (3, 3), (9, 4)])
+async def test_an_evaluation_has_the_gpus_that_its_model_needs(needed: int | None, given: int) -> None:
+    prepared = prepare_result().model_copy(update={"evaluation_gpus": needed})
+    world, _, status = await finished(
+        Script(fates={("Prepare", 1): Succeed(result=prepared)}), compute={"nodes": 2, "gpusPerNode": 4}
+    )
+    job = await world.cluster.get(kind="Job", namespace="ml", name="router-evaluate-1")
+    assert job is not None
+    limits = job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == str(given)
+    train, evaluate = status.stage("Train"), status.stage("Evaluate")
+    assert train and evaluate
+    assert status.gpu_seconds == (train.active_seconds or 0) * 8 + (evaluate.active_seconds or 0) * given
+    version = await world.cluster.get(kind="ModelVersion", namespace="ml", name="router")
+    assert version is not None
+    assert version["spec"]["evaluation"]["plan"]["gpus"] == given, "as it will be compared again"
 
 
 async def test_children_expire_and_the_record_stays() -> None:

@@ -21,8 +21,8 @@ from finetune_operator.job.decision import Decision, Draft
 from finetune_operator.job.finish import finish
 from finetune_operator.job.mirror import mirror
 from finetune_operator.job.observed import Observed
-from finetune_operator.job.plan import ResolvedPlan, read_plan
-from finetune_operator.job.stages import recorded_results
+from finetune_operator.job.plan import ResolvedPlan
+from finetune_operator.job.stages import recorded_plan, recorded_results
 from finetune_operator.job.version import made_by, version_manifest
 
 
@@ -37,9 +37,9 @@ def _draft(observed: Observed) -> Draft:
     status = observed.job.status
     if status.phase in TERMINAL_PHASES:
         return _after_the_end(observed)
-    if status.plan is None:
+    plan = recorded_plan(status)
+    if plan is None:
         return begin(observed)
-    plan = read_plan(status.plan)
     if isinstance(plan, str):
         # Another version of the operator planned this run: leave it alone, its pods included.
         message = f"{plan}; install the version of the operator that began this run, or a newer one"

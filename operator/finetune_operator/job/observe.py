@@ -26,8 +26,9 @@ from finetune_operator.job.begin import baseline_name
 from finetune_operator.job.children import child_name, version_name
 from finetune_operator.job.cleanup import removable
 from finetune_operator.job.observed import Observed, ObservedClaim, recorded_jobs
-from finetune_operator.job.plan import ResolvedPlan, read_plan
+from finetune_operator.job.plan import ResolvedPlan
 from finetune_operator.job.resolve import claims_of, parent_name
+from finetune_operator.job.stages import recorded_plan
 from finetune_operator.job.step import judged
 
 _TELLING = ("Pulling", "Pulled", "ExternalProvisioning", "WaitForFirstConsumer", "WaitForPodScheduled")
@@ -158,7 +159,7 @@ async def _with_words(*, cluster: Cluster, observed: Observed) -> Observed:
     """Others' words on why a Job does not run. Nothing hangs on them but a message: not to get them is no error."""
     status, namespace = observed.job.status, observed.job.metadata.namespace
     stage = next((stage for stage in status.stages if stage.state != "Complete"), None)
-    plan = read_plan(status.plan) if status.plan is not None else None
+    plan = recorded_plan(status)
     if stage is None or not isinstance(plan, ResolvedPlan):
         return observed
     verdict, job = judged(observed, plan=plan, stage=stage), observed.attempt(stage.name, stage.attempt).job

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from finetune_api.base import ApiModel, Uri, first_problem
 from finetune_api.finetunejob import EvaluationMetric, Network, Source
-from finetune_api.results import Sharing
+from finetune_api.results import PrepareResult
 from finetune_api.run import (
     BaselineOrder,
     CheckpointOrder,
@@ -76,6 +76,8 @@ class ResolvedPlan(ApiModel):
     on_inconclusive: Literal["Hold", "Reject", "Proceed"]
     max_new_tokens: int
     evaluation_batch_size: int
+    evaluation_gpus: int | None = None
+    """What Prepare found to be needed, once it has; a node of training may have fewer."""
     max_failures: int
     max_preemptions: int
     hang_seconds: int
@@ -96,12 +98,16 @@ class ResolvedPlan(ApiModel):
         """What the candidate is compared with, in words."""
         return self.baseline.name if self.baseline else "the base model"
 
-    def as_chosen(self, sharing: Sharing | None) -> ResolvedPlan:
-        """The plan with the strategy that Prepare chose, where it had to."""
-        if sharing is None:
+    def as_chosen(self, prepared: PrepareResult | None) -> ResolvedPlan:
+        """The plan with what Prepare chose: the strategy, where it had to, and the GPUs of the evaluation."""
+        if prepared is None:
             return self
-        offload = OffloadOrder(optimizer=True, parameters=True) if sharing.offload else None
-        return self.model_copy(update={"strategy": sharing.strategy, "offload": offload})
+        chosen: dict[str, Any] = {"evaluation_gpus": prepared.evaluation_gpus}
+        if prepared.sharing is not None:
+            chosen["strategy"] = prepared.sharing.strategy
+            offloads = prepared.sharing.offload
+            chosen["offload"] = OffloadOrder(optimizer=True, parameters=True) if offloads else None
+        return self.model_copy(update=chosen)
 
     @property
     def machines(self) -> str:

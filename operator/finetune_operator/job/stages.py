@@ -13,7 +13,7 @@ from finetune_api.shared_fields import PodOverlay
 from finetune_operator.attempts.evaluation import EvaluationPlan, evaluation_order
 from finetune_operator.attempts.manifests import Size
 from finetune_operator.core.names import of_kueue
-from finetune_operator.job.plan import ResolvedPlan
+from finetune_operator.job.plan import ResolvedPlan, read_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,12 @@ def recorded_results(status: FineTuneJobStatus) -> Results:
         train=next((each for each in found if isinstance(each, TrainResult)), None),
         evaluate=next((each for each in found if isinstance(each, EvaluateResult)), None),
     )
+
+
+def recorded_plan(status: FineTuneJobStatus) -> ResolvedPlan | str | None:
+    """The plan with what Prepare chose; or why this operator cannot follow it; None before there is one."""
+    plan = read_plan(status.plan) if status.plan is not None else None
+    return plan.as_chosen(recorded_results(status).prepare) if isinstance(plan, ResolvedPlan) else plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +107,7 @@ def _compares_answers(plan: ResolvedPlan) -> bool:
 
 
 def _train(ordering: Ordering) -> TrainRun:
-    prepared = ordering.prepared
-    plan = ordering.plan.as_chosen(prepared.sharing)
+    plan, prepared = ordering.plan, ordering.prepared
     return TrainRun(
         identity=ordering.identity,
         locations=ordering.locations,
@@ -191,7 +196,10 @@ EVALUATE = Stage(
     phase="Evaluating",
     condition="Evaluated",
     size=lambda plan: Size(
-        pods=1, gpus=min(1, plan.gpus_per_node), resources=plan.compute_resources, gpu_resource=plan.gpu_resource
+        pods=1,
+        gpus=min(plan.evaluation_gpus or 1, plan.gpus_per_node),
+        resources=plan.compute_resources,
+        gpu_resource=plan.gpu_resource,
     ),
     overlay=lambda plan: plan.evaluate_pod_template or plan.pod_template,
     activity=lambda plan: f"comparing the candidate with {plan.baseline_name} on the held-out examples",

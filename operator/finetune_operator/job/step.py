@@ -15,8 +15,8 @@ from finetune_operator.attempts.observed import Attempt
 from finetune_operator.attempts.verdicts import Verdict
 from finetune_operator.core.times import whole_second
 from finetune_operator.job.observed import Observed
-from finetune_operator.job.plan import ResolvedPlan, read_plan
-from finetune_operator.job.stages import ORDERED, Stage, recorded_results, stage_of
+from finetune_operator.job.plan import ResolvedPlan
+from finetune_operator.job.stages import ORDERED, Stage, recorded_plan, stage_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,7 @@ class Step:
     @property
     def activity(self) -> str:
         """What the stage does, in words that stay the same while it does it."""
-        prepared = recorded_results(self.status).prepare
-        return self.record.activity(self.plan.as_chosen(prepared.sharing if prepared else None))
+        return self.record.activity(self.plan)
 
     @property
     def child_uid(self) -> str | None:
@@ -131,7 +130,7 @@ def active_seconds(*, status: FineTuneJobStatus, observed: Observed) -> int:
 
 def with_counters(*, status: FineTuneJobStatus, observed: Observed) -> FineTuneJobStatus:
     """The status with its counters brought up to date."""
-    plan = read_plan(status.plan) if status.plan is not None else None
+    plan = recorded_plan(status)
     if not isinstance(plan, ResolvedPlan):
         return status
     gpu_seconds = 0

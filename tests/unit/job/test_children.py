@@ -161,11 +161,12 @@ def test_training_shares_the_model_as_prepare_chose() -> None:
     """Where it chose nothing (a strategy that is named, an image that knew no choice) the plan's own word counts."""
     plan, found = plan_of(job()), all_results()
     assert found.prepare is not None
-    asked = {"job": job(), "plan": plan, "attempt": 1, "config": CONFIG, "door": DOOR}
+    asked = {"job": job(), "attempt": 1, "config": CONFIG, "door": DOOR}
 
     def order(sharing: Sharing | None, stage: StageName = "Train") -> dict[str, Any]:
         results = replace(found, prepare=found.prepare and found.prepare.model_copy(update={"sharing": sharing}))
-        (config_map, *_) = children_of(stage=stage, results=results, **asked)  # type: ignore[arg-type]
+        chosen = plan.as_chosen(results.prepare)
+        (config_map, *_) = children_of(stage=stage, plan=chosen, results=results, **asked)  # type: ignore[arg-type]
         read: dict[str, Any] = json.loads(config_map["data"]["run.json"])
         return read
 

@@ -16,6 +16,7 @@ from finetune_api.run import EvaluateRun
 from finetune_trainer.data.dataset import Example, Manifest, read_manifest
 from finetune_trainer.evaluation.outcomes import cached_run, keep_run, run_model
 from finetune_trainer.models import base_model, saved_model
+from finetune_trainer.models.placing import placed
 from finetune_trainer.process.errors import bad_configuration
 from finetune_trainer.process.packages import versions
 from finetune_trainer.store.storage import Storage
@@ -146,10 +147,8 @@ class _Contestants:
         }
 
     def _ask(self, model: Any, tokenizer: Any, *, labels: Sequence[str], who: str) -> ModelRun:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return run_model(
-            model.to(device).eval(), tokenizer, self._examples, decoding=self._decoding, labels=labels, who=who
-        )
+        model = placed(model).eval()
+        return run_model(model, tokenizer, self._examples, decoding=self._decoding, labels=labels, who=who)
 
     def _load_candidate(self) -> tuple[Any, Any]:
         if self._candidate is None:

@@ -27,6 +27,8 @@ def with_sharing(run: PrepareRun, found: PrepareResult, *, storage: Storage) -> 
     chooses = run.memory.strategy == "Auto"
     try:
         shape = _shape(found.base.loadable_uri, storage=storage)
+        gpus = memory.gpus_to_evaluate(shape, run.memory) if run.memory.gpus else None
+        found = found.model_copy(update={"evaluation_gpus": gpus})
     except ValueError as error:
         because = f"what it needs of memory is not known: {error}"[:600]
         return found.model_copy(update={"sharing": Sharing(strategy="DDP", because=because) if chooses else None})

@@ -95,7 +95,7 @@ def _logits(
     options: dict[str, Any] = {"use_cache": False}
     if prefix is not None:
         options = {"use_cache": True, "past_key_values": prefix.cache(rows=tokens.shape[0])}
-    positions = torch.arange(start - behind, end - behind, device=tokens.device)
+    positions = torch.arange(start - behind, end - behind)  # on no GPU: the last states may be on another than tokens
     if "logits_to_keep" in inspect.signature(plain(model).forward).parameters:
         options["logits_to_keep"] = positions
     logits: torch.Tensor = model(input_ids=tokens[:, behind:], attention_mask=mask, **options).logits
