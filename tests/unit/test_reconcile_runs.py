@@ -106,12 +106,13 @@ async def test_interruptions_are_not_failures(how: Any, nodes: int) -> None:
     assert await world.cluster.get(kind="ConfigMap", namespace="ml", name="router-train-1") is None
 
 
-async def test_a_graceful_end_loses_no_step() -> None:
-    _, _, status = await finished(Script(fates={("Train", 1): Disrupt(how="Evicted", ticks=5)}))
+@pytest.mark.parametrize(("how", "reason"), [("Evicted", "Preempted"), ("JobDeleted", "JobDeleted")])
+async def test_a_graceful_end_loses_no_step(how: Any, reason: str) -> None:
+    _, _, status = await finished(Script(fates={("Train", 1): Disrupt(how=how, ticks=5)}))
     assert status.restarts is not None
     assert status.restarts.steps_lost == 0
     assert status.restarts.last is not None
-    assert status.restarts.last.reason == "Preempted"
+    assert status.restarts.last.reason == reason
 
 
 async def test_a_sudden_end_loses_the_steps_since_the_checkpoint() -> None:

@@ -57,6 +57,17 @@ def cause_of_end(*, job: ChildJob, pods: Sequence[PodState], size: int) -> Broke
     return first
 
 
+def end_without_job(*, name: str, pods: Sequence[PodState]) -> Broken:
+    """The Job is gone. Those of its pods that are still there may say that they saved before they ended."""
+    said = [found for pod in pods if (found := _broken_pod(pod)) is not None]
+    return Broken(
+        cause=Cause.JOB_DELETED,
+        message=f"Job {name} was deleted",
+        checkpoint_step=max((each.checkpoint_step for each in said if each.checkpoint_step is not None), default=None),
+        saved_all=any(each.saved_all for each in said),
+    )
+
+
 _CERTAIN = (Cause.NODE_LOST, Cause.OUT_OF_MEMORY, Cause.NOT_FINITE, Cause.PERMANENT, Cause.PREEMPTED)
 _ECHOES = ("PeerLost", "ProcessKilled")
 """What the processes say that lived on when another one ended."""

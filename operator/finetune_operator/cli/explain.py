@@ -34,8 +34,10 @@ async def run(options: argparse.Namespace) -> int:
     async with open_target(options) as target:
         shell = shell_of(options, target=target)
         if resource.kind == "ModelEndpoint":
-            endpoint = await target.read(kind="ModelEndpoint", name=options.name)
-            print(explain_endpoint(ModelEndpoint.from_object(endpoint), now=now, shell=shell))
+            endpoint = ModelEndpoint.from_object(await target.read(kind="ModelEndpoint", name=options.name))
+            made = await target.cluster.list(kind="FineTuneJob", namespace=target.namespace)
+            jobs = [job for each in made if (job := FineTuneJob.from_object(each)).spec.endpoint_ref]
+            print(explain_endpoint(endpoint, now=now, shell=shell, jobs=jobs))
         elif resource.kind == "FineTuneJob":
             job = await target.read(kind="FineTuneJob", name=options.name)
             print(explain_job(FineTuneJob.from_object(job), now=now, shell=shell))
@@ -47,8 +49,8 @@ async def run(options: argparse.Namespace) -> int:
     return ExitStatus.DONE
 
 
-def explain_endpoint(endpoint: ModelEndpoint, *, now: datetime, shell: Shell) -> str:
-    """An endpoint, in plain words."""
+def explain_endpoint(endpoint: ModelEndpoint, *, now: datetime, shell: Shell, jobs: Sequence[FineTuneJob] = ()) -> str:
+    """An endpoint, in plain words. `jobs`: those that name one, of which some may make its first version."""
     status, name = endpoint.status, endpoint.metadata.name
     serves = f"serves {status.stable.name}" if status.stable is not None else "serves no version yet"
     tries = f" and tries {status.candidate.name}" if status.candidate is not None else ""
@@ -71,10 +73,17 @@ def explain_endpoint(endpoint: ModelEndpoint, *, now: datetime, shell: Shell) ->
         )
     if not shell.local and {each.action for each in found.release} - {"Resume", "Unpin", "Withdraw"}:
         notes.append(_RIGHTS)
+    said, so_far = [status.message or "nothing is known"], list(_so_far(endpoint, now=now))
+    if status.stable is None:
+        said.append("clients get 503 until a version serves")
+    if status.stable is None and status.candidate is None:
+        own = [job for job in jobs if job.spec.endpoint_ref and job.spec.endpoint_ref.name == name]
+        so_far += [_progress(job) for job in own] or [f"no job names {name} as its endpointRef"]
+        commands += [_follow(job, shell=shell) for job in own] or [_first_job(name, shell=shell)]
     return _text(
         headline,
-        now=[status.message or "nothing is known"],
-        so_far=list(_so_far(endpoint, now=now)),
+        now=said,
+        so_far=so_far,
         waits=waits_for(status.next, now=now),
         then=found.then,
         commands=commands,
@@ -118,6 +127,20 @@ def explain_job(job: FineTuneJob, *, now: datetime, shell: Shell) -> str:
         commands=commands,
         notes=[*decides, _RECORD] if status.phase in ("Failed", "Rejected") else [],
     )
+
+
+def _progress(job: FineTuneJob) -> str:
+    return f"job {job.metadata.name}: {job.status.phase or 'Pending'}: {job.status.message or 'not looked at yet'}"
+
+
+def _follow(job: FineTuneJob, *, shell: Shell) -> tuple[str, str]:
+    name = job.metadata.name
+    return shell.finetune("explain", "job", name), f"says what {name} waits for, or why its version may not serve"
+
+
+def _first_job(endpoint: str, *, shell: Shell) -> tuple[str, str]:
+    command = shell.finetune("run", "-f", "FILE") if shell.local else shell.kubectl("apply", "-f", "FILE")
+    return command, f"with a FineTuneJob whose spec.endpointRef.name is {endpoint}: what it proves serves"
 
 
 def _unseen(shell: Shell, *, works: str) -> dict[str, Any]:

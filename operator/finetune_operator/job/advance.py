@@ -11,7 +11,7 @@ from datetime import datetime
 
 from finetune_api.finetunejob import EvaluationStatus, FineTuneJobStatus, LastRestart, Restarts, StageStatus
 from finetune_api.results import EvaluateResult, Failure
-from finetune_operator.attempts.evidence import parsed_message
+from finetune_operator.attempts.evidence import end_without_job, parsed_message
 from finetune_operator.attempts.judge import first_start, last_end, may_run
 from finetune_operator.attempts.manifests import forbidden
 from finetune_operator.attempts.pods import PodState
@@ -56,8 +56,7 @@ def _next(step: Step, verdict: Verdict) -> Draft:
     if isinstance(verdict, Absent) and step.stage.state == "Pending":
         return _start(step)
     if isinstance(verdict, Absent):
-        message = f"Job {step.stage.child} was deleted"
-        return _restart_or_fail(step, Broken(cause=Cause.JOB_DELETED, message=message))
+        return _restart_or_fail(step, end_without_job(name=str(step.stage.child), pods=step.attempt.pods))
     if step.observed.job.spec.suspend and not isinstance(verdict, Stopping):
         return _suspend(step)
     if (due := _forgiven_at(step, verdict)) is not None and step.observed.now >= due:

@@ -58,6 +58,23 @@ def actions(found: NextStatus) -> list[str]:
     return [each.action for each in found.release]
 
 
+def test_an_endpoint_without_a_version_tells_of_the_jobs_that_may_make_one() -> None:
+    empty = endpoint(phase="Empty")
+    alone = explained(empty)
+    assert "clients get 503 until a version serves" in alone
+    assert "no job names router as its endpointRef" in alone
+    assert "kubectl apply -f FILE -n ml" in alone
+    own, other = (
+        job_with({"phase": "Training", "message": "training on 1 node (CPU)"}, endpointRef={"name": name})
+        for name in ("router", "other")
+    )
+    said = explain_endpoint(empty, now=NOW, shell=SHELL, jobs=[own, other])
+    assert "job router: Training: training on 1 node (CPU)" in said
+    assert "finetune explain job router -n ml" in said
+    assert "no job names" not in said
+    assert said.count("finetune explain job") == 1
+
+
 STATES: dict[str, tuple[ModelEndpoint, str, list[str]]] = {
     "empty": (endpoint(phase="Empty"), "FineTuneJob with endpointRef router", []),
     "idle": (idle(), "", ["RollBack"]),
