@@ -218,6 +218,7 @@ class Freeze(ApiModel):
 _LABELLED = [name for name, kind in TASKS.items() if kind.labelled]
 _PACKED = [name for name, kind in TASKS.items() if kind.packs]
 _NOT_PACKED = [name for name, kind in TASKS.items() if not kind.packs]
+_WHOLE = [name for name, kind in METHODS.items() if kind.whole]
 _FREEZING = [name for name, kind in METHODS.items() if kind.freezes]
 _LOW_RANK = [name for name, kind in METHODS.items() if kind.low_rank]
 _QUANTISING = [name for name, kind in METHODS.items() if kind.quantises]
@@ -251,6 +252,10 @@ class Method(ApiModel):
     quantisation: Quantisation | None = None
     """For QLoRA. Default 4 bits."""
     freeze: Freeze | None = None
+    parent: Literal["Keep", "Merge"] | None = None
+    """How to go on from a version (model.uri: version://NAME) that is an adapter. Keep: that adapter is trained on, beside
+    the same base, so that the result is one adapter as well; its type, rank, alpha and layers must be the job's. Merge:
+    it becomes part of the base first, and a new one is trained beside that. Default Merge."""
 
     cel_rules = (
         Rule(
@@ -264,6 +269,10 @@ class Method(ApiModel):
         Rule(
             rule=f"!has(self.freeze) || {_one_of('self.type', _FREEZING)}",
             message=f"method.type: {{self.type}} freezes the base anyway; method.freeze is for {_listed(_FREEZING)}",
+        ),
+        Rule(
+            rule=f"!has(self.parent) || self.parent != 'Keep' || {_none_of('self.type', _WHOLE)}",
+            message="method.parent: {self.parent} goes on with an adapter, and method.type: {self.type} trains none; use Merge",
         ),
     )
 
@@ -595,6 +604,10 @@ class FineTuneJobSpec(ApiModel):
         Rule(
             rule=f"{_none_of('self.method.type', _NOT_DECAYING)} || !has(self.training) || !has(self.training.weightDecay) || self.training.weightDecay == 0.0",
             message="training.weightDecay: {self.training.weightDecay} draws the factors that method.type: {self.method.type} trains to zero, and the base's answers with them; leave it out",
+        ),
+        Rule(
+            rule="!has(self.method.parent) || self.model.uri.startsWith('version://')",
+            message="method.parent: {self.method.parent} says how to go on from a version; model.uri: {self.model.uri} is none (version://NAME)",
         ),
         Rule(
             rule="!has(self.data.split) || self.data.split.test > 0.0 || (has(self.evaluation) && has(self.evaluation.dataset))",

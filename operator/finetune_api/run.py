@@ -84,6 +84,8 @@ class ParentOrder(StrictModel):
     labels: list[str] | None = None
     data_manifest: Uri | None = None
     """Of what it, and those before it, learned from: none of that may be held out."""
+    keep: bool | None = None
+    """Whether its adapter is trained on beside its base. None: no; it is merged into it."""
 
 
 class ModelOrder(StrictModel):

@@ -55,6 +55,11 @@ STAGE_REASONS: dict[str, tuple[str, str]] = {
     "UnsupportedChatTemplate": ("answers cannot be told from the rest of a chat", f"{_BASE}, or split the chats"),
     "UnsupportedModel": ("the base model cannot be read, trained or served", _BASE),
     # -- what was asked for
+    "AdapterMismatch": (
+        "the version's adapter, which method.parent: Keep goes on with, is of another kind than the job's, or for other"
+        " classes",
+        "use the values that the message names, or method.parent: Merge",
+    ),
     "BadDeepSpeedConfig": ("DeepSpeed does not take what compute.configRef says", "correct it as the message says"),
     "BadMetric": ("evaluation.metrics asks for what cannot be judged", "correct them as the message says"),
     "BadUri": ("a URI is written wrongly", "correct it as the message says"),

@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.trainer.small_run import EXAMPLES, LORA, SmallRun, SmallRuns, chat
 
-from finetune_api.run import Locations, ModelOrder, PrepareRun
+from finetune_api.run import Locations, MethodOrder, ModelOrder, PrepareRun
 from finetune_api.shared_fields import Artifact, ResolvedModel
 from finetune_trainer.models import parent_model, saved_model
-from finetune_trainer.models.base_model import load_model
+from finetune_trainer.models.base_model import load_base, load_model
 from finetune_trainer.preparation.prepare import prepare
 from finetune_trainer.process.errors import StageError
 from finetune_trainer.store.storage import Storage
+from finetune_trainer.tasks.choose import task_of
 from finetune_trainer.tasks.encoding import Encoded
+from finetune_trainer.training.methods.choose import method_of
 
 
 @pytest.fixture(scope="module", params=["Full", "LoRA"])
@@ -56,6 +59,43 @@ def test_its_weights_are_what_training_begins_with(parent: dict[str, Any], runs:
     asked = Encoded(ids=(5, 6, 7), targets=(False, True, True))
     answers = [saved_model.probe(model, example=asked, task="Chat").logits for model in (found, version)]
     torch.testing.assert_close(torch.tensor(answers[0]), torch.tensor(answers[1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("parent", ["LoRA"], indirect=True)
+def test_an_adapter_that_is_kept_is_trained_on_beside_the_same_base(parent: dict[str, Any], runs: SmallRuns) -> None:
+    run = runs.new("kept", overrides={"maxSteps": 2, "learningRate": 1e-9, "warmupFraction": 0.0})
+    model = {"uri": "version://v1", "task": "Chat", "parent": parent | {"keep": True}}
+    order = run.order(runs.prepared, method=LORA, model=model)
+    storage = Storage(locations=Locations.model_validate(order["locations"]))
+    base = parent_model.resolve(ModelOrder.model_validate(model), storage=storage)
+    assert base == ResolvedModel.model_validate(parent["base"])
+    trained = run.train(order)
+    before, after = (
+        load_file(Path(each["artifact"]["uri"].removeprefix("file://")) / "adapter_model.safetensors")
+        for each in (parent, trained)
+    )
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0.0, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("parent", ["LoRA"], indirect=True)
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (LORA | {"lora": LORA["lora"] | {"rank": 8}}, "method.lora.rank: 8, but .* has 4"),
+        (LORA | {"type": "DoRA"}, "method.type: DoRA, but .* has LoRA"),
+        (LORA | {"lora": LORA["lora"] | {"targetModules": ["q_proj"]}}, "targetModules: q_proj, but .* has down_proj"),
+    ],
+)
+def test_what_contradicts_the_kept_adapter_is_refused(
+    method: dict[str, Any], said: str, parent: dict[str, Any], runs: SmallRuns
+) -> None:
+    loaded = load_base(runs.base, task="Chat", dtype="float32")
+    order = MethodOrder.model_validate(method)
+    adapted = method_of(order).applied(loaded, task=task_of("Chat"), base_uri="file:///base")
+    with pytest.raises(StageError, match=said):
+        parent_model.take_over(adapted, parent["artifact"]["uri"].removeprefix("file://"))
 
 
 def prepared(run: SmallRun, parent: dict[str, Any], *, salt: str) -> dict[str, Any]:

@@ -108,6 +108,11 @@ def _task_refusal(observed: Observed) -> Refusal | None:
         if found is not None and found.spec.task != task:
             what = f"{field}: {found.kind} {found.metadata.name} is for task {found.spec.task}, this job for {task}"
             return Refusal(reason=reason, message=f"{what}; name one of the same task")
+    parent = observed.parent
+    if parent is not None and parent.spec.artifact.format != "Adapter" and observed.job.spec.method.parent == "Keep":
+        what = f"spec.method.parent: Keep, but ModelVersion {parent.metadata.name} is a whole model"
+        message = f"{what} (spec.artifact.format: {parent.spec.artifact.format}), no adapter; use Merge"
+        return Refusal(reason=Reason.PARENT_MISMATCH, message=message)
     method, endpoint = observed.job.spec.method.type, observed.endpoint
     if endpoint is not None and endpoint.spec.serving.runtime == "VLLM" and not METHODS[method].vllm:
         what = f"spec.method.type: vLLM, by which {endpoint.kind} {endpoint.metadata.name} serves, knows no {method}"

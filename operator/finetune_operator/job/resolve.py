@@ -98,6 +98,8 @@ def resolve(
     `parent`: the one that `version://` names.
     """
     spec = job.spec
+    if parent is not None and spec.method.parent == "Keep":
+        parent = parent.model_copy(update={"keep": True})
     root = spec.artifacts.uri.rstrip("/")
     compute, evaluation, policy = spec.compute, spec.evaluation, spec.failure_policy
     dataset = evaluation.dataset if evaluation else None

@@ -9,7 +9,7 @@ from finetune_api.finetunejob import FineTuneJob, FineTuneJobStatus, Phase, Stag
 from finetune_api.metrics import metrics_of
 from finetune_api.results import EvaluateResult, PrepareResult, TrainResult, result_adapter
 from finetune_api.run import BaselineOrder, EvaluateRun, Identity, Locations, PrepareRun, TrainRun
-from finetune_api.shared_fields import PodOverlay
+from finetune_api.shared_fields import PodOverlay, ResolvedModel
 from finetune_operator.attempts.evaluation import EvaluationPlan, evaluation_order
 from finetune_operator.attempts.manifests import Size
 from finetune_operator.core.names import of_kueue
@@ -139,8 +139,16 @@ def _evaluate(ordering: Ordering) -> EvaluateRun:
         candidate=ordering.results.train.artifact,
         labels=prepared.labels,
         data_digest=prepared.data_digest,
-        baseline=plan.baseline or BaselineOrder(name="Base", base=prepared.base),
+        baseline=plan.baseline or _begun_with(plan, base=prepared.base),
     )
+
+
+def _begun_with(plan: ResolvedPlan, *, base: ResolvedModel) -> BaselineOrder:
+    """What the model was before it was trained."""
+    parent = plan.model.parent
+    if parent is None or not parent.keep:
+        return BaselineOrder(name="Base", base=base)
+    return BaselineOrder(name="Base", artifact=parent.artifact, base=base, labels=parent.labels)
 
 
 def evaluation_plan(*, job: FineTuneJob, plan: ResolvedPlan) -> EvaluationPlan:

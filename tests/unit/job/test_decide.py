@@ -34,6 +34,8 @@ from finetune_operator.gates.policy import Judgement
 from finetune_operator.job.decide import decide
 from finetune_operator.job.decision import Decision
 from finetune_operator.job.observed import Observed, ObservedClaim
+from finetune_operator.job.plan import ResolvedPlan
+from finetune_operator.job.stages import _begun_with
 from finetune_operator.job.version import version_manifest
 
 SHARED = ObservedClaim(name="models", exists=True, access_modes=("ReadWriteMany",))
@@ -195,6 +197,23 @@ def test_a_version_to_go_on_from_is_waited_for_checked_and_planned() -> None:
     assert status.plan is not None
     assert status.plan["model"]["parent"]["artifact"]["uri"] == "pvc://elsewhere/model"
     assert {"name": "elsewhere", "writable": False} in status.plan["claims"], "its pods must read it"
+
+
+def test_an_adapter_that_is_kept_is_what_base_means() -> None:
+    lora: dict[str, Any] = {"type": "LoRA", "lora": {"rank": 8}, "parent": "Keep"}
+    run = job(model={"uri": "version://router-6", "task": "Chat"}, method=lora)
+    version = ModelVersion.model_validate(yaml.safe_load(VERSION.read_text()))
+    spec = version.spec.model_copy(update={"task": "Chat"})
+    named = version.model_copy(update={"spec": spec})
+    plan = ResolvedPlan.model_validate(written(decide(observed(run, parent=named))).plan)
+    assert plan.model.parent is not None
+    assert plan.model.parent.keep
+    before = _begun_with(plan, base=spec.base)
+    assert (before.name, before.artifact, before.base) == ("Base", spec.artifact, spec.base)
+    whole = spec.model_copy(update={"artifact": spec.artifact.model_copy(update={"format": "Full"})})
+    refused = written(decide(observed(run, parent=version.model_copy(update={"spec": whole}))))
+    assert ready(refused) == ("False", "ParentMismatch")
+    assert "spec.method.parent: Keep, but ModelVersion router-1 is a whole model" in (refused.message or "")
 
 
 def test_a_missing_claim_is_named() -> None:

@@ -104,7 +104,7 @@ def load_artifact(
     Raises StageError: 66 where the artifact is gone or torn, 78 where it is not the one that was recorded.
     """
     with storage.finished_copy(artifact.uri) as copy:
-        folder = _recorded(artifact, copy)
+        folder = recorded(artifact, copy)
         if artifact.format != "Adapter":
             model = load_folder(folder, base=None, format=artifact.format, task=task, labels=labels, dtype=dtype)
         else:
@@ -119,10 +119,11 @@ def verify_artifact(artifact: Artifact, *, at: str, storage: Storage) -> None:
     Raises StageError: 66 where it is gone or torn, 78 where it is not the one that was recorded.
     """
     with storage.finished_copy(at) as copy:
-        _recorded(artifact, copy)
+        recorded(artifact, copy)
 
 
-def _recorded(artifact: Artifact, copy: tuple[Path, Complete] | None) -> Path:
+def recorded(artifact: Artifact, copy: tuple[Path, Complete] | None) -> Path:
+    """The folder of what `Storage.finished_copy` found, if it is what was recorded. Raises StageError as above."""
     if copy is None:
         raise not_found(f"{artifact.uri} is gone or damaged", reason="ArtifactTorn")
     folder, complete = copy

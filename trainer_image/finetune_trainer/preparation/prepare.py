@@ -91,6 +91,7 @@ def _prepare(run: PrepareRun) -> PrepareResult:
             model_files.declared_ends_in(model_folder)  # refused here where its files cannot tell
         context = limits.context_in(model_folder, tokenizer, generates=generates)
         made = _make(run, read, before, bad_rows=quarantine.count, tokenizer=tokenizer, context=context)
+        parent_model.check_labels(run.model, made.manifest.labels)
         examples = itertools.chain(*made.splits.values())
         model_files.check_tokenizer(
             run.model.uri, tokenizer, vocabulary=vocabulary, texts=(example.content_json() for example in examples)

@@ -17,6 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from finetune_api.shared_fields import ResolvedModel
 from finetune_trainer.models import base_model, model_files, saved_model
 from finetune_trainer.models.limits import padding_of
 from finetune_trainer.models.model_files import vocabulary_of
+from finetune_trainer.models.parent_model import kept_adapter, take_over
 from finetune_trainer.models.quantisation import Bits
 from finetune_trainer.process import memory
 from finetune_trainer.process.errors import StageError, bad_configuration
@@ -107,6 +109,7 @@ class Rehearsal:
             "task": self.model.task,
             "base": self.base.digest,
             "method": self.method.to_dict(),
+            "adapter": self.model.parent.artifact.digest if self.model.parent and self.model.parent.keep else None,
             "packing": self.packing,
             "labels": None if self.labels is None else len(self.labels),
             "packages": versions((*_PACKAGES, *(("bitsandbytes",) if self.method.quantisation else ()))),
@@ -132,15 +135,16 @@ def rehearse(order: Rehearsal | None, *, base_folder: Path, storage: Storage) ->
         return
     needed, free = round(model_files.fp32_bytes(base_folder) * _MEMORY), memory.available()
     began = time.monotonic()
-    with storage.staging_folder(order.folder) as staging:
+    with ExitStack() as stack, storage.staging_folder(order.folder) as staging:
         (staging / "model").mkdir()
         try:
             _check_tokenizer(order, base_folder=base_folder, folder=staging / "model")
+            adapter = stack.enter_context(kept_adapter(order.model, storage=storage))
             if needed > free // 2:
                 log.warning("the model is not tried here: %d MB would be needed, %d are free", needed >> 20, free >> 20)
-                _check_layers(order, base_folder=base_folder)
+                _check_layers(order, base_folder=base_folder, adapter=adapter)
                 return
-            _try(order, base_folder=base_folder, folder=staging / "model")
+            _try(order, base_folder=base_folder, adapter=adapter, folder=staging / "model")
         except (StageError, OSError, MemoryError, torch.OutOfMemoryError):
             raise
         except BaseException as caught:
@@ -154,8 +158,10 @@ def rehearse(order: Rehearsal | None, *, base_folder: Path, storage: Storage) ->
     log.info("tried in %.1f s: the model can be trained, saved, loaded again and served", time.monotonic() - began)
 
 
-def _check_layers(order: Rehearsal, *, base_folder: Path) -> None:
-    """What can be said of the method without the weights: whether it names layers, and they are large enough."""
+def _check_layers(order: Rehearsal, *, base_folder: Path, adapter: str | None) -> None:
+    """What can be said of the method without the weights: whether it names layers, they are large enough, and a kept
+    adapter is of them.
+    """
     task = task_of(order.model.task)
     try:
         model = base_model.skeleton(base_folder, task=task.name)
@@ -163,10 +169,10 @@ def _check_layers(order: Rehearsal, *, base_folder: Path) -> None:
         log.warning("nor are its layers: they cannot be made without weights")
         return
     base = base_model.LoadedBase(model=model, untrained=frozenset())
-    method_of(order.method).applied(base, task=task, base_uri=order.base.uri)
+    take_over(method_of(order.method).applied(base, task=task, base_uri=order.base.uri), adapter)
 
 
-def _try(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
+def _try(order: Rehearsal, *, base_folder: Path, adapter: str | None, folder: Path) -> None:
     task = task_of(order.model.task)
     torch.manual_seed(0)
     method, tokenizer = method_of(order.method), base_model.load_tokenizer(base_folder)
@@ -175,7 +181,9 @@ def _try(order: Rehearsal, *, base_folder: Path, folder: Path) -> None:
         base = base_model.load_base(
             base_folder, task=task.name, dtype="float32", labels=order.labels, bits=bits, packed=order.packing
         )
-        return method.applied(base, task=task, base_uri=order.base.uri).eval()
+        model = method.applied(base, task=task, base_uri=order.base.uri).eval()
+        take_over(model, adapter)
+        return model
 
     model = begun(None)
     pad_id = padding_of(model)

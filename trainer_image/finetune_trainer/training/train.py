@@ -28,6 +28,7 @@ from finetune_trainer.data import held_out_probes
 from finetune_trainer.data.dataset import MANIFEST, data_folder, read_manifest, read_split
 from finetune_trainer.models import base_model, saved_model
 from finetune_trainer.models.limits import padding_of
+from finetune_trainer.models.parent_model import kept_adapter, take_over
 from finetune_trainer.process.errors import StageError, bad_data, not_finite
 from finetune_trainer.process.gang import Gang, Votes, joined, lost_peers_named
 from finetune_trainer.process.packages import versions
@@ -293,6 +294,7 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, s
         packed=order.packing,
     )
     model = method.applied(base, task=task, base_uri=run.base.uri)
+    take_over(model, gang.once_per_node(lambda: stack.enter_context(kept_adapter(run.model, storage=storage))))
     model.train()
     size = Size.of(model)
     torch.manual_seed(order.seed * 1_000_003 + gang.rank)  # dropout differs between processes
