@@ -143,6 +143,33 @@ print("SAID", [int(each) for each in said])
     assert [text.split("SAID ")[1].strip() for text in pair("-c", program)] == ["[0, 0, 1, 1, 0, 0]"] * 2
 
 
+def test_a_base_that_the_first_has_read_is_handed_out() -> None:
+    program = """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from finetune_trainer.process.gang import joined
+from finetune_trainer.training.parallel.fsdp2 import FullySharded
+from finetune_trainer.training.sharing import ParallelSettings, Root
+sizes = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+config = LlamaConfig(**sizes, tie_word_embeddings=True)
+with joined(gpus=False) as gang:
+    torch.manual_seed(0)
+    read = LlamaForCausalLM(config)
+    with torch.device("cpu" if gang.is_first else "meta"):
+        model = LlamaForCausalLM(config)
+        model.load_state_dict(read.state_dict()) if gang.is_first else None
+    parallel = FullySharded(gang, ParallelSettings())
+    parallel.prepare(Root(model), optimizer=lambda: torch.optim.AdamW(model.parameters()))
+    whole = dict(parallel.weights(dict(model.named_parameters())))
+    same = all(torch.equal(whole[name], each) for name, each in read.named_parameters())
+    buffers = all(torch.equal(*pair) for pair in zip(model.buffers(), read.buffers(), strict=True))
+    tied = model.lm_head.weight is model.model.embed_tokens.weight
+    gang.wait()
+print("SAID", same, buffers, tied, parallel.active())
+"""
+    assert [text.split("SAID ")[1].strip() for text in pair("-c", program)] == ["True True True True"] * 2
+
+
 def test_the_processes_of_a_pod_fetch_what_is_remote_once(tmp_path: Path, runs: SmallRuns) -> None:
     run = runs.new("remote", processes=2, overrides={"maxSteps": 4})
     with serve_s3(tmp_path, bucket="models") as environment:

@@ -137,9 +137,10 @@ def load_base(
     bits: quantisation.Bits | None = None,
     device: torch.device | str = "cpu",
     packed: bool = False,
+    weights: bool = True,
 ) -> LoadedBase:
     """The model in `dtype` on the CPU, in evaluation mode; with `bits` quantised, on `device`; with `packed` attending
-    to each example of a packed row by itself, where its architecture can.
+    to each example of a packed row by itself, where its architecture can; without `weights` on torch's `meta` device.
 
     `labels` are a classifier's classes in the order of the outputs; its head is drawn from torch's generator where the
     base has none of that size, so seed it first. Raises StageError (78) when the folder lacks weights that the model
@@ -156,6 +157,8 @@ def load_base(
         "output_loading_info": True,
     }
     options |= order.options(labels or ()) | limits.usable_padding(folder)
+    if not weights:
+        options["device_map"] = {"": "meta"}
     if bits is not None:
         kept = _head(folder, task=task) if order.own_head else None
         options |= quantisation.options(bits, dtype=dtype, device=device, kept=kept)

@@ -284,7 +284,8 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, s
         ),
     )
     torch.manual_seed(order.seed)  # a new classifier head and new adapters are the same in every process
-    base = base_model.load_base(
+    load = partial(
+        base_model.load_base,
         base_folder,
         task=task.name,
         dtype="bfloat16" if bf16 and method.frozen_base and parallel.half_base else "float32",
@@ -293,6 +294,12 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, s
         device=gang.device,
         packed=order.packing,
     )
+    if parallel.hands_out and method.bits is None:  # what is quantised is of types of its own
+        loaded = [] if gang.is_first else [load(weights=False)]
+        gang.first_does(lambda: loaded.append(load()))
+        (base,) = loaded
+    else:
+        base = load()
     model = method.applied(base, task=task, base_uri=run.base.uri)
     take_over(model, gang.once_per_node(lambda: stack.enter_context(kept_adapter(run.model, storage=storage))))
     model.train()

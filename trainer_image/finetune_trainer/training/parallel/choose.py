@@ -28,6 +28,8 @@ class Parallel(Protocol):
 
     half_base: ClassVar[bool]
     """Whether weights that stay as they are may be in bf16 while others are in fp32."""
+    hands_out: bool
+    """Whether `prepare` takes a model of which the first process alone has the weights."""
 
     def prepare(self, root: Root, *, optimizer: Callable[[], torch.optim.Optimizer]) -> nn.Module:
         """What the model is asked through from now on. `optimizer` makes it, of the parameters as they are then."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from finetune_trainer.tasks.adapters import plain
+from finetune_trainer.training.parallel.receive import blocks_of, is_handed_out, receive
 from finetune_trainer.training.parallel.single import Single
 from finetune_trainer.training.sharing import Root
 
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 class FullySharded(Single):
     """Gradients are averaged over processes with each pass: until then each process would hold all of them."""
+
+    hands_out = True
 
     def prepare(self, root: Root, *, optimizer: Callable[[], torch.optim.Optimizer]) -> nn.Module:
         """The root itself, its blocks and what is beside them sharded; they move to the device one by one."""
@@ -39,9 +41,12 @@ class FullySharded(Single):
         blocks = blocks_of(root.model)
         if not blocks:
             log.warning("the model names no blocks: all of its weights are gathered at once")
-        for block in blocks:
-            fully_shard(block, **policies)
-        self._root: FSDPModule = fully_shard(root, **policies)
+        handed_out = is_handed_out(root, gang=self._gang)
+        for module in (*blocks, root):
+            if handed_out:
+                receive(module, gang=self._gang)
+            fully_shard(module, **policies)
+        self._root = cast("FSDPModule", root)
         self._optimizer = optimizer()
         return root
 
@@ -70,9 +75,3 @@ class FullySharded(Single):
             return whole
         # Each process has read all of it: nothing is sent.
         return distribute_tensor(whole.to(of.device), of.device_mesh, of.placements, src_data_rank=None)
-
-
-def blocks_of(model: Any) -> list[nn.Module]:
-    """A model's repeated blocks, as `transformers` names them (`_no_split_modules`)."""
-    names = set(plain(model)._no_split_modules or ())
-    return [module for module in model.modules() if type(module).__name__ in names]

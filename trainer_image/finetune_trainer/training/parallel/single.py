@@ -17,6 +17,7 @@ class Single:
     """Nothing to share; and what all strategies do alike, but where they say otherwise."""
 
     half_base: ClassVar[bool] = True
+    hands_out: bool = False
 
     def __init__(self, gang: Gang, settings: ParallelSettings) -> None:
         self._gang = gang

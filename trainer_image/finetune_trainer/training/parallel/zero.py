@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 
 from finetune_api.memory import DEEPSPEED_BUCKET
 from finetune_trainer.process.gang import Gang
+from finetune_trainer.training.parallel.receive import blocks_of, is_handed_out, receive
 from finetune_trainer.training.parallel.single import Single
 from finetune_trainer.training.sharing import ParallelSettings, Root
 
@@ -35,6 +36,7 @@ class Zero(Single):
     def __init__(self, gang: Gang, settings: ParallelSettings, *, stage: int) -> None:
         super().__init__(gang, settings)
         self._stage = stage
+        self.hands_out = stage == 3
 
     def prepare(self, root: Root, *, optimizer: Callable[[], torch.optim.Optimizer]) -> nn.Module:
         """Its engine around the root."""
@@ -43,7 +45,11 @@ class Zero(Single):
         if self._gang.is_first:
             log.info("DeepSpeed is told %s", json.dumps(config))
         if self._stage == 3:
-            deepspeed.zero.Init(module=root, config_dict_or_path=config)
+            handed_out = is_handed_out(root, gang=self._gang)
+            for module in (*blocks_of(root.model), root):
+                if handed_out:
+                    receive(module, gang=self._gang)
+                deepspeed.zero.Init(module=module, config_dict_or_path=config)
         self._engine, self._zero, _, _ = deepspeed.initialize(
             model=root, optimizer=optimizer(), config=config, dist_init_required=False
         )
