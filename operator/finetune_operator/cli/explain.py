@@ -36,8 +36,9 @@ async def run(options: argparse.Namespace) -> int:
         if resource.kind == "ModelEndpoint":
             endpoint = ModelEndpoint.from_object(await target.read(kind="ModelEndpoint", name=options.name))
             made = await target.cluster.list(kind="FineTuneJob", namespace=target.namespace)
-            jobs = [job for each in made if (job := FineTuneJob.from_object(each)).spec.endpoint_ref]
-            print(explain_endpoint(endpoint, now=now, shell=shell, jobs=jobs))
+            print(
+                explain_endpoint(endpoint, now=now, shell=shell, jobs=[FineTuneJob.from_object(each) for each in made])
+            )
         elif resource.kind == "FineTuneJob":
             job = await target.read(kind="FineTuneJob", name=options.name)
             print(explain_job(FineTuneJob.from_object(job), now=now, shell=shell))
@@ -50,7 +51,7 @@ async def run(options: argparse.Namespace) -> int:
 
 
 def explain_endpoint(endpoint: ModelEndpoint, *, now: datetime, shell: Shell, jobs: Sequence[FineTuneJob] = ()) -> str:
-    """An endpoint, in plain words. `jobs`: those that name one, of which some may make its first version."""
+    """An endpoint, in plain words. `jobs`: all of its namespace, of which some may make its first version."""
     status, name = endpoint.status, endpoint.metadata.name
     serves = f"serves {status.stable.name}" if status.stable is not None else "serves no version yet"
     tries = f" and tries {status.candidate.name}" if status.candidate is not None else ""
