@@ -40,7 +40,7 @@ from finetune_api.shared_fields import (
     Verdict,
     gpu_rules,
 )
-from finetune_api.tasks import METHODS, TASKS, MethodType, Strategy
+from finetune_api.tasks import METHODS, TASKS, Lever, MethodType, Strategy
 
 Phase = Literal[
     "Pending",
@@ -317,6 +317,9 @@ class Training(ApiModel):
     seed: Annotated[int, Field(ge=0, le=4294967295)] | None = None
     """Of the order of examples, dropout and new weights: the same seed, the same run. Default 0."""
     early_stopping: EarlyStopping | None = None
+    activation_checkpointing: Lever | None = None
+    """Keep only what enters each block of the model, and compute the rest again in the backward pass: less memory, a
+    third more time. Auto: where memory needs it. Default Auto."""
 
     cel_rules = (
         Rule(

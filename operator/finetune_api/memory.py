@@ -1,8 +1,7 @@
 """What training needs of each GPU's memory, and how its processes should share the model: arithmetic, nothing is run.
 
 It is the trainer's own training that is computed (`finetune_trainer/training`): weights that are trained are fp32, and
-under BF16 have copies to compute with; AdamW keeps two moments; no activation is computed twice. docs/training.md has
-the table; tests/trainer/test_memory.py measures.
+under BF16 have copies to compute with; AdamW keeps two moments. docs/training.md has the table; tests/trainer/test_memory.py measures.
 """
 
 from __future__ import annotations
@@ -33,6 +32,8 @@ _ACTIVATIONS = {
 """By (BF16, all weights are trained): bytes that a block keeps of a token for the backward pass, for each element of the
 width (both norms' inputs and outputs, copies to multiply with), of the attention's (queries, keys, values, answers) and
 of the feed-forward's (gate, its activation, the other factor, their product)."""
+_BLOCK_INPUT = {(False, False): 4, (False, True): 4, (True, False): 2, (True, True): 4}
+"""Bytes of a token and element of the width that is all that a block keeps where the rest is computed again."""
 _LOGITS = 12
 """Bytes of a token for each element of the vocabulary: log-probabilities, and two gradients, in fp32."""
 LOGIT_ROWS = 512
@@ -64,6 +65,8 @@ class Training:
     """Of the longest row."""
     writes: bool = True
     """Whether there are logits for each token; a classifier has a few for each row."""
+    recomputable: bool = True
+    """Whether the architecture can compute its activations again."""
 
     @property
     def trained(self) -> int:
@@ -107,6 +110,8 @@ class Memory:
 
     strategy: UsedStrategy
     offload: OffloadOrder = field(default_factory=OffloadOrder)
+    recomputes: bool = False
+    """Whether activations are computed again in the backward pass."""
     weights: float
     gradients: float
     moments: float
@@ -130,11 +135,13 @@ class Memory:
 
     @property
     def name(self) -> str:
-        """The strategy, with what is offloaded."""
-        return name_of(self.strategy, self.offload)
+        """The strategy, with what is offloaded and computed again."""
+        return name_of(self.strategy, self.offload, recomputes=self.recomputes)
 
 
-def memory_of(training: Training, strategy: UsedStrategy, *, offload: OffloadOrder | None = None) -> Memory:
+def memory_of(
+    training: Training, strategy: UsedStrategy, *, offload: OffloadOrder | None = None, recomputes: bool = False
+) -> Memory:
     """What each process needs under a strategy, part by part."""
     shape, order, trained, bf16 = training.shape, training.order, training.trained, training.bf16
     full, zero, offload = training.kind.whole, strategy.startswith("DeepSpeed"), offload or OffloadOrder()
@@ -165,6 +172,9 @@ def memory_of(training: Training, strategy: UsedStrategy, *, offload: OffloadOrd
     of_width, of_attention, of_inner = _ACTIVATIONS[bf16, full]
     block = of_width * shape.width + of_attention * shape.attention_width + of_inner * shape.inner_width
     activations = tokens * shape.layers * block
+    if recomputes:
+        # Of one block at a time all of it, and gradients as large.
+        activations = tokens * (shape.layers * _BLOCK_INPUT[bf16, full] * shape.width + 2 * block)
     logits = float(_LOGITS * shape.vocabulary * tokens) if training.writes else 0.0
     if shape.plain_output:
         at_once = min(tokens, LOGIT_ROWS)
@@ -176,6 +186,7 @@ def memory_of(training: Training, strategy: UsedStrategy, *, offload: OffloadOrd
     return Memory(
         strategy=strategy,
         offload=offload,
+        recomputes=recomputes,
         weights=weights,
         gradients=gradients,
         moments=moments,
@@ -210,35 +221,53 @@ class Choice:
 
 
 def choose(training: Training) -> Choice:
-    """The fastest that fits: DDP, then FSDP2, then FSDP2 with offload. A strategy that is named is taken as it is."""
+    """The fastest that fits. What the job names is taken as it is."""
     order, room = training.order, training.room
-    named = None if order.strategy == "Auto" else memory_of(training, order.strategy, offload=order.offload)
+    named = order.strategy != "Auto"
     limit = ASSUMED_GPU_GIB * GIB if room is None and order.gpus else room
     tried: list[Memory] = []
-    for memory in [named] if named else _fastest_first(training):
+    for memory in _fastest_first(training):
         tried.append(memory)
         fits = limit is None or (memory.needed if order.gpus else memory.total) <= limit
         if fits:
             break
     too_much = "".join(f"; {each.name} would need {gib(each.needed)}" for each in tried[:-1])
     text = f"{_parts(memory, training)}{too_much}"
-    if room is None and order.gpus and not named:
+    if room is None and order.gpus and (not named or len(again(training)) > 1):
         text += f"; {gib(ASSUMED_GPU_GIB * GIB)} are assumed, since compute.gpuMemory is not set"
     return Choice(memory=memory, tried=tried, fits=None if room is None else fits, text=text)
 
 
+def again(training: Training) -> list[bool]:
+    """Whether activations may be computed again: from the fastest on."""
+    wanted = training.order.activation_checkpointing if training.recomputable else "Off"
+    return {"On": [True], "Auto": [False, True]}.get(wanted or "Off", [False])
+
+
 def _fastest_first(training: Training) -> Iterator[Memory]:
+    """Of what the job leaves open. Computing activations again takes a third more time. FSDP2 exchanges with each pass:
+    within a machine that costs less, between machines more; offloading costs most.
+    """
     order = training.order
-    yield memory_of(training, "DDP")
-    if not order.gpus or training.bits == 8:  # which FSDP2 cannot share out
+    if order.strategy != "Auto":
+        yield from (
+            memory_of(training, order.strategy, offload=order.offload, recomputes=each) for each in again(training)
+        )
         return
-    if order.nodes * order.processes_per_node > 1:
-        yield memory_of(training, "FSDP2")
-    if order.gpu_memory is None or training.bits:
+    shared: list[UsedStrategy] = ["DDP"]
+    if order.gpus and order.nodes * order.processes_per_node > 1 and training.bits != 8:  # which FSDP2 cannot share out
+        shared.append("FSDP2")
+    ways = [(strategy, each) for each in again(training) for strategy in shared]
+    if order.nodes > 1:
+        ways = [(strategy, each) for strategy in shared for each in again(training)]
+    yield from (memory_of(training, strategy, recomputes=each) for strategy, each in ways)
+    if not order.gpus or order.gpu_memory is None or training.bits:
         return  # much slower: not for an assumption
-    waiting = memory_of(training, "FSDP2", offload=OffloadOrder(optimizer=True, parameters=True))
-    if order.memory_limit is None or waiting.host <= order.memory_limit:
-        yield waiting
+    for each in again(training):
+        moved = OffloadOrder(optimizer=True, parameters=True)
+        waiting = memory_of(training, "FSDP2", offload=moved, recomputes=each)
+        if order.memory_limit is None or waiting.host <= order.memory_limit:
+            yield waiting
 
 
 def ways_out(training: Training) -> list[str]:
@@ -254,6 +283,9 @@ def ways_out(training: Training) -> list[str]:
         for cut in (training.tokens // 2, training.tokens // 4)
         if cut >= 8
     }
+    if order.activation_checkpointing == "Off":
+        freed = order.model_copy(update={"activation_checkpointing": "Auto"})
+        others["training.activationCheckpointing: Auto"] = replace(training, order=freed)
     smaller = [name for name, kind in METHODS.items() if kind.low_rank and name != training.method.type]
     others |= {f"method.type: {name}": replace(training, method=MethodOrder(type=name)) for name in smaller}
     if order.gpus:

@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter
 
 from finetune_api.base import ApiModel, Digest, Uri
 from finetune_api.modelversion import DataSource, RowCounts
+from finetune_api.run import OffloadOrder, name_of
 from finetune_api.shared_fields import Artifact, MetricResult, ResolvedModel, Verdict
 from finetune_api.tasks import UsedStrategy
 
@@ -51,13 +52,19 @@ class DataSummary(ApiModel):
 
 
 class Sharing(ApiModel):
-    """How the processes of Train share the model, where the job says Auto."""
+    """How the processes of Train share the model and keep activations, where the job says Auto."""
 
     strategy: UsedStrategy
     offload: bool = False
     """Whether weights and moments wait in the host's memory."""
+    activation_checkpointing: bool = False
     because: Annotated[str, Field(max_length=600)]
     """The arithmetic."""
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return name_of(self.strategy, OffloadOrder(optimizer=self.offload), recomputes=self.activation_checkpointing)
 
 
 class PrepareResult(ApiModel):
@@ -76,7 +83,7 @@ class PrepareResult(ApiModel):
     context_tokens: int | None = None
     """Tokens that the base model can read at once. None: no limit known."""
     sharing: Sharing | None = None
-    """None: the job names a strategy, or the order is of an earlier operator."""
+    """None: the job says it all, or the order is of an earlier operator."""
     evaluation_gpus: Annotated[int, Field(ge=1)] | None = None
     """Over which the model, as it is evaluated, has to be spread. None: it is on CPUs, or the order is of an earlier
     operator."""

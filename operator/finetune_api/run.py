@@ -24,7 +24,7 @@ from pydantic import Field, TypeAdapter
 from finetune_api.base import Digest, StrictModel, Uri, VersionReference
 from finetune_api.finetunejob import EvaluationMetric, Freeze, LoRA, Quantisation, Source, Split
 from finetune_api.shared_fields import Artifact, ResolvedModel, Task
-from finetune_api.tasks import MethodType, Strategy, UsedStrategy
+from finetune_api.tasks import Lever, MethodType, Strategy, UsedStrategy
 
 RUN_FILE_VARIABLE = "FINETUNE_RUN_FILE"
 TERMINATION_LOG_VARIABLE = "FINETUNE_TERMINATION_LOG"
@@ -127,9 +127,11 @@ class OffloadOrder(StrictModel):
     parameters: bool = False
 
 
-def name_of(strategy: UsedStrategy, offload: OffloadOrder | None) -> str:
-    """The strategy, with what is offloaded."""
-    return f"{strategy} with offload" if offload and (offload.optimizer or offload.parameters) else strategy
+def name_of(strategy: UsedStrategy, offload: OffloadOrder | None, *, recomputes: bool = False) -> str:
+    """The strategy, with what is offloaded, and whether activations are computed again."""
+    also = ["offload"] if offload and (offload.optimizer or offload.parameters) else []
+    also += ["activation checkpointing"] if recomputes else []
+    return f"{strategy} with {' and '.join(also)}" if also else strategy
 
 
 class MemoryOrder(StrictModel):
@@ -149,6 +151,8 @@ class MemoryOrder(StrictModel):
     rows: int
     """Examples, or rows of packed ones, that a process reads at once."""
     precision: Literal["Auto", "FP32", "BF16"]
+    activation_checkpointing: Lever | None = None
+    """None: of an operator that knows no such choice; off."""
 
 
 class PrepareRun(StrictModel):
@@ -228,6 +232,8 @@ class TrainRun(StrictModel):
     """What the job says to DeepSpeed beyond its fields, as DeepSpeed's own configuration. None: nothing."""
     max_roll_backs: int | None = None
     """How often training that diverges goes back. None: it ends."""
+    activation_checkpointing: bool | None = None
+    """Whether activations are computed again in backward passes. None: they are not."""
 
 
 class BaselineOrder(StrictModel):

@@ -11,6 +11,7 @@ MethodType = Literal["Full", "LoRA", "QLoRA", "DoRA", "IA3"]
 Strategy = Literal["Auto", "DDP", "FSDP2", "DeepSpeedZeRO1", "DeepSpeedZeRO2", "DeepSpeedZeRO3"]
 UsedStrategy = Literal["DDP", "FSDP2", "DeepSpeedZeRO1", "DeepSpeedZeRO2", "DeepSpeedZeRO3"]
 Runtime = Literal["Transformers", "FastAPI", "VLLM"]
+Lever = Literal["Auto", "Off", "On"]
 Scored = Literal["Text", "Class"]
 
 

@@ -1,4 +1,4 @@
-"""What training really takes of memory, in bytes: `python -m tests.trainer.measured_memory METHOD ROWS TOKENS`.
+"""What training really takes of memory, in bytes: `python -m tests.trainer.measured_memory METHOD ROWS TOKENS [again]`.
 
 The trainer's own method, strategy, objective and optimiser, on random tokens.
 """
@@ -26,7 +26,7 @@ from finetune_trainer.training.methods.choose import method_of, trainable_parame
 from finetune_trainer.training.objectives.choose import objective_of
 from finetune_trainer.training.parallel.choose import parallel_of
 from finetune_trainer.training.sharing import ParallelSettings, Root
-from finetune_trainer.training.train import _decayed, _optimizer
+from finetune_trainer.training.train import _decayed, _optimizer, recompute
 
 LARGE = {
     "hidden_size": 384,
@@ -41,13 +41,15 @@ SMALL = LARGE | {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers"
 _M_MMAP_THRESHOLD = -3
 
 
-def train(shape: dict[str, Any], *, method: str, rows: int, tokens: int, passes: int = 2) -> None:
+def train(shape: dict[str, Any], *, method: str, rows: int, tokens: int, again: bool = False) -> None:
     """Two steps, of several passes each."""
     task, order = task_of("CausalLM"), MethodOrder(type=cast("Any", method), lora=None)
     base = AutoModelForCausalLM.from_config(LlamaConfig(**shape))
     if method == "LoRA":
         order = MethodOrder.model_validate({"type": "LoRA", "lora": {"rank": 8, "targetModules": ["all-linear"]}})
     model = method_of(order).applied(LoadedBase(model=base, untrained=frozenset()), task=task, base_uri="none")
+    if again:
+        recompute(model)
     model.train()
     gang = cast("Gang", SimpleNamespace(device=torch.device("cpu"), world=1))
     parallel = parallel_of("DDP", gang=gang, settings=ParallelSettings())
@@ -57,7 +59,7 @@ def train(shape: dict[str, Any], *, method: str, rows: int, tokens: int, passes:
     ids = torch.randint(0, shape["vocab_size"], (rows, tokens), generator=generator).tolist()
     examples = [Encoded(ids=tuple(row), targets=(False, *[True] * (tokens - 1)), label=None) for row in ids]
     for _ in range(2):
-        for _ in range(passes):
+        for _ in range(2):
             batch = task.batch(examples, pad_id=0)
             parallel.backward(ask(lambda inner, batch=batch: objective(inner, batch)), weight=rows * tokens)
         parallel.step(trainable_parameters(model), learning_rate=1e-4, max_norm=1.0)
@@ -70,7 +72,7 @@ def taken(what: str) -> int:
     return int(found[1]) * 1024
 
 
-def main(method: str, rows: str, tokens: str) -> None:
+def main(method: str, rows: str, tokens: str, again: str = "") -> None:
     """How far the resident set grows over that of a worker with hardly a model."""
     torch.set_num_threads(1)
     train(SMALL, method=method, rows=1, tokens=8)
@@ -78,7 +80,7 @@ def main(method: str, rows: str, tokens: str) -> None:
     ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 17)
     Path("/proc/self/clear_refs").write_text("5")  # the highest so far begins anew
     before = taken("VmRSS")
-    train(LARGE, method=method, rows=int(rows), tokens=int(tokens))
+    train(LARGE, method=method, rows=int(rows), tokens=int(tokens), again=bool(again))
     print(json.dumps(taken("VmHWM") - before))
 
 

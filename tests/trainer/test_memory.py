@@ -11,6 +11,7 @@ from tests.forking import forked_python
 from tests.patience import HANGS_S
 from tests.trainer.measured_memory import LARGE
 from tests.trainer.small_run import ROOT, SmallRuns
+from transformers import LlamaForCausalLM
 
 from finetune_api.memory import GIB, Training, memory_of
 from finetune_api.model_shape import ModelShape
@@ -23,8 +24,11 @@ from finetune_trainer.store.storage import Storage
 CLOSE = 0.15
 
 
-@pytest.mark.parametrize(("method", "rows", "tokens"), [("Full", 2, 256), ("LoRA", 2, 256)])
-def test_what_is_predicted_is_what_is_measured(method: str, rows: int, tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "rows", "tokens", "again"),
+    [("Full", 2, 256, False), ("LoRA", 2, 256, False), ("LoRA", 4, 512, True)],
+)
+def test_what_is_predicted_is_what_is_measured(method: str, rows: int, tokens: int, again: bool) -> None:
     lora = {"lora": {"rank": 8, "targetModules": ["all-linear"]}} if method == "LoRA" else {}
     training = Training(
         shape=ModelShape.of({**LARGE, "model_type": "llama"}),
@@ -32,8 +36,9 @@ def test_what_is_predicted_is_what_is_measured(method: str, rows: int, tokens: i
         order=MemoryOrder(strategy="DDP", nodes=1, processes_per_node=1, gpus=False, rows=rows, precision="FP32"),
         tokens=tokens,
     )
-    expected = memory_of(training, "DDP")
+    expected = memory_of(training, "DDP", recomputes=again)
     command = [forked_python(), "-m", "tests.trainer.measured_memory", method, str(rows), str(tokens)]
+    command += ["again"] if again else []
     measured = json.loads(subprocess.check_output(command, cwd=ROOT, timeout=HANGS_S))
     assert expected.total - expected.context == pytest.approx(measured, rel=CLOSE)
 
@@ -69,6 +74,18 @@ def test_prepare_refuses_what_fits_no_known_memory(runs: SmallRuns) -> None:
     assert (caught.value.reason, caught.value.exit_code) == ("DoesNotFit", 78)
     with pytest.raises(StageError, match=r"compute.resources.limits.memory: 0.5 GiB for 2 processes"):
         prepared_with(runs, gpus=False, memoryLimit=GIB // 2)
+
+
+def test_prepare_asks_the_architecture_whether_it_can_compute_activations_again(
+    runs: SmallRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = {"gpus": False, "memoryLimit": GIB, "processesPerNode": 1, "rows": 256}
+    found = prepared_with(runs, **again, activationCheckpointing="On", strategy="DDP")
+    assert found.sharing is None, "the job says it all"
+    monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    with pytest.raises(StageError, match="activationCheckpointing: On: a model of type llama cannot") as caught:
+        prepared_with(runs, **again, activationCheckpointing="On")
+    assert (caught.value.reason, caught.value.exit_code) == ("UnsupportedModel", 78)
 
 
 def test_a_strategy_that_is_named_is_only_remarked_on(runs: SmallRuns) -> None:

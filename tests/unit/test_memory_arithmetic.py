@@ -170,6 +170,31 @@ def test_auto_takes_the_fastest_that_fits() -> None:
     assert chosen(gpu_memory=141 * GIB, strategy="DeepSpeedZeRO3", processes_per_node=8) == ("DeepSpeedZeRO3", True)
 
 
+AGAIN = "activation checkpointing"
+
+
+def test_activations_are_computed_again_where_memory_needs_it() -> None:
+    long = {"tokens": 8192, "rows": 2}
+    found = memory_of(training(method=LORA, **long), "DDP", recomputes=True)
+    assert found.activations == 2 * 8192 * (32 * 2 * 4096 + 2 * (18 * 4096 + 10 * 4096 + 8 * 14336))
+
+    def names(**given: Any) -> list[str]:
+        return [each.name for each in choose(training(**long, gpu_memory=1, **given)).tried]
+
+    auto = {"activation_checkpointing": "Auto", "processes_per_node": 8}
+    fast = ["DDP", "FSDP2", f"DDP with {AGAIN}", f"FSDP2 with {AGAIN}"]
+    slow = ["FSDP2 with offload", f"FSDP2 with offload and {AGAIN}"]
+    assert names(**auto) == [*fast, *slow]
+    assert names(**auto, nodes=2) == [fast[0], fast[2], fast[1], fast[3], *slow], "exchanges between machines cost more"
+    assert names(**auto, strategy="DeepSpeedZeRO2") == ["DeepSpeedZeRO2", f"DeepSpeedZeRO2 with {AGAIN}"]
+    assert names(**auto, gpus=False, memory_limit=1) == [fast[0], fast[2]]
+    assert names(**{**auto, "activation_checkpointing": "On"}) == [*fast[2:], slow[1]]
+    little = training(**long, method=LORA, gpu_memory=40 * GIB, activation_checkpointing="Off", strategy="DDP")
+    assert any(way.startswith("training.activationCheckpointing: Auto (DDP with") for way in ways_out(little))
+    unable = replace(training(**long, gpu_memory=1, **auto), recomputable=False)
+    assert not any(each.recomputes for each in choose(unable).tried)
+
+
 def test_auto_assumes_little_where_nobody_says() -> None:
     assert chosen(processes_per_node=8) == ("FSDP2", None)
     assert chosen() == ("DDP", None), "never offload for an assumption"

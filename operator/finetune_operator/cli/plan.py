@@ -58,12 +58,13 @@ def run(options: argparse.Namespace) -> int:
     )
     choice = memory.choose(training)
     named = plan.memory.strategy != "Auto"
+    open_ = not named or (choice.memory.recomputes and plan.memory.activation_checkpointing == "Auto")
     problem = memory.problem(training, choice)
     refused = problem is not None and choice.fits is False and not named
     print(sections.fields({**_resolved(plan, training), **_speed(plan, training)}))
     print(f"\n{_table(training)}\n")
     chosen = (
-        "Prepare would refuse it" if refused else f"{'The job names' if named else 'Auto chooses'} {choice.memory.name}"
+        "Prepare would refuse it" if refused else f"{'Auto chooses' if open_ else 'The job names'} {choice.memory.name}"
     )
     print(f"{chosen}: {problem or choice.text}.")
     return ExitStatus.BAD_INPUT if refused else ExitStatus.DONE
@@ -118,8 +119,9 @@ def _table(training: memory.Training) -> str:
     for strategy, offload in _ALL:
         if offload is not None and not training.order.gpus:
             continue
-        found = memory.memory_of(training, strategy, offload=offload)
-        room = training.room
-        fits = "not known" if room is None else "yes" if found.needed <= room else "no"
-        rows.append((found.name, *(f"{getattr(found, part) / memory.GIB:.1f}" for part in _PARTS), fits))
+        for recomputes in memory.again(training):
+            found = memory.memory_of(training, strategy, offload=offload, recomputes=recomputes)
+            room = training.room
+            fits = "not known" if room is None else "yes" if found.needed <= room else "no"
+            rows.append((found.name, *(f"{getattr(found, part) / memory.GIB:.1f}" for part in _PARTS), fits))
     return table(header=("GiB", *(part.upper() for part in _PARTS), "FITS"), rows=rows)

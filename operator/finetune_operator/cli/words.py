@@ -83,8 +83,7 @@ def sharing(status: FineTuneJobStatus) -> str:
     """The strategy of a run and, where Auto chose it, why; "" before that is known."""
     found = recorded_results(status).prepare
     if found is not None and found.sharing is not None:
-        offload = " with offload" if found.sharing.offload else ""
-        return f"{found.sharing.strategy}{offload}, chosen: {found.sharing.because}"
+        return f"{found.sharing.name}, chosen: {found.sharing.because}"
     waits = found is None and ((status.plan or {}).get("memory") or {}).get("strategy") == "Auto"
     return "" if waits else str((status.plan or {}).get("strategy", ""))
 

@@ -57,6 +57,8 @@ class ResolvedPlan(ApiModel):
     """Of each node without GPUs."""
     strategy: UsedStrategy
     offload: OffloadOrder | None = None
+    activation_checkpointing: bool | None = None
+    """None: it is off, or Prepare chooses."""
     deepspeed: dict[str, Any] | None = None
     """What `compute.configRef` said beyond the job's fields when the run was planned."""
     memory: MemoryOrder | None = None
@@ -99,21 +101,24 @@ class ResolvedPlan(ApiModel):
         return self.baseline.name if self.baseline else "the base model"
 
     def as_chosen(self, prepared: PrepareResult | None) -> ResolvedPlan:
-        """The plan with what Prepare chose: the strategy, where it had to, and the GPUs of the evaluation."""
+        """The plan with what Prepare chose: how memory is used, where it had to, and the GPUs of the evaluation."""
         if prepared is None:
             return self
         chosen: dict[str, Any] = {"evaluation_gpus": prepared.evaluation_gpus}
-        if prepared.sharing is not None:
-            chosen["strategy"] = prepared.sharing.strategy
-            offloads = prepared.sharing.offload
-            chosen["offload"] = OffloadOrder(optimizer=True, parameters=True) if offloads else None
+        sharing = prepared.sharing
+        if sharing is not None:
+            chosen["activation_checkpointing"] = sharing.activation_checkpointing or None
+        if sharing is not None and (self.memory is None or self.memory.strategy == "Auto"):
+            offload = OffloadOrder(optimizer=True, parameters=True) if sharing.offload else None
+            chosen |= {"strategy": sharing.strategy, "offload": offload}
         return self.model_copy(update=chosen)
 
     @property
     def machines(self) -> str:
         """The compute in words, for messages."""
         nodes = "1 node" if self.nodes == 1 else f"{self.nodes} nodes"
-        shared = "" if self.strategy == "DDP" else f", {name_of(self.strategy, self.offload)}"
+        name = name_of(self.strategy, self.offload, recomputes=bool(self.activation_checkpointing))
+        shared = "" if name == "DDP" else f", {name}"
         if self.gpus_per_node:
             return f"{nodes} x {self.gpus_per_node} GPU{'' if self.gpus_per_node == 1 else 's'}{shared}"
         processes = "" if self.cpu_processes == 1 else f" x {self.cpu_processes} processes"

@@ -123,6 +123,7 @@ def _train(ordering: Ordering) -> TrainRun:
         offload=plan.offload,
         deepspeed=plan.deepspeed,
         max_roll_backs=plan.max_roll_backs,
+        activation_checkpointing=plan.activation_checkpointing,
     )
 
 

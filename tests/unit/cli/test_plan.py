@@ -68,8 +68,8 @@ def test_the_plan_of_a_job(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Tokens/s:  1,239,777 a GPU at 40% of its peak, which would be 3,099,442" in lines, "312e12 / (6 x 16.8e6)"
     header, *rows = lines[lines.index("") + 1 : lines.index("", lines.index("") + 1)]
     assert header.split()[:3] == ["GiB", "WEIGHTS", "GRADIENTS"]
-    assert [row.split("   ")[0].strip() for row in rows][:3] == ["DDP", "FSDP2", "FSDP2 with offload"]
-    assert len(rows) == 8
+    assert [row.split("   ")[0].strip() for row in rows][:3] == ["DDP", "DDP with activation checkpointing", "FSDP2"]
+    assert len(rows) == 16
     assert all(row.endswith("yes") for row in rows)
     assert lines[-1].startswith("Auto chooses DDP: DDP needs ")
 
@@ -78,10 +78,14 @@ def test_what_prepare_would_refuse(capsys: pytest.CaptureFixture[str]) -> None:
     base(Path("base"))
     status, said = planned(capsys, "file://./base", compute={"gpusPerNode": 1, "gpuMemory": "2Gi"})
     assert status == 2
-    assert "Prepare would refuse it: compute.gpuMemory: 2.0 GiB: FSDP2 with offload needs " in said
+    assert (
+        "Prepare would refuse it: compute.gpuMemory: 2.0 GiB: FSDP2 with offload and activation checkpointing needs "
+        in said
+    )
     status, said = planned(capsys, "file://./base", compute={"gpusPerNode": 1, "gpuMemory": "2Gi", "strategy": "DDP"})
     assert status == 0, "who names a strategy may try it"
-    assert "The job names DDP: compute.gpuMemory: 2.0 GiB: DDP needs " in said
+    name = "DDP with activation checkpointing"
+    assert f"Auto chooses {name}: compute.gpuMemory: 2.0 GiB: {name} needs " in said
 
 
 def test_cpus(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +94,7 @@ def test_cpus(capsys: pytest.CaptureFixture[str]) -> None:
     limit = {"processesPerNode": 2, "resources": {"limits": {"memory": "4Gi"}}}
     status, said = planned(capsys, "file://./base", compute=limit)
     assert status == 2
-    assert "compute.resources.limits.memory: 4.0 GiB for 2 processes: DDP needs " in said
+    assert "compute.resources.limits.memory: 4.0 GiB for 2 processes: DDP with activation checkpointing needs " in said
     assert "Precision: FP32" in said
     assert "8,030.0 million parameters (estimated from its config.json: its weights could not be read)" in said
 

@@ -173,7 +173,15 @@ def test_training_shares_the_model_as_prepare_chose() -> None:
     assert (order(None)["strategy"], order(None).get("offload")) == ("DDP", None)
     chosen = order(Sharing(strategy="FSDP2", offload=True, because="DDP would need 145 GiB"))
     assert (chosen["strategy"], chosen["offload"]) == ("FSDP2", {"optimizer": True, "parameters": True})
-    assert order(None, "Prepare")["memory"]["strategy"] == "Auto"
+    asking = order(None, "Prepare")["memory"]
+    assert (asking["strategy"], asking["activationCheckpointing"]) == ("Auto", "Auto")
+    assert "activationCheckpointing" not in chosen, "trainers of earlier versions need not know of it"
+    again = order(Sharing(strategy="DDP", activation_checkpointing=True, because="DDP would need 145 GiB"))
+    assert (again["strategy"], again["activationCheckpointing"]) == ("DDP", True)
+    plan = plan_of(job(training={"activationCheckpointing": "On"}, compute={"strategy": "DeepSpeedZeRO2"}))
+    named = order(Sharing(strategy="DeepSpeedZeRO2", offload=True, activation_checkpointing=True, because=""))
+    assert (named["strategy"], named.get("offload"), named["activationCheckpointing"]) == ("DeepSpeedZeRO2", None, True)
+    assert order(None)["activationCheckpointing"]
 
 
 def test_what_prepare_chooses_by() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
 from finetune_api import memory
 from finetune_api.model_shape import ModelShape, shapes_in
@@ -24,14 +25,23 @@ def with_sharing(run: PrepareRun, found: PrepareResult, *, storage: Storage) -> 
     """
     if run.memory is None or run.method is None:
         return found
-    chooses = run.memory.strategy == "Auto"
+    chooses, wish, uri = run.memory.strategy == "Auto", run.memory.activation_checkpointing, found.base.loadable_uri
+    config = json.loads(storage.read_bytes(join(uri, "config.json")))
+    recomputable = wish in (None, "Off") or _recomputable(config)
+    if wish == "On" and not recomputable:
+        raise bad_configuration(
+            "UnsupportedModel",
+            f"training.activationCheckpointing: On: a model of type {config.get('model_type')} cannot compute its"
+            " activations again; use Auto or Off",
+        )
     try:
-        shape = _shape(found.base.loadable_uri, storage=storage)
+        shape = ModelShape.of(config, _tensors(uri, storage=storage))
         gpus = memory.gpus_to_evaluate(shape, run.memory) if run.memory.gpus else None
         found = found.model_copy(update={"evaluation_gpus": gpus})
     except ValueError as error:
         because = f"what it needs of memory is not known: {error}"[:600]
-        return found.model_copy(update={"sharing": Sharing(strategy="DDP", because=because) if chooses else None})
+        unknown = Sharing(strategy="DDP", activation_checkpointing=wish == "On", because=because)
+        return found.model_copy(update={"sharing": unknown if chooses else None})
     longest = run.max_length if run.packing else min(run.max_length, found.summary.token_length_max)
     training = memory.Training(
         shape=shape,
@@ -39,6 +49,7 @@ def with_sharing(run: PrepareRun, found: PrepareResult, *, storage: Storage) -> 
         order=run.memory,
         tokens=longest,
         writes=task_of(run.model.task).generates,
+        recomputable=recomputable,
     )
     choice = memory.choose(training)
     problem = memory.problem(training, choice)
@@ -49,18 +60,31 @@ def with_sharing(run: PrepareRun, found: PrepareResult, *, storage: Storage) -> 
         )
     log.info("memory      %s", choice.text)
     remarks = [*found.remarks, *([] if problem is None else [problem])]
-    if not chooses:
+    if not chooses and (wish != "Auto" or not choice.memory.recomputes):
         return found.model_copy(update={"remarks": remarks})
-    offload = choice.memory.offload.parameters
-    sharing = Sharing(strategy=choice.memory.strategy, offload=offload, because=choice.text[:600])
+    sharing = Sharing(
+        strategy=choice.memory.strategy,
+        offload=choice.memory.offload.optimizer or choice.memory.offload.parameters,
+        activation_checkpointing=choice.memory.recomputes,
+        because=choice.text[:600],
+    )
     return found.model_copy(update={"remarks": remarks, "sharing": sharing})
 
 
-def _shape(uri: str, *, storage: Storage) -> ModelShape:
-    """From config.json and the headers of the weights beside it; nothing else of them is read."""
+def _recomputable(config: dict[str, Any]) -> bool:
+    """Whether the architecture's code can; of one that is not named, nothing is known against it."""
+    import transformers
+
+    named = config.get("architectures")
+    code = getattr(transformers, str(named[0]), None) if named else None
+    return bool(getattr(code, "supports_gradient_checkpointing", True))
+
+
+def _tensors(uri: str, *, storage: Storage) -> dict[str, tuple[int, ...]]:
+    """From the headers of the weights; nothing else of them is read."""
     tensors: dict[str, tuple[int, ...]] = {}
     for entry in storage.list_files(uri):
         if entry.path.endswith(".safetensors") and "/" not in entry.path:
             with storage.open(join(uri, entry.path)) as stream:
                 tensors |= shapes_in(stream)
-    return ModelShape.of(json.loads(storage.read_bytes(join(uri, "config.json"))), tensors)
+    return tensors

@@ -38,6 +38,7 @@ from finetune_trainer.store import json_lines
 from finetune_trainer.store.locations import join
 from finetune_trainer.store.orders import content_digest, orders_digest
 from finetune_trainer.store.storage import Storage
+from finetune_trainer.tasks.adapters import plain
 from finetune_trainer.tasks.choose import task_of
 from finetune_trainer.tasks.encoding import Batch
 from finetune_trainer.tasks.tokens import LEARNED, TokenOrder, Tokens
@@ -56,9 +57,10 @@ log = logging.getLogger(__name__)
 TRAINING_LOG = "training_log.jsonl"
 _NOT_IN_DIGEST = {
     *("stage", "identity", "locations", "checkpoint"),
-    *("nodes", "processesPerNode", "strategy", "offload", "deepspeed"),
+    *("nodes", "processesPerNode", "strategy", "offload", "deepspeed", "activationCheckpointing"),
 }
-"""Who runs it, where, on how many machines, how often it is saved: a run goes on where these are others."""
+"""Who runs it, where, on how many machines, what is kept in memory, how often it is saved: a run goes on where these
+are others."""
 _LONG_STEP_SECONDS = 1.0
 """Of a step: to stop one later would take too much of the time that is left to save."""
 _PACKAGES = ("torch", "transformers", "peft")
@@ -302,6 +304,8 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, s
         base = load()
     model = method.applied(base, task=task, base_uri=run.base.uri)
     take_over(model, gang.once_per_node(lambda: stack.enter_context(kept_adapter(run.model, storage=storage))))
+    if run.activation_checkpointing:
+        recompute(model)
     model.train()
     size = Size.of(model)
     torch.manual_seed(order.seed * 1_000_003 + gang.rank)  # dropout differs between processes
@@ -340,6 +344,11 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, s
         ),
         labels=labels,
     )
+
+
+def recompute(model: Any) -> None:
+    """Keep what enters each block, and compute the rest again in backward passes, with the same random numbers."""
+    plain(model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _tokens(
@@ -517,7 +526,8 @@ def _save(
 
 def _shared_by(setup: Setup) -> str:
     run, world = setup.run, setup.gang.world
-    return f"{name_of(run.strategy, run.offload)}, {'1 process' if world == 1 else f'{world} processes'}"
+    name = name_of(run.strategy, run.offload, recomputes=bool(run.activation_checkpointing))
+    return f"{name}, {'1 process' if world == 1 else f'{world} processes'}"
 
 
 def _state(setup: Setup) -> dict[str, torch.Tensor]:
