@@ -18,6 +18,11 @@ class Root(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        # Layers that are left out by chance would be other ones in each process, and exchanges are one for each layer.
+        part: Any
+        for part in self.modules():
+            if hasattr(part, "layerdrop"):
+                part.layerdrop = 0.0
 
     def forward(self, ask: Callable[[Any], torch.Tensor]) -> torch.Tensor:
         """What `ask` makes of the model."""

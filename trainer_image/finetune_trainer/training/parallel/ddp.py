@@ -25,6 +25,7 @@ class Replicated(Single):
             root,
             device_ids=devices,
             gradient_as_bucket_view=True,  # else what is exchanged is a copy: 4 bytes more for each parameter
+            find_unused_parameters=True,  # of some models a part is asked never, or not by each text
         )
         return self._wrapped
 

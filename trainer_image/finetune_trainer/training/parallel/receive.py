@@ -51,6 +51,7 @@ def _received(tensor: torch.Tensor, *, gang: Gang) -> torch.Tensor:
 
 
 def blocks_of(model: Any) -> list[nn.Module]:
-    """A model's repeated blocks, as `transformers` names them (`_no_split_modules`)."""
+    """A model's repeated blocks, as `transformers` names them (`_no_split_modules`); of nested ones the outer."""
     names = set(plain(model)._no_split_modules or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
+    found = {name: module for name, module in model.named_modules() if type(module).__name__ in names}
+    return [module for name, module in found.items() if not any(name.startswith(f"{outer}.") for outer in found)]
