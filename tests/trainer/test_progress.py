@@ -13,10 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from tests.patience import HANGS_S
 from tests.trainer.local_ca import certificate
+from tests.trainer.small_run import wait_for
 
-from finetune_api.progress import CA_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
+from finetune_api.progress import CA_VARIABLE, LIFE_VARIABLE, TOKEN_VARIABLE, URL_VARIABLE
+from finetune_trainer.process import progress
+from finetune_trainer.process.gang import Gang
 from finetune_trainer.process.progress import FILE_VARIABLE, ProgressReporter
 
 
@@ -63,8 +67,8 @@ def environment(tmp_path: Path, url: str, *, ca: str = "tls.crt") -> dict[str, s
 
 
 def test_reports_arrive_with_the_token(door: Door, tmp_path: Path) -> None:
-    with ProgressReporter(environment=environment(tmp_path, door.url)) as progress:
-        progress.report(fraction=0.256, remaining_seconds=61.6, metrics={"loss": 1.23456789})
+    with ProgressReporter(environment=environment(tmp_path, door.url)) as reporter:
+        reporter.report(fraction=0.256, remaining_seconds=61.6, metrics={"loss": 1.23456789})
     ((path, authorisation, body),) = door.requests
     assert (path, authorisation) == ("/v1/progress/ns/job", "Bearer first")
     status = body["trainerStatus"]
@@ -75,14 +79,14 @@ def test_reports_arrive_with_the_token(door: Door, tmp_path: Path) -> None:
 
 def test_many_reports_become_few_and_the_last_one_counts(door: Door, tmp_path: Path) -> None:
     variables = environment(tmp_path, door.url)
-    with ProgressReporter(environment=variables) as progress:
-        progress.report(fraction=0.0, remaining_seconds=None, metrics={})
+    with ProgressReporter(environment=variables) as reporter:
+        reporter.report(fraction=0.0, remaining_seconds=None, metrics={})
         deadline = time.monotonic() + HANGS_S
         while not door.requests and time.monotonic() < deadline:
             time.sleep(0.01)
         Path(variables[TOKEN_VARIABLE]).write_text("renewed")
         for step in range(1, 101):
-            progress.report(fraction=step / 100, remaining_seconds=0, metrics={"step": float(step)})
+            reporter.report(fraction=step / 100, remaining_seconds=0, metrics={"step": float(step)})
     assert len(door.requests) == 2, "the first, and the last on leaving"
     assert [authorisation for _, authorisation, _ in door.requests] == ["Bearer first", "Bearer renewed"]
     assert door.requests[-1][2]["trainerStatus"]["progressPercentage"] == 100  # type: ignore[index]
@@ -91,16 +95,16 @@ def test_many_reports_become_few_and_the_last_one_counts(door: Door, tmp_path: P
 def test_a_server_that_the_ca_did_not_sign_gets_no_token(door: Door, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     certificate(folder=tmp_path / "other")
-    with ProgressReporter(environment=environment(tmp_path, door.url, ca="other/tls.crt")) as progress:
-        progress.report(fraction=0.5, remaining_seconds=None, metrics={})
+    with ProgressReporter(environment=environment(tmp_path, door.url, ca="other/tls.crt")) as reporter:
+        reporter.report(fraction=0.5, remaining_seconds=None, metrics={})
     assert door.requests == []
 
 
 @pytest.mark.parametrize("status", [401, 500])
 def test_refusals_are_not_felt(door: Door, tmp_path: Path, status: int) -> None:
     door.status = status
-    with ProgressReporter(environment=environment(tmp_path, door.url)) as progress:
-        progress.report(fraction=0.5, remaining_seconds=None, metrics={})
+    with ProgressReporter(environment=environment(tmp_path, door.url)) as reporter:
+        reporter.report(fraction=0.5, remaining_seconds=None, metrics={})
     assert len(door.requests) == 1
 
 
@@ -110,35 +114,44 @@ def test_a_server_that_is_down_or_silent_is_not_felt(tmp_path: Path) -> None:
         silent.bind(("127.0.0.1", 0))
         port = silent.getsockname()[1]
         variables = environment(tmp_path, f"https://127.0.0.1:{port}/")
-        with ProgressReporter(environment=variables) as progress:  # nobody listens
-            progress.report(fraction=0.5, remaining_seconds=None, metrics={})
+        with ProgressReporter(environment=variables) as reporter:  # nobody listens
+            reporter.report(fraction=0.5, remaining_seconds=None, metrics={})
         silent.listen()
         began = time.monotonic()
-        with ProgressReporter(environment=variables) as progress:  # nobody answers
-            progress.report(fraction=0.5, remaining_seconds=None, metrics={})
+        with ProgressReporter(environment=variables) as reporter:  # nobody answers
+            reporter.report(fraction=0.5, remaining_seconds=None, metrics={})
             assert time.monotonic() - began < 2.0, "reporting does not wait"
         assert time.monotonic() - began < 15.0, "leaving waits, but not for ever"
 
 
 def test_a_lost_token_is_not_felt(door: Door, tmp_path: Path) -> None:
     variables = environment(tmp_path, door.url) | {TOKEN_VARIABLE: str(tmp_path / "gone")}
-    with ProgressReporter(environment=variables) as progress:
-        progress.report(fraction=0.5, remaining_seconds=None, metrics={})
+    with ProgressReporter(environment=variables) as reporter:
+        reporter.report(fraction=0.5, remaining_seconds=None, metrics={})
     assert door.requests == []
 
 
 def test_locally_the_newest_report_is_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "progress.json"
-    with ProgressReporter(environment={FILE_VARIABLE: str(path)}) as progress:
+    with ProgressReporter(environment={FILE_VARIABLE: str(path)}) as reporter:
         for fraction in (0.1, 0.7):
-            progress.report(fraction=fraction, remaining_seconds=5, metrics={"step": 7.0})
+            reporter.report(fraction=fraction, remaining_seconds=5, metrics={"step": 7.0})
     assert json.loads(path.read_text())["trainerStatus"]["progressPercentage"] == 70
     assert [item.name for item in tmp_path.iterdir()] == ["progress.json"], "written whole, then put in place"
 
 
+def test_what_takes_its_time_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large base is fetched and a model saved for longer than a step may be silent."""
+    life = tmp_path / "alive"
+    monkeypatch.setenv(LIFE_VARIABLE, str(life))
+    monkeypatch.setattr(progress, "_LIFE_SECONDS", 0.01)
+    alone = Gang(rank=0, local_rank=0, world=1, device=torch.device("cpu"))
+    alone.first_does(lambda: wait_for(life.exists, what="a sign of life"))
+
+
 def test_without_a_place_to_report_to_nothing_happens(tmp_path: Path) -> None:
-    with ProgressReporter(environment={}) as progress:
-        progress.report(fraction=0.5, remaining_seconds=None, metrics={})
-    with ProgressReporter(environment={FILE_VARIABLE: str(tmp_path / "no" / "folder.json")}) as progress:
-        progress.report(fraction=0.5, remaining_seconds=None, metrics={})
+    with ProgressReporter(environment={}) as reporter:
+        reporter.report(fraction=0.5, remaining_seconds=None, metrics={})
+    with ProgressReporter(environment={FILE_VARIABLE: str(tmp_path / "no" / "folder.json")}) as reporter:
+        reporter.report(fraction=0.5, remaining_seconds=None, metrics={})
     assert list(tmp_path.iterdir()) == []

@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from finetune_api.progress import HANG_VARIABLE
 from finetune_api.results import ExitCode
 from finetune_trainer.process.errors import StageError, as_stage_error
+from finetune_trainer.process.progress import living
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 FETCHING_TIMEOUT = datetime.timedelta(hours=2)
@@ -97,11 +98,11 @@ class Gang:
     def _done_by(self, rank: int, work: Callable[[], Any], *, among: int) -> Any:
         key = f"done-{rank}-{next(self._done)}"
         if among == 1:
-            return work()
+            return _without_a_word(work)
         if self.rank != rank:
             return self._said(key)
         try:
-            found = work()
+            found = _without_a_word(work)
         except BaseException as error:
             failure = as_stage_error(error, writing="the run's output")
             self.store.set(key, json.dumps({"error": failure.to_dict()}))
@@ -139,6 +140,11 @@ class Gang:
         """Until all are here."""
         if self.world > 1:
             dist.barrier()
+
+
+def _without_a_word(work: Callable[[], Any]) -> Any:
+    with living(FETCHING_TIMEOUT.total_seconds()):
+        return work()
 
 
 class Votes:

@@ -13,7 +13,8 @@ import ssl
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 FILE_VARIABLE = "FINETUNE_PROGRESS_FILE"
 _TIMEOUT_SECONDS = 5.0
 _FILE_INTERVAL_SECONDS = 0.5
+_LIFE_SECONDS = 3.0
 
 
 def show_life(environment: Mapping[str, str] | None = None) -> None:
@@ -43,6 +45,23 @@ def show_life(environment: Mapping[str, str] | None = None) -> None:
             Path(name).touch()
         except OSError as error:  # a sign of life is never worth a training
             log.debug("no sign of life: %s", error)
+
+
+@contextmanager
+def living(seconds: float) -> Iterator[None]:
+    """Show life meanwhile, for that long: around what takes its time without a word, as a large model's files do."""
+    ended = threading.Event()
+    until = time.monotonic() + seconds
+
+    def show() -> None:
+        while time.monotonic() < until and not ended.wait(_LIFE_SECONDS):
+            show_life()
+
+    threading.Thread(target=show, name="life", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 class ProgressReporter:

@@ -30,9 +30,9 @@ from finetune_trainer.models import base_model, saved_model
 from finetune_trainer.models.limits import padding_of
 from finetune_trainer.models.parent_model import kept_adapter, take_over
 from finetune_trainer.process.errors import StageError, bad_data, not_finite
-from finetune_trainer.process.gang import Gang, Votes, joined, lost_peers_named
+from finetune_trainer.process.gang import FETCHING_TIMEOUT, Gang, Votes, joined, lost_peers_named
 from finetune_trainer.process.packages import versions
-from finetune_trainer.process.progress import ProgressReporter, show_life
+from finetune_trainer.process.progress import ProgressReporter, living, show_life
 from finetune_trainer.process.stopping import StopSignal
 from finetune_trainer.store import json_lines
 from finetune_trainer.store.locations import join
@@ -118,7 +118,8 @@ def work(run: TrainRun) -> TrainResult:
         roll_backs: list[int] = []
         while True:
             with ExitStack() as attempt:
-                setup = _set_up(run, storage=storage, gang=gang, base_folder=base_folder, stack=attempt)
+                with living(FETCHING_TIMEOUT.total_seconds()):
+                    setup = _set_up(run, storage=storage, gang=gang, base_folder=base_folder, stack=attempt)
                 attempt.callback(setup.checkpoints.leave)
                 try:
                     return _run(
@@ -422,6 +423,7 @@ def _step(setup: Setup, *, step: int) -> tuple[torch.Tensor, int]:
 def _loss(setup: Setup, batch: Batch) -> torch.Tensor:
     """Summed over the batch's targets; shape ()."""
     moved = batch.to(setup.gang.device)
+    show_life()  # steps of many passes, and validations, may take longer than a hang
     with setup.autocast():
         return setup.prepared(lambda model: setup.objective(model, moved))
 
@@ -498,7 +500,8 @@ def _save(
         packages=versions((*_PACKAGES, *(("bitsandbytes",) if setup.method.bits else ()))),
     )
     example, device = setup.examples[0], setup.gang.device
-    probe = saved_model.probe(model, example=example, task=setup.run.model.task, ask=setup.prepared, device=device)
+    with setup.autocast():
+        probe = saved_model.probe(model, example=example, task=setup.run.model.task, ask=setup.prepared, device=device)
     whole = _state(setup)
 
     def save() -> dict[str, Any]:
