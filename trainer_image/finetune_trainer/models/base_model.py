@@ -119,7 +119,9 @@ class LoadedBase:
 def precision_here(asked: Literal["Auto", "FP32", "BF16"]) -> Literal["FP32", "BF16"]:
     """What this machine computes in, to evaluate and to serve. Auto: BF16 on a GPU that has it, else FP32."""
     if asked == "Auto":
-        return "BF16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "FP32"
+        return (
+            "BF16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "FP32"
+        )
     return asked
 
 

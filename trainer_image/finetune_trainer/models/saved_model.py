@@ -34,9 +34,11 @@ from finetune_trainer.tasks.encoding import Encoded
 
 log = logging.getLogger(__name__)
 Format = Literal["Adapter", "Full", "Merged"]
-_RELOAD_SECONDS = 600
-_TOLERANCE = 1e-3
-"""How far the logits of the loaded model may be from those before saving, as a share of their largest magnitude."""
+_RELOAD_SECONDS = 7200
+"""As long as others wait for whoever saves (`gang.FETCHING_TIMEOUT`)."""
+_TOLERANCE, _TOLERANCE_HALF = 1e-3, 0.05
+"""How far the logits of the loaded model may be from those before saving, as a share of their largest magnitude. bf16
+differs from fp32 by rounding, another model by its scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class Probe:
     example: Encoded
     logits: Sequence[float]
     """One for each class, or for each token of the vocabulary at the last position."""
+    half: bool = False
+    """Computed in bf16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,16 +248,15 @@ def verify(
     for name, digest in digests(trained).items():
         if loaded.tensors.get(name) != digest:
             raise not_verified(f"loaded again, the trained tensor {name} is missing or has other values")
-    check_same(probe.logits, loaded.logits, what="loaded again it answers differently")
+    check_same(probe.logits, loaded.logits, what="loaded again it answers differently", half=probe.half)
 
 
-def check_same(expected: Sequence[float], found: Sequence[float], *, what: str) -> None:
+def check_same(expected: Sequence[float], found: Sequence[float], *, what: str, half: bool = False) -> None:
     """Compare logits. Raises StageError (70) ModelNotVerified, which begins with `what`."""
     one, other = torch.tensor(expected), torch.tensor(found)
     scale = float(one.abs().max().clamp(min=1.0))
     difference = float((one - other).abs().max())
-    # bf16 training on a GPU against fp32 on the CPU differs by rounding alone; another model differs by its scale.
-    tolerance = 0.05 if torch.cuda.is_available() else _TOLERANCE
+    tolerance = _TOLERANCE_HALF if half or torch.cuda.is_available() else _TOLERANCE
     if not difference <= tolerance * scale:
         raise not_verified(f"{what} (logits differ by {difference:.4g} of {scale:.4g})")
 
@@ -287,7 +290,8 @@ def probe(
     with torch.no_grad():
         logits = answer(model) if ask is None else ask(answer)
     last = logits[0, -1] if logits.dim() == 3 else logits[0]
-    return Probe(example=example, logits=last.float().tolist())
+    half = torch.is_autocast_enabled(torch.device(device).type)
+    return Probe(example=example, logits=last.float().tolist(), half=half)
 
 
 def in_this_process(saved: SavedFolder, names: Sequence[str], asked: Probe) -> LoadedAgain:

@@ -34,6 +34,8 @@ class Adapter:
             adapted = peft.get_peft_model(base.model, made)
         except ValueError as error:
             raise bad_configuration("NoSuchModule", f"method.{field}: {error}") from error
+        for each in (each for each in adapted.parameters() if each.requires_grad):
+            each.data = each.data.float()  # a head that the base lacks is a copy of its own, in the base's precision
         made.base_model_name_or_path = base_uri  # not a path of this container
         return adapted
 
