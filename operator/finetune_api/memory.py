@@ -203,7 +203,7 @@ def _stored(training: Training, *, half: bool) -> tuple[float, float]:
     shape, trained, kind = training.shape, training.trained, training.kind
     frozen = 0 if kind.whole else shape.parameters
     each = 2.0 if half else 4.0
-    small = min(frozen, shape.parameters - shape.outside) * (each - _QUANTISED.get(training.bits or 0, each))
+    small = min(frozen, shape.quantisable) * (each - _QUANTISED.get(training.bits or 0, each))
     return 4.0 * trained + each * frozen - small, 2.0 * (trained + (0 if half else frozen)) if training.bf16 else 0.0
 
 
@@ -276,7 +276,7 @@ def ways_out(training: Training) -> list[str]:
     others = {
         f"training.microBatchSize: {rows}": replace(training, order=order.model_copy(update={"rows": rows}))
         for rows in (order.rows // 2, 1)
-        if 0 < rows < order.rows
+        if 0 < rows < order.rows and order.rows % rows == 0
     }
     others |= {
         f"training.maxLength: {cut}": replace(training, tokens=cut)
@@ -286,7 +286,9 @@ def ways_out(training: Training) -> list[str]:
     if order.activation_checkpointing == "Off":
         freed = order.model_copy(update={"activation_checkpointing": "Auto"})
         others["training.activationCheckpointing: Auto"] = replace(training, order=freed)
-    smaller = [name for name, kind in METHODS.items() if kind.low_rank and name != training.method.type]
+    zero = order.strategy.startswith("DeepSpeed")
+    fitting = [name for name, kind in METHODS.items() if kind.low_rank and not (kind.quantises and zero)]
+    smaller = [name for name in fitting if name != training.method.type]
     others |= {f"method.type: {name}": replace(training, method=MethodOrder(type=name)) for name in smaller}
     if order.gpus:
         for nodes in (2 * order.nodes, 4 * order.nodes):

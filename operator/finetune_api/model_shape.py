@@ -14,7 +14,7 @@ TensorShapes = Mapping[str, tuple[int, ...]]
 _BLOCK = re.compile(r"\.\d+\.")
 _LONGEST_HEADER = 100 << 20
 _WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 _INNER = ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim", "d_ff", "hidden_dim")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -33,7 +33,7 @@ def shapes_in(stream: BinaryIO) -> dict[str, tuple[int, ...]]:
         raise ValueError("it does not begin as a safetensors file does")
     try:
         header = json.loads(stream.read(length))
-        return {name: tuple(each["shape"]) for name, each in header.items() if name != "__metadata__"}
+        return {name: tuple(map(int, each["shape"])) for name, each in header.items() if name != "__metadata__"}
     except (AttributeError, LookupError, TypeError) as error:
         raise ValueError("its header is not as that of a safetensors file") from error
 
@@ -63,15 +63,23 @@ class ModelShape:
     plain_output: bool
     """Whether logits are made for a few tokens at a time."""
 
+    @property
+    def quantisable(self) -> int:
+        """Parameters of linear layers; a mixture's experts are none once they are loaded, whatever its files call them."""
+        return sum(one * other for name, one, other in self.linears if ".experts." not in name)
+
     @classmethod
     def of(cls, config: Mapping[str, Any], tensors: TensorShapes | None = None) -> Self:
         """From config.json and, where they are at hand, the shapes of all its tensors.
 
         Raises ValueError where the configuration does not say how large the model is.
         """
-        text = {**config, **(config.get("text_config") or {})}
+        inner = config.get("text_config") if isinstance(config, Mapping) else None
+        if not isinstance(config, Mapping) or not isinstance(inner, Mapping | None):
+            raise ValueError("config.json holds something else than a configuration")
+        text = {**config, **(inner or {})}
         width, layers, heads = (_number(text, names) for names in (_WIDTH, _LAYERS, _HEADS))
-        vocabulary, tied = _number(text, ("vocab_size",)), bool(text.get("tie_word_embeddings"))
+        vocabulary, tied = _number(text, ("vocab_size",)), _tied(text)
         attention = heads * _number(text, ("head_dim",), default=width // heads)
         keys = _number(text, ("num_key_value_heads",), default=heads) * attention // heads
         found = dict(tensors or _expected(text, width=width, layers=layers, attention=attention, keys=keys))
@@ -116,6 +124,11 @@ class ModelShape:
         return 4.0 * multiplying + 2.0 * min(trained, multiplying)
 
 
+def _tied(config: Mapping[str, Any]) -> bool:
+    """Whether the output layer is the input embedding. transformers writes it only where it is not so."""
+    return bool(config.get("tie_word_embeddings", True))
+
+
 def _number(config: Mapping[str, Any], names: Sequence[str], *, default: int | None = None) -> int:
     found = next((config[name] for name in names if isinstance(config.get(name), int) and config[name] > 0), default)
     if found is None:
@@ -130,7 +143,7 @@ def _expected(
     inner, experts = _number(config, _INNER, default=4 * width), _number(config, _EXPERTS, default=1)
     gated = (config.get("hidden_act") or config.get("activation_function")) in _GATED
     found: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (_number(config, ("vocab_size",)), width)}
-    if not config.get("tie_word_embeddings"):
+    if not _tied(config):
         found["lm_head.weight"] = found["embed_tokens.weight"]
     sizes = {
         "q_proj": (attention, width),

@@ -27,6 +27,7 @@ LLAMA_8B = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "vocab_size": 128256,
+    "tie_word_embeddings": False,
     "hidden_act": "silu",
 }
 """The config.json of a Llama of 8 billion parameters, as far as it says how large that is."""

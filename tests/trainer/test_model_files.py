@@ -185,6 +185,16 @@ def test_weights_are_counted_in_fp32(llama: Path) -> None:
     assert model_files.fp32_bytes(llama) == pytest.approx((llama / "model.safetensors").stat().st_size, rel=0.1)
 
 
+def test_weights_that_lie_there_twice_are_counted_once() -> None:
+    """Mistral's folders hold them in a format of its own as well."""
+    index = json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "1.safetensors"}}).encode()
+    twice = {"consolidated.safetensors", "1.safetensors", "2.safetensors"}
+    found = model_files.weight_files({*twice, "model.safetensors.index.json"}, read=lambda _: index)
+    assert found == ["1.safetensors", "2.safetensors"]
+    assert set(model_files.weight_files(twice, read=lambda _: b"")) == twice, "loaded by whatever knows them"
+    assert model_files.weight_files({*twice, "model.safetensors"}, read=lambda _: b"") == ["model.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("limit", "statistics", "taken", "unlimited"),
     [

@@ -57,9 +57,15 @@ def test_weights_are_counted_in_the_headers_of_their_files() -> None:
     config = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 100, "tie_word_embeddings": True}
     shape = ModelShape.of(config, found)
     assert (shape.parameters, shape.counted) == (800 + 192, True), "no mask, and what is tied once"
-    for text in (b"", b"version https://git-lfs", struct.pack("<Q", 3) + b"[1]"):
-        with pytest.raises(ValueError, match="safetensors"):
+    texts = (b"[1]", b'{"a":{"shape":["x"]}}')
+    for text in (b"", b"version https://git-lfs", *(struct.pack("<Q", len(each)) + each for each in texts)):
+        with pytest.raises(ValueError, match=r"safetensors|invalid literal"):
             shapes_in(io.BytesIO(text))
+    assert ModelShape.of({name: value for name, value in config.items() if name[0] != "t"}, found) == shape, "as it is"
+    odd: Any
+    for odd in ([1], {"text_config": 3}):
+        with pytest.raises(ValueError, match="something else"):
+            ModelShape.of(odd)
     with pytest.raises(ValueError, match="no hidden_size"):
         ModelShape.of({"model_type": "odd"})
 
@@ -68,6 +74,7 @@ def test_experts_that_a_token_does_not_ask_take_no_activations() -> None:
     mixtral = {**LLAMA_8B, "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2}
     shape = ModelShape.of(mixtral)
     assert shape.parameters == pytest.approx(46.7e9, rel=0.01)
+    assert shape.quantisable == 32 * 2 * 4096 * (4096 + 1024), "QLoRA leaves experts as they are"
     assert shape.inner_width == 2 * 14336
 
 
@@ -219,6 +226,14 @@ def test_a_refusal_says_what_would_fit_with_numbers() -> None:
         "training.maxLength: 512 (FSDP2 with offload, 8.6 GiB)",
     ]
     assert problem(training(gpu_memory=180 * GIB), choose(training(gpu_memory=180 * GIB))) is None
+
+
+def test_what_would_fit_is_no_job_that_is_refused() -> None:
+    named = training(rows=5, tokens=64, strategy="DeepSpeedZeRO1", gpu_memory=75 * GIB)
+    ways = " ".join(ways_out(named))
+    assert "method.type: LoRA" in ways
+    assert "QLoRA" not in ways, "DeepSpeed cannot share it out"
+    assert "microBatchSize: 2" not in ways, "of five examples"
 
 
 def test_a_cpu_whose_margin_is_taken_is_told_so() -> None:

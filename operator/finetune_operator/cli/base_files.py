@@ -41,7 +41,7 @@ def _shape(opened: Opened) -> ModelShape:
         for name in _weights(opened):
             with opened(name) as stream:
                 tensors |= shapes_in(stream)
-    except (OSError, ValueError, LookupError):  # weights are pickles, elsewhere, or not yet there
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):  # pickles, elsewhere, or not yet there
         tensors = {}
     return ModelShape.of(config, tensors)
 

@@ -42,6 +42,7 @@ def base(folder: Path) -> Path:
         (folder / name).write_bytes(struct.pack("<Q", len(header)) + header)
     found = {tensor: name for name, tensors in parts.items() for tensor in tensors}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": found}))
+    (folder / "consolidated.safetensors").write_bytes((folder / "a.safetensors").read_bytes())
     return folder
 
 

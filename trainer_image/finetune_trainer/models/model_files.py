@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_INDEX = ".safetensors.index.json"
+_ALONE, _INDEX = "model.safetensors", ".safetensors.index.json"
 _OBJECTS = (
     "config.json",
     "generation_config.json",
@@ -206,10 +206,20 @@ def check_tokenizer(uri: str, tokenizer: Any, *, vocabulary: int | None, texts: 
         )
 
 
+def weight_files(names: Collection[str], *, read: Callable[[str], bytes]) -> list[str]:
+    """Of a folder's files those that are loaded: some makers put the same weights beside them, in another format."""
+    if _ALONE in names:
+        return [_ALONE]
+    if f"model{_INDEX}" in names:
+        return sorted(set(json.loads(read(f"model{_INDEX}"))["weight_map"].values()))
+    return [name for name in names if name.endswith(".safetensors")]
+
+
 def fp32_bytes(folder: Path) -> int:
     """How much memory the weights of a folder take in fp32."""
     total = 0
-    for path in folder.glob("*.safetensors"):
+    names = {path.name for path in folder.iterdir()}
+    for path in map(folder.joinpath, weight_files(names, read=lambda name: (folder / name).read_bytes())):
         with path.open("rb") as stream:
             header = _header(stream, size=path.stat().st_size)
         total += sum(4 * math.prod(tensor["shape"]) for tensor in header.values())

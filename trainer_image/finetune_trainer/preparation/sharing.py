@@ -10,6 +10,7 @@ from finetune_api import memory
 from finetune_api.model_shape import ModelShape, shapes_in
 from finetune_api.results import PrepareResult, Sharing
 from finetune_api.run import PrepareRun
+from finetune_trainer.models.model_files import weight_files
 from finetune_trainer.process.errors import bad_configuration
 from finetune_trainer.store.locations import join
 from finetune_trainer.store.storage import Storage
@@ -83,8 +84,8 @@ def _recomputable(config: dict[str, Any]) -> bool:
 def _tensors(uri: str, *, storage: Storage) -> dict[str, tuple[int, ...]]:
     """From the headers of the weights; nothing else of them is read."""
     tensors: dict[str, tuple[int, ...]] = {}
-    for entry in storage.list_files(uri):
-        if entry.path.endswith(".safetensors") and "/" not in entry.path:
-            with storage.open(join(uri, entry.path)) as stream:
-                tensors |= shapes_in(stream)
+    names = {entry.path for entry in storage.list_files(uri) if "/" not in entry.path}
+    for name in weight_files(names, read=lambda name: storage.read_bytes(join(uri, name))):
+        with storage.open(join(uri, name)) as stream:
+            tensors |= shapes_in(stream)
     return tensors
