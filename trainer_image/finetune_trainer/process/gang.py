@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,10 +85,17 @@ class Gang:
 
     def once_per_node(self, work: Callable[[], Any]) -> Any:
         """What `work` gives (JSON-ready), done by one process of each pod; the others wait for it, and fail as it does.
+        Each pod waits for all: one may take much longer than another, and than an exchange between them may.
 
         All must ask at the same point. Raises StageError: that of `work`, or PeerLost after `FETCHING_TIMEOUT`.
         """
-        return self._done_by(self.rank - self.local_rank, work, among=self.of_node)
+        found = self._done_by(self.rank - self.local_rank, work, among=self.of_node)
+        if self.of_node < self.world:
+            key = f"met-{next(self._done)}"
+            if self.store.add(key, 1) == self.world:
+                self.store.set(f"{key}-all", json.dumps({"found": None}))
+            _without_a_word(partial(self._said, f"{key}-all"))
+        return found
 
     def first_does(self, work: Callable[[], Any]) -> Any:
         """The same, done by the first process alone: what may take longer than an exchange between processes."""
