@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCH, MICRO_BATCH, MAX_LENGTH, RANK = 8, 16, 8, 128, 16
 ROUNDS = 2
 """Times that ours and TRL take turns."""
+PROCESSES = 2
 PACKING_STEPS, PACKING_MAX_LENGTH = 4, 512
 """Packing pays where lengths differ: chats of one to eight turns."""
 LEARNING_RATE, SEED = 1e-4, 3
@@ -93,9 +94,18 @@ def watched(
 
 
 def ours(
-    folder: Path, prepared: dict[str, Any], *, name: str, common: dict[str, Any], tokens: bool = True, **changes: Any
+    folder: Path,
+    prepared: dict[str, Any],
+    *,
+    name: str,
+    common: dict[str, Any],
+    tokens: bool = True,
+    strategy: str | None = None,
+    **changes: Any,
 ) -> Outcome:
-    """`python -m finetune_trainer`, as its container would run it; with the tokens of Prepare, or making its own."""
+    """`python -m finetune_trainer`, as its container would run it; with the tokens of Prepare, or making its own. With
+    a strategy in several processes.
+    """
     run = f"file://{folder}/{name}"
     (folder / name).mkdir()
     for made in ("data", "rehearsal", "tokens") if tokens else ("data", "rehearsal"):
@@ -125,10 +135,10 @@ def ours(
         "optimisation": optimisation,
         "checkpoint": {"everySteps": 3, "keep": 1, "resume": "Latest"},
         "nodes": 1,
-        "processesPerNode": 1,
-        "strategy": "DDP",
+        "processesPerNode": PROCESSES if strategy else 1,
+        "strategy": strategy or "DDP",
     }
-    lines, first, peak = stage(folder, order, name=name, is_first_step=lambda line: " step 1/" in line)
+    lines, first, peak = stage(folder, order, name=name, is_first_step=lambda line: "meter: step " in line)
     result = json.loads((folder / f"{name}.term").read_text())
     stalls = [float(found.group(1)) for line in lines if (found := _CHECKPOINT.search(line))]
     training_log = [
@@ -140,7 +150,7 @@ def ours(
         seconds=next(line["time"] for line in reversed(training_log) if "loss" in line),
         start_to_first_step_s=first,
         peak_memory_mb=peak,
-        checkpoint_s=median(stalls),
+        checkpoint_s=median(stalls) if stalls else None,
         mfu=median(shares) if shares else None,
     )
 
@@ -188,8 +198,8 @@ def prepare(folder: Path, data: Path, *, max_length: int) -> tuple[dict[str, Any
     return json.loads((folder / "prepare.term").read_text()), common
 
 
-def trl(folder: Path, *, name: str) -> Outcome:
-    """The plain script on the same training examples."""
+def plain(folder: Path, *, name: str, strategy: str | None = None) -> Outcome:
+    """TRL on the same training examples, or with a strategy a loop of one's own in several processes."""
     order = {
         "model": str(assets.smollm2_folder()),
         "data": str(folder / "prepared" / "data" / "train.jsonl"),
@@ -202,16 +212,37 @@ def trl(folder: Path, *, name: str) -> Outcome:
         "learning_rate": LEARNING_RATE,
         "seed": SEED,
         "cpu": not torch.cuda.is_available(),
+        "strategy": strategy,
     }
     path = folder / f"{name}.json"
     path.write_text(json.dumps(order))
-    command = [sys.executable, "-m", "tests.bench.plain_trl", str(path)]  # by path, operator.py beside it would shadow
+    processes = PROCESSES if strategy else 1
+    several = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "tests.bench.plain_loop"]
+    # By path, operator.py beside it would shadow.
+    command = [sys.executable, "-m", *(several if strategy else ["tests.bench.plain_trl"]), str(path)]
     # Threads as ours has them: what spinning threads cost on a busy machine is not what is compared here.
-    threads = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "OMP_WAIT_POLICY": "PASSIVE"}
+    cores = len(os.sched_getaffinity(0))
+    threads = {"OMP_NUM_THREADS": str(max(1, cores // processes)), "OMP_WAIT_POLICY": "PASSIVE"}
+    if order["cpu"]:
+        threads["DS_ACCELERATOR"] = "cpu"
     environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **threads}
     lines, first, peak = watched(command, environment=environment, is_first_step=lambda line: "first_step" in line)
-    figures = next(json.loads(line) for line in reversed(lines) if line.startswith('{"tokens"'))
-    return Outcome(start_to_first_step_s=first, peak_memory_mb=peak, **figures)
+    found = [json.loads(line) for line in lines if line.startswith('{"tokens"')]
+    assert len(found) == processes
+    tokens, seconds = sum(each["tokens"] for each in found), max(each["seconds"] for each in found)
+    return Outcome(start_to_first_step_s=first, peak_memory_mb=peak, tokens=tokens, seconds=seconds)
+
+
+def strategies(folder: Path, prepared: dict[str, Any], *, common: dict[str, Any]) -> dict[str, float]:
+    """Our rates in several processes by those of plain loops under the same strategy."""
+    ratios = {}
+    for name, strategy in (("ddp", "DDP"), ("fsdp2", "FSDP2"), ("zero2", "DeepSpeedZeRO2")):
+        mine = ours(folder, prepared, name=f"ours-{name}", common=common, strategy=strategy)
+        say(strategy, mine)
+        theirs = plain(folder, name=f"plain-{name}", strategy=strategy)
+        say("plain loop", theirs)
+        ratios[f"{name}_ratio"] = round(mine.rate / theirs.rate, 3)
+    return ratios
 
 
 def chats_of_many_lengths(path: Path, *, single: Path) -> Path:
@@ -279,8 +310,9 @@ def main() -> None:
         for number in range(ROUNDS):
             mine.append(ours(single, prepared, name=f"ours-{number}", common=common))
             say("ours", mine[-1])
-            theirs.append(trl(single, name=f"trl-{number}"))
+            theirs.append(plain(single, name=f"trl-{number}"))
             say("TRL", theirs[-1])
+        ratios = strategies(single, prepared, common=common)
         untokenised = ours(single, prepared, name="own-tokens", common=common, tokens=False, maxSteps=4)
         say("own tokens", untokenised)
         costs = {}
@@ -302,6 +334,7 @@ def main() -> None:
         "tokens_per_s_ratio": round(best / best_trl, 3),
         "tokens_per_s": round(best, 1),
         "trl_tokens_per_s": round(best_trl, 1),
+        **ratios,
         "packing_gain": round(packed.rate / padded.rate, 3),
         "start_to_first_step_s": round(min(outcome.start_to_first_step_s for outcome in mine), 1),
         "start_to_first_step_own_tokens_s": round(untokenised.start_to_first_step_s, 1),
