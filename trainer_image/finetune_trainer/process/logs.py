@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 
 from finetune_api import streams
 
@@ -16,6 +17,8 @@ def set_up_logging() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP advises against what some models need
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT asks for it
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(
         level=logging.INFO,
