@@ -84,6 +84,7 @@ def _success(*, pods: Sequence[PodState], stage: str) -> Verdict:
         return Broken(
             cause=Cause.RESULT_LOST,
             message="the pod with the result was removed before it was read; the output that is complete is used again",
+            saved_all=True,
         )
     result = parsed_message(ended.message)
     if result is None or result.stage != stage or isinstance(result, Failure):
@@ -92,6 +93,7 @@ def _success(*, pods: Sequence[PodState], stage: str) -> Verdict:
             reason=Reason.INVALID_RESULT,
             message=f"the container ended well but its termination message is not a {stage} result: "
             f"{_short(ended.message) or 'it is empty'}; use the trainer image of the operator's version",
+            saved_all=True,
         )
     return Succeeded(result=result)
 

@@ -63,7 +63,7 @@ class Broken:
     checkpoint_step: int | None = None
     """The checkpoint that it said it left."""
     saved_all: bool = False
-    """It stopped after a checkpoint of its very last step."""
+    """All that it had done: it stopped after a checkpoint of its very last step, or its output is complete."""
     node: str = ""
     """Where it ended, if that node may be to blame."""
     disrupted: bool = False

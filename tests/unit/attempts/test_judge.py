@@ -69,6 +69,7 @@ def test_a_complete_job_without_its_pod_lost_the_result() -> None:
     found = verdict(job=replace(JOB, complete=True))
     assert isinstance(found, Broken)
     assert found.cause is Cause.RESULT_LOST
+    assert found.saved_all, "its output is complete: no step of it is done again"
 
 
 @pytest.mark.parametrize("message", ["", "Traceback ...", prepare_result().model_dump_json(by_alias=True)])
