@@ -33,7 +33,6 @@ from finetune_api.shared_fields import (
     OpenObject,
     PodOverlay,
     Quantities,
-    Quantity,
     Resources,
     Task,
     ThresholdRange,
@@ -76,6 +75,11 @@ def _uri(what: str, *examples: str, also: str = "") -> Any:
     return form(f"the URI of {what}", *examples, pattern=f"^({schemes}{also})://.+")
 
 
+_GPU_MEMORY = form(
+    "the memory of a GPU, with its unit",
+    *("24Gi", "80Gi"),
+    rule="type(self) == int ? self >= 1073741824 : isQuantity(self) && self.matches('^[1-9][0-9.]*(Mi|Gi|Ti|M|G|T)$')",
+)
 _BLOCKS = form("numbers of blocks and ranges", "11", "0-5,8", pattern=r"^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$")
 DataUri = Annotated[Uri, _uri("a file, a folder or a data set of the hub", *_FOLDERS, "hf://datasets/org/name")]
 
@@ -108,7 +112,7 @@ class Licence(ApiModel):
 class Model(ApiModel):
     """The base model."""
 
-    uri: Annotated[Uri, _uri("a model", "hf://org/name", *_FOLDERS, also="|version")]
+    uri: Annotated[Uri, _uri("a model", "hf://org/name", *_FOLDERS, "version://name")]
     """hf://org/name, s3://, gs://, pvc://claim/path, file:// (a folder or a .gguf file), or version://NAME: go on from
     that ModelVersion of the same namespace and task. An adapter is merged into its base first."""
     revision: Annotated[str, Field(min_length=1, max_length=256)] | None = None
@@ -305,7 +309,7 @@ class Training(ApiModel):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
     """Gradients are clipped to this norm. Default 1."""
     global_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Examples per optimiser step over all processes. Default 16."""
+    """Examples per optimiser step over all processes. Default: the smallest number from 16 up that they can share evenly."""
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Examples per forward pass and process. Default: the share of the global batch, at most 8."""
     max_length: Annotated[int, Field(ge=8, le=1048576)] | None = None
@@ -386,7 +390,7 @@ class Compute(ApiModel):
     """GPUs of each pod, one process each; 0: CPU, processesPerNode processes. Default 0."""
     gpu_resource: GpuResource | None = None
     """The resource that a GPU is: nvidia.com/gpu, amd.com/gpu, nvidia.com/mig-1g.10gb. Default nvidia.com/gpu."""
-    gpu_memory: Quantity | None = None
+    gpu_memory: Annotated[str | int, _GPU_MEMORY] | None = None
     """Memory of each GPU, e.g. 80Gi, by which strategy Auto chooses. Default: 24Gi is assumed, and a job that needs more
     is not refused."""
     processes_per_node: Annotated[int, Field(ge=1, le=64)] | None = None
@@ -410,12 +414,16 @@ class Compute(ApiModel):
         ),
         *gpu_rules(prefix="compute", count="gpusPerNode"),
         Rule(
+            rule="!has(self.gpuMemory) || (has(self.gpusPerNode) && self.gpusPerNode > 0)",
+            message="compute.gpuMemory: {self.gpuMemory} needs compute.gpusPerNode: 1 or more; of CPUs it is compute.resources.limits.memory",
+        ),
+        Rule(
             rule="!has(self.configRef) || (has(self.strategy) && self.strategy.startsWith('DeepSpeed'))",
             message="compute.configRef is a DeepSpeed configuration and needs compute.strategy: DeepSpeedZeRO1, 2 or 3; set it, or remove configRef",
         ),
         Rule(
             rule=f"!({_OFFLOADS}) || (has(self.strategy) && !(self.strategy in ['Auto', 'DDP']))",
-            message="compute.offload (optimizer: true or parameters: true) needs compute.strategy: FSDP2 or DeepSpeedZeRO1, 2 or 3, not strategy: {self.strategy}",
+            message="compute.offload (optimizer: true or parameters: true) needs compute.strategy: FSDP2 or DeepSpeedZeRO1, 2 or 3, not strategy: {self.strategy}; Auto offloads by itself where compute.gpuMemory is set and nothing else fits",
         ),
         Rule(
             rule=f"!({_OFFLOADS_PARAMETERS}) || !has(self.strategy) || self.strategy in ['Auto', 'DDP', 'FSDP2', 'DeepSpeedZeRO3']",

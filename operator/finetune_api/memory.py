@@ -240,8 +240,8 @@ def choose(training: Training) -> Choice:
 
 def again(training: Training) -> list[bool]:
     """Whether activations may be computed again: from the fastest on."""
-    wanted = training.order.activation_checkpointing if training.recomputable else "Off"
-    return {"On": [True], "Auto": [False, True]}.get(wanted or "Off", [False])
+    wanted = training.order.activation_checkpointing if training.recomputable else "Never"
+    return {"Always": [True], "Auto": [False, True]}.get(wanted or "Never", [False])
 
 
 def _fastest_first(training: Training) -> Iterator[Memory]:
@@ -283,7 +283,7 @@ def ways_out(training: Training) -> list[str]:
         for cut in (training.tokens // 2, training.tokens // 4)
         if cut >= 8
     }
-    if order.activation_checkpointing == "Off":
+    if order.activation_checkpointing == "Never":
         freed = order.model_copy(update={"activation_checkpointing": "Auto"})
         others["training.activationCheckpointing: Auto"] = replace(training, order=freed)
     zero = order.strategy.startswith("DeepSpeed")

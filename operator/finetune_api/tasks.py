@@ -11,7 +11,8 @@ MethodType = Literal["Full", "LoRA", "QLoRA", "DoRA", "IA3"]
 Strategy = Literal["Auto", "DDP", "FSDP2", "DeepSpeedZeRO1", "DeepSpeedZeRO2", "DeepSpeedZeRO3"]
 UsedStrategy = Literal["DDP", "FSDP2", "DeepSpeedZeRO1", "DeepSpeedZeRO2", "DeepSpeedZeRO3"]
 Runtime = Literal["Transformers", "FastAPI", "VLLM"]
-Lever = Literal["Auto", "Off", "On"]
+Lever = Literal["Auto", "Never", "Always"]
+"""Not On and Off: YAML reads those without quotes as true and false."""
 Scored = Literal["Text", "Class"]
 
 

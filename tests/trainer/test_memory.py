@@ -80,11 +80,11 @@ def test_prepare_asks_the_architecture_whether_it_can_compute_activations_again(
     runs: SmallRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = {"gpus": False, "memoryLimit": GIB, "processesPerNode": 1, "rows": 256}
-    found = prepared_with(runs, **again, activationCheckpointing="On", strategy="DDP")
+    found = prepared_with(runs, **again, activationCheckpointing="Always", strategy="DDP")
     assert found.sharing is None, "the job says it all"
     monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
-    with pytest.raises(StageError, match="activationCheckpointing: On: a model of type llama cannot") as caught:
-        prepared_with(runs, **again, activationCheckpointing="On")
+    with pytest.raises(StageError, match="activationCheckpointing: Always: a model of type llama cannot") as caught:
+        prepared_with(runs, **again, activationCheckpointing="Always")
     assert (caught.value.reason, caught.value.exit_code) == ("UnsupportedModel", 78)
 
 

@@ -195,8 +195,8 @@ def test_activations_are_computed_again_where_memory_needs_it() -> None:
     assert names(**auto, nodes=2) == [fast[0], fast[2], fast[1], fast[3], *slow], "exchanges between machines cost more"
     assert names(**auto, strategy="DeepSpeedZeRO2") == ["DeepSpeedZeRO2", f"DeepSpeedZeRO2 with {AGAIN}"]
     assert names(**auto, gpus=False, memory_limit=1) == [fast[0], fast[2]]
-    assert names(**{**auto, "activation_checkpointing": "On"}) == [*fast[2:], slow[1]]
-    little = training(**long, method=LORA, gpu_memory=40 * GIB, activation_checkpointing="Off", strategy="DDP")
+    assert names(**{**auto, "activation_checkpointing": "Always"}) == [*fast[2:], slow[1]]
+    little = training(**long, method=LORA, gpu_memory=40 * GIB, activation_checkpointing="Never", strategy="DDP")
     assert any(way.startswith("training.activationCheckpointing: Auto (DDP with") for way in ways_out(little))
     unable = replace(training(**long, gpu_memory=1, **auto), recomputable=False)
     assert not any(each.recomputes for each in choose(unable).tried)

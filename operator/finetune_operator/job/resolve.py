@@ -125,7 +125,7 @@ def resolve(
         cpu_processes=(compute.processes_per_node if compute else None) or 1,
         strategy="DDP" if compute is None or compute.strategy in (None, "Auto") else compute.strategy,
         offload=_offload(compute.offload) if compute and compute.offload else None,
-        activation_checkpointing=_memory(spec).activation_checkpointing == "On" or None,
+        activation_checkpointing=_memory(spec).activation_checkpointing == "Always" or None,
         memory=_memory(spec),
         network=compute.network if compute else None,
         prepare_resources=config.prepare_resources,

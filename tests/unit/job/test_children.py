@@ -178,7 +178,7 @@ def test_training_shares_the_model_as_prepare_chose() -> None:
     assert "activationCheckpointing" not in chosen, "trainers of earlier versions need not know of it"
     again = order(Sharing(strategy="DDP", activation_checkpointing=True, because="DDP would need 145 GiB"))
     assert (again["strategy"], again["activationCheckpointing"]) == ("DDP", True)
-    plan = plan_of(job(training={"activationCheckpointing": "On"}, compute={"strategy": "DeepSpeedZeRO2"}))
+    plan = plan_of(job(training={"activationCheckpointing": "Always"}, compute={"strategy": "DeepSpeedZeRO2"}))
     named = order(Sharing(strategy="DeepSpeedZeRO2", offload=True, activation_checkpointing=True, because=""))
     assert (named["strategy"], named.get("offload"), named["activationCheckpointing"]) == ("DeepSpeedZeRO2", None, True)
     assert order(None)["activationCheckpointing"]

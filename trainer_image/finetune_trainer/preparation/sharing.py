@@ -28,12 +28,12 @@ def with_sharing(run: PrepareRun, found: PrepareResult, *, storage: Storage) -> 
         return found
     chooses, wish, uri = run.memory.strategy == "Auto", run.memory.activation_checkpointing, found.base.loadable_uri
     config = json.loads(storage.read_bytes(join(uri, "config.json")))
-    recomputable = wish in (None, "Off") or _recomputable(config)
-    if wish == "On" and not recomputable:
+    recomputable = wish in (None, "Never") or _recomputable(config)
+    if wish == "Always" and not recomputable:
         raise bad_configuration(
             "UnsupportedModel",
-            f"training.activationCheckpointing: On: a model of type {config.get('model_type')} cannot compute its"
-            " activations again; use Auto or Off",
+            f"training.activationCheckpointing: Always: a model of type {config.get('model_type')} cannot compute its"
+            " activations again; use Auto or Never",
         )
     try:
         shape = ModelShape.of(config, _tensors(uri, storage=storage))
@@ -41,7 +41,7 @@ def with_sharing(run: PrepareRun, found: PrepareResult, *, storage: Storage) -> 
         found = found.model_copy(update={"evaluation_gpus": gpus})
     except ValueError as error:
         because = f"what it needs of memory is not known: {error}"[:600]
-        unknown = Sharing(strategy="DDP", activation_checkpointing=wish == "On", because=because)
+        unknown = Sharing(strategy="DDP", activation_checkpointing=wish == "Always", because=because)
         return found.model_copy(update={"sharing": unknown if chooses else None})
     longest = run.max_length if run.packing else min(run.max_length, found.summary.token_length_max)
     training = memory.Training(
