@@ -103,6 +103,18 @@ class Training:
             return order.gpu_memory
         return None if order.memory_limit is None else order.memory_limit / order.processes_per_node
 
+    def shares(self, strategy: UsedStrategy) -> bool:
+        """Whether the strategy can share the model out: DeepSpeed no quantised weights, FSDP2 none of 8 bits."""
+        return not self.bits or strategy == "DDP" or (strategy == "FSDP2" and self.bits != 8)
+
+    def has_room_for(self, memory: Memory, *, assumed: float | None = None) -> bool | None:
+        """Whether that fits, what waits in the machine's own memory included; None: nobody says."""
+        room, host = assumed if self.room is None else self.room, self.order.memory_limit
+        if room is None:
+            return None
+        needed = memory.needed if self.order.gpus else memory.total
+        return needed <= room and (host is None or memory.host <= host)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
@@ -224,14 +236,13 @@ def choose(training: Training) -> Choice:
     """The fastest that fits. What the job names is taken as it is."""
     order, room = training.order, training.room
     named = order.strategy != "Auto"
-    limit = ASSUMED_GPU_GIB * GIB if room is None and order.gpus else room
     tried: list[Memory] = []
     for memory in _fastest_first(training):
         tried.append(memory)
-        fits = limit is None or (memory.needed if order.gpus else memory.total) <= limit
-        if fits:
+        fits = training.has_room_for(memory, assumed=ASSUMED_GPU_GIB * GIB if order.gpus else None)
+        if fits is not False:
             break
-    too_much = "".join(f"; {each.name} would need {gib(each.needed)}" for each in tried[:-1])
+    too_much = "".join(f"; {each.name} would need {gib(each.needed)}{_waiting(each)}" for each in tried[:-1])
     text = f"{_parts(memory, training)}{too_much}"
     if room is None and order.gpus and (not named or len(again(training)) > 1):
         text += f"; {gib(ASSUMED_GPU_GIB * GIB)} are assumed, since compute.gpuMemory is not set"
@@ -255,7 +266,7 @@ def _fastest_first(training: Training) -> Iterator[Memory]:
         )
         return
     shared: list[UsedStrategy] = ["DDP"]
-    if order.gpus and order.nodes * order.processes_per_node > 1 and training.bits != 8:  # which FSDP2 cannot share out
+    if order.gpus and order.nodes * order.processes_per_node > 1 and training.shares("FSDP2"):
         shared.append("FSDP2")
     ways = [(strategy, each) for each in again(training) for strategy in shared]
     if order.nodes > 1:
@@ -265,15 +276,17 @@ def _fastest_first(training: Training) -> Iterator[Memory]:
         return  # much slower: not for an assumption
     for each in again(training):
         moved = OffloadOrder(optimizer=True, parameters=True)
-        waiting = memory_of(training, "FSDP2", offload=moved, recomputes=each)
-        if order.memory_limit is None or waiting.host <= order.memory_limit:
-            yield waiting
+        yield memory_of(training, "FSDP2", offload=moved, recomputes=each)
 
 
 def ways_out(training: Training) -> list[str]:
-    """What would fit, each alone, with its numbers."""
+    """What would fit, with its numbers: each alone or, where nothing is enough alone, beside the smallest micro-batch."""
     order, found = training.order, []
-    others = {
+    others: dict[str, Training] = {}
+    if order.strategy != "Auto":
+        left = order.model_copy(update={"strategy": "Auto", "offload": OffloadOrder()})
+        others["compute.strategy: Auto, without compute.offload"] = replace(training, order=left)
+    others |= {
         f"training.microBatchSize: {rows}": replace(training, order=order.model_copy(update={"rows": rows}))
         for rows in (order.rows // 2, 1)
         if 0 < rows < order.rows and order.rows % rows == 0
@@ -297,6 +310,9 @@ def ways_out(training: Training) -> list[str]:
         choice = choose(other)
         if choice.fits:
             found.append(f"{what} ({choice.memory.name}, {gib(choice.memory.needed)})")
+    if not found and order.rows > 1:
+        smallest = replace(training, order=order.model_copy(update={"rows": 1}))
+        return [f"training.microBatchSize: 1 and {each}" for each in ways_out(smallest)]
     return found
 
 
@@ -306,14 +322,17 @@ def problem(training: Training, choice: Choice) -> str | None:
     if room is None or (choice.fits and choice.memory.needed <= room):
         return None
     where = f"compute.gpuMemory: {gib(room)}"
+    if order.gpus and order.memory_limit is not None and any(each.host > order.memory_limit for each in choice.tried):
+        where += f", compute.resources.limits.memory: {gib(order.memory_limit)}"
     if not order.gpus:
         where = (
             f"compute.resources.limits.memory: {gib(order.memory_limit or 0)} for {order.processes_per_node} processes"
         )
-    others = (
-        "; ".join(ways_out(training)) or "none of half or a quarter of the tokens, fewer rows, LoRA, more nodes alone"
+    nothing = (
+        "nothing of what was computed: half or a quarter of training.maxLength, training.microBatchSize: 1,"
+        " another method.type, up to four times the nodes"
     )
-    return f"{where}: {choice.text}. What would fit: {others}"
+    return f"{where}: {choice.text}. What would fit: {'; '.join(ways_out(training)) or nothing}"
 
 
 def gib(size: float) -> str:
@@ -336,4 +355,9 @@ def _parts(memory: Memory, training: Training) -> str:
     said = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items())
     return (
         f"{memory.name} needs {gib(memory.needed)} {of} ({said}, the rest {(memory.context + memory.spare) / GIB:.1f})"
+        f"{_waiting(memory)}"
     )
+
+
+def _waiting(memory: Memory) -> str:
+    return f" and {gib(memory.host)} of each machine's own memory" if memory.host else ""

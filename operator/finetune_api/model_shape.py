@@ -15,8 +15,9 @@ _BLOCK = re.compile(r"\.\d+\.")
 _LONGEST_HEADER = 100 << 20
 _WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers")
-_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
-_INNER = ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim", "d_ff", "hidden_dim")
+_SECOND_LAYERS = ("num_decoder_layers", "decoder_layers")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "encoder_attention_heads")
+_INNER = ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim", "d_ff", "hidden_dim", "encoder_ffn_dim")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 PLAIN_OUTPUT = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3"})
 """Model types whose output layer is known to be a plain linear map of the decoder's last state."""
@@ -46,9 +47,11 @@ class ModelShape:
     counted: bool
     """In the headers of its files; else estimated from config.json."""
     layers: int
+    """Of both parts, where one reads and the other writes."""
     width: int
     attention_width: int
-    """Of all queries; keys and values are repeated to it."""
+    """Of all queries; keys and values are repeated to it. A block of the part that writes looks at what was read as well:
+    that is spread over all layers."""
     inner_width: float
     """Of a gated feed-forward part with as many parameters, those of experts that a token does not ask left out."""
     vocabulary: int
@@ -80,9 +83,14 @@ class ModelShape:
         text = {**config, **(inner or {})}
         width, layers, heads = (_number(text, names) for names in (_WIDTH, _LAYERS, _HEADS))
         vocabulary, tied = _number(text, ("vocab_size",)), _tied(text)
-        attention = heads * _number(text, ("head_dim",), default=width // heads)
+        attention = heads * _number(text, ("head_dim", "d_kv"), default=width // heads)
         keys = _number(text, ("num_key_value_heads",), default=heads) * attention // heads
-        found = dict(tensors or _expected(text, width=width, layers=layers, attention=attention, keys=keys))
+        second = _number(text, _SECOND_LAYERS, default=layers) if text.get("is_encoder_decoder") else 0
+        found = dict(
+            tensors or _expected(text, width=width, layers=layers, second=second, attention=attention, keys=keys)
+        )
+        layers, crossing = layers + second, second / (layers + second)
+        attention, keys = round(attention * (1 + crossing)), round(keys * (1 + crossing))
         if tied:
             found.pop("lm_head.weight", None)
         # What has four dimensions is no weight of a language model: GPT-2's files hold masks.
@@ -137,11 +145,12 @@ def _number(config: Mapping[str, Any], names: Sequence[str], *, default: int | N
 
 
 def _expected(
-    config: Mapping[str, Any], *, width: int, layers: int, attention: int, keys: int
+    config: Mapping[str, Any], *, width: int, layers: int, second: int, attention: int, keys: int
 ) -> dict[str, tuple[int, ...]]:
-    """The tensors of a decoder that is built as most are."""
+    """The tensors of a model that is built as most are; `second`: layers of a part that writes what another has read."""
     inner, experts = _number(config, _INNER, default=4 * width), _number(config, _EXPERTS, default=1)
     gated = (config.get("hidden_act") or config.get("activation_function")) in _GATED
+    gated = gated or str(config.get("feed_forward_proj")).startswith("gated")
     found: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (_number(config, ("vocab_size",)), width)}
     if not _tied(config):
         found["lm_head.weight"] = found["embed_tokens.weight"]
@@ -156,4 +165,7 @@ def _expected(
         sizes |= {f"{of}up_proj": (inner, width), f"{of}down_proj": (width, inner)}
         sizes |= {f"{of}gate_proj": (inner, width)} if gated else {}
     found |= {f"layers.{number}.{name}.weight": size for number in range(layers) for name, size in sizes.items()}
-    return found
+    sizes |= {
+        f"cross.{name}": size for name, size in sizes.items() if name.endswith(("q_proj", "k_proj", "v_proj", "o_proj"))
+    }
+    return found | {f"decoder.{number}.{name}.weight": size for number in range(second) for name, size in sizes.items()}

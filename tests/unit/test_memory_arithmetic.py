@@ -78,6 +78,25 @@ def test_experts_that_a_token_does_not_ask_take_no_activations() -> None:
     assert shape.inner_width == 2 * 14336
 
 
+T5_XXL = {
+    "model_type": "t5", "is_encoder_decoder": True, "feed_forward_proj": "gated-gelu", "vocab_size": 32128,
+    "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_decoder_layers": 24, "num_heads": 64, "d_model": 4096,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+BART_LARGE = {
+    "model_type": "bart", "is_encoder_decoder": True, "vocab_size": 50265, "d_model": 1024, "encoder_layers": 12,
+    "decoder_layers": 12, "encoder_attention_heads": 16, "encoder_ffn_dim": 4096, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "published"), [(T5_XXL, 11.14e9), (BART_LARGE, 0.406e9)])
+def test_a_model_of_two_parts_has_both(config: dict[str, Any], published: float) -> None:
+    shape = ModelShape.of(config)
+    assert shape.parameters == pytest.approx(published, rel=0.01)
+    assert (shape.layers, shape.attention_width) == (2 * (config.get("num_layers") or 12), 1.5 * shape.width)
+    assert shape.inner_width == pytest.approx(config.get("d_ff") or 2 / 3 * 4096)
+
+
 P = float(PARAMETERS)
 TURN = 2.0 * EMBEDDING + 2 * BLOCK
 BUCKET = 500e6
@@ -173,7 +192,7 @@ def test_auto_takes_the_fastest_that_fits() -> None:
     assert chosen(gpu_memory=80 * GIB, method=LORA) == ("DDP", True)
     assert chosen(gpu_memory=24 * GIB, processes_per_node=8) == ("FSDP2 with offload", True)
     little = {"gpu_memory": 24 * GIB, "processes_per_node": 8, "memory_limit": 64 * GIB}
-    assert chosen(**little) == ("FSDP2", False), "what is offloaded must have a place"
+    assert chosen(**little) == ("FSDP2 with offload", False), "what is offloaded must have a place"
     assert chosen(gpu_memory=141 * GIB, strategy="DeepSpeedZeRO3", processes_per_node=8) == ("DeepSpeedZeRO3", True)
 
 
@@ -219,7 +238,17 @@ def test_a_refusal_says_what_would_fit_with_numbers() -> None:
     said = problem(short, choose(short))
     assert said is not None
     assert said.startswith("compute.gpuMemory: 24.0 GiB: FSDP2 with offload needs ")
-    assert "What would fit: none of half" in said, "one thing alone is not enough"
+    assert "What would fit: training.microBatchSize: 1 and training.maxLength: 1024 (FSDP2 with" in said, "two things"
+    least = replace(short, tokens=8, order=short.order.model_copy(update={"gpu_memory": 2 * GIB, "rows": 1}))
+    assert "What would fit: nothing of what was computed: half" in (problem(least, choose(least)) or "")
+    named = training(tokens=1024, gpu_memory=24 * GIB, strategy="DDP")
+    assert ways_out(named)[0].startswith("compute.strategy: Auto, without compute.offload (FSDP2 with offload, ")
+    narrow = training(gpu_memory=24 * GIB, memory_limit=100 * GIB)
+    said = problem(narrow, choose(narrow)) or ""
+    assert said.startswith(
+        "compute.gpuMemory: 24.0 GiB, compute.resources.limits.memory: 100 GiB: FSDP2 with offload needs"
+    )
+    assert " and 120 GiB of each machine's own memory; DDP would need" in said
     nearly = training(tokens=2048, method=LORA, gpu_memory=20 * GIB)
     assert ways_out(nearly) == [
         "training.maxLength: 1024 (FSDP2 with offload, 12.5 GiB)",

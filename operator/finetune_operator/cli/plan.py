@@ -58,15 +58,14 @@ def run(options: argparse.Namespace) -> int:
     )
     choice = memory.choose(training)
     named = plan.memory.strategy != "Auto"
-    open_ = not named or (choice.memory.recomputes and plan.memory.activation_checkpointing == "Auto")
     problem = memory.problem(training, choice)
     refused = problem is not None and choice.fits is False and not named
     print(sections.fields({**_resolved(plan, training), **_speed(plan, training)}))
     print(f"\n{_table(training)}\n")
-    chosen = (
-        "Prepare would refuse it" if refused else f"{'Auto chooses' if open_ else 'The job names'} {choice.memory.name}"
-    )
-    print(f"{chosen}: {problem or choice.text}.")
+    chosen = f"The job names {plan.memory.strategy}" if named else f"Auto chooses {choice.memory.name}"
+    if problem is not None and named:
+        chosen += ", which is tried although it does not fit"
+    print(f"{'Prepare would refuse it' if refused else chosen}: {problem or choice.text}.")
     return ExitStatus.BAD_INPUT if refused else ExitStatus.DONE
 
 
@@ -117,11 +116,11 @@ def _table(training: memory.Training) -> str:
     """GiB of each process, but for what waits in a machine's own memory."""
     rows = []
     for strategy, offload in _ALL:
-        if offload is not None and not training.order.gpus:
+        if (offload is not None and not training.order.gpus) or not training.shares(strategy):
             continue
         for recomputes in memory.again(training):
             found = memory.memory_of(training, strategy, offload=offload, recomputes=recomputes)
-            room = training.room
-            fits = "not known" if room is None else "yes" if found.needed <= room else "no"
-            rows.append((found.name, *(f"{getattr(found, part) / memory.GIB:.1f}" for part in _PARTS), fits))
+            room, fits = training.room, training.has_room_for(found)
+            word = "not known" if room is None else "no" if not fits else "yes" if found.needed <= room else "perhaps"
+            rows.append((found.name, *(f"{getattr(found, part) / memory.GIB:.1f}" for part in _PARTS), word))
     return table(header=("GiB", *(part.upper() for part in _PARTS), "FITS"), rows=rows)

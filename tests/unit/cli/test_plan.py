@@ -85,8 +85,22 @@ def test_what_prepare_would_refuse(capsys: pytest.CaptureFixture[str]) -> None:
     )
     status, said = planned(capsys, "file://./base", compute={"gpusPerNode": 1, "gpuMemory": "2Gi", "strategy": "DDP"})
     assert status == 0, "who names a strategy may try it"
-    name = "DDP with activation checkpointing"
-    assert f"Auto chooses {name}: compute.gpuMemory: 2.0 GiB: {name} needs " in said
+    why = "compute.gpuMemory: 2.0 GiB: DDP with activation checkpointing needs "
+    assert f"The job names DDP, which is tried although it does not fit: {why}" in said
+
+
+def test_what_cannot_be_is_no_way(capsys: pytest.CaptureFixture[str]) -> None:
+    base(Path("base"))
+    little = {"gpusPerNode": 8, "gpuMemory": "80Gi", "resources": {"limits": {"memory": "1Gi"}}}
+    said = planned(capsys, "file://./base", compute=little)[1]
+    fits = {
+        line.split("   ")[0].strip(): line.split()[-1] for line in said.splitlines() if line.endswith(("yes", "no"))
+    }
+    assert (fits["FSDP2"], fits["FSDP2 with offload"]) == ("yes", "no"), "no room in the machine's own memory"
+    quantised = {"type": "QLoRA", "lora": {"rank": 4}, "quantisation": {"bits": 8}}
+    said = planned(capsys, "file://./base", compute=little, method=quantised)[1]
+    rows = said.split("\n\n")[1].splitlines()[1:]
+    assert {row.split()[0] for row in rows} == {"DDP"}, "the others are refused"
 
 
 def test_cpus(capsys: pytest.CaptureFixture[str]) -> None:
