@@ -68,7 +68,7 @@ cluster-down: setup ## Remove it
 ## -- tests ----------------------------------------------------------------------------------------------------------
 
 LAYERS := lint unit trainer local browser api cluster chart
-OPT_IN := vllm
+OPT_IN := vllm gangs
 
 .PHONY: test
 test: setup ## All layers; says what was skipped and why

@@ -71,6 +71,7 @@ LAYERS = {
     "api": Layer(workers=2),
     "cluster": Layer(quiet_s=1800),
     "vllm": Layer(quiet_s=3600),
+    "gangs": Layer(quiet_s=3600),
 }
 LINTER_LIMIT_S = 1500
 _LINE = 300

@@ -34,6 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
     """Print the figures that tests recorded."""
     remember(terminalreporter, exit_status=exitstatus, tests=SMOKE)
+    print_figures(terminalreporter)
+
+
+def print_figures(terminalreporter: pytest.TerminalReporter) -> None:
+    """A line for each that a test recorded."""
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             terminalreporter.write_line(f"{report.nodeid}: {name} {value}")

@@ -153,9 +153,10 @@ def phase(job: Object) -> str:
     return str(job.get("status", {}).get("phase", ""))
 
 
-def steps_in_checkpoint(folder: Path) -> list[int]:
-    """The steps of the complete checkpoints below a folder."""
-    return sorted(int(path.parent.name.removeprefix("step-")) for path in folder.rglob("checkpoints/step-*/COMPLETE"))
+def steps_in_checkpoint(folder: Path, *, of: str = "*") -> list[int]:
+    """The steps of the complete checkpoints below a folder; `of`: in run folders of that name."""
+    found = folder.rglob(f"{of}/checkpoints/step-*/COMPLETE")
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
 
 
 def dumped(job: Object) -> str:
