@@ -29,19 +29,23 @@ def examples_of(lengths: list[int], *, label: int | None = None) -> Tokens:
 
 def batches_of(rank: int, world: int, *, task: Any = "Chat", **order: Any) -> Batches:
     gang = Gang(rank=rank, local_rank=rank, world=world, device=torch.device("cpu"))
-    return Batches(task=task_of(task), order=schedule(**order).optimisation, pad_id=0, gang=gang)
+    beyond = order.pop("beyond", None)
+    return Batches(task=task_of(task), order=schedule(**order).optimisation, pad_id=0, gang=gang, beyond=beyond)
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.integers(2, 30), min_size=1, max_size=40), st.integers(1, 4), st.booleans())
+@given(
+    st.lists(st.integers(2, 30), min_size=1, max_size=40), st.integers(1, 4), st.booleans(), st.sampled_from([None, 10])
+)
 def test_each_process_runs_as_many_batches_and_each_example_is_there_once(
-    lengths: list[int], world: int, packing: bool
+    lengths: list[int], world: int, packing: bool, beyond: int | None
 ) -> None:
+    """And none with examples of which the longer ones would have the shorter ones' positions turned otherwise."""
     examples = examples_of(lengths)
     for kind in ("step", "validation"):
         made = []
         for rank in range(world):
-            batches = batches_of(rank, world, packing=packing, micro_batch_size=3, max_length=40)
+            batches = batches_of(rank, world, packing=packing, micro_batch_size=3, max_length=40, beyond=beyond)
             chosen = list(range(len(examples)))
             made.append(batches.of_step(examples, chosen) if kind == "step" else list(batches.of_validation(examples)))
         assert len({len(each) for each in made}) == 1, kind
@@ -49,6 +53,9 @@ def test_each_process_runs_as_many_batches_and_each_example_is_there_once(
         learned = Counter(int(label) for batch in together for label in batch.labels.flatten() if int(label) != IGNORED)
         assert learned == {index: length - 1 for index, length in enumerate(lengths)}
         assert sum(batch.real_tokens for batch in together) == batches.tokens(examples, chosen) == sum(lengths)
+        for batch in together:
+            labels = [int(label) for label in batch.labels.flatten() if int(label) != IGNORED]
+            assert len({lengths[label] > (beyond or max(lengths)) for label in labels}) <= 1
 
 
 def test_a_batch_without_weight_has_no_class_either() -> None:

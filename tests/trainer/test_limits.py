@@ -15,7 +15,7 @@ from tests.trainer.tiny_tokenizer import encoder_tokenizer, tiny_tokenizer
 
 from finetune_trainer.models import base_model
 from finetune_trainer.models.limits import context_in, context_of, padding_of
-from finetune_trainer.serving.classification import Classifier
+from finetune_trainer.serving.classification import Classes, Classification, Classifier, Texts
 from finetune_trainer.tasks.likelihood import class_log_probabilities
 
 hf: Any = transformers  # its signatures are not those that its configurations take
@@ -58,6 +58,22 @@ def test_an_encoders_classes_do_not_depend_on_the_batch(family: str, tmp_path: P
     agree(saved(tiny_models.ENCODERS[family](tokenizer), tmp_path, tokenizer), tokenizer)
 
 
+def test_classes_do_not_depend_on_a_longer_text_that_positions_are_stretched_for(tmp_path: Path) -> None:
+    """Phi 3 and 4 with long contexts: beyond so many tokens all texts of a pass are turned otherwise."""
+    tokenizer = tiny_tokenizer()
+    config = tiny_models.DECODERS["phi3"](tokenizer)
+    config.original_max_position_embeddings = 20
+    config.rope_parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "partial_rotary_factor": 1.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0, 8.0, 16.0, 32.0],
+        "original_max_position_embeddings": 20,
+    }
+    agree(saved(config, tmp_path, tokenizer), tokenizer)
+
+
 def agree(folder: Path, tokenizer: Any) -> None:
     model = base_model.load_model(folder, task="SequenceClassification", dtype="float32", labels=["a", "b"])
     run = partial(class_log_probabilities, model, pad_id=padding_of(model))
@@ -65,7 +81,9 @@ def agree(folder: Path, tokenizer: Any) -> None:
     assert alone.std(dim=0).max() > 1e-3, "texts differ, so that a mix-up would show"
     torch.testing.assert_close(torch.tensor(run(TEXTS, batch_size=len(TEXTS))), alone, rtol=1e-4, atol=1e-4)
     server = Classifier.of(model=model, tokenizer=tokenizer, labels=["a", "b"])
-    torch.testing.assert_close(torch.tensor(server.probabilities(TEXTS)), alone.exp(), rtol=1e-4, atol=1e-4)
+    (answered,) = (classes for _, classes in Classification(server).round([Texts(ids=[tuple(text) for text in TEXTS])]))
+    assert isinstance(answered, Classes)
+    torch.testing.assert_close(torch.tensor(answered.probabilities), alone.exp(), rtol=1e-4, atol=1e-4)
 
 
 # -- context ----------------------------------------------------------------------------------------------------------
@@ -110,6 +128,7 @@ def llama(**rope: Any) -> Any:
         (llama(rope_type="yarn", factor=4.0, original_max_position_embeddings=250), 10**30, True, 1000),
         (llama(rope_type="linear", factor=4.0), 4000, True, 4000),
         (llama(rope_type="linear", factor=4.0), 10**30, True, 1000),
+        (llama(rope_type="dynamic", factor=4.0), 4000, True, 1000),
         (llama(rope_type="default"), 500, True, 1000),
         (llama(rope_type="default"), 500, False, 500),
         (hf.BloomConfig(hidden_size=32, n_layer=1, n_head=4), 2048, True, 2048),

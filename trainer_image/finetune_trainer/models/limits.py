@@ -50,7 +50,9 @@ def context_of(model: Any, tokenizer: Any, *, generates: bool) -> int | None:
 
 
 def _stretched(config: Any, *, written: int | None) -> int | None:
-    """What the configuration declares; with rotary positions that are stretched, as far as they are."""
+    """What the configuration declares; with rotary positions that are stretched, as far as they are. `dynamic` ones do
+    not count: how far depends on the longest text that was read before.
+    """
     declared = getattr(config, "max_position_embeddings", None)
     if not isinstance(declared, int) or declared < 1:
         return None
@@ -59,7 +61,7 @@ def _stretched(config: Any, *, written: int | None) -> int | None:
     original = rope.get("original_max_position_embeddings")
     if kind == "yarn" and original:
         return max(declared, int(original * factor))
-    if kind in ("linear", "dynamic") and written is not None:
+    if kind == "linear" and written is not None:
         # Some makers stretched the declared number as well: no further than the tokenizer says.
         return max(declared, min(int(declared * factor), written))
     return declared

@@ -12,7 +12,7 @@ import torch
 from finetune_api.panics import as_exception
 from finetune_trainer.models.limits import context_of, padding_of
 from finetune_trainer.serving.engine import is_broken
-from finetune_trainer.tasks.batching import pad
+from finetune_trainer.tasks.batching import pad, stretched_beyond
 from finetune_trainer.tasks.encoding import text_tokens
 
 _BATCH = 16
@@ -89,11 +89,14 @@ class Classifier:
         return rows
 
 
-def alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in groups whose texts are filled up to at most twice their length."""
+def alike(lengths: Sequence[int], *, beyond: int | None = None) -> list[list[int]]:
+    """Indices in groups whose texts are filled up to at most twice their length, and not `beyond` where they are not
+    themselves (`stretched_beyond`).
+    """
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda each: lengths[each], reverse=True):
-        if not groups or 2 * lengths[index] < lengths[groups[-1][0]]:
+        most = 2 * lengths[index] if beyond is None or lengths[index] > beyond else min(2 * lengths[index], beyond)
+        if not groups or most < lengths[groups[-1][0]]:
             groups.append([])
         groups[-1].append(index)
     return groups
@@ -106,6 +109,7 @@ class Classification:
 
     def __init__(self, model: Classifier) -> None:
         self._model = model
+        self._beyond = stretched_beyond(model.model)
 
     def admits(self, work: Texts, *, under_way: Sequence[Texts]) -> bool:
         """Always: nothing is kept between two rounds."""
@@ -116,7 +120,7 @@ class Classification:
         turns = itertools.zip_longest(*([(work, ids) for ids in work.ids[len(work.found) :]] for work in under_way))
         chosen = list(itertools.islice((one for turn in turns for one in turn if one is not None), _BATCH))
         rows: dict[int, list[float] | Exception] = {}
-        for group in alike([len(ids) for _, ids in chosen]):
+        for group in alike([len(ids) for _, ids in chosen], beyond=self._beyond):
             rows |= zip(group, self._run([chosen[index][1] for index in group]), strict=True)
         failed: dict[int, Exception] = {}
         for index, (work, _) in enumerate(chosen):

@@ -71,6 +71,12 @@ def stretched_beyond(model: Any) -> int | None:
     return None
 
 
+def stretches(model: Any, longest: int) -> bool:
+    """Whether a row of so many tokens does."""
+    beyond = stretched_beyond(model)
+    return beyond is not None and longest > beyond
+
+
 def _run_halving(batch: Sequence[Item], *, run: Callable[[Sequence[Item]], Sequence[Outcome]]) -> list[Outcome]:
     try:
         return list(run(batch))

@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from finetune_trainer.tasks.adapters import plain
-from finetune_trainer.tasks.batching import pad, run_in_batches, stretched_beyond
+from finetune_trainer.tasks.batching import pad, run_in_batches, stretches
 from finetune_trainer.tasks.shared_prefix import shared_prefix
 
 
@@ -32,8 +32,7 @@ def generate_answers(
     writes the answer alone, and prompts are padded on the right, as the first part learned to read them.
     """
     decoding = _greedy(end_ids=end_ids, pad_id=pad_id, max_new_tokens=max_new_tokens, begin=begin)
-    beyond = stretched_beyond(model)
-    one_by_one = beyond is not None and max(map(len, prompts), default=0) + max_new_tokens > beyond
+    one_by_one = stretches(model, max(map(len, prompts), default=0) + max_new_tokens)
     batch_size = 1 if one_by_one else batch_size
     two_parts = begin is not None
     prefix = None if one_by_one or two_parts else shared_prefix(model, prompts)

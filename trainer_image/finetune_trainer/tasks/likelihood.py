@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from finetune_trainer.tasks.adapters import plain
-from finetune_trainer.tasks.batching import pad, run_in_batches, stretched_beyond
+from finetune_trainer.tasks.batching import pad, run_in_batches, stretches
 from finetune_trainer.tasks.encoding import Encoded
 from finetune_trainer.tasks.shared_prefix import SharedPrefix, shared_prefix
 
@@ -26,8 +26,7 @@ def token_likelihoods(
     Padded on the right, where a causal model cannot see it. Logits are computed only where targets are.
     """
     vocabulary = plain(model).config.get_text_config().vocab_size
-    beyond = stretched_beyond(model)
-    one_by_one = beyond is not None and max((len(example.ids) for example in examples), default=0) > beyond
+    one_by_one = stretches(model, max((len(example.ids) for example in examples), default=0))
     batch_size = 1 if one_by_one else batch_size
     prefix = None if one_by_one else shared_prefix(model, [_before_targets(example) for example in examples])
 
@@ -46,6 +45,7 @@ def class_log_probabilities(
     model: Any, texts: Sequence[Sequence[int]], *, pad_id: int, batch_size: int, what: str = "classification"
 ) -> list[list[float]]:
     """For each text (token ids, none empty) the log probability of each class, in the order of the outputs."""
+    batch_size = 1 if stretches(model, max(map(len, texts), default=0)) else batch_size
 
     def run(batch: Sequence[Sequence[int]]) -> list[list[float]]:
         tokens = pad(batch, value=pad_id).to(model.device)

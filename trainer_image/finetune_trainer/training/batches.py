@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,8 @@ class Batches:
     order: Optimisation
     pad_id: int
     gang: Gang
+    beyond: int | None = None
+    """See `stretched_beyond`: longer examples and others are in no row and no micro-batch together."""
 
     def of_step(self, examples: Tokens, chosen: Sequence[int]) -> list[Batch]:
         """For an optimiser step over the chosen examples: packed rows, or micro-batches of like length."""
@@ -46,9 +49,13 @@ class Batches:
             by_length = sorted(share, key=examples.length, reverse=True)
             return _chunks(by_length, self.order.micro_batch_size)
 
-        if self.order.packing:
-            return self._equally_many(examples, chosen, packed, packed_batch)
-        return self._equally_many(examples, chosen, padded, self._filled)
+        def apart(share: Sequence[int]) -> list[list[int]]:
+            beyond = math.inf if self.beyond is None else self.beyond
+            longer = [index for index in share if examples.length(index) > beyond]
+            others = [index for index in share if examples.length(index) <= beyond]
+            return [group for part in (longer, others) for group in (packed if self.order.packing else padded)(part)]
+
+        return self._equally_many(examples, chosen, apart, packed_batch if self.order.packing else self._filled)
 
     def _equally_many(
         self,

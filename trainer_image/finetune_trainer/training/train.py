@@ -39,6 +39,7 @@ from finetune_trainer.store.locations import join
 from finetune_trainer.store.orders import content_digest, orders_digest
 from finetune_trainer.store.storage import Storage
 from finetune_trainer.tasks.adapters import plain
+from finetune_trainer.tasks.batching import stretched_beyond
 from finetune_trainer.tasks.choose import task_of
 from finetune_trainer.tasks.encoding import Batch
 from finetune_trainer.tasks.tokens import LEARNED, TokenOrder, Tokens
@@ -333,7 +334,7 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, s
         parameters=dict(model.named_parameters(remove_duplicate=False)),
         autocast=partial(torch.autocast, gang.device.type, torch.bfloat16, enabled=bf16),
         schedule=Schedule(optimisation=order, examples=len(examples)),
-        batches=Batches(task=task, order=order, pad_id=padding_of(model), gang=gang),
+        batches=Batches(task=task, order=order, pad_id=padding_of(model), gang=gang, beyond=stretched_beyond(model)),
         examples=examples,
         validation=validation,
         checkpoints=Checkpoints(
