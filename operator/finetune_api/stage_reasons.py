@@ -69,7 +69,8 @@ STAGE_REASONS: dict[str, tuple[str, str]] = {
     "DoesNotFit": ("training needs more memory than there is", "one of what the message says would fit"),
     "LabelsUnknown": ("the baseline's classes are not recorded", "set evaluation.baseline to Base"),
     "NoSuchModule": (
-        "method.lora.targetModules names no layer of the base model, or PEFT knows none for the method",
+        "method.lora.targetModules names no layer of the base model, or one that shares its weights, or PEFT knows none"
+        " for the method",
         "correct it, or leave it out; set method.type to LoRA",
     ),
     "NoSuchParameter": ("method.freeze names nothing that the base model has", "correct it"),
@@ -80,7 +81,7 @@ STAGE_REASONS: dict[str, tuple[str, str]] = {
     "PackingNotIsolated": ("packed examples would see each other", "set training.packing to false"),
     "RankTooLarge": ("method.lora.rank is more than a layer has room for", "lower it as the message says"),
     "TokenizersDiffer": ("metrics count tokens, and the models' tokenizers differ", "judge the answers instead"),
-    "UnsupportedMethod": ("the base model has what an adapter cannot hold", "set method.type to Full"),
+    "UnsupportedMethod": ("the base model has what the method cannot adapt", "change it as the message says"),
     # -- the course of a run
     "ArtifactChanged": ("the model's files are not those that were recorded", "restore them"),
     "ArtifactTorn": ("the model's files are gone or damaged", "restore them"),

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.trainer import tiny_models
 from tests.trainer.small_run import METHODS, SmallRuns
 from torch import nn
@@ -86,6 +87,52 @@ def test_a_small_layer_that_nobody_named_is_told_of(llama: Path, caplog: pytest.
     with caplog.at_level(logging.WARNING):
         applied(low_rank(17), llama)
     assert "self_attn.k_proj (32 x 16)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "message"),
+    [
+        ("llama", ["q_proj", "v_prj"], "v_prj is no layer of the base model; did you mean v_proj?"),
+        ("qwen2", ["q_proj", "lm_head"], "lm_head has its weights in common with model.embed_tokens"),
+        ("qwen2", ["embed_tokens"], "model.embed_tokens has its weights in common with lm_head"),
+    ],
+)
+def test_layers_that_cannot_be_adapted_as_they_are_named(
+    name: str, targets: list[str], message: str, tmp_path: Path
+) -> None:
+    """PEFT passes over a name as long as another one is a layer's, and merges into both owners of a weight."""
+    base = tiny_models.make(name, to=tmp_path / name)
+    with pytest.raises(StageError, match=re.escape(f"method.lora.targetModules: {message}")) as refused:
+        applied(low_rank(2, *targets), base)
+    assert refused.value.reason == "NoSuchModule"
+
+
+def test_dora_does_not_divide_by_the_length_of_nothing(tmp_path: Path) -> None:
+    """Qwen 3.6 has such rows."""
+    base = tiny_models.make("llama", to=tmp_path / "llama")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.1.self_attn.o_proj.weight"][5] = 0.0
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StageError, match=r"model\.layers\.1\.self_attn\.o_proj .*targetModules") as refused:
+        applied(low_rank(2) | {"type": "DoRA"}, base)
+    assert refused.value.reason == "UnsupportedMethod"
+
+
+def frozen(base: Path, **order: Any) -> set[str]:
+    model = applied({"type": "Full", "freeze": order}, base)
+    return {name for name, each in model.named_parameters(remove_duplicate=False) if not each.requires_grad}
+
+
+def test_what_is_frozen_has_all_of_its_names(tmp_path: Path) -> None:
+    qwen2 = tiny_models.make("qwen2", to=tmp_path / "qwen2")
+    assert frozen(qwen2, patterns=["lm_head"]) == {"lm_head.weight", "model.embed_tokens.weight"}
+    assert all(".layers.1." in name for name in frozen(qwen2, layers="1-1"))
+
+
+@pytest.mark.parametrize("layers", ["1-0", "0-9999999999", "0,7"])
+def test_blocks_that_are_not_there_are_named_as_they_were_written(layers: str, llama: Path) -> None:
+    with pytest.raises(StageError, match=f"no layer or parameter {layers.rpartition(',')[2]}$"):
+        frozen(llama, layers=layers)
 
 
 def test_a_base_without_linear_layers_cannot_be_quantised() -> None:

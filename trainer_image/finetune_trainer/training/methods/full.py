@@ -40,26 +40,23 @@ def freeze(model: nn.Module, *, order: Freeze) -> None:
 
     Raises StageError (78) for a part that matches nothing, or when nothing is left to train.
     """
-    blocks = _numbers(order.layers) if order.layers else set()
+    ranges = {part: [int(end) for end in part.split("-")] for part in (order.layers or "").split(",") if part}
     patterns = [re.compile(pattern) for pattern in order.patterns or ()]
-    unmatched: set[int | str] = {*blocks, *(pattern.pattern for pattern in patterns)}
-    for name, parameter in model.named_parameters():
+    unmatched = {*ranges, *(pattern.pattern for pattern in patterns)}
+    there = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):  # by any of its names
         block = _BLOCK.search(name)
-        number = int(block.group(1)) if block else None
         matching = [pattern.pattern for pattern in patterns if pattern.search(name)]
-        if number in blocks or matching:
+        if block:
+            number = int(block.group(1))
+            there.add(number)
+            matching += [part for part, ends in ranges.items() if ends[0] <= number <= ends[-1]]
+        if matching:
             parameter.requires_grad = False
-            unmatched -= {number, *matching}
+            unmatched -= {*matching}
+    unmatched |= {part for part, ends in ranges.items() if not {*ends} <= there}
     if unmatched:
-        what = ", ".join(str(part) for part in sorted(unmatched, key=str))
+        what = ", ".join(sorted(unmatched))
         raise bad_configuration("NoSuchParameter", f"method.freeze: the model has no layer or parameter {what}")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise bad_configuration("NothingToTrain", "method.freeze: it leaves no parameter to train")
-
-
-def _numbers(ranges: str) -> set[int]:
-    numbers: set[int] = set()
-    for part in ranges.split(","):
-        first, _, last = part.partition("-")
-        numbers |= set(range(int(first), int(last or first) + 1))
-    return numbers

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from finetune_api.run import MethodOrder
@@ -30,6 +32,8 @@ class LowRank(Adapter):
         order = self._order
         targets = order.target_modules or ["all-linear"]
         everywhere = targets == ["all-linear"]
+        if not everywhere:
+            _check_names(base.model, targets)
         settings: dict[str, Any] = {
             "r": order.rank,
             "lora_alpha": order.alpha or 2 * order.rank,
@@ -46,7 +50,45 @@ class LowRank(Adapter):
             field="lora.targetModules",
         )
         _check_rank(adapted, rank=order.rank, named=not everywhere)
+        if self._directions_alone:
+            _check_lengths(adapted)
         return adapted
+
+
+def _check_names(model: Any, targets: Sequence[str]) -> None:
+    """PEFT passes over a name as long as another one is a layer's, and merges into all owners of a weight."""
+    layers = [name for name, _ in model.named_modules()]
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    for target in targets:
+        found = [name for name in layers if f".{name}".endswith(f".{target}")]
+        if not found:
+            near = get_close_matches(target, {name.rpartition(".")[2] for name in layers}, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise bad_configuration(
+                "NoSuchModule", f"method.lora.targetModules: {target} is no layer of the base model{hint}"
+            )
+        for names in (each for each in owners.values() if len(each) > 1 and set(each) & set(found)):
+            mine = next(name for name in names if name in found)
+            others = ", ".join(name for name in names if name != mine)
+            raise bad_configuration(
+                "NoSuchModule",
+                f"method.lora.targetModules: {mine} has its weights in common with {others}, which an adapter's changes"
+                " would reach once it is merged; leave it out",
+            )
+
+
+def _check_lengths(adapted: Any) -> None:
+    """Each row of a layer's weights is divided by its length."""
+    for name, length in adapted.named_parameters():
+        if ".lora_magnitude_vector." in name and not length.is_meta and not bool(length.all()):
+            layer = name.partition(".lora_magnitude_vector.")[0].removeprefix("base_model.model.")
+            raise bad_configuration(
+                "UnsupportedMethod",
+                f"method.type: DoRA: the layer {layer} has rows of zeros, which have no direction; leave it out of"
+                " method.lora.targetModules, or use LoRA",
+            )
 
 
 def _check_rank(adapted: Any, *, rank: int, named: bool) -> None:
