@@ -35,6 +35,7 @@ LARGE = {
     "num_attention_heads": 6,
     "num_key_value_heads": 6,
     "vocab_size": 32000,
+    "tie_word_embeddings": False,
     "hidden_act": "silu",
 }
 SMALL = LARGE | {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 100}
