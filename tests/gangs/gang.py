@@ -146,7 +146,9 @@ class Learned:
 
     @classmethod
     def of(cls, result: dict[str, Any], *, folder: Path) -> Learned:
-        lines = [json.loads(line) for line in (folder.parent / "training_log.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (folder.parent / "training_log.jsonl").read_text().rstrip("\n").split("\n")
+        ]
         return cls(
             steps=result["steps"],
             tokens=result["tokens"],
