@@ -169,7 +169,7 @@ def _typed(
             patch = ("patch", "modelendpoint", endpoint, "--type=merge", "-p", '{"spec":{"version":""}}')
             return shell.kubectl(*patch), release.effect
         case "Unsuspend" if shell.local:
-            return shell.finetune("run", "-f", "FILE"), f"with spec.suspend false in it, {release.effect}"
+            return shell.finetune("run", "-f", "FILE"), f"unless it says suspend: true, {release.effect}"
         case "Unsuspend":
             patch = ("patch", "finetunejob", job, "--type=merge", "-p", '{"spec":{"suspend":false}}')
             return shell.kubectl(*patch), release.effect

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _IN_CLUSTER = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
+_ON_THIS_MACHINE = ("run", "up")
+"""Commands that know no other place."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shell:
     """How commands are typed here, so that those in an explanation can be copied."""
@@ -36,7 +40,9 @@ class Shell:
 
     def finetune(self, *arguments: str) -> str:
         """One of our own commands."""
-        return " ".join([self.program, shlex.join([*arguments, *self.flags])])
+        here = arguments[0] in _ON_THIS_MACHINE
+        flags = [flag for flag in self.flags if not (here and flag == "--local")]
+        return " ".join([self.program, shlex.join([*arguments, *flags])])
 
     def kubectl(self, *arguments: str) -> str:
         """A command of kubectl."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -33,6 +35,7 @@ from finetune_api.finetunejob import Phase
 from finetune_api.modelendpoint import APPROVE, PAUSE, REQUESTED_BY, ModelEndpoint
 from finetune_api.shared_fields import NextStatus
 from finetune_operator.cli.explain import at_this_rate, explain_endpoint, explain_job
+from finetune_operator.cli.parser import build_parser
 from finetune_operator.cli.target import Shell
 from finetune_operator.core.conditions import State, Summary
 from finetune_operator.job.finish import next_of
@@ -287,7 +290,7 @@ def test_an_early_approval_is_told() -> None:
         (awaiting(), LOCAL, "finetune approve router --local"),
         (idle(reason="VersionNotFound", stalled=True, pin="v9"), SHELL,
          """kubectl patch modelendpoint router --type=merge -p '{"spec":{"version":""}}' -n ml"""),
-        (idle(reason="VersionNotFound", stalled=True, pin="v9"), LOCAL, "finetune up -f FILE --local"),
+        (idle(reason="VersionNotFound", stalled=True, pin="v9"), LOCAL, "finetune up -f FILE"),
         (idle(reason="NothingToRollBackTo", stalled=True), SHELL,
          "kubectl annotate modelendpoint router finetune.dev/rollback- -n ml"),
         (endpoint(observedGeneration=None), SHELL, "finetune doctor -n ml"),
@@ -402,9 +405,9 @@ SUSPENDED = {
     ("job", "shell", "command"),
     [
         (job_with({"observedGeneration": None}), SHELL, "finetune doctor -n ml"),
-        (job_with({"observedGeneration": None}), LOCAL, "finetune run -f FILE --local"),
+        (job_with({"observedGeneration": None}), LOCAL, "finetune run -f FILE"),
         (job_with(SUSPENDED), SHELL, UNSUSPEND),
-        (job_with(SUSPENDED), LOCAL, "finetune run -f FILE --local"),
+        (job_with(SUSPENDED), LOCAL, "finetune run -f FILE"),
         (training(), SHELL, "finetune logs router -f --stage Train -n ml"),
         (ended(), SHELL, "finetune report router -n ml"),
     ],
@@ -436,3 +439,14 @@ def test_a_job_in_its_rollout_offers_what_the_endpoint_offers() -> None:
     assert "a person to approve v2" in text
     assert "  finetune approve router-b -n ml\n" in text
     assert "  finetune explain endpoint router-b -n ml\n" in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("run", "-f", "FILE"), ("up", "-f", "FILE"), ("approve", "router"), ("get", "jobs"), ("explain", "job", "r")],
+)
+def test_commands_that_it_shows_in_local_mode_can_be_typed(words: Sequence[str]) -> None:
+    shell = Shell(namespace="ml", flags=("--local", "--home", "here", "-n", "ml"), local=True)
+    program, *typed = shlex.split(shell.finetune(*words))
+    assert program == "finetune"
+    assert build_parser().parse_args(typed).home == "here"
