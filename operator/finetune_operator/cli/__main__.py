@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from finetune_api import streams
+from finetune_api.base import first_problem
 from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.parser import build_parser
 from finetune_operator.core.ports import InvalidError, NotFoundError, UnavailableError
@@ -47,6 +50,10 @@ def _ended(arguments: Sequence[str] | None) -> int:
         return _failed(str(error), error.status)
     except InvalidError as error:
         return _failed(str(error), ExitStatus.BAD_INPUT)
+    except ValidationError as error:  # an object as it is stored: what a person writes is looked at before
+        problem = first_problem(error)
+        why = f"a {error.title} here cannot be read, as if another version of finetune had written it: {problem}"
+        return _failed(f"{why}; use that version, or write the object again", ExitStatus.FAILED)
     except (NotFoundError, UnavailableError) as error:
         return _failed(str(error), ExitStatus.FAILED)
     except KeyboardInterrupt:

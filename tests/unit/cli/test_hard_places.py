@@ -225,3 +225,16 @@ def test_a_report_before_the_end_is_not_a_failure(stored: LocalHome, capsys: pyt
         LocalCluster(home=stored).store.write(manifest)
         assert main(["report", name]) == status
     assert "a has not been evaluated: Training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["describe", "job"], ["explain", "job"], ["report"]])
+def test_an_object_of_another_version_is_named_without_a_traceback(
+    command: list[str], stored: LocalHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest: Manifest = ended().to_dict()
+    manifest["metadata"] |= {"namespace": "default", "name": "old"}
+    manifest["spec"]["training"] = {"seed": "of another version"}
+    LocalCluster(home=stored).store.write(manifest)
+    assert main([*command, "old", "--local"]) == 1
+    said = capsys.readouterr().err
+    assert all(words in said for words in ("FineTuneJob", "spec.training.seed", "another version"))
