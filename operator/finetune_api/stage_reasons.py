@@ -76,6 +76,10 @@ STAGE_REASONS: dict[str, tuple[str, str]] = {
     "NoSuchParameter": ("method.freeze names nothing that the base model has", "correct it"),
     "NotSupported": ("this version cannot do what the run asks for", "change the spec as the message says"),
     "NothingLearned": ("training changed no parameter", "raise training.learningRate, or the number of steps"),
+    "NothingToValidate": (
+        "training.earlyStopping is to look at a validation split in which nothing is learned from",
+        "raise data.split.validation or training.maxLength, or leave earlyStopping out",
+    ),
     "NothingToTrain": ("method.freeze leaves no parameter to train", "freeze less"),
     "OutsideAllowedRoots": ("a URI is outside the roots that the operator allows", "move what it names"),
     "PackingNotIsolated": ("packed examples would see each other", "set training.packing to false"),

@@ -6,13 +6,20 @@ import json
 import os
 import shutil
 import subprocess
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.forking import forked_python
 from tests.patience import HANGS_S
 from tests.trainer.small_run import LORA, SmallRun, SmallRuns, small_model
+
+from finetune_api.run import TrainRun
+from finetune_trainer.process.errors import StageError
+from finetune_trainer.tasks.tokens import Tokens
+from finetune_trainer.training import train
 
 
 def test_freezing_keeps_what_it_names(runs: SmallRuns) -> None:
@@ -44,6 +51,21 @@ def test_early_stopping_takes_the_best_weights(stopped_early: SmallRun) -> None:
     assert result["validationLoss"] == pytest.approx(min(losses))
     assert losses[-1] > min(losses)
     assert len(losses) < 30
+
+
+@pytest.mark.parametrize(("counts", "stops"), [([], False), ([0, 0], False), ([0, 3], True)])
+def test_early_stopping_needs_something_to_look_at(runs: SmallRuns, counts: list[int], stops: bool) -> None:
+    run = TrainRun.model_validate(runs.new("nothing", overrides=STOPS_EARLY).order(runs.prepared))
+    validation = Tokens(
+        ids=np.zeros(4 * len(counts), dtype=np.int32),
+        targets=np.zeros(4 * len(counts), dtype=np.bool_),
+        starts=np.arange(len(counts) + 1, dtype=np.int64) * 4,
+        labels=np.full(len(counts), -1),
+        target_counts=np.array(counts, dtype=np.int32),
+    )
+    with nullcontext() if stops else pytest.raises(StageError, match="earlyStopping: patience 2") as refused:
+        train.check_validation(run.optimisation, validation)
+    assert stops or (refused.value.reason, refused.value.exit_code) == ("NothingToValidate", 78)
 
 
 def test_a_best_that_storage_lost_is_trained_again(stopped_early: SmallRun, runs: SmallRuns) -> None:

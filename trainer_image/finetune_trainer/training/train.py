@@ -22,14 +22,14 @@ import torch
 from torch import nn
 
 from finetune_api.results import ExitCode, TrainResult
-from finetune_api.run import OffloadOrder, TrainRun, name_of
+from finetune_api.run import OffloadOrder, Optimisation, TrainRun, name_of
 from finetune_api.shared_fields import Artifact
 from finetune_trainer.data import held_out_probes
 from finetune_trainer.data.dataset import MANIFEST, data_folder, read_manifest, read_split
 from finetune_trainer.models import base_model, saved_model
 from finetune_trainer.models.limits import padding_of
 from finetune_trainer.models.parent_model import kept_adapter, take_over
-from finetune_trainer.process.errors import StageError, bad_data, not_finite
+from finetune_trainer.process.errors import StageError, bad_configuration, bad_data, not_finite
 from finetune_trainer.process.gang import FETCHING_TIMEOUT, Gang, Votes, joined, lost_peers_named
 from finetune_trainer.process.packages import versions
 from finetune_trainer.process.progress import ProgressReporter, living, show_life
@@ -270,6 +270,7 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, s
     fetched = gang.once_per_node(lambda: _tokens(run, storage=storage, base_folder=base_folder, stack=stack))
     folder, labels = fetched
     examples, validation = (Tokens.mapped(Path(folder), split=split) for split in LEARNED)
+    check_validation(order, validation)
     rehearsal = Rehearsal.of(run, base=run.base, packing=order.packing, labels=labels)
     gang.first_does(lambda: rehearse(rehearsal, base_folder=base_folder, storage=storage))  # unless Prepare could
     tokenizer = base_model.load_tokenizer(base_folder)
@@ -446,6 +447,17 @@ def _validate(setup: Setup, *, state: TrainingState, meter: Meter) -> None:
         state.best_loss, state.best_step, state.evaluations_without_improvement = loss, state.step, 0
     else:
         state.evaluations_without_improvement += 1
+
+
+def check_validation(order: Optimisation, validation: Tokens) -> None:
+    """Raises StageError (78) where training is to stop early by a loss that there is not: it would never look."""
+    if order.early_stopping_patience is not None and not validation.target_counts[:].sum():
+        raise bad_configuration(
+            "NothingToValidate",
+            f"training.earlyStopping: patience {order.early_stopping_patience} has nothing to look at: of"
+            f" {len(validation)} examples in the validation split none has an answer within training.maxLength:"
+            f" {order.max_length}; raise data.split.validation or training.maxLength, or leave earlyStopping out",
+        )
 
 
 def _is_over(run: TrainRun, state: TrainingState) -> bool:
