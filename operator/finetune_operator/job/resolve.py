@@ -100,7 +100,7 @@ def resolve(
     spec = job.spec
     if parent is not None and spec.method.parent == "Keep":
         parent = parent.model_copy(update={"keep": True})
-    root = spec.artifacts.uri.rstrip("/")
+    root, memory = spec.artifacts.uri.rstrip("/"), _memory(spec)
     compute, evaluation, policy = spec.compute, spec.evaluation, spec.failure_policy
     dataset = evaluation.dataset if evaluation else None
     return ResolvedPlan(
@@ -125,8 +125,8 @@ def resolve(
         cpu_processes=(compute.processes_per_node if compute else None) or 1,
         strategy="DDP" if compute is None or compute.strategy in (None, "Auto") else compute.strategy,
         offload=_offload(compute.offload) if compute and compute.offload else None,
-        activation_checkpointing=_memory(spec).activation_checkpointing == "Always" or None,
-        memory=_memory(spec),
+        activation_checkpointing=memory.activation_checkpointing == "Always" or None,
+        memory=memory,
         network=compute.network if compute else None,
         prepare_resources=config.prepare_resources,
         compute_resources=(compute.resources if compute else None) or config.compute_resources,
