@@ -28,6 +28,8 @@ LOSS = "loss"
 LEARNING_RATE = "learning_rate"
 TOKENS_PER_SECOND = "non_padding_tokens_per_second_per_gpu"
 MFU = "mfu"
+GRAD_NORM = "grad_norm"
+GPU_MEMORY = "gpu_memory_bytes"
 RESUMED_FROM_STEP = "resumed_from_step"
 
 

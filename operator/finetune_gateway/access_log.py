@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -27,6 +28,8 @@ class AccessLog:
 
     enabled: bool
     stream: TextIO = field(default_factory=lambda: sys.stderr)
+    on_drop: Callable[[int], object] = lambda count: None
+    """Told how many lines could not be written."""
     _lines: list[str] = field(default_factory=list)
     _second: int = 0
     _stamp: str = ""
@@ -67,8 +70,11 @@ class AccessLog:
         """Write what waits."""
         if self._lines:
             lines, self._lines = self._lines, []
-            self.stream.write("".join(lines))
-            self.stream.flush()
+            try:
+                self.stream.write("".join(lines))
+                self.stream.flush()
+            except OSError:  # a full disk, or nobody reads any more: requests are answered all the same
+                self.on_drop(len(lines))
 
     async def keep_writing(self) -> None:
         """Write a few times a second. Runs until cancelled; what is left then is written too."""

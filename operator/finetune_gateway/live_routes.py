@@ -57,6 +57,7 @@ class LiveRoutes:
             self.compared_since = routes.epoch
         self.current = routes
         self.heard &= routes.variants.keys()  # servers of one that comes back later start anew
+        self.metrics.keep(variants=[variant.name for variant in routes.variants.values()])
         self.changed.set()
         self._breakers = {
             (rule.name, variant): BreakerState(settings=rule.breaker)

@@ -137,7 +137,7 @@ def assemble(*, config: GatewayConfig, session: aiohttp.ClientSession) -> Applic
         votes=votes,
         peers=Peers(session=session),
         metrics=metrics,
-        access_log=AccessLog(enabled=config.access_log),
+        access_log=AccessLog(enabled=config.access_log, on_drop=metrics.lines_dropped.inc),
     )
 
 

@@ -189,6 +189,7 @@ class Proxy:
         try:
             came, retry_after = await self._first_event(attempt, url=variant.url, flight=flight, sender=sender)
             if isinstance(came, _Stream):
+                self.metrics.first_byte.labels(variant.name).observe(loop.time() - flight.began)
                 response, answer = await self._pass_stream(attempt, came, headers=headers, flight=flight)
                 code = 599 if answer.fault else 200
                 return response

@@ -38,6 +38,7 @@ async def report(*, config: GatewayConfig, live: LiveRoutes, tally: Tally, metri
                 elif config.door_url is not None:
                     peers.learn(await _post(session=session, config=config, url=config.door_url, body=body))
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                metrics.reports_failed.inc()
                 logger.warning("reporting to the operator: %s; trying again", error)
             for _ in range(round(INTERVAL_SECONDS / _POLL_SECONDS)):
                 await asyncio.sleep(_POLL_SECONDS)

@@ -36,6 +36,9 @@ class Metrics:
             "finetune_reconcile_errors_total", "Looks that ended early.", ["reason"], registry=registry
         )
         self.queue_depth = Gauge("finetune_workqueue_depth", "Objects that wait for a worker.", registry=registry)
+        self.queue_oldest = Gauge(
+            "finetune_workqueue_oldest_seconds", "How long the object that waits longest has.", registry=registry
+        )
         self.queue_wait_seconds = Histogram(
             "finetune_workqueue_wait_seconds", "From the event to a worker.", buckets=_SECOND_BUCKETS, registry=registry
         )
@@ -69,6 +72,8 @@ class Metrics:
             metrics.forget_all()
         for key in list(self._foreign):
             self.show_foreign(key=key, found=None)
+        self.queue_depth.set(0)
+        self.queue_oldest.set_function(lambda: 0.0)
 
     # -- workqueue.QueueObserver ------------------------------------------------------------------------------------
 

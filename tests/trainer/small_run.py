@@ -117,6 +117,11 @@ class SmallRun:
         loaded: dict[str, Any] = json.loads((self.root / f"{name}.term").read_text())
         return loaded
 
+    def reported(self, name: str) -> dict[str, float]:
+        """The metrics of its last progress report."""
+        status = json.loads((self.root / f"{name}.progress").read_text())["trainerStatus"]
+        return {metric["name"]: float(metric["value"]) for metric in status["metrics"]}
+
     def log(self, name: str) -> str:
         return (self.root / f"{name}.log").read_text()
 

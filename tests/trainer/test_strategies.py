@@ -82,6 +82,7 @@ def test_an_adapter_is_trained_under_each_strategy(strategy: str, runs: SmallRun
     two = pair.train(pair.order(runs.prepared, method=lora, strategy=strategy))
     assert two["trainableParameters"] == one["trainableParameters"]
     assert two["validationLoss"] == pytest.approx(one["validationLoss"], rel=SAME)
+    assert pair.reported("train")["grad_norm"] == pytest.approx(single.reported("train")["grad_norm"], rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -74,10 +74,10 @@ def test_metrics_are_there_from_the_start(metrics: EndpointMetrics, registry: Co
 
 
 def test_an_endpoint_is_shown_as_it_is_and_goes_away(metrics: EndpointMetrics, registry: CollectorRegistry) -> None:
-    metrics.show(key=KEY, status=ModelEndpointStatus(phase="Idle"))
-    metrics.show(key=KEY, status=canary())
+    metrics.show(key=KEY, status=ModelEndpointStatus(phase="Idle"), now=NOW)
+    metrics.show(key=KEY, status=canary(), now=NOW)
     labels = {"namespace": "ml", "name": "router"}
-    expected = {"finetune_canary_weight_percent": 5, "finetune_rollout_samples": 40, "finetune_endpoint_available": 1}
+    expected = {"finetune_canary_weight_ratio": 0.05, "finetune_rollout_samples": 40, "finetune_endpoint_available": 1}
     assert {name: registry.get_sample_value(name, labels) for name in expected} == expected
     phases = {phase: registry.get_sample_value("finetune_endpoints", {"phase": phase}) for phase in ("Idle", "Canary")}
     assert phases == {"Idle": 0, "Canary": 1}
@@ -93,7 +93,7 @@ def test_what_is_not_proven_is_not_shown_as_proven(
 ) -> None:
     stable = {"name": "v1", "uid": "u1", "digest": f"sha256:{'1' * 64}", "revision": "r", "proven": proven}
     for each in (stable | {"proven": True}, stable):
-        metrics.show(key=KEY, status=ModelEndpointStatus.model_validate({"phase": "Idle", "stable": each}))
+        metrics.show(key=KEY, status=ModelEndpointStatus.model_validate({"phase": "Idle", "stable": each}), now=NOW)
     labels = {"namespace": "ml", "name": "router"}
     assert registry.get_sample_value("finetune_endpoint_proven", labels) == shown
 
@@ -102,19 +102,19 @@ def test_each_outcome_is_counted_once_however_many_there_have_been(
     metrics: EndpointMetrics, registry: CollectorRegistry
 ) -> None:
     status = with_rejected(ModelEndpointStatus(phase="Idle"), number=0)
-    metrics.show(key=KEY, status=status)  # from before this process led
+    metrics.show(key=KEY, status=status, now=NOW)  # from before this process led
     for number in range(1, MOST_OUTCOMES + 11):
         status = with_rejected(status, number=number)
-        metrics.show(key=KEY, status=status)
-        metrics.show(key=KEY, status=status)
+        metrics.show(key=KEY, status=status, now=NOW)
+        metrics.show(key=KEY, status=status, now=NOW)
     assert len(status.versions) == MOST_OUTCOMES
     assert registry.get_sample_value("finetune_rollouts_total", {"outcome": "Rejected"}) == MOST_OUTCOMES + 10
 
 
 def test_comparisons_are_counted_by_verdict(metrics: EndpointMetrics, registry: CollectorRegistry) -> None:
     status = ModelEndpointStatus(phase="Idle")
-    metrics.show(key=KEY, status=status)
+    metrics.show(key=KEY, status=status, now=NOW)
     for baseline in "ab":
         status = with_comparison(status, compared(baseline=baseline))
-        metrics.show(key=KEY, status=status)
+        metrics.show(key=KEY, status=status, now=NOW)
     assert registry.get_sample_value("finetune_comparisons_total", {"verdict": "Fail"}) == 2

@@ -38,9 +38,11 @@ def text(metrics: Metrics) -> str:
 TRAINING = TrainerStatus.model_validate(
     {
         "progressPercentage": 35,
+        "estimatedRemainingSeconds": 5400,
         "metrics": [
             {"name": "step", "value": "120"},
             {"name": "loss", "value": "1.83"},
+            {"name": "grad_norm", "value": "0.7"},
             {"name": "mfu", "value": "n/a"},
             {"name": "user_metric", "value": "5"},
         ],
@@ -54,8 +56,11 @@ EVALUATION = EvaluationStatus(verdict="Pass", results=evaluate_result().results)
     [
         'finetune_jobs{phase="Training"} 0.0',
         'finetune_restarts_total{reason="OutOfMemory"} 0.0',
-        "finetune_preemptions_total 0.0",
-        "finetune_steps_lost_total 0.0",
+        'finetune_preemptions_total{reason="NodeLost"} 0.0',
+        'finetune_steps_lost_total{reason="OutOfMemory"} 0.0',
+        'finetune_jobs_failed_total{reason="LossNotFinite"} 0.0',
+        'finetune_job_wait_duration_seconds_count{waits_for="person"} 0.0',
+        "finetune_workqueue_oldest_seconds 0.0",
         'finetune_eval_verdicts_total{verdict="Inconclusive"} 0.0',
         'finetune_jobs_finished_total{phase="Rejected"} 0.0',
         'finetune_reconcile_errors_total{reason="Unavailable"} 0.0',
@@ -82,7 +87,7 @@ def test_a_job_is_counted_in_one_phase(metrics: Metrics) -> None:
     assert metrics.registry.get_sample_value("finetune_jobs", {"phase": "Training"}) == 1
 
 
-def test_progress_is_shown_as_numbers_and_goes_away(metrics: Metrics) -> None:
+def test_progress_is_shown_as_numbers(metrics: Metrics) -> None:
     _jobs(metrics).show_training(key=key(), status=TRAINING)
     labels = {"namespace": "ml", "name": "router"}
     assert metrics.registry.get_sample_value("finetune_training_step", labels) == 120
@@ -90,14 +95,21 @@ def test_progress_is_shown_as_numbers_and_goes_away(metrics: Metrics) -> None:
     assert metrics.registry.get_sample_value("finetune_training_progress_ratio", labels) == 0.35
     assert metrics.registry.get_sample_value("finetune_training_mfu_ratio", labels) is None
     assert "user_metric" not in text(metrics)
-    _jobs(metrics).hide_training(key=key())
-    assert 'name="router"' not in text(metrics)
+    labels_of_gradient = metrics.registry.get_sample_value("finetune_training_gradient_norm", labels)
+    assert (labels_of_gradient, metrics.registry.get_sample_value("finetune_training_remaining_seconds", labels)) == (
+        0.7,
+        5400,
+    )
 
 
 def test_evaluations_go_with_their_job(metrics: Metrics) -> None:
     _jobs(metrics).show_evaluation(key=key(), evaluation=EVALUATION)
     labels = {"namespace": "ml", "name": "router", "metric": "exact_match", "role": "candidate"}
     assert metrics.registry.get_sample_value("finetune_eval_metric", labels) == 0.89
+    bounds = {"namespace": "ml", "name": "router", "metric": "exact_match"}
+    row = EVALUATION.results[0]
+    for bound, value in (("low", row.low), ("high", row.high), ("estimate", row.difference)):
+        assert metrics.registry.get_sample_value("finetune_eval_difference", bounds | {"bound": bound}) == value
     _jobs(metrics).forget(key=key())
     assert 'name="router"' not in text(metrics)
 
@@ -117,8 +129,8 @@ def test_what_ended_is_counted_once() -> None:
     later = datetime(2026, 11, 21, 12, 1, 30, tzinfo=UTC)
     after = FineTuneJobStatus(phase="Rejected", phase_start_time=later, evaluation=EVALUATION)
     restarted = Restarted(cause=Cause.PREEMPTED, steps_lost=17)
-    metrics.show(key=key(), before=before, status=after, restarted=restarted)
-    metrics.show(key=key(), before=after, status=after)
+    metrics.show(key=key(), before=before, status=after, restarted=restarted, now=later)
+    metrics.show(key=key(), before=after, status=after, now=later)
     counted = {
         ("finetune_jobs_finished_total", "phase", "Rejected"): 1,
         ("finetune_eval_verdicts_total", "verdict", "Pass"): 1,
@@ -128,5 +140,5 @@ def test_what_ended_is_counted_once() -> None:
         ("finetune_jobs", "phase", "Rejected"): 1,
     }
     assert {each: registry.get_sample_value(each[0], {each[1]: each[2]}) for each in counted} == counted
-    assert registry.get_sample_value("finetune_preemptions_total") == 1
-    assert registry.get_sample_value("finetune_steps_lost_total") == 17
+    for name, value in (("finetune_preemptions_total", 1), ("finetune_steps_lost_total", 17)):
+        assert registry.get_sample_value(name, {"reason": "Preempted"}) == value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, Protocol, TypeVar
@@ -94,6 +95,12 @@ class WorkQueue(Generic[K]):
     def __len__(self) -> int:
         """Keys that wait for a worker."""
         return len(self._ready)
+
+    @property
+    def oldest_seconds(self) -> float:
+        """How long the key that has waited longest has; 0: none waits."""
+        since = next(iter(self._since.values()), None)
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def idle(self) -> bool:

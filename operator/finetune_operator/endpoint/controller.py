@@ -60,7 +60,9 @@ class EndpointController:
             status=merged(manifest, status) if status is not None else None,
             events=decision.events,
             requeue_seconds=decision.requeue_seconds,
-            afterwards=lambda: self.metrics.show(key=key_of(manifest), status=status or endpoint.status),
+            afterwards=lambda: self.metrics.show(
+                key=key_of(manifest), status=status or endpoint.status, now=self.around.clock()
+            ),
         )
 
     def _lack(self, endpoint: ModelEndpoint) -> Summary | None:

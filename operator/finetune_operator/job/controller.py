@@ -55,7 +55,9 @@ class JobController:
         return Look(
             status=merged(manifest, after),
             events=events_between(before=before, after_=after),
-            afterwards=lambda: self.metrics.show(key=key_of(manifest), before=before, status=after),
+            afterwards=lambda: self.metrics.show(
+                key=key_of(manifest), before=before, status=after, now=self.around.clock()
+            ),
         )
 
     def gone(self, *, key: Key) -> None:
@@ -79,7 +81,8 @@ class JobController:
                 self.around.progress.forget(uid=uid)
 
         def afterwards() -> None:
-            self.metrics.show(key=key, before=job.status, status=status, restarted=decision.restarted)
+            now = self.around.clock()
+            self.metrics.show(key=key, before=job.status, status=status, now=now, restarted=decision.restarted)
             if status.phase in TERMINAL_PHASES:
                 self.around.progress.forget(uid=uid)
 

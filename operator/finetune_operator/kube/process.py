@@ -120,6 +120,7 @@ class OperatorProcess:
             ),
         )
         queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile, observer=self._metrics)
+        self._metrics.queue_oldest.set_function(lambda: queue.oldest_seconds)
         gatekeeper = Gatekeeper(api=self._api, cluster=self._cluster, audience=self._config.token_audience)
         watch = KopfWatchSource(
             api=self._api,

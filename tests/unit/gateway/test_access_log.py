@@ -73,3 +73,16 @@ async def test_the_last_lines_are_written_at_the_end() -> None:
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
     assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_lines_that_cannot_be_written_are_counted() -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError("no space left on device")
+
+    dropped: list[int] = []
+    log = AccessLog(enabled=True, stream=Full(), on_drop=dropped.append)
+    noted(log)
+    noted(log)
+    log.write()
+    assert dropped == [2]

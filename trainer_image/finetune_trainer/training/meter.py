@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 
 import torch
 
+from finetune_api.progress import GPU_MEMORY, GRAD_NORM, LEARNING_RATE, LOSS, MFU, TOKENS_PER_SECOND
 from finetune_trainer.process.errors import not_finite
 from finetune_trainer.process.gang import Gang
 from finetune_trainer.process.progress import ProgressReporter, show_life
@@ -17,8 +19,6 @@ from finetune_trainer.training.throughput import peak_flops
 
 log = logging.getLogger(__name__)
 _LOG_SECONDS = 2.0
-_UNSAVED = 0.99
-"""The share that is done at most while the model is not saved."""
 
 
 class Meter:
@@ -33,14 +33,15 @@ class Meter:
         progress: ProgressReporter,
         state: TrainingState,
         resumed_from: int | None,
+        grad_norm: Callable[[], float | None],
     ) -> None:
+        self._grad_norm = grad_norm
         self._schedule = schedule
         self._gang = gang
         self._progress = progress
         self._state = state
         self._metrics: dict[str, float] = {} if resumed_from is None else {"resumed_from_step": float(resumed_from)}
         self._logged_at = float("-inf")
-        self._done = False
         self._unread: list[torch.Tensor] = []
         self._losses: list[float] = []
         self._tokens = 0
@@ -89,9 +90,13 @@ class Meter:
             "time": round(self._state.seconds, 3),
         }
         self._state.log.append(line)
-        self._metrics |= {"loss": mean, "learning_rate": learning_rate, "non_padding_tokens_per_second_per_gpu": rate}
+        self._metrics |= {LOSS: mean, LEARNING_RATE: learning_rate, TOKENS_PER_SECOND: rate}
+        if (norm := self._grad_norm()) is not None:
+            self._metrics[GRAD_NORM] = norm
+        if self._gang.device.type == "cuda":
+            self._metrics[GPU_MEMORY] = torch.cuda.max_memory_reserved(self._gang.device)
         if self._mfu_per_token_rate is not None:
-            self._metrics["mfu"] = rate * self._mfu_per_token_rate
+            self._metrics[MFU] = rate * self._mfu_per_token_rate
         if self._gang.is_first:
             left = self._remaining()
             log.info(
@@ -101,7 +106,7 @@ class Meter:
                 mean,
                 learning_rate,
                 rate,
-                f"  MFU {self._metrics['mfu']:.1%}" if "mfu" in self._metrics else "",
+                f"  MFU {self._metrics[MFU]:.1%}" if MFU in self._metrics else "",
                 left,
             )
         self.tell()
@@ -119,25 +124,17 @@ class Meter:
         if step is not None and step != self._metrics.get("checkpoint_step"):
             self.tell(checkpoint_step=step)
 
-    def finished(self) -> None:
-        """The model is saved: nothing is left to do, also where training stopped early."""
-        self._done = True
-        self.tell()
-
     def tell(self, *, checkpoint_step: int | None = None) -> None:
-        """Report now. The whole is reported once the model is saved, not before."""
+        """Report now."""
         show_life()
         if checkpoint_step is not None:
             self._metrics["checkpoint_step"] = float(checkpoint_step)
         total = self._schedule.total_steps
         metrics = {"step": float(self._state.step), "total_steps": float(total), **self._metrics}
-        share = 1.0 if self._done else min(_UNSAVED, self._state.step / total)
-        self._progress.report(fraction=share, remaining_seconds=self._remaining(), metrics=metrics)
+        self._progress.report(fraction=self._state.step / total, remaining_seconds=self._remaining(), metrics=metrics)
 
     def _remaining(self) -> float:
         """Seconds left at the pace so far."""
-        if self._done:
-            return 0.0
         if not self._state.step:
             return 0.0
         return self._state.seconds / self._state.step * (self._schedule.total_steps - self._state.step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,12 +16,14 @@ from finetune_trainer.training.sharing import ParallelSettings, Root
 class Single:
     """Nothing to share; and what all strategies do alike, but where they say otherwise."""
 
+    half_base: ClassVar[bool] = True
     hands_out: bool = False
 
     def __init__(self, gang: Gang, settings: ParallelSettings) -> None:
         self._gang = gang
         self._settings = settings
         self._optimizer: torch.optim.Optimizer
+        self._norm: torch.Tensor
 
     def prepare(self, root: Root, *, optimizer: Callable[[], torch.optim.Optimizer]) -> nn.Module:
         """As it is, on the device."""
@@ -43,11 +45,15 @@ class Single:
 
     def step(self, parameters: Mapping[str, nn.Parameter], *, learning_rate: float, max_norm: float) -> None:
         """The optimiser's own."""
-        torch.nn.utils.clip_grad_norm_(parameters.values(), max_norm)
+        self._norm = torch.nn.utils.clip_grad_norm_(parameters.values(), max_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def grad_norm(self) -> float | None:
+        """Not waited for before it is asked for."""
+        return float(self._whole(self._norm))
 
     def weights(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """They are whole."""

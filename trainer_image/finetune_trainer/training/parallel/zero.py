@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -30,6 +30,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 class Zero(Single):
     """One of its stages."""
+
+    half_base: ClassVar[bool] = False  # it computes with weights of one type
 
     def __init__(self, gang: Gang, settings: ParallelSettings, *, stage: int) -> None:
         super().__init__(gang, settings)
@@ -81,6 +83,11 @@ class Zero(Single):
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
+
+    def grad_norm(self) -> float | None:
+        """As its engine knows it."""
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
 
     def moments(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, torch.Tensor]]:
         """Out of the fragments of all processes."""
