@@ -18,13 +18,22 @@ from tests.harness.prerequisites import (
     require_for_cluster,
 )
 
-TEST_PROGRAMS = tuple(dict.fromkeys((*tools.TRAINER_PROGRAMS, *tools.CLUSTER_PROGRAMS, *tools.CHART_PROGRAMS)))
+TEST_PROGRAMS = tuple(
+    dict.fromkeys(
+        (*tools.TRAINER_PROGRAMS, *tools.LOCAL_PROGRAMS, *tools.CLUSTER_PROGRAMS, *tools.CHART_PROGRAMS),
+    )
+)
 """What the tests run. A program that a new test needs belongs here; benchmarks build theirs on demand."""
 
 
 def prepare_for_trainer() -> None:
     """Build the S3 server; raises `MissingPrerequisite` where that cannot be."""
     tools.programs(tools.TRAINER_PROGRAMS)
+
+
+def prepare_for_local() -> None:
+    """Build Prometheus; raises `MissingPrerequisite` where that cannot be."""
+    tools.programs(tools.LOCAL_PROGRAMS)
 
 
 def prepare_for_api() -> None:

@@ -43,6 +43,7 @@ class ToolModule:
     programs: dict[str, str]
     """Program name to Go package."""
     linker_flags: str = ""
+    tags: str = ""
 
     @property
     def folder(self) -> Path:
@@ -53,6 +54,7 @@ class ToolModule:
         return [
             *("-trimpath", "-buildvcs=false", "-gcflags=all=-dwarf=false"),
             *("-ldflags", f"-s -w {self.linker_flags}".strip()),
+            *([f"-tags={self.tags}"] if self.tags else []),
         ]
 
     def built(self, *, go_version: str | None) -> Path:
@@ -87,6 +89,11 @@ MODULES = (
     ),
     ToolModule(name="versitygw", programs={"versitygw": "."}),
     ToolModule(
+        name="prometheus",
+        programs={name: f"github.com/prometheus/prometheus/cmd/{name}" for name in ("prometheus", "promtool")},
+        tags="remove_all_sd",  # without the clouds' libraries, most of what would be compiled; targets come in a file
+    ),
+    ToolModule(
         name="kubeflow-trainer",
         programs={
             "kubeflow-trainer": "github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager",
@@ -98,8 +105,10 @@ TRAINER_PROGRAMS = ("versitygw",)
 """The object store that runs read and write."""
 API_PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 """What an apiserver-only environment needs."""
-CHART_PROGRAMS = (*API_PROGRAMS, "helm", "helm4")
-"""What the tests of the chart need: Helm 3 and Helm 4, which install differently."""
+CHART_PROGRAMS = (*API_PROGRAMS, "helm", "helm4", "promtool")
+"""What the tests of the chart need: Helm 3 and Helm 4, which install differently, and what checks rules."""
+LOCAL_PROGRAMS = ("prometheus",)
+"""What scrapes real runs and answers the queries of dashboards and alerts."""
 CLUSTER_PROGRAMS = (*API_PROGRAMS, "kube-scheduler", "kubelet", "kube-proxy", "coredns")
 
 
