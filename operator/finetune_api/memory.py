@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from finetune_api.model_shape import ModelShape
-from finetune_api.run import MemoryOrder, MethodOrder, OffloadOrder, name_of
+from finetune_api.run import MemoryOrder, MethodOrder, OffloadOrder, is_half, name_of
 from finetune_api.tasks import METHODS, MethodKind, UsedStrategy
 
 GIB = 1 << 30
@@ -92,8 +92,8 @@ class Training:
 
     @property
     def bf16(self) -> bool:
-        """What is computed in. Auto: as most GPUs can, and CPUs need not."""
-        return self.order.precision == "BF16" or (self.order.precision == "Auto" and self.order.gpus)
+        """What is computed in."""
+        return is_half(self.order.precision, gpus=self.order.gpus)
 
     @property
     def room(self) -> float | None:

@@ -134,6 +134,14 @@ def name_of(strategy: UsedStrategy, offload: OffloadOrder | None, *, recomputes:
     return f"{strategy} with {' and '.join(also)}" if also else strategy
 
 
+Precision = Literal["Auto", "FP32", "BF16"]
+
+
+def is_half(precision: Precision, *, gpus: bool) -> bool:
+    """Whether BF16 is computed in, as far as can be said without the machine. Auto: as most GPUs can, and CPUs need not."""
+    return precision == "BF16" or (precision == "Auto" and gpus)
+
+
 class MemoryOrder(StrictModel):
     """The machines that training will have, for what it needs of their memory (`finetune_api.memory`)."""
 
@@ -150,9 +158,28 @@ class MemoryOrder(StrictModel):
     """Bytes of the machine's own memory that all processes of a pod may take."""
     rows: int
     """Examples, or rows of packed ones, that a process reads at once."""
-    precision: Literal["Auto", "FP32", "BF16"]
+    precision: Precision
     activation_checkpointing: Lever | None = None
     """None: of an operator that knows no such choice; off."""
+
+
+class Optimisation(StrictModel):
+    """Every knob of the optimiser, resolved. Units as in FineTuneJob.spec.training."""
+
+    epochs: float | None = None
+    max_steps: int | None = None
+    learning_rate: float
+    scheduler: Literal["Constant", "Linear", "Cosine"]
+    warmup_fraction: float
+    weight_decay: float
+    max_grad_norm: float
+    global_batch_size: int
+    micro_batch_size: int
+    max_length: int
+    packing: bool
+    precision: Precision
+    seed: int
+    early_stopping_patience: int | None = None
 
 
 class PrepareRun(StrictModel):
@@ -182,25 +209,8 @@ class PrepareRun(StrictModel):
     """As in TrainRun, with which the library is tried before any accelerator is taken. None: none of the three."""
     memory: MemoryOrder | None = None
     """None: of an operator that does not ask for a choice."""
-
-
-class Optimisation(StrictModel):
-    """Every knob of the optimiser, resolved. Units as in FineTuneJob.spec.training."""
-
-    epochs: float | None = None
-    max_steps: int | None = None
-    learning_rate: float
-    scheduler: Literal["Constant", "Linear", "Cosine"]
-    warmup_fraction: float
-    weight_decay: float
-    max_grad_norm: float
-    global_batch_size: int
-    micro_batch_size: int
-    max_length: int
-    packing: bool
-    precision: Literal["Auto", "FP32", "BF16"]
-    seed: int
-    early_stopping_patience: int | None = None
+    optimisation: Optimisation | None = None
+    """By which will be trained, so that what it cannot be is refused here. None: of an earlier operator; Train does."""
 
 
 class CheckpointOrder(StrictModel):
@@ -265,7 +275,7 @@ class EvaluateRun(StrictModel):
     max_length: int
     max_new_tokens: int
     batch_size: int
-    precision: Literal["Auto", "FP32", "BF16"]
+    precision: Precision
     seed: int
     output: Uri | None = None
     """The folder for scores and report. None: `evaluation/` in the run's folder."""
@@ -290,7 +300,7 @@ class ServeOrder(StrictModel):
     context_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens that the version reads at once: a classifier's texts are cut there, longer prompts are refused."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    precision: Literal["Auto", "FP32", "BF16"] = "Auto"
+    precision: Precision = "Auto"
     """As evaluated. Auto, where that was not recorded: BF16 on a GPU that has it, else FP32."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 16
     """Requests that are worked on at once, where there is memory for their keys and values."""

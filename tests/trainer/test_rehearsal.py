@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from tests.trainer import tiny_models
 
 from finetune_api.finetunejob import LoRA
 from finetune_api.results import ExitCode
-from finetune_api.run import Locations, MethodOrder, ModelOrder
+from finetune_api.run import Locations, MethodOrder, ModelOrder, Precision
 from finetune_api.shared_fields import ResolvedModel
+from finetune_trainer.models import saved_model
+from finetune_trainer.models.base_model import DType
 from finetune_trainer.process import memory
 from finetune_trainer.process.errors import StageError
 from finetune_trainer.store.storage import Storage
@@ -130,6 +133,48 @@ def test_of_what_does_not_fit_the_method_is_checked_all_the_same(
     with pytest.raises(StageError) as refused:
         rehearse(replace(order, method=MethodOrder.model_validate(method)), base_folder=base, storage=storage)
     assert (refused.value.reason, refused.value.exit_code) == (reason, ExitCode.BAD_CONFIGURATION)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "what"),
+    [
+        ("deberta", "BF16", "training.precision: BF16: the base model .* cannot be trained in BF16: "),
+        ("deberta", "Auto", "training.precision: Auto, which means BF16 on a GPU: .* cannot be trained in BF16: "),
+        ("deberta", "FP32", None),
+        ("bert", "BF16", None),
+    ],
+)
+def test_a_step_is_tried_in_the_precision_of_the_run(
+    name: str, precision: Precision, what: str | None, tmp_path: Path
+) -> None:
+    base = tiny_models.make(name, to=tmp_path / "base")
+    order, storage = order_and_storage(tmp_path)
+    order = replace(order, precision=precision, gpus=precision == "Auto", half_base=True)
+    with nullcontext() if what is None else pytest.raises(StageError, match=what) as refused:
+        rehearse(order, base_folder=base, storage=storage)
+    if what is not None:
+        assert (refused.value.reason, refused.value.exit_code) == ("UnsupportedModel", ExitCode.BAD_CONFIGURATION)
+        assert refused.value.message.endswith("use training.precision: FP32, or another base model")
+
+
+@pytest.mark.parametrize(("error", "gpus", "refuses"), [(TypeError, True, True), (NotImplementedError, True, False)])
+def test_an_answer_is_tried_in_the_precision_that_it_is_proven_in(
+    error: type[Exception], *, gpus: bool, refuses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only this CPU cannot do says nothing of a GPU."""
+    base, load = tiny_models.make("bert", to=tmp_path / "base"), saved_model.SavedFolder.load
+
+    def loaded(saved: saved_model.SavedFolder, *, dtype: DType = "float32") -> Any:
+        if dtype == "bfloat16":
+            raise error("no such kernel")
+        return load(saved, dtype=dtype)
+
+    monkeypatch.setattr(saved_model.SavedFolder, "load", loaded)
+    order, storage = order_and_storage(tmp_path)
+    order = replace(order, precision="BF16", gpus=gpus, half_base=True)
+    with pytest.raises(StageError, match="cannot answer in BF16") if refuses else nullcontext():
+        rehearse(order, base_folder=base, storage=storage)
+    assert was_rehearsed(order, storage=storage) is not refuses
 
 
 def _without_template(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,6 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.run import Optimisation
+from finetune_trainer.process.gang import joined
+from finetune_trainer.process.progress import ProgressReporter
+from finetune_trainer.training.checkpoint import TrainingState
+from finetune_trainer.training.meter import Meter
 from finetune_trainer.training.schedule import Schedule, back_to
 
 
@@ -106,3 +111,25 @@ def test_from_each_step_that_was_gone_back_to_the_learning_rate_is_half() -> Non
     halved = replace(plan, roll_backs=(8, 8, 4))
     rates = [halved.learning_rate(step) / plan.learning_rate(step) for step in (3, 4, 7, 8)]
     assert rates == [1.0, 0.5, 0.5, 0.125]
+
+
+@pytest.mark.parametrize("step", [199, 200])
+def test_the_whole_is_told_once_the_model_is_saved(step: int) -> None:
+    told: list[float] = []
+
+    class Told(ProgressReporter):
+        def report(self, *, fraction: float, remaining_seconds: float | None, metrics: Mapping[str, float]) -> None:
+            told.append(fraction)
+
+    with joined(gpus=False, meets=False) as gang:
+        meter = Meter(
+            flops_per_token=1.0,
+            schedule=schedule(epochs=None, max_steps=200),
+            gang=gang,
+            progress=Told(environment={}),
+            state=TrainingState(world=1, step=step),
+            resumed_from=None,
+        )
+        meter.tell()
+        meter.finished()
+    assert told == [0.99, 1.0]

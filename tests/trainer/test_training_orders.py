@@ -16,10 +16,10 @@ from tests.forking import forked_python
 from tests.patience import HANGS_S
 from tests.trainer.small_run import LORA, SmallRun, SmallRuns, small_model
 
-from finetune_api.run import TrainRun
+from finetune_api.run import PrepareRun, TrainRun
+from finetune_trainer.preparation.prepare import prepare
 from finetune_trainer.process.errors import StageError
-from finetune_trainer.tasks.tokens import Tokens
-from finetune_trainer.training import train
+from finetune_trainer.tasks.tokens import Tokens, check_validation
 
 
 def test_freezing_keeps_what_it_names(runs: SmallRuns) -> None:
@@ -64,8 +64,20 @@ def test_early_stopping_needs_something_to_look_at(runs: SmallRuns, counts: list
         target_counts=np.array(counts, dtype=np.int32),
     )
     with nullcontext() if stops else pytest.raises(StageError, match="earlyStopping: patience 2") as refused:
-        train.check_validation(run.optimisation, validation)
+        check_validation(run.optimisation, validation)
     assert stops or (refused.value.reason, refused.value.exit_code) == ("NothingToValidate", 78)
+
+
+def test_prepare_refuses_early_stopping_by_nothing(runs: SmallRuns) -> None:
+    """Before any accelerator is taken; the second attempt as well, which finds the tokens of the first."""
+    run = runs.new("nothing-prepared", overrides=STOPS_EARLY)
+    (run.folder / "data").unlink()
+    split = {"fractions": {"train": 0.8, "validation": 0.0, "test": 0.2, "strategy": "GroupHash"}, "salt": "tests"}
+    orders = run.prepare_order() | {"split": split, "optimisation": run.order(runs.prepared)["optimisation"]}
+    for _ in range(2):
+        with pytest.raises(StageError, match="earlyStopping: patience 2") as refused:
+            prepare(PrepareRun.model_validate(orders))
+        assert (refused.value.reason, refused.value.exit_code) == ("NothingToValidate", 78)
 
 
 def test_a_best_that_storage_lost_is_trained_again(stopped_early: SmallRun, runs: SmallRuns) -> None:

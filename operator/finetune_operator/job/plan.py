@@ -38,6 +38,8 @@ class ResolvedPlan(ApiModel):
     trainer_image: str
     tries_model: bool = False
     """Whether that trainer can try the model in Prepare. One of an earlier plan refuses an order that asks for it."""
+    tries_steps: bool = False
+    """Whether it can try a training step, and look at the validation split, there as well."""
     run: Uri
     """The run's folder."""
     cache: Uri

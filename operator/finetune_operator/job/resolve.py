@@ -106,6 +106,7 @@ def resolve(
     return ResolvedPlan(
         trainer_image=config.trainer_image,
         tries_model=True,
+        tries_steps=True,
         run=f"{root}/{job.metadata.namespace}/{job.metadata.name}-{job.metadata.uid[:8]}",
         cache=f"{root}/cache",
         model=_model(spec=spec, config=config, parent=parent),

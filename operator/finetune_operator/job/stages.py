@@ -98,6 +98,7 @@ def _prepare(ordering: Ordering) -> PrepareRun:
         offload=plan.offload if plan.deepspeed is not None else None,
         deepspeed=plan.deepspeed,
         memory=plan.memory,
+        optimisation=plan.optimisation if plan.tries_steps else None,
     )
 
 

@@ -146,7 +146,7 @@ def test_containers_understand_their_orders() -> None:
 def test_the_trainer_of_an_earlier_plan_is_asked_for_no_more_than_it_knows() -> None:
     """Its image is the plan's, and it refuses orders with fields that it does not know."""
     stored = plan_of(job()).to_dict()
-    for later in ("triesModel", "memory"):
+    for later in ("triesModel", "triesSteps", "memory"):
         stored.pop(later, None)
     plan = ResolvedPlan.model_validate(stored)
     manifests = children_of(

@@ -44,14 +44,17 @@ from finetune_trainer.store.storage import Storage
 from finetune_trainer.tasks.choose import formats_of, task_of
 from finetune_trainer.tasks.encoding import by_answers, prompt_ids
 from finetune_trainer.tasks.token_lengths import TokenLengths
-from finetune_trainer.tasks.tokens import TokenOrder
+from finetune_trainer.tasks.tokens import TokenOrder, Tokens, check_validation
 
 log = logging.getLogger(__name__)
 Held = TypeVar("Held")
 
 # Part of the input digest: raise it when the same input would give another snapshot.
 _VERSION = 6
-_NOT_IN_DIGEST = {"stage", "identity", "locations", "method", "packing", "strategy", "offload", "deepspeed", "memory"}
+_NOT_IN_DIGEST = {
+    *("stage", "identity", "locations"),
+    *("method", "packing", "strategy", "offload", "deepspeed", "memory", "optimisation"),
+}
 """Who asks, where it is written, and what is only tried or computed."""
 
 
@@ -126,18 +129,25 @@ def _try_out(
 
     task = task_of(run.model.task)
     tokens = TokenOrder(task=task, base=base.digest, data=found.data_digest, max_length=run.max_length)
-    rehearsal = Rehearsal.of(run, base=base, packing=bool(run.packing), labels=found.labels)
+    rehearsal = Rehearsal.in_prepare(run, found)
     place: dict[str, Any] = {"run": run.locations.run, "storage": storage}
-    with tokens.written(**place) as copy:
-        written = copy is not None
-    if written and was_rehearsed(rehearsal, storage=storage):
+
+    def written() -> bool:
+        with tokens.written(**place) as copy:
+            if copy is not None and run.optimisation is not None:
+                check_validation(run.optimisation, Tokens.mapped(copy[0], split="validation"))
+            return copy is not None
+
+    there = written()
+    if there and was_rehearsed(rehearsal, storage=storage):
         return
     at_hand: AbstractContextManager[Path] = (
         nullcontext(model_folder) if model_folder else base_model.local_folder(base, storage=storage, verify=False)
     )
     with at_hand as folder:
-        if not written:
+        if not there:
             tokens.publish(tokenizer=base_model.load_tokenizer(folder), labels=found.labels, **place)
+            written()
         rehearse(rehearsal, base_folder=folder, storage=storage)
 
 

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_api.base import Digest
+from finetune_api.run import Optimisation
 from finetune_trainer.data.dataset import SplitName, data_folder, read_split
-from finetune_trainer.process.errors import bad_data
+from finetune_trainer.process.errors import bad_configuration, bad_data
 from finetune_trainer.process.packages import versions
 from finetune_trainer.store.complete import Complete
 from finetune_trainer.store.locations import join
@@ -154,3 +155,14 @@ class TokenOrder:
         very order.
         """
         return storage.finished_copy(join(run, FOLDER), input_digest=self.digest)
+
+
+def check_validation(order: Optimisation, validation: Tokens) -> None:
+    """Raises StageError (78) where training is to stop early by a loss that there is not: it would never look."""
+    if order.early_stopping_patience is not None and not validation.target_counts[:].sum():
+        raise bad_configuration(
+            "NothingToValidate",
+            f"training.earlyStopping: patience {order.early_stopping_patience} has nothing to look at: of"
+            f" {len(validation)} examples in the validation split none has an answer within training.maxLength:"
+            f" {order.max_length}; raise data.split.validation or training.maxLength, or leave earlyStopping out",
+        )

@@ -19,6 +19,8 @@ from finetune_trainer.training.throughput import peak_flops
 
 log = logging.getLogger(__name__)
 _LOG_SECONDS = 2.0
+_UNSAVED = 0.99
+"""The share that is done at most while the model is not saved."""
 
 
 class Meter:
@@ -42,6 +44,7 @@ class Meter:
         self._state = state
         self._metrics: dict[str, float] = {} if resumed_from is None else {"resumed_from_step": float(resumed_from)}
         self._logged_at = float("-inf")
+        self._done = False
         self._unread: list[torch.Tensor] = []
         self._losses: list[float] = []
         self._tokens = 0
@@ -124,17 +127,25 @@ class Meter:
         if step is not None and step != self._metrics.get("checkpoint_step"):
             self.tell(checkpoint_step=step)
 
+    def finished(self) -> None:
+        """The model is saved: nothing is left to do, also where training stopped early."""
+        self._done = True
+        self.tell()
+
     def tell(self, *, checkpoint_step: int | None = None) -> None:
-        """Report now."""
+        """Report now. The whole is reported once the model is saved, not before."""
         show_life()
         if checkpoint_step is not None:
             self._metrics["checkpoint_step"] = float(checkpoint_step)
         total = self._schedule.total_steps
         metrics = {"step": float(self._state.step), "total_steps": float(total), **self._metrics}
-        self._progress.report(fraction=self._state.step / total, remaining_seconds=self._remaining(), metrics=metrics)
+        share = 1.0 if self._done else min(_UNSAVED, self._state.step / total)
+        self._progress.report(fraction=share, remaining_seconds=self._remaining(), metrics=metrics)
 
     def _remaining(self) -> float:
         """Seconds left at the pace so far."""
+        if self._done:
+            return 0.0
         if not self._state.step:
             return 0.0
         return self._state.seconds / self._state.step * (self._schedule.total_steps - self._state.step)

@@ -16,8 +16,8 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ import torch
 from transformers import GenerationConfig
 
 from finetune_api.panics import as_exception
-from finetune_api.results import ExitCode
-from finetune_api.run import Locations, MethodOrder, ModelOrder, PrepareRun, TrainRun
+from finetune_api.results import ExitCode, PrepareResult
+from finetune_api.run import Locations, MethodOrder, ModelOrder, Precision, PrepareRun, TrainRun, is_half
 from finetune_api.shared_fields import ResolvedModel
 from finetune_trainer.models import base_model, model_files, saved_model
+from finetune_trainer.models.base_model import DType
 from finetune_trainer.models.limits import padding_of
 from finetune_trainer.models.model_files import vocabulary_of
 from finetune_trainer.models.parent_model import kept_adapter, take_over
@@ -47,10 +48,12 @@ from finetune_trainer.tasks.encoding import IGNORED, Batch, Encoded, packed_batc
 from finetune_trainer.tasks.generate import OwnDecoding
 from finetune_trainer.tasks.task import Task
 from finetune_trainer.training.methods.choose import method_of, trainable_parameters
+from finetune_trainer.training.objectives.choose import objective_of
+from finetune_trainer.training.parallel.choose import halves_base
 
 log = logging.getLogger(__name__)
 
-_VERSION = 6
+_VERSION = 7
 _PACKAGES = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 _SAME = 1e-3
 """Logits that differ by less than this share of their spread are the same. Rounding gives 1e-6 in random models and
@@ -81,20 +84,57 @@ class Rehearsal:
     method: MethodOrder
     packing: bool
     labels: Sequence[str] | None
+    precision: Precision = "FP32"
+    gpus: bool = False
+    """Whether training has them."""
+    half_base: bool = False
+    """Whether the strategy keeps a frozen base in bf16 where it is computed in."""
 
     @classmethod
-    def of(
-        cls, run: PrepareRun | TrainRun, *, base: ResolvedModel, packing: bool, labels: Sequence[str] | None
-    ) -> Rehearsal | None:
-        """Of a stage's orders; None where they do not name a method, as those of an earlier operator."""
-        where: dict[str, Any] = {
-            "locations": run.locations,
-            "model": run.model,
-            "base": base,
-            "packing": packing,
-            "labels": labels,
-        }
-        return None if run.method is None else cls(method=run.method, **where)
+    def in_prepare(cls, run: PrepareRun, found: PrepareResult) -> Rehearsal | None:
+        """Of its orders; None where they do not name a method, as those of an earlier operator."""
+        named = run.memory.strategy if run.memory and run.memory.strategy != "Auto" else "DDP"
+        return (
+            None
+            if run.method is None
+            else cls(
+                locations=run.locations,
+                model=run.model,
+                base=found.base,
+                method=run.method,
+                packing=bool(run.packing),
+                labels=found.labels,
+                precision=run.optimisation.precision if run.optimisation else "FP32",
+                gpus=run.memory is not None and run.memory.gpus,
+                half_base=halves_base(found.sharing.strategy if found.sharing else named),
+            )
+        )
+
+    @classmethod
+    def in_train(cls, run: TrainRun, *, labels: Sequence[str] | None) -> Rehearsal:
+        """Of its orders: the same, where Prepare was of this version."""
+        return cls(
+            locations=run.locations,
+            model=run.model,
+            base=run.base,
+            method=run.method,
+            packing=run.optimisation.packing,
+            labels=labels,
+            precision=run.optimisation.precision,
+            gpus=torch.cuda.is_available(),
+            half_base=halves_base(run.strategy),
+        )
+
+    @property
+    def bf16(self) -> bool:
+        """What training computes in, as far as can be said here."""
+        return is_half(self.precision, gpus=self.gpus)
+
+    @property
+    def base_dtype(self) -> DType:
+        """In which training keeps the base."""
+        halves = self.bf16 and self.half_base and method_of(self.method).frozen_base
+        return "bfloat16" if halves else "float32"
 
     @property
     def folder(self) -> str:
@@ -112,6 +152,7 @@ class Rehearsal:
             "adapter": self.model.parent.artifact.digest if self.model.parent and self.model.parent.keep else None,
             "packing": self.packing,
             "labels": None if self.labels is None else len(self.labels),
+            "precision": [self.bf16, self.base_dtype],
             "packages": versions((*_PACKAGES, *(("bitsandbytes",) if self.method.quantisation else ()))),
         }
         return "sha256:" + hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
@@ -177,9 +218,9 @@ def _try(order: Rehearsal, *, base_folder: Path, adapter: str | None, folder: Pa
     torch.manual_seed(0)
     method, tokenizer = method_of(order.method), base_model.load_tokenizer(base_folder)
 
-    def begun(bits: Bits | None) -> Any:
+    def begun(bits: Bits | None, *, dtype: DType = "float32") -> Any:
         base = base_model.load_base(
-            base_folder, task=task.name, dtype="float32", labels=order.labels, bits=bits, packed=order.packing
+            base_folder, task=task.name, dtype=dtype, labels=order.labels, bits=bits, packed=order.packing
         )
         model = method.applied(base, task=task, base_uri=order.base.uri).eval()
         take_over(model, adapter)
@@ -191,9 +232,15 @@ def _try(order: Rehearsal, *, base_folder: Path, adapter: str | None, folder: Pa
     _check_padding(model, examples, task=task, pad_id=pad_id, uri=order.base.uri)
     if order.packing:
         _check_packing(model, examples, task=task, pad_id=pad_id, uri=order.base.uri)
-    if method.bits is not None:
+    if method.bits is None and order.base_dtype == "float32":
+        _check_step(model, examples, order=order)
+    else:
         del model
-        model = begun(method.bits)
+        model = begun(method.bits, dtype=order.base_dtype)
+        _check_step(model, examples, order=order)
+        if order.base_dtype != "float32":
+            del model
+            model = begun(method.bits)
     with torch.no_grad():
         for parameter in trainable_parameters(model).values():
             # An adapter begins as nothing, which would be equal to one that was not loaded at all.
@@ -221,6 +268,51 @@ def _try(order: Rehearsal, *, base_folder: Path, adapter: str | None, folder: Pa
         raise _cannot(order.base.uri, f"could not be saved and loaded again after training: {error.message}") from error
     if task.generates:
         _check_steps(served, examples[0], task=task, uri=order.base.uri)
+    if order.bf16:
+        del served
+        with _in_precision(order, "answer"):
+            logits = saved_model.probe(saved.load(dtype="bfloat16"), example=examples[0], task=task.name).logits
+            _check_numbers(torch.tensor(logits))
+
+
+def _check_step(model: Any, examples: Sequence[Encoded], *, order: Rehearsal) -> None:
+    """The passes of one training step, as they will be computed; nothing is changed by it."""
+    task, few = task_of(order.model.task), examples[:2]
+    batch = packed_batch(few) if order.packing else task.batch(few, pad_id=padding_of(model))
+    model.train()
+    with _in_precision(order, "be trained"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=order.bf16):
+            loss = objective_of(task)(model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        _check_numbers(loss)
+    model.zero_grad(set_to_none=True)
+    model.eval()
+
+
+def _check_numbers(found: torch.Tensor) -> None:
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError("what it computes is not finite")
+
+
+@contextmanager
+def _in_precision(order: Rehearsal, what: str) -> Iterator[None]:
+    """Raises StageError (78) that names the precision, where it is BF16. What a CPU lacks, GPUs are trusted to have."""
+    try:
+        yield
+    except (StageError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if order.gpus and isinstance(error, NotImplementedError):
+            log.warning("not tried, since this CPU cannot: to %s in BF16: %s", what, error)
+        elif order.bf16:
+            means = "" if order.precision == "BF16" else ", which means BF16 on a GPU"
+            raise bad_configuration(
+                "UnsupportedModel",
+                f"training.precision: {order.precision}{means}: the base model {order.base.uri} cannot {what} in BF16:"
+                f" {type(error).__name__}: {error}; use training.precision: FP32, or another base model",
+            ) from error
+        else:
+            raise
 
 
 def _examples(model: Any, tokenizer: Any, *, pad_id: int, task: Task) -> list[Encoded]:

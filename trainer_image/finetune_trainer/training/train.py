@@ -22,14 +22,14 @@ import torch
 from torch import nn
 
 from finetune_api.results import ExitCode, TrainResult
-from finetune_api.run import OffloadOrder, Optimisation, TrainRun, name_of
+from finetune_api.run import OffloadOrder, TrainRun, name_of
 from finetune_api.shared_fields import Artifact
 from finetune_trainer.data import held_out_probes
 from finetune_trainer.data.dataset import MANIFEST, data_folder, read_manifest, read_split
 from finetune_trainer.models import base_model, saved_model
 from finetune_trainer.models.limits import padding_of
 from finetune_trainer.models.parent_model import kept_adapter, take_over
-from finetune_trainer.process.errors import StageError, bad_configuration, bad_data, not_finite
+from finetune_trainer.process.errors import StageError, bad_data, not_finite
 from finetune_trainer.process.gang import FETCHING_TIMEOUT, Gang, Votes, joined, lost_peers_named
 from finetune_trainer.process.packages import versions
 from finetune_trainer.process.progress import ProgressReporter, living, show_life
@@ -42,13 +42,13 @@ from finetune_trainer.tasks.adapters import plain
 from finetune_trainer.tasks.batching import stretched_beyond
 from finetune_trainer.tasks.choose import task_of
 from finetune_trainer.tasks.encoding import Batch
-from finetune_trainer.tasks.tokens import LEARNED, TokenOrder, Tokens
+from finetune_trainer.tasks.tokens import LEARNED, TokenOrder, Tokens, check_validation
 from finetune_trainer.training.batches import Batches
 from finetune_trainer.training.checkpoint import Checkpoints, TrainingState
 from finetune_trainer.training.meter import Meter, check_finite
 from finetune_trainer.training.methods.choose import Method, method_of, once_each, trainable_parameters
 from finetune_trainer.training.objectives.choose import Objective, objective_of
-from finetune_trainer.training.parallel.choose import Parallel, meets, parallel_of
+from finetune_trainer.training.parallel.choose import Parallel, halves_base, meets, parallel_of
 from finetune_trainer.training.rehearsal import Rehearsal, rehearse
 from finetune_trainer.training.schedule import Schedule, back_to
 from finetune_trainer.training.sharing import ParallelSettings, Root
@@ -255,7 +255,7 @@ def _run(
         checkpoints.load_best(parameters=parameters, step=state.best_step, **shared)
     _check_changed(before, _fingerprints(setup.parallel.weights(parameters)), step=state.step)
     _write_log(setup, state.log)
-    return _save(
+    result = _save(
         setup,
         state=state,
         base_folder=base_folder,
@@ -263,6 +263,8 @@ def _run(
         stopped_early=stopped_early,
         resumed_from=resumed_from,
     )
+    meter.finished()
+    return result
 
 
 def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, stack: ExitStack) -> Setup:
@@ -272,7 +274,7 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, s
     folder, labels = fetched
     examples, validation = (Tokens.mapped(Path(folder), split=split) for split in LEARNED)
     check_validation(order, validation)
-    rehearsal = Rehearsal.of(run, base=run.base, packing=order.packing, labels=labels)
+    rehearsal = Rehearsal.in_train(run, labels=labels)
     gang.first_does(lambda: rehearse(rehearsal, base_folder=base_folder, storage=storage))  # unless Prepare could
     tokenizer = base_model.load_tokenizer(base_folder)
     bf16 = base_model.precision_here(order.precision) == "BF16"
@@ -294,7 +296,7 @@ def _set_up(run: TrainRun, *, storage: Storage, gang: Gang, base_folder: Path, s
         base_model.load_base,
         base_folder,
         task=task.name,
-        dtype="bfloat16" if bf16 and method.frozen_base and parallel.half_base else "float32",
+        dtype="bfloat16" if bf16 and method.frozen_base and halves_base(run.strategy) else "float32",
         labels=labels,
         bits=method.bits,
         device=gang.device,
@@ -448,17 +450,6 @@ def _validate(setup: Setup, *, state: TrainingState, meter: Meter) -> None:
         state.best_loss, state.best_step, state.evaluations_without_improvement = loss, state.step, 0
     else:
         state.evaluations_without_improvement += 1
-
-
-def check_validation(order: Optimisation, validation: Tokens) -> None:
-    """Raises StageError (78) where training is to stop early by a loss that there is not: it would never look."""
-    if order.early_stopping_patience is not None and not validation.target_counts[:].sum():
-        raise bad_configuration(
-            "NothingToValidate",
-            f"training.earlyStopping: patience {order.early_stopping_patience} has nothing to look at: of"
-            f" {len(validation)} examples in the validation split none has an answer within training.maxLength:"
-            f" {order.max_length}; raise data.split.validation or training.maxLength, or leave earlyStopping out",
-        )
 
 
 def _is_over(run: TrainRun, state: TrainingState) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -26,8 +26,6 @@ from finetune_trainer.training.sharing import ParallelSettings, Root
 class Parallel(Protocol):
     """How the processes of a gang share one model."""
 
-    half_base: ClassVar[bool]
-    """Whether weights that stay as they are may be in bf16 while others are in fp32."""
     hands_out: bool
     """Whether `prepare` takes a model of which the first process alone has the weights."""
 
@@ -76,6 +74,11 @@ def parallel_of(strategy: UsedStrategy, *, gang: Gang, settings: ParallelSetting
     if strategy == "DDP" and gang.world == 1:
         return Single(gang, settings)
     return _STRATEGIES[strategy](gang, settings)
+
+
+def halves_base(strategy: UsedStrategy) -> bool:
+    """Whether weights that stay as they are may be in bf16 while others are in fp32: DeepSpeed takes one type only."""
+    return not strategy.startswith("DeepSpeed")
 
 
 def meets(strategy: UsedStrategy) -> bool:

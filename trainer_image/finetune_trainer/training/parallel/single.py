@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +16,6 @@ from finetune_trainer.training.sharing import ParallelSettings, Root
 class Single:
     """Nothing to share; and what all strategies do alike, but where they say otherwise."""
 
-    half_base: ClassVar[bool] = True
     hands_out: bool = False
 
     def __init__(self, gang: Gang, settings: ParallelSettings) -> None:

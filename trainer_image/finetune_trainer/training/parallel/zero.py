@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,8 +30,6 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 class Zero(Single):
     """One of its stages."""
-
-    half_base: ClassVar[bool] = False  # it computes with weights of one type
 
     def __init__(self, gang: Gang, settings: ParallelSettings, *, stage: int) -> None:
         super().__init__(gang, settings)
