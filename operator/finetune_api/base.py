@@ -15,7 +15,7 @@ from pydantic.alias_generators import to_camel
 class Rule:
     """One CEL rule of a schema node, evaluated by the apiserver and by `finetune validate` alike.
 
-    `rule` is CEL over `self` (and `oldSelf` in transition rules). `message` names the field, its value where `{self.field}` stands, the rule and the way out.
+    `rule` is CEL over `self` (and `oldSelf` in transition rules). `message` names the field, its value where `{self.field}` (or another expression of `self`) stands, the rule and the way out.
     """
 
     rule: str

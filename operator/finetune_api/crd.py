@@ -35,7 +35,7 @@ _KEPT = {
 }
 
 
-_VALUE = re.compile(r"{([a-zA-Z.]+)}")
+_VALUE = re.compile(r"{((?:self|oldSelf)\b[^{}]*)}")
 _TYPE_FIELDS = {
     "apiVersion": f"The version of this schema: {GROUP}/{VERSION}.",
     "kind": "The resource that the object is of.",

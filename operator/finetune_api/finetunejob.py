@@ -376,7 +376,7 @@ class Network(ApiModel):
     cel_rules = (
         Rule(
             rule=f"!has(self.resources) || self.resources.all(name, name.matches('{EXTENDED_RESOURCE}'))",
-            message="compute.network.resources must be those of device plugins, such as rdma/ib; others belong into compute.resources",
+            message=f"compute.network.resources: {{self.resources.filter(name, !name.matches('{EXTENDED_RESOURCE}'))[0]}} is no resource of a device plugin, such as rdma/ib; it belongs into compute.resources",
         ),
     )
 

@@ -63,6 +63,9 @@ class ModelShape:
     """Parameters of the largest tensor."""
     linears: tuple[tuple[str, int, int], ...]
     """Linear layers inside of the blocks: name and sizes."""
+    architectures: tuple[str, ...]
+    two_parts: bool
+    """Whether one part reads and another writes."""
     plain_output: bool
     """Whether logits are made for a few tokens at a time."""
 
@@ -113,6 +116,8 @@ class ModelShape:
             linears=tuple(
                 (name.removesuffix(".weight"), *shape) for name, shape in matrices.items() if len(shape) == 2
             ),
+            architectures=tuple(map(str, config.get("architectures") or ())),
+            two_parts=bool(config.get("is_encoder_decoder")),
             plain_output=config.get("model_type") in PLAIN_OUTPUT,
         )
 

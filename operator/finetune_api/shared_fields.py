@@ -52,9 +52,17 @@ GPU_RESOURCE = "nvidia.com/gpu"
 
 
 def gpu_rules(*, prefix: str, count: str) -> tuple[Rule, ...]:
-    """Of a node with `gpuResource` and the field `count`, which `prefix` leads to in messages."""
+    """Of a node with `gpuResource`, `resources` and the field `count`, which `prefix` leads to in messages."""
     some = f"(has(self.{count}) && self.{count} > 0)"
+    a_gpu = f"(name.endsWith('/gpu') || name == (has(self.gpuResource) ? self.gpuResource : '{GPU_RESOURCE}'))"
     return (
+        *(
+            Rule(
+                rule=f"!has(self.resources) || !has(self.resources.{part}) || !self.resources.{part}.exists(name, {a_gpu})",
+                message=f"{prefix}.resources.{part}: {{self.resources.{part}.filter(name, {a_gpu})[0]}}: GPUs are what {prefix}.{count} and {prefix}.gpuResource ask for; remove it, and set those",
+            )
+            for part in ("requests", "limits")
+        ),
         Rule(
             rule=f"!has(self.gpuResource) || {some}",
             message=f"{prefix}.gpuResource: {{self.gpuResource}} needs {prefix}.{count}: 1 or more",

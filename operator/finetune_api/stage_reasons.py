@@ -60,6 +60,10 @@ STAGE_REASONS: dict[str, tuple[str, str]] = {
         " classes",
         "use the values that the message names, or method.parent: Merge",
     ),
+    "ClassesDiffer": (
+        "the base model has a head for as many other classes as the data's",
+        "name the same classes in the data, or begin with a model without that head",
+    ),
     "BadDeepSpeedConfig": ("DeepSpeed does not take what compute.configRef says", "correct it as the message says"),
     "BadMetric": ("evaluation.metrics asks for what cannot be judged", "correct them as the message says"),
     "BadUri": ("a URI is written wrongly", "correct it as the message says"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,8 @@ class TaskKind:
     """They learn from rows with labels (format Labelled), and from nothing else."""
     packs: bool = False
     """Several of their examples can share a row (`training.packing`)."""
+    two_parts: bool = False
+    """Their models read with one part and write with another."""
     cuts_texts: bool = False
     """A text is read up to `training.maxLength`, when it is evaluated and when it is served."""
 
@@ -46,8 +49,27 @@ TASKS: dict[Task, TaskKind] = {
     "SequenceClassification": TaskKind(
         paths=("/v1/classify",), runtimes=("FastAPI",), scored="Class", labelled=True, cuts_texts=True
     ),
-    "Seq2Seq": TaskKind(paths=(_COMPLETIONS,), runtimes=("FastAPI",), scored="Text", cuts_texts=True),
+    "Seq2Seq": TaskKind(paths=(_COMPLETIONS,), runtimes=("FastAPI",), scored="Text", two_parts=True, cuts_texts=True),
 }
+
+
+_WRITES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""How transformers ends the names of architectures that write text."""
+
+
+def task_problem(task: Task, *, architectures: Sequence[str], two_parts: bool) -> str | None:
+    """Why a base cannot do a task, as far as its config.json tells; None: nothing is known against it."""
+    kind, named = TASKS[task], ", ".join(architectures)
+    if kind.scored == "Text" and two_parts != kind.two_parts:
+        fitting = " or ".join(
+            name for name, each in TASKS.items() if each.scored == "Text" and each.two_parts == two_parts
+        )
+        parts = "reads with one part and writes with another" if two_parts else "has one part that reads and writes"
+        return f"model.task: {task}, but {named or 'the base'} {parts}; use model.task: {fitting}, or another base"
+    writes = two_parts or any(each.endswith(_WRITES) for each in architectures)
+    if kind.scored == "Text" and architectures and not writes:
+        return f"model.task: {task}, but {named} writes no text; use SequenceClassification, or another base"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

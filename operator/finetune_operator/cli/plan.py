@@ -9,7 +9,7 @@ from finetune_api.accelerators import peak_of
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.model_shape import ModelShape
 from finetune_api.run import OffloadOrder
-from finetune_api.tasks import TASKS, UsedStrategy
+from finetune_api.tasks import TASKS, UsedStrategy, task_problem
 from finetune_operator.cli import sections, words
 from finetune_operator.cli.base_files import shape_of
 from finetune_operator.cli.errors import CommandError, ExitStatus
@@ -49,6 +49,10 @@ def run(options: argparse.Namespace) -> int:
     if isinstance(shape, str) or plan.memory is None:
         print(sections.fields({**_resolved(plan, None), "Base": f"{shape}"}))
         return ExitStatus.DONE
+    wrong = task_problem(plan.model.task, architectures=shape.architectures, two_parts=shape.two_parts)
+    if wrong is not None:
+        print(f"Prepare would refuse it: {wrong}.")
+        return ExitStatus.BAD_INPUT
     training = memory.Training(
         shape=shape,
         method=plan.method,

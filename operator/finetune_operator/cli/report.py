@@ -46,9 +46,9 @@ def comparison(job: FineTuneJob) -> str:
 
 def baseline_of(job: FineTuneJob) -> str:
     """What the model was compared with, in words."""
-    baseline = (job.status.plan or {}).get("baseline") or {}
-    name = baseline.get("name", "Base")
-    return "the base model" if name == "Base" else f"version {name}"
+    plan = job.status.plan or {}
+    version = plan.get("baseline") or (plan.get("model") or {}).get("parent")
+    return f"version {version['name']}" if version else "the base model"
 
 
 def _report(job: FineTuneJob, target: Target) -> str | Path:

@@ -100,7 +100,8 @@ class ResolvedPlan(ApiModel):
     @property
     def baseline_name(self) -> str:
         """What the candidate is compared with, in words."""
-        return self.baseline.name if self.baseline else "the base model"
+        begun_with = self.model.parent.name if self.model.parent else "the base model"
+        return self.baseline.name if self.baseline else begun_with
 
     def as_chosen(self, prepared: PrepareResult | None) -> ResolvedPlan:
         """The plan with what Prepare chose: how memory is used, where it had to, and the GPUs of the evaluation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -84,7 +85,7 @@ def refusal(*, job: FineTuneJob, config: OperatorConfig) -> Refusal | None:
         problem = refusal_of(uri=uri, allowed_roots=config.allowed_roots)
         if problem:
             return Refusal(reason=Reason.URI_NOT_ALLOWED, message=f"{field}: {problem}")
-    problem = _batch_problem(spec)
+    problem = _batch_problem(spec) or _pattern_problem(spec)
     if problem:
         return Refusal(reason=Reason.INVALID_SPEC, message=problem)
     problems = metric_problems(_metrics(spec), task=spec.model.task)
@@ -281,6 +282,18 @@ def _batch_problem(spec: FineTuneJobSpec) -> str | None:
             f"spec.training.microBatchSize: {micro} does not divide the {share} examples that each of {processes} "
             f"processes has of a global batch; use a divisor of {share}"
         )
+    return None
+
+
+def _pattern_problem(spec: FineTuneJobSpec) -> str | None:
+    for number, pattern in enumerate((spec.method.freeze and spec.method.freeze.patterns) or ()):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            return (
+                f"spec.method.freeze.patterns[{number}]: {pattern} is no regular expression of Python: {error}; write a"
+                " backslash before a character that stands for itself"
+            )
     return None
 
 

@@ -148,9 +148,10 @@ def _evaluate(ordering: Ordering) -> EvaluateRun:
 def _begun_with(plan: ResolvedPlan, *, base: ResolvedModel) -> BaselineOrder:
     """What the model was before it was trained."""
     parent = plan.model.parent
-    if parent is None or not parent.keep:
+    if parent is None:
         return BaselineOrder(name="Base", base=base)
-    return BaselineOrder(name="Base", artifact=parent.artifact, base=base, labels=parent.labels)
+    kept = {"artifact": parent.artifact, "labels": parent.labels} if parent.keep else {}
+    return BaselineOrder(name=parent.name, uid=parent.uid, base=base, **kept)
 
 
 def evaluation_plan(*, job: FineTuneJob, plan: ResolvedPlan) -> EvaluationPlan:

@@ -67,7 +67,7 @@ def _spec(
     prepare, train, evaluate = results.prepare, results.train, results.evaluate
     if prepare is None or train is None or evaluate is None:
         raise ValueError("a ModelVersion needs the results of Prepare, Train and Evaluate")
-    baseline = plan.baseline
+    baseline = plan.baseline or plan.model.parent
     return ModelVersionSpec(
         endpoint_ref=job.spec.endpoint_ref,
         artifact=train.artifact,

@@ -11,6 +11,7 @@ from finetune_operator.validation.decoding import Schema
 _LIKENESS = 0.75
 _MOST_NAMED = 2
 _SHORTEST_PART = 4
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
 _PART = re.compile(r"[^.\[\]]+")
 
 
@@ -21,10 +22,12 @@ def meant_field(path: str, schema: Schema) -> str:
     for part in parents:
         here = here.get("items", {}) if part.isdigit() else here.get("properties", {}).get(part, {})
     beside: dict[str, str] = {_letters(known): known for known in here.get("properties", {})}
-    like = _like(_letters(name), list(beside))
+    everywhere = list(_paths(schema.get("properties", {}).get("spec", {}), "spec"))
+    like = [beside[each] for each in _like(_letters(name), list(beside))]
+    like = like or _akin(name, list(beside.values()), everywhere=[_last(each) for each in everywhere])
     if like:
-        return " or ".join(beside[each] for each in like)
-    elsewhere = [known for known in _paths(schema.get("properties", {}).get("spec", {}), "spec") if _is(name, known)]
+        return " or ".join(like)
+    elsewhere = [known for known in everywhere if _letters(_last(known)) == _letters(name)]
     return elsewhere[0] if len(elsewhere) == 1 else ""
 
 
@@ -36,6 +39,22 @@ def _like(name: str, known: list[str]) -> list[str]:
     return longer if 0 < len(longer) <= _MOST_NAMED else get_close_matches(name, known, n=1, cutoff=_LIKENESS)
 
 
+def _akin(name: str, known: list[str], *, everywhere: list[str]) -> list[str]:
+    """Of whose words it has the first letters (`lr`); else the whole of which it names (`lora_alpha`); else those that
+    share the most words with it, unless others elsewhere share as many.
+    """
+    initials = [each for each in known if "".join(word[0].lower() for word in _WORD.findall(each)) == _letters(name)]
+    shared = {each: len(_words(each) & _words(name)) for each in (*known, *everywhere)}
+    whole = [each for each in known if _words(each) <= _words(name)]
+    found = initials or whole or [each for each, count in shared.items() if count and count == max(shared.values())]
+    return found if len(found) <= _MOST_NAMED and {*found} <= {*known} else []
+
+
+def _words(name: str) -> set[str]:
+    """Without a plural's end."""
+    return {word.lower().removesuffix("s") for word in _WORD.findall(name)}
+
+
 def _paths(schema: Schema, path: str) -> Iterator[str]:
     for name, field in schema.get("properties", {}).items():
         yield f"{path}.{name}"
@@ -44,8 +63,8 @@ def _paths(schema: Schema, path: str) -> Iterator[str]:
         yield from _paths(schema["items"], f"{path}[]")
 
 
-def _is(name: str, path: str) -> bool:
-    return _letters(path.rpartition(".")[2]) == _letters(name)
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _letters(name: str) -> str:

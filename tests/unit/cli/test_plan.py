@@ -89,6 +89,35 @@ def test_what_prepare_would_refuse(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"The job names DDP, which is tried although it does not fit: {why}" in said
 
 
+@pytest.mark.parametrize(
+    ("config", "task", "said"),
+    [
+        ({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, "Chat", "Seq2Seq"),
+        ({"architectures": ["LlamaForCausalLM"]}, "Seq2Seq", "Chat or CausalLM"),
+        ({"architectures": ["BertForMaskedLM"]}, "CausalLM", "SequenceClassification"),
+        ({"architectures": ["BertForMaskedLM"]}, "SequenceClassification", None),
+        ({"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}, "Seq2Seq", None),
+    ],
+)
+def test_a_base_that_cannot_do_the_task(
+    config: dict[str, Any], task: str, said: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = base(Path("base").resolve())
+    (folder / "config.json").write_text(json.dumps(LLAMA_8B | config))
+    file = Path(job(f"file://{folder}"))
+    manifest = yaml.safe_load(file.read_text())
+    manifest["spec"]["model"]["task"] = task
+    for source in manifest["spec"]["data"]["sources"]:
+        source.pop("format", None)
+    manifest["spec"].pop("evaluation", None)
+    file.write_text(yaml.safe_dump(manifest))
+    status = main(["plan", "-f", str(file)])
+    out = capsys.readouterr().out
+    assert status == (0 if said is None else 2), out
+    assert said is None or f"model.task: {task}, but {config['architectures'][0]}" in out
+    assert f"use {said}" in out or f"use model.task: {said}" in out or said is None
+
+
 def test_what_cannot_be_is_no_way(capsys: pytest.CaptureFixture[str]) -> None:
     base(Path("base"))
     little = {"gpusPerNode": 8, "gpuMemory": "80Gi", "resources": {"limits": {"memory": "1Gi"}}}

@@ -209,7 +209,8 @@ def test_an_adapter_that_is_kept_is_what_base_means() -> None:
     assert plan.model.parent is not None
     assert plan.model.parent.keep
     before = _begun_with(plan, base=spec.base)
-    assert (before.name, before.artifact, before.base) == ("Base", spec.artifact, spec.base)
+    assert (before.name, before.artifact, before.base) == ("router-1", spec.artifact, spec.base)
+    assert plan.baseline_name == "router-1"
     whole = spec.model_copy(update={"artifact": spec.artifact.model_copy(update={"format": "Full"})})
     refused = written(decide(observed(run, parent=version.model_copy(update={"spec": whole}))))
     assert ready(refused) == ("False", "ParentMismatch")

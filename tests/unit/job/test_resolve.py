@@ -138,3 +138,12 @@ def test_machines_in_words() -> None:
 )
 def test_training_goes_back_only_where_the_job_says_so(policy: dict[str, Any], times: int | None) -> None:
     assert plan_of(job(failurePolicy=policy)).max_roll_backs == times
+
+
+def test_a_broken_regular_expression_is_named() -> None:
+    method = {"type": "Full", "freeze": {"patterns": ["embed", "(abc"]}}
+    refused = refusal(job=job(method=method), config=CONFIG)
+    assert refused is not None
+    assert refused.message.startswith(
+        "spec.method.freeze.patterns[1]: (abc is no regular expression of Python: missing )"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,15 +17,17 @@ from finetune_api.run import EvaluateRun
 from finetune_trainer.data.dataset import Example, Manifest, read_manifest
 from finetune_trainer.evaluation.outcomes import cached_run, keep_run, run_model
 from finetune_trainer.models import base_model, saved_model
+from finetune_trainer.models.classes import has_head
 from finetune_trainer.models.placing import placed
 from finetune_trainer.process.errors import bad_configuration
 from finetune_trainer.process.packages import versions
+from finetune_trainer.store.locations import join
 from finetune_trainer.store.storage import Storage
 from finetune_trainer.tasks.choose import task_of
 from finetune_trainer.tasks.task import Decoding, ModelRun
 
 # Part of the cache's key: raise it when the same model would be asked otherwise.
-_VERSION = 3
+_VERSION = 4
 # Those that a model's outcomes depend on.
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers")
 
@@ -37,6 +40,8 @@ class Contest:
     baseline: ModelRun
     unknown_classes: Sequence[str]
     """Classes of the examples that a baseline classifier does not know."""
+    new_head: bool
+    """Whether the baseline's head for the classes is random."""
     timing: Mapping[str, str | float]
     """For the report: how long each took, and on what."""
 
@@ -58,6 +63,7 @@ def run_both(run: EvaluateRun, examples: Sequence[Example], *, manifest: Manifes
         candidate=candidate,
         baseline=baseline,
         unknown_classes=contestants.unknown_classes(),
+        new_head=contestants.new_head(),
         timing={
             "baseline seconds": round(baseline_seconds, 1) if kept is None else "scored before",
             "candidate seconds": round(time.monotonic() - began - baseline_seconds, 1),
@@ -127,6 +133,15 @@ class _Contestants:
     def unknown_classes(self) -> list[str]:
         """Classes of the examples that the baseline does not know."""
         return sorted({example.label for example in self._examples if example.label} - set(self._baseline_labels))
+
+    def new_head(self) -> bool:
+        """Whether the baseline is a base whose head for the classes is random."""
+        order = self._run.baseline
+        if order.artifact is not None or not self._task.own_head:
+            return False
+        config = json.loads(self._storage.read_bytes(join(order.base.loadable_uri, "config.json")))
+        classes = len(config.get("id2label") or ("no", "yes"))  # not written where there are two without names
+        return not has_head(config.get("architectures")) or classes != len(self._baseline_labels)
 
     def baseline_key(self) -> dict[str, Any]:
         """All that the baseline's run depends on."""

@@ -15,7 +15,6 @@ from finetune_trainer.evaluation.report import Section
 from finetune_trainer.process.errors import StageError
 from finetune_trainer.store.locations import join
 from finetune_trainer.store.storage import Storage
-from finetune_trainer.tasks.choose import task_of
 from finetune_trainer.tasks.scores import UNKNOWN_CLASS_PROBABILITY
 from finetune_trainer.training.training_log import FILE_NAME, TrainingPoint, read_training_log
 
@@ -31,10 +30,10 @@ def notes_of(run: EvaluateRun, *, leaked: int, contest: Contest) -> list[str]:
             f"{leaked} held-out examples were left out, since {run.baseline.name} was trained on them or on"
             " near-duplicates of them."
         )
-    if run.baseline.artifact is None and task_of(run.model.task).own_head:
+    if contest.new_head:
         notes.append(
-            f"{run.baseline.name} is the base model with a new classifier head of random weights (seed {run.seed}): it"
-            " shows what chance and the untrained encoder give."
+            f"{run.baseline.name} has a new classifier head of random weights (seed {run.seed}): it shows what chance"
+            " and the encoder as it was give."
         )
     if contest.unknown_classes:
         notes.append(

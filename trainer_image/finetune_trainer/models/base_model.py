@@ -22,7 +22,7 @@ import torch
 
 from finetune_api.run import ModelOrder
 from finetune_api.shared_fields import ResolvedModel, Task
-from finetune_trainer.models import gguf_conversion, licence, limits, model_files, quantisation
+from finetune_trainer.models import classes, gguf_conversion, licence, limits, model_files, quantisation
 from finetune_trainer.models.model_files import ModelFile
 from finetune_trainer.process.errors import StageError, bad_configuration, not_found
 from finetune_trainer.store import complete, hub
@@ -175,6 +175,7 @@ def load_base(
         variable_length.use(model)
     if order.own_head:
         limits.set_padding(model, load_tokenizer(folder))
+        classes.put_in_order(model, known=classes.known_classes(folder), labels=labels or ())
     return LoadedBase(model=model.eval(), untrained=frozenset(_missing(report)))
 
 

@@ -35,6 +35,7 @@ from finetune_trainer.data.rows import Quarantine, carried_counts
 from finetune_trainer.data.snapshot import Pool
 from finetune_trainer.data.sources import OpenedSource, SourceRows
 from finetune_trainer.models import base_model, limits, model_files, parent_model
+from finetune_trainer.models.classes import check_classes
 from finetune_trainer.preparation.fields import naming_fields
 from finetune_trainer.preparation.sharing import with_sharing
 from finetune_trainer.process.errors import bad_configuration, bad_data
@@ -95,6 +96,7 @@ def _prepare(run: PrepareRun) -> PrepareResult:
         context = limits.context_in(model_folder, tokenizer, generates=generates)
         made = _make(run, read, before, bad_rows=quarantine.count, tokenizer=tokenizer, context=context)
         parent_model.check_labels(run.model, made.manifest.labels)
+        check_classes(model_folder, made.manifest.labels, uri=run.model.uri)
         examples = itertools.chain(*made.splits.values())
         model_files.check_tokenizer(
             run.model.uri, tokenizer, vocabulary=vocabulary, texts=(example.content_json() for example in examples)
