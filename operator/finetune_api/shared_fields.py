@@ -54,7 +54,7 @@ GPU_RESOURCE = "nvidia.com/gpu"
 def gpu_rules(*, prefix: str, count: str) -> tuple[Rule, ...]:
     """Of a node with `gpuResource`, `resources` and the field `count`, which `prefix` leads to in messages."""
     some = f"(has(self.{count}) && self.{count} > 0)"
-    a_gpu = f"(name.endsWith('/gpu') || name == (has(self.gpuResource) ? self.gpuResource : '{GPU_RESOURCE}'))"
+    a_gpu = "name.matches('gpu|/mig-')"
     return (
         *(
             Rule(
