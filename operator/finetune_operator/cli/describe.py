@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from finetune_api.crd import ResourceKind
 from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
+from finetune_api.shared_fields import MetricResult
 from finetune_operator.cli import sections, words
 from finetune_operator.cli.columns import resource_of
 from finetune_operator.cli.describe_endpoint import describe_endpoint
 from finetune_operator.cli.errors import ExitStatus
-from finetune_operator.cli.sections import INDENT
-from finetune_operator.cli.tables import table
+from finetune_operator.cli.sections import Part
 from finetune_operator.cli.target import Target, open_target
 from finetune_operator.core.ports import Manifest, UnavailableError
 
@@ -25,11 +26,11 @@ async def run(options: argparse.Namespace) -> int:
     kind = resource_of(options.kind).kind
     async with open_target(options) as target:
         found = await target.read(kind=kind, name=options.name)
-        print(await _described(found, kind=kind, target=target, now=datetime.now(UTC)))
+        print(sections.text_of(await _described(found, kind=kind, target=target, now=datetime.now(UTC))))
     return ExitStatus.DONE
 
 
-async def _described(raw: Manifest, *, kind: ResourceKind, target: Target, now: datetime) -> str:
+async def _described(raw: Manifest, *, kind: ResourceKind, target: Target, now: datetime) -> list[Part]:
     match kind:
         case "FineTuneJob":
             return describe_job(FineTuneJob.from_object(raw), events=await _events_of(raw, target=target), now=now)
@@ -52,12 +53,12 @@ async def _events_of(manifest: Manifest, *, target: Target) -> list[Manifest]:
     return [event for event in events if (event.get("regarding") or {}).get("uid") == uid]
 
 
-def describe_job(job: FineTuneJob, *, events: list[Manifest], now: datetime) -> str:
-    """A job as text."""
+def describe_job(job: FineTuneJob, *, events: Iterable[Manifest], now: datetime) -> list[Part]:
+    """A job in parts."""
     spec, status = job.spec, job.status
     parts = [
-        sections.fields(
-            {
+        Part(
+            fields={
                 "Name": job.metadata.name,
                 "Namespace": job.metadata.namespace,
                 "Created": sections.when(job.metadata.creation_timestamp, now=now),
@@ -88,20 +89,18 @@ def describe_job(job: FineTuneJob, *, events: list[Manifest], now: datetime) -> 
             )
             for stage in status.stages
         ]
-        header = ("NAME", "STATE", "ATTEMPT", "TIME", "RESULT")
-        parts.append("Stages:\n" + table(header=header, rows=rows, indent=INDENT))
+        parts.append(Part(title="Stages", header=("NAME", "STATE", "ATTEMPT", "TIME", "RESULT"), rows=rows))
     if status.phase == "Training" and status.trainer_status is not None:
         metrics = {metric.name: metric.value for metric in status.trainer_status.metrics or ()}
-        parts.append("Training:\n" + sections.fields(metrics, indent=INDENT))
+        parts.append(Part(title="Training", fields=metrics))
     if status.evaluation is not None:
-        parts.append(_comparison(job))
-    parts.append(sections.conditions(status.conditions, now=now))
-    parts.append(sections.events(events, now=now))
-    return "\n\n".join(part for part in parts if part)
+        results = status.evaluation.results
+        parts.append(_comparison(f"Evaluation ({status.evaluation.verdict})", results, lines=words.reasons(results)))
+    return [*parts, sections.conditions(status.conditions, now=now), sections.events(events, now=now)]
 
 
-def describe_version(version: ModelVersion, *, now: datetime) -> str:
-    """A version as text."""
+def describe_version(version: ModelVersion, *, now: datetime) -> list[Part]:
+    """A version in parts."""
     spec = version.spec
     rows = spec.data.rows
     parent = f", continued from {spec.lineage.parent.name}" if spec.lineage.parent else ""
@@ -121,20 +120,11 @@ def describe_version(version: ModelVersion, *, now: datetime) -> str:
         "Made by": f"job {spec.lineage.job.name}{parent}",
         "Report": spec.evaluation.report or "",
     }
-    comparison = words.metric_table(spec.evaluation.results, baseline=spec.baseline.name, indent=INDENT)
-    return f"{sections.fields(fields)}\n\nCompared with {spec.baseline.name}:\n{comparison}"
+    return [Part(fields=fields), _comparison(f"Compared with {spec.baseline.name}", spec.evaluation.results)]
 
 
-def _comparison(job: FineTuneJob) -> str:
-    evaluation = job.status.evaluation
-    if evaluation is None:
-        return ""
-    lines = [
-        f"Evaluation: {evaluation.verdict}",
-        words.metric_table(evaluation.results, baseline="baseline", indent=INDENT),
-        *(f"{INDENT}{reason}" for reason in words.reasons(evaluation.results)),
-    ]
-    return "\n".join(lines)
+def _comparison(title: str, results: Sequence[MetricResult], *, lines: Sequence[str] = ()) -> Part:
+    return Part(title=title, header=words.METRIC_HEADER, rows=words.metric_rows(results), lines=lines)
 
 
 def _rollout(job: FineTuneJob) -> str:

@@ -1,8 +1,8 @@
-"""An endpoint as text: what serves, how the rollout goes, on what it is judged, and what became of the versions."""
+"""An endpoint in parts: what serves, how the rollout goes, on what it is judged, and what became of the versions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from finetune_api.modelendpoint import (
@@ -14,8 +14,8 @@ from finetune_api.modelendpoint import (
     VersionOutcome,
 )
 from finetune_operator.cli import sections, words
-from finetune_operator.cli.sections import INDENT
-from finetune_operator.cli.tables import age, table
+from finetune_operator.cli.sections import Part
+from finetune_operator.cli.tables import age
 from finetune_operator.core.ports import Manifest
 from finetune_operator.endpoint.requests import read_requests
 from finetune_operator.endpoint.rollout.plan import RolloutPlan, read_plan
@@ -25,14 +25,14 @@ _OUTCOMES = 20
 _VERBS: dict[Decision, str] = {"approve": "approve", "reject": "reject", "rollback": "roll back"}
 
 
-def describe_endpoint(endpoint: ModelEndpoint, *, events: list[Manifest], now: datetime) -> str:
-    """An endpoint as text. `events`: those about it."""
+def describe_endpoint(endpoint: ModelEndpoint, *, events: Iterable[Manifest], now: datetime) -> list[Part]:
+    """An endpoint in parts. `events`: those about it."""
     spec, status = endpoint.spec, endpoint.status
     routes = status.routes
     acknowledged = f", served by {routes.acknowledged} of {words.count(routes.gateways, 'gateway')}" if routes else ""
     parts = [
-        sections.fields(
-            {
+        Part(
+            fields={
                 "Name": endpoint.metadata.name,
                 "Namespace": endpoint.metadata.namespace,
                 "Created": sections.when(endpoint.metadata.creation_timestamp, now=now),
@@ -54,21 +54,22 @@ def describe_endpoint(endpoint: ModelEndpoint, *, events: list[Manifest], now: d
         parts.append(_rollout(endpoint, step=status.step, now=now))
     if status.analysis:
         parts.append(_analysis(status.analysis, time=status.analysis_time, now=now))
-    parts.append(_comparisons(status.comparisons, now=now))
-    parts.append(_outcomes(status.versions, now=now))
-    parts.append(sections.conditions(status.conditions, now=now))
-    parts.append(sections.events(events, now=now))
-    return "\n\n".join(part for part in parts if part)
+    return [
+        *parts,
+        _comparisons(status.comparisons, now=now),
+        _outcomes(status.versions, now=now),
+        sections.conditions(status.conditions, now=now),
+        sections.events(events, now=now),
+    ]
 
 
-def _comparisons(found: Sequence[ComparisonStatus], *, now: datetime) -> str:
-    """Of versions that were evaluated again before they were tried, newest first; "" where there are none."""
+def _comparisons(found: Sequence[ComparisonStatus], *, now: datetime) -> Part:
+    """Of versions that were evaluated again before they were tried, newest first."""
     rows = [
         (each.version.name, each.baseline.name, each.verdict, age(since=each.time, now=now), each.reason)
         for each in reversed(found)
     ]
-    header = ("NAME", "WITH", "VERDICT", "AGE", "REASON")
-    return "Compared again:\n" + table(header=header, rows=rows, indent=INDENT) if rows else ""
+    return Part(title="Compared again", header=("NAME", "WITH", "VERDICT", "AGE", "REASON"), rows=rows)
 
 
 def _runtime(endpoint: ModelEndpoint) -> str:
@@ -97,7 +98,7 @@ def _requests(endpoint: ModelEndpoint) -> str:
     return f"{', '.join(asked)} (by {requests.who})" if asked else ""
 
 
-def _rollout(endpoint: ModelEndpoint, *, step: StepStatus, now: datetime) -> str:
+def _rollout(endpoint: ModelEndpoint, *, step: StepStatus, now: datetime) -> Part:
     plan = read_plan(endpoint.status.plan) if endpoint.status.plan is not None else None
     samples = f"{step.samples} of {step.needed} needed" if step.needed else str(step.samples) if step.samples else ""
     fields = {
@@ -108,24 +109,24 @@ def _rollout(endpoint: ModelEndpoint, *, step: StepStatus, now: datetime) -> str
         "Held": step.held or "",
     }
     if isinstance(plan, RolloutPlan):
-        fields["Plan"] = _plan(plan)
+        fields["Plan"] = " -> ".join(planned(plan))
         fields["Policy"] = f"onRegression {plan.on_regression}, onInconclusive {plan.on_inconclusive}"
-    return "Rollout:\n" + sections.fields(fields, indent=INDENT)
+    return Part(title="Rollout", fields=fields)
 
 
-def _plan(plan: RolloutPlan) -> str:
-    """The stages in order: `shadow 20 % -> internal 80 % -> five 5 % -> approval -> guard 1 h 0 min`."""
+def planned(plan: RolloutPlan) -> list[str]:
+    """The stages in order: `shadow 20 %`, `internal 80 %`, `five 5 %`, `approval`, `promotion`, `guard 1 h 0 min`."""
     if plan.fast:
-        return "straight back to a version that was stable before"
+        return ["straight back to a version that was stable before"]
     stages = [f"shadow {plan.shadow.percent:g} %"] if plan.shadow else []
     stages += [f"{step.name} {step.percent:g} %" for step in plan.steps]
     stages += ["approval"] if plan.approval == "Manual" else []
     stages += ["promotion"]
     stages += [f"guard {words.seconds(plan.guard_seconds)}"] if plan.guard_seconds else []
-    return " -> ".join(stages)
+    return stages
 
 
-def _analysis(rows: list[AnalysisRow], *, time: datetime | None, now: datetime) -> str:
+def _analysis(rows: list[AnalysisRow], *, time: datetime | None, now: datetime) -> Part:
     written = f" ({age(since=time, now=now)} ago)" if time is not None else ""
     lines = [
         (
@@ -140,14 +141,13 @@ def _analysis(rows: list[AnalysisRow], *, time: datetime | None, now: datetime) 
         for row in rows
     ]
     header = ("METRIC", "BAD, STABLE", "BAD, CANDIDATE", "DIFFERENCE", "SAMPLES", "VERDICT", "REASON")
-    return f"Analysis{written}:\n" + table(header=header, rows=lines, indent=INDENT)
+    return Part(title=f"Analysis{written}", header=header, rows=lines)
 
 
-def _outcomes(versions: list[VersionOutcome], *, now: datetime) -> str:
+def _outcomes(versions: list[VersionOutcome], *, now: datetime) -> Part:
     """Newest first."""
     rows = [
         (each.name, each.outcome, age(since=each.time, now=now), each.by, each.reason)
         for each in reversed(versions[-_OUTCOMES:])
     ]
-    header = ("NAME", "OUTCOME", "AGE", "BY", "REASON")
-    return "Versions:\n" + table(header=header, rows=rows, indent=INDENT) if rows else ""
+    return Part(title="Versions", header=("NAME", "OUTCOME", "AGE", "BY", "REASON"), rows=rows)

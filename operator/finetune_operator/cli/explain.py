@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +17,7 @@ from finetune_api.shared_fields import NextStatus, Release
 from finetune_operator.cli import words
 from finetune_operator.cli.columns import resource_of
 from finetune_operator.cli.errors import CommandError, ExitStatus
-from finetune_operator.cli.sections import INDENT, waits_for
+from finetune_operator.cli.sections import INDENT, Part, text_of, waits_for
 from finetune_operator.cli.snapshot import Snapshot
 from finetune_operator.cli.target import Shell, open_target, shell_of
 from finetune_operator.core.reasons import Reason
@@ -25,6 +26,33 @@ _VERBS = {"Approve": "approve", "Reject": "reject", "RollBack": "rollback", "Res
 _STAGES = {"Preparing": "Prepare", "Training": "Train", "Evaluating": "Evaluate"}
 _RIGHTS = "approve, reject and rollback need the verb approve on modelendpoints (ClusterRole finetune-approve)"
 _RECORD = "a run is a record: a changed one needs another metadata.name"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What is said of an object, in sentences under headings."""
+
+    headline: str
+    now: Sequence[str]
+    waits: Sequence[str]
+    commands: Sequence[tuple[str, str]]
+    """What can be typed, and what comes of it."""
+    so_far: Sequence[str] = ()
+    then: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def parts(self) -> list[Part]:
+        """All but the commands."""
+        said = {"Now": self.now, "So far": self.so_far, "Waits for": self.waits, "Then": self.then}
+        return [Part(title=title, lines=lines) for title, lines in said.items()]
+
+    @property
+    def text(self) -> str:
+        """For a terminal."""
+        commands = [f"{command}\n{INDENT * 3}{effect}" for command, effect in self.commands]
+        last = [Part(title="What you can do", lines=commands), Part(title="Note", lines=self.notes)]
+        return f"{self.headline}\n\n{text_of([*self.parts, *last])}"
 
 
 async def run(options: argparse.Namespace) -> int:
@@ -36,12 +64,11 @@ async def run(options: argparse.Namespace) -> int:
         if resource.kind == "ModelEndpoint":
             endpoint = ModelEndpoint.from_object(await target.read(kind="ModelEndpoint", name=options.name))
             made = await target.cluster.list(kind="FineTuneJob", namespace=target.namespace)
-            print(
-                explain_endpoint(endpoint, now=now, shell=shell, jobs=[FineTuneJob.from_object(each) for each in made])
-            )
+            jobs = [FineTuneJob.from_object(each) for each in made]
+            print(explain_endpoint(endpoint, now=now, shell=shell, jobs=jobs).text)
         elif resource.kind == "FineTuneJob":
             job = await target.read(kind="FineTuneJob", name=options.name)
-            print(explain_job(FineTuneJob.from_object(job), now=now, shell=shell))
+            print(explain_job(FineTuneJob.from_object(job), now=now, shell=shell).text)
         else:
             raise CommandError(
                 f"a version waits for nothing; finetune describe version {options.name} shows it, and explain tells of"
@@ -50,14 +77,16 @@ async def run(options: argparse.Namespace) -> int:
     return ExitStatus.DONE
 
 
-def explain_endpoint(endpoint: ModelEndpoint, *, now: datetime, shell: Shell, jobs: Sequence[FineTuneJob] = ()) -> str:
+def explain_endpoint(
+    endpoint: ModelEndpoint, *, now: datetime, shell: Shell, jobs: Sequence[FineTuneJob] = ()
+) -> Explanation:
     """An endpoint, in plain words. `jobs`: all of its namespace, of which some may make its first version."""
     status, name = endpoint.status, endpoint.metadata.name
     serves = f"serves {status.stable.name}" if status.stable is not None else "serves no version yet"
     tries = f" and tries {status.candidate.name}" if status.candidate is not None else ""
     headline = f"ModelEndpoint {name} {serves}{tries} ({status.phase or 'not looked at yet'})"
     if status.observed_generation is None:
-        return _text(headline, **_unseen(shell, works=shell.finetune("up", "-f", "FILE")))
+        return Explanation(headline=headline, **_unseen(shell, works=shell.finetune("up", "-f", "FILE")))
     found = status.next or NextStatus()
     waiting = [each.name for each in (status.candidate, *status.all_held) if each is not None]
     version = waiting[0] if len(waiting) > 1 else ""
@@ -81,8 +110,8 @@ def explain_endpoint(endpoint: ModelEndpoint, *, now: datetime, shell: Shell, jo
         own = [job for job in jobs if job.spec.endpoint_ref and job.spec.endpoint_ref.name == name]
         so_far += [_progress(job) for job in own] or [f"no job names {name} as its endpointRef"]
         commands += [_follow(job, shell=shell) for job in own] or [_first_job(name, shell=shell)]
-    return _text(
-        headline,
+    return Explanation(
+        headline=headline,
         now=said,
         so_far=so_far,
         waits=waits_for(status.next, now=now),
@@ -92,12 +121,12 @@ def explain_endpoint(endpoint: ModelEndpoint, *, now: datetime, shell: Shell, jo
     )
 
 
-def explain_job(job: FineTuneJob, *, now: datetime, shell: Shell) -> str:
+def explain_job(job: FineTuneJob, *, now: datetime, shell: Shell) -> Explanation:
     """A job, in plain words. While its version is rolled out, what the endpoint waits for is what the job waits for."""
     status, name = job.status, job.metadata.name
     headline = f"FineTuneJob {name} ({status.phase or 'Pending'})"
     if status.observed_generation is None:
-        return _text(headline, **_unseen(shell, works=shell.finetune("run", "-f", "FILE")))
+        return Explanation(headline=headline, **_unseen(shell, works=shell.finetune("run", "-f", "FILE")))
     found = status.next or NextStatus()
     endpoint = status.rollout.endpoint if status.rollout is not None else ""
     commands = [typed for each in found.release if (typed := _typed(each, shell=shell, endpoint=endpoint, job=name))]
@@ -119,8 +148,8 @@ def explain_job(job: FineTuneJob, *, now: datetime, shell: Shell) -> str:
     compared = [words.comparison_line(row) for row in rows if not row.report]
     needs = [row.needed_n for row in rows if row.needed_n and row.verdict == "Inconclusive"]
     decides = [f"about {max(needs)} held-out examples would decide it, in a new job"] if needs else []
-    return _text(
-        headline,
+    return Explanation(
+        headline=headline,
         now=said,
         so_far=[line for line in (training, saved, *compared) if line],
         waits=["nothing"] if ended else waits_for(status.next, now=now),
@@ -218,27 +247,3 @@ def at_this_rate(*, missing: int, seen: int, seconds: float) -> str:
     rate = seen / seconds
     pace = f"{rate:.3g} a second" if rate >= 1 else f"{60 * rate:.3g} a minute"
     return f"; at the rate so far ({pace}) the rest takes about {words.seconds(missing / rate)}"
-
-
-def _text(
-    headline: str,
-    *,
-    now: Sequence[str],
-    waits: Sequence[str],
-    commands: Sequence[tuple[str, str]],
-    so_far: Sequence[str] = (),
-    then: Sequence[str] = (),
-    notes: Sequence[str] = (),
-) -> str:
-    parts = {
-        "Now": now,
-        "So far": so_far,
-        "Waits for": waits,
-        "Then": then,
-        "What you can do": [f"{command}\n{INDENT * 3}{effect}" for command, effect in commands],
-        "Note": notes,
-    }
-    shown = [
-        f"{heading}:\n" + "\n".join(f"{INDENT}{each}" for each in lines) for heading, lines in parts.items() if lines
-    ]
-    return "\n\n".join([headline, *shown])

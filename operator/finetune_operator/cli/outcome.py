@@ -8,6 +8,7 @@ from finetune_api.finetunejob import FineTuneJob
 from finetune_api.results import TrainResult
 from finetune_operator.cli import words
 from finetune_operator.cli.report import baseline_of
+from finetune_operator.cli.tables import table
 from finetune_operator.job.stages import recorded_results
 from finetune_operator.local.home import LocalHome
 
@@ -22,7 +23,7 @@ def outcome(job: FineTuneJob, *, home: LocalHome, logs: Path | None) -> str:
         took = f" after {words.seconds((status.completion_time - status.start_time).total_seconds())}"
     lines = ["", f"{job.metadata.name}: {status.phase}{took}"]
     if status.evaluation is not None:
-        lines += ["", words.metric_table(status.evaluation.results, baseline="baseline"), ""]
+        lines += ["", table(header=words.METRIC_HEADER, rows=words.metric_rows(status.evaluation.results)), ""]
         lines += [f"Verdict: {status.evaluation.verdict} against {baseline_of(job)}"]
         lines += [f"         {reason}" for reason in words.reasons(status.evaluation.results)]
     else:

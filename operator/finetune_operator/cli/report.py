@@ -9,6 +9,7 @@ from pathlib import Path
 from finetune_api.finetunejob import FineTuneJob
 from finetune_operator.cli import words
 from finetune_operator.cli.errors import EXIT_STATUS_OF_PHASE, CommandError, ExitStatus
+from finetune_operator.cli.tables import table
 from finetune_operator.cli.target import Target, open_target
 
 
@@ -39,7 +40,7 @@ def comparison(job: FineTuneJob) -> str:
     rows = status.evaluation.results
     lines = [f"{job.metadata.name}: {status.evaluation.verdict} against {baseline_of(job)}"]
     lines += [f"Trained under {strategy}" for strategy in [words.sharing(status)] if strategy] + [""]
-    lines.append(words.metric_table(rows, baseline="baseline"))
+    lines.append(table(header=words.METRIC_HEADER, rows=words.metric_rows(rows)))
     lines += [f"\n{reason}" for reason in words.reasons(rows)]
     return "\n".join(lines)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from finetune_api.base import Condition
@@ -16,18 +17,47 @@ INDENT = "  "
 _EVENTS = 20
 
 
-def conditions(found: Iterable[Condition], *, now: datetime) -> str:
-    """The conditions, under their heading; "" where there are none."""
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of a description: fields, a table, lines. For the command line it is text, for the console a section."""
+
+    title: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    lines: Sequence[str] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is known of it; it is left out."""
+        return not (any(self.fields.values()) or self.rows or self.lines)
+
+    @property
+    def text(self) -> str:
+        """Under its title, indented; without one as it is."""
+        indent = INDENT if self.title else ""
+        shown = [f"{self.title}:"] if self.title else []
+        shown += [fields(self.fields, indent=indent)] if self.fields else []
+        shown += [table(header=self.header, rows=self.rows, indent=indent)] if self.rows else []
+        return "\n".join([*shown, *(f"{indent}{line}" for line in self.lines)])
+
+
+def text_of(parts: Iterable[Part]) -> str:
+    """A description as text."""
+    return "\n\n".join(part.text for part in parts if not part.is_empty)
+
+
+def conditions(found: Iterable[Condition], *, now: datetime) -> Part:
+    """The conditions."""
     rows = [
         (each.type, each.status, each.reason, age(since=each.last_transition_time, now=now), each.message)
         for each in found
     ]
-    header = ("TYPE", "STATUS", "REASON", "AGE", "MESSAGE")
-    return "Conditions:\n" + table(header=header, rows=rows, indent=INDENT) if rows else ""
+    return Part(title="Conditions", header=("TYPE", "STATUS", "REASON", "AGE", "MESSAGE"), rows=rows)
 
 
-def events(found: list[Manifest], *, now: datetime) -> str:
-    """The newest events, under their heading; "" where there are none."""
+def events(found: Iterable[Manifest], *, now: datetime) -> Part:
+    """The newest events."""
     newest = sorted(found, key=lambda event: str(event.get("eventTime") or ""))[-_EVENTS:]
     rows = [
         (
@@ -38,10 +68,10 @@ def events(found: list[Manifest], *, now: datetime) -> str:
         )
         for event in newest
     ]
-    return "Events:\n" + table(header=("AGE", "TYPE", "REASON", "MESSAGE"), rows=rows, indent=INDENT) if rows else ""
+    return Part(title="Events", header=("AGE", "TYPE", "REASON", "MESSAGE"), rows=rows)
 
 
-def fields(values: dict[str, str], *, indent: str = "") -> str:
+def fields(values: Mapping[str, str], *, indent: str = "") -> str:
     """Names and values in two columns; those without a value are left out."""
     shown = {name: value for name, value in values.items() if value}
     width = max((len(name) for name in shown), default=0) + 1

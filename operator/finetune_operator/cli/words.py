@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from finetune_api.finetunejob import FineTuneJobStatus
 from finetune_api.results import EvaluateResult, Failure, PrepareResult, TrainResult, result_adapter
 from finetune_api.shared_fields import MetricResult
-from finetune_operator.cli.tables import table
 from finetune_operator.gates.policy import NOT_JUDGED, WITHIN_LIMITS
 from finetune_operator.job.stages import recorded_results
 
@@ -88,25 +87,23 @@ def sharing(status: FineTuneJobStatus) -> str:
     return "" if waits else str((status.plan or {}).get("strategy", ""))
 
 
-def metric_table(rows: Sequence[MetricResult], *, baseline: str, indent: str = "") -> str:
-    """The comparison, one metric a line: judged ones first."""
-    ordered = sorted(rows, key=lambda row: row.report)
-    return table(
-        header=("METRIC", baseline.upper(), "CANDIDATE", "DIFFERENCE", "95 % INTERVAL", "N", "VERDICT"),
-        rows=[
-            (
-                row.metric,
-                number(row.baseline),
-                number(row.candidate),
-                number(row.difference, signed=True),
-                "" if row.low is None or row.high is None else interval(row.low, row.high),
-                str(row.n),
-                "reported" if row.report else (row.verdict or ""),
-            )
-            for row in ordered
-        ],
-        indent=indent,
-    )
+METRIC_HEADER = ("METRIC", "BASELINE", "CANDIDATE", "DIFFERENCE", "95 % INTERVAL", "N", "VERDICT")
+
+
+def metric_rows(rows: Sequence[MetricResult]) -> list[tuple[str, ...]]:
+    """The comparison, one metric a row: judged ones first."""
+    return [
+        (
+            row.metric,
+            number(row.baseline),
+            number(row.candidate),
+            number(row.difference, signed=True),
+            "" if row.low is None or row.high is None else interval(row.low, row.high),
+            str(row.n),
+            "reported" if row.report else (row.verdict or ""),
+        )
+        for row in sorted(rows, key=lambda row: row.report)
+    ]
 
 
 def comparison_line(row: MetricResult) -> str:

@@ -48,7 +48,7 @@ NO_PROBES = {"shadow": {"percent": 20, "minSamples": 300}}
 
 
 def explained(found: ModelEndpoint, *, now: datetime = NOW, shell: Shell = SHELL) -> str:
-    return explain_endpoint(found, now=now, shell=shell)
+    return explain_endpoint(found, now=now, shell=shell).text
 
 
 def next_at(found: ModelEndpoint) -> NextStatus:
@@ -71,7 +71,7 @@ def test_an_endpoint_without_a_version_tells_of_the_jobs_that_may_make_one() -> 
         job_with({"phase": "Training", "message": "training on 1 node (CPU)"}, endpointRef={"name": name})
         for name in ("router", "other")
     )
-    said = explain_endpoint(empty, now=NOW, shell=SHELL, jobs=[own, other])
+    said = explain_endpoint(empty, now=NOW, shell=SHELL, jobs=[own, other]).text
     assert "job router: Training: training on 1 node (CPU)" in said
     assert "finetune explain job router -n ml" in said
     assert "no job names" not in said
@@ -391,7 +391,7 @@ def test_what_a_job_waits_for(
 def test_a_job_that_has_ended_waits_for_nothing(phase: Phase) -> None:
     summary = Summary(state="Ready" if phase == "Succeeded" else "Stalled", reason=phase, message="m")
     assert next_of(phase=phase, summary=summary, until=None, planned=True) is None
-    assert "Waits for:\n  nothing" in explain_job(job_with({"phase": phase}), now=JOB_NOW, shell=SHELL)
+    assert "Waits for:\n  nothing" in explain_job(job_with({"phase": phase}), now=JOB_NOW, shell=SHELL).text
 
 
 UNSUSPEND = """kubectl patch finetunejob router --type=merge -p '{"spec":{"suspend":false}}' -n ml"""
@@ -413,20 +413,20 @@ SUSPENDED = {
     ],
 )
 def test_commands_about_a_job(job: Any, shell: Shell, command: str) -> None:
-    assert f"  {command}\n" in explain_job(job, now=JOB_NOW, shell=shell)
+    assert f"  {command}\n" in explain_job(job, now=JOB_NOW, shell=shell).text
 
 
 def test_a_run_that_trains_says_how_far_it_is() -> None:
     job = training()
     trainer = reported(step=12, loss=1.25).model_copy(update={"last_updated_time": JOB_NOW})
     job = job.model_copy(update={"status": job.status.model_copy(update={"trainer_status": trainer})})
-    text = explain_job(job, now=JOB_NOW, shell=SHELL)
+    text = explain_job(job, now=JOB_NOW, shell=SHELL).text
     assert "step 12/48, loss 1.25, 412 tokens/s, 1 min 20 s left\n  the newest checkpoint is step 10" in text
     assert "tried again: a training process was killed" in text
 
 
 def test_a_run_that_was_not_decided_says_what_would_decide_it() -> None:
-    text = explain_job(ended(phase="Rejected", verdict="Inconclusive"), now=JOB_NOW, shell=SHELL)
+    text = explain_job(ended(phase="Rejected", verdict="Inconclusive"), now=JOB_NOW, shell=SHELL).text
     assert "a run is a record" in text
 
 
@@ -435,7 +435,7 @@ def test_a_job_in_its_rollout_offers_what_the_endpoint_offers() -> None:
     following = next_at(awaiting()).to_dict()
     text = explain_job(
         job_with({"phase": "AwaitingApproval", "rollout": rollout, "next": following}), now=JOB_NOW, shell=SHELL
-    )
+    ).text
     assert "a person to approve v2" in text
     assert "  finetune approve router-b -n ml\n" in text
     assert "  finetune explain endpoint router-b -n ml\n" in text

@@ -29,6 +29,7 @@ from finetune_operator.cli.errors import CommandError
 from finetune_operator.cli.outcome import outcome
 from finetune_operator.cli.report import comparison
 from finetune_operator.cli.run_view import RunShows
+from finetune_operator.cli.sections import text_of
 from finetune_operator.cli.snapshot import Snapshot
 from finetune_operator.cli.tables import age
 from finetune_operator.cli.view import View
@@ -45,11 +46,23 @@ def assert_golden(name: str, text: str) -> None:
     assert text + "\n" == path.read_text()
 
 
+def job_text(*args: Any, **more: Any) -> str:
+    return text_of(describe_job(*args, **more))
+
+
+def version_text(*args: Any, **more: Any) -> str:
+    return text_of(describe_version(*args, **more))
+
+
+def endpoint_text(*args: Any, **more: Any) -> str:
+    return text_of(describe_endpoint(*args, **more))
+
+
 EVENT = {"eventTime": at(15), "type": "Normal", "reason": "Training", "note": "Prepare is complete"}
 
 
 def test_describe_a_job_that_trains() -> None:
-    assert_golden("describe-training", describe_job(training(), events=[EVENT], now=NOW))
+    assert_golden("describe-training", job_text(training(), events=[EVENT], now=NOW))
 
 
 def test_describe_says_how_the_model_is_shared_and_why() -> None:
@@ -60,31 +73,31 @@ def test_describe_says_how_the_model_is_shared_and_why() -> None:
     stages = [prepared.model_copy(update={"result": result}), *trains.status.stages[1:]]
     after = trains.model_copy(update={"status": trains.status.model_copy(update={"stages": stages})})
     line = r"Strategy: +FSDP2 with offload, chosen: DDP would need 145 GiB\n"
-    assert re.search(line, describe_job(after, events=[], now=NOW))
+    assert re.search(line, job_text(after, events=[], now=NOW))
     before = trains.model_copy(update={"status": trains.status.model_copy(update={"stages": []})})
-    assert "Strategy" not in describe_job(before, events=[], now=NOW), "not known until Prepare has chosen"
+    assert "Strategy" not in job_text(before, events=[], now=NOW), "not known until Prepare has chosen"
 
 
 def test_describe_a_job_that_has_ended() -> None:
-    assert_golden("describe-ended", describe_job(ended(verdict="Inconclusive"), events=[], now=NOW))
+    assert_golden("describe-ended", job_text(ended(verdict="Inconclusive"), events=[], now=NOW))
 
 
 def test_describe_a_version() -> None:
     manifest = valid("version")
     manifest["metadata"] |= {"creationTimestamp": at(0)}
-    assert_golden("describe-version", describe_version(ModelVersion.model_validate(manifest), now=NOW))
+    assert_golden("describe-version", version_text(ModelVersion.model_validate(manifest), now=NOW))
 
 
 def test_a_version_that_is_not_proven_is_described_as_such() -> None:
     let_go = served("v2", V2) | {"proven": False, "unproven": "not decided against v1 (approved by ann)"}
-    text = describe_endpoint(idle(stable=let_go), events=[], now=NOW)
+    text = endpoint_text(idle(stable=let_go), events=[], now=NOW)
     assert re.search(r"Stable: +v2 \(.*\), not proven: not decided against v1 \(approved by ann\)", text)
 
 
 def test_describe_an_endpoint() -> None:
     asked = canary(annotations={APPROVE: V2, REQUESTED_BY: "ann"}, approval=given("the promotion"))
-    assert_golden("describe-endpoint-canary", describe_endpoint(asked, events=[EVENT], now=NOW))
-    assert_golden("describe-endpoint-back", describe_endpoint(rolling_back(), events=[], now=NOW))
+    assert_golden("describe-endpoint-canary", endpoint_text(asked, events=[EVENT], now=NOW))
+    assert_golden("describe-endpoint-back", endpoint_text(rolling_back(), events=[], now=NOW))
 
 
 def test_describe_shows_what_was_compared_again() -> None:
@@ -96,7 +109,7 @@ def test_describe_shows_what_was_compared_again() -> None:
         "reason": "worse than v2 beyond the margin: accuracy",
         "time": at(300),
     }
-    text = describe_endpoint(idle(comparisons=[compared]), events=[], now=NOW)
+    text = endpoint_text(idle(comparisons=[compared]), events=[], now=NOW)
     section = text[text.index("Compared again:") :].split("\n\n")[0]
     assert [line.split(maxsplit=4) for line in section.splitlines()[1:]] == [
         ["NAME", "WITH", "VERDICT", "AGE", "REASON"],
@@ -107,7 +120,7 @@ def test_describe_shows_what_was_compared_again() -> None:
 def test_describe_says_what_is_void() -> None:
     asked = canary(annotations={APPROVE: V1, REQUESTED_BY: "ann"})
     line = f"Requests:  approve v1 (void: it is for another version, v1 ({V1}), not for v2) (by ann)"
-    assert line in describe_endpoint(asked, events=[], now=NOW)
+    assert line in endpoint_text(asked, events=[], now=NOW)
 
 
 @pytest.mark.parametrize("wide", [False, True])
