@@ -7,6 +7,7 @@ import random
 from datetime import UTC, datetime
 
 from finetune_api.finetunejob import EvaluationMetric
+from finetune_api.training_log import TrainingPoint
 from finetune_trainer.evaluation.changed_examples import ComparedExample, Said, find_changes
 from finetune_trainer.evaluation.compare import compare
 from finetune_trainer.evaluation.report import Report, Section
@@ -18,7 +19,6 @@ from finetune_trainer.tasks.scores import (
     score_classes,
     score_texts,
 )
-from finetune_trainer.training.training_log import TrainingPoint
 
 HOSTILE = (
     "<script>document.title='pwned'</script>",

@@ -11,6 +11,7 @@ A run's folder (`locations.run`):
     tokens/        the examples to learn from as token ids (tasks/tokens.py of the trainer) ... COMPLETE (last)
     checkpoints/   step-N/ ... COMPLETE (last)
     model/         the saved model, probes.jsonl (held-out prompts for what serves it) ... COMPLETE (last)
+    training_log.jsonl   what was logged, a line a step (training_log.py)
     evaluation/    examples.jsonl (scores of each) report.json report.html
     comparisons/   <key>/ the same of each later comparison, with another baseline
 """

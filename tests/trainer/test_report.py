@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tests.made_report import HOSTILE, chat_report, classifier_report
 
-from finetune_trainer.evaluation import charts
+from finetune_api.training_log import TrainingPoint, read_training_log
+from finetune_stats import drawing
 from finetune_trainer.evaluation.changed_examples import ComparedExample, Said, find_changes, marked, printable
-from finetune_trainer.evaluation.report import console_table, to_html, to_json
-from finetune_trainer.training.training_log import TrainingPoint, read_training_log
+from finetune_trainer.evaluation.report import console_table, interval_bar, to_html, to_json
 
 
 def example(
@@ -38,7 +38,7 @@ def example(
 def test_a_bar_has_better_on_the_right_for_metrics_that_should_be_low() -> None:
     rows = {row.metric.name: row for row in chat_report(verdict="Fail").comparison.rows}
     for name in ("exact_match", "loss"):
-        bar = charts.interval_bar(rows[name])
+        bar = interval_bar(rows[name])
         assert bar is not None and bar.limit is not None
         assert bar.low < bar.estimate < bar.high < bar.limit < bar.zero
     assert rows["loss"].difference > 0 > rows["exact_match"].difference
@@ -46,7 +46,7 @@ def test_a_bar_has_better_on_the_right_for_metrics_that_should_be_low() -> None:
 
 def test_a_bar_fits_its_width_and_reported_metrics_have_no_limit() -> None:
     for row in chat_report().comparison.rows:
-        bar = charts.interval_bar(row)
+        bar = interval_bar(row)
         assert bar is not None
         assert 0 < min(bar.low, bar.zero) <= max(bar.high, bar.zero) < bar.width
         assert (bar.limit is None) == (row.verdict is None)
@@ -67,12 +67,12 @@ def test_a_bar_fits_its_width_and_reported_metrics_have_no_limit() -> None:
     ],
 )
 def test_nice_ticks(least: float, most: float, ticks: list[float]) -> None:
-    assert charts.nice_ticks(least, most) == pytest.approx(ticks)
+    assert drawing.nice_ticks(least, most) == pytest.approx(ticks)
 
 
 def test_a_chart_keeps_all_points_inside_and_the_last_one() -> None:
     points = [(float(step), 3.0 - step / 1000) for step in range(1, 1700)]
-    chart = charts.line_chart({"training loss": points, "validation loss": []})
+    chart = drawing.line_chart({"training loss": points, "validation loss": []})
     assert chart is not None
     [line] = chart.lines
     assert len(line.dots) <= 401
@@ -82,7 +82,7 @@ def test_a_chart_keeps_all_points_inside_and_the_last_one() -> None:
 
 @pytest.mark.parametrize("points", [[], [(1.0, 2.0)], [(1.0, float("nan")), (2.0, 2.0), (3.0, float("inf"))]])
 def test_no_chart_of_less_than_two_points(points: list[tuple[float, float]]) -> None:
-    assert charts.line_chart({"loss": points}) is None
+    assert drawing.line_chart({"loss": points}) is None
 
 
 def test_the_training_log_survives_restarts_and_torn_lines() -> None:

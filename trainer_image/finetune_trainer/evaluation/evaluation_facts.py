@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune_api.results import TrainResult
 from finetune_api.run import EvaluateRun
+from finetune_api.training_log import FILE_NAME, TrainingPoint, read_training_log
 from finetune_trainer.data.dataset import Manifest
 from finetune_trainer.evaluation.contest import Contest
 from finetune_trainer.evaluation.report import Section
@@ -16,7 +17,6 @@ from finetune_trainer.process.errors import StageError
 from finetune_trainer.store.locations import join
 from finetune_trainer.store.storage import Storage
 from finetune_trainer.tasks.scores import UNKNOWN_CLASS_PROBABILITY
-from finetune_trainer.training.training_log import FILE_NAME, TrainingPoint, read_training_log
 
 Fact = str | int | float | None
 

@@ -16,10 +16,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from finetune_trainer.evaluation import changed_examples, charts
+from finetune_api.training_log import TrainingPoint
+from finetune_stats import drawing
+from finetune_trainer.evaluation import changed_examples
 from finetune_trainer.evaluation.changed_examples import Changes
 from finetune_trainer.evaluation.compare import Comparison, Row, explain, headline, reason
-from finetune_trainer.training.training_log import TrainingPoint
 
 SCHEMA_VERSION = 1
 _MOST_CLASSES = 60
@@ -158,7 +159,7 @@ def _row_view(row: Row) -> dict[str, Any]:
     """What the template shows of a row."""
     return {
         "row": row,
-        "bar": charts.interval_bar(row),
+        "bar": interval_bar(row),
         "demand": _demand(row),
         "words": reason(row),
         "verdict": "Reported" if row.verdict is None else row.verdict.value,
@@ -177,6 +178,15 @@ def _class_views(
     )
 
 
+def interval_bar(row: Row) -> drawing.IntervalBar | None:
+    """The drawing of a row, better to the right; None where it has no interval."""
+    result = row.result
+    if result.low is None or result.high is None:
+        return None
+    limit = result.floor if row.compared else None
+    return drawing.interval_bar(estimate=result.difference, low=result.low, high=result.high, limit=limit)
+
+
 def _demand(row: Row) -> str:
     """The condition for a pass, in words."""
     wanted, demands = row.wanted, []
@@ -191,8 +201,8 @@ def _demand(row: Row) -> str:
     return ", ".join(demands) or "shown only"
 
 
-def _loss_chart(training: Sequence[TrainingPoint]) -> charts.LineChart | None:
-    return charts.line_chart(
+def _loss_chart(training: Sequence[TrainingPoint]) -> drawing.LineChart | None:
+    return drawing.line_chart(
         {
             "training loss": [(point.step, point.loss) for point in training if point.loss is not None],
             "validation loss": [

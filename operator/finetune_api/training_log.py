@@ -1,4 +1,4 @@
-"""training_log.jsonl in a run's folder: how training went, one JSON object per logged step, read for the report.
+"""training_log.jsonl in a run's folder: how training went, one JSON object per logged step, read for curves.
 
 {"step": 10, "loss": 1.83, "learning_rate": 0.0005, "tokens_per_second": 2100, "time": "2026-11-21T05:00:00Z"}
 {"step": 20, "validation_loss": 1.71}
@@ -11,8 +11,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-
-from finetune_trainer.store.json_lines import lines_of
 
 FILE_NAME = "training_log.jsonl"
 
@@ -36,7 +34,7 @@ class TrainingPoint:
 def read_training_log(text: str) -> list[TrainingPoint]:
     """The points by step. Of a step that a restart repeated, the last values count; torn lines are skipped."""
     known: dict[int, dict[str, float]] = {}
-    for document in _documents(lines_of(text)):
+    for document in _documents(text.split("\n")):
         step = document.get("step")
         if not isinstance(step, int):
             continue

@@ -1,12 +1,10 @@
-"""Where the marks of the report's drawings go: positions in the units of an SVG view box, ready for the template."""
+"""Where the marks of drawings of intervals and curves go: positions in the units of an SVG view box, for a template."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from finetune_trainer.evaluation.compare import Row
 
 _MOST_POINTS = 400
 
@@ -26,13 +24,11 @@ class IntervalBar:
     """Left of it is what the run does not accept; None where the difference is not judged."""
 
 
-def interval_bar(row: Row, *, width: float = 240.0) -> IntervalBar | None:
-    """The drawing of a row; None where it has no interval."""
-    result = row.result
-    if result.low is None or result.high is None:
-        return None
-    limit = result.floor if row.compared else None
-    marks = [0.0, result.difference, result.low, result.high, *([] if limit is None else [limit])]
+def interval_bar(
+    *, estimate: float, low: float, high: float, limit: float | None = None, width: float = 240.0
+) -> IntervalBar:
+    """The drawing of a difference; `limit`: the worst that is accepted."""
+    marks = [0.0, estimate, low, high, *([] if limit is None else [limit])]
     least, most = min(marks), max(marks)
     margin = 0.08 * (most - least) or 1.0
 
@@ -42,9 +38,9 @@ def interval_bar(row: Row, *, width: float = 240.0) -> IntervalBar | None:
     return IntervalBar(
         width=width,
         zero=position(0.0),
-        estimate=position(result.difference),
-        low=position(result.low),
-        high=position(result.high),
+        estimate=position(estimate),
+        low=position(low),
+        high=position(high),
         limit=None if limit is None else position(limit),
     )
 
