@@ -156,15 +156,15 @@ def test_a_best_that_an_earlier_version_left_is_taken(tmp_path: Path) -> None:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     """Under every storage."""
-    disk, publish = Disk(), Storage.publish
+    disk, finish = Disk(), Storage.finish
 
     def slow(storage: Storage, folder: Path, **how: Any) -> Complete:
         assert disk.goes_on.wait(timeout=HANGS_S)
         if disk.is_full:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return publish(storage, folder, **how)
+        return finish(storage, folder, **how)
 
-    monkeypatch.setattr(Storage, "publish", slow)
+    monkeypatch.setattr(Storage, "finish", slow)
     return disk
 
 

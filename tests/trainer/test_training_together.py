@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from tests.forking import forked_python
 from tests.patience import HANGS_S
+from tests.trainer.pair import pair
 from tests.trainer.s3 import serve_s3
-from tests.trainer.small_run import ROOT, SmallRun, SmallRuns, kill_worker, wait_for, workers_of
+from tests.trainer.small_run import SmallRun, SmallRuns, kill_worker, wait_for, workers_of
 
 
 @pytest.fixture(scope="module")
@@ -25,26 +26,6 @@ def unbroken_pair(runs: SmallRuns) -> SmallRun:
     run = runs.new("unbroken-pair", processes=2)
     run.train(run.order(runs.prepared))
     return run
-
-
-def pair(*arguments: str) -> list[str]:
-    """What two processes of one machine say, which find each other as those of torchrun do. Both must end well."""
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000), "WORLD_SIZE": "2"}
-    paths = {"PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'trainer_image'}", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [forked_python(), *arguments],
-            cwd=ROOT,
-            env={**os.environ, **meeting, **paths, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=HANGS_S)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    return said
 
 
 def test_two_processes_learn_what_one_learns(unbroken_pair: SmallRun, runs: SmallRuns) -> None:
@@ -171,12 +152,15 @@ print("SAID", same, buffers, tied, parallel.active())
 
 
 def test_the_processes_of_a_pod_fetch_what_is_remote_once(tmp_path: Path, runs: SmallRuns) -> None:
-    run = runs.new("remote", processes=2, overrides={"maxSteps": 4})
+    run = runs.new("remote", processes=2, overrides={"maxSteps": 6})
     with serve_s3(tmp_path, bucket="models") as environment:
         bucket = tmp_path / "buckets" / "models"
         shutil.copytree(runs.base, bucket / "base")
         for name in ("data", "tokens"):
             shutil.copytree(runs.prepared_run.folder / name, bucket / "run" / name)
+        torn = bucket / "run/checkpoints/step-4/parameters-7.safetensors"  # of more processes
+        torn.parent.mkdir(parents=True)
+        torn.write_bytes(b"half")
         prepared = runs.prepared | {"base": runs.prepared["base"] | {"uri": "s3://models/base"}}
         order = run.order(prepared)
         order["locations"] |= {"run": "s3://models/run", "cache": "s3://models/cache", "allowedRoots": ["s3://models"]}
@@ -192,7 +176,9 @@ def test_the_processes_of_a_pod_fetch_what_is_remote_once(tmp_path: Path, runs: 
         assert fetched["base/tokenizer.json"] == fetched["base/model.safetensors"] == 1
         # Going on from a checkpoint, and finding the model finished.
         shutil.rmtree(bucket / "run" / "model")
-        assert gets(order)["run/checkpoints/step-4/parameters.safetensors"] <= 2
+        fetched = gets(order)
+        assert [fetched[f"run/checkpoints/step-4/parameters-{rank}.safetensors"] for rank in range(2)] == [2, 2]
+        assert run.message("train")["resumedFromStep"] == 4
         assert gets(order)["run/model/model.safetensors"] == 1
         assert run.message("train")["reused"]
 

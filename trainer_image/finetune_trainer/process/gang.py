@@ -29,6 +29,8 @@ FETCHING_TIMEOUT = datetime.timedelta(hours=2)
 """How long processes wait for what one of them fetches, tries or saves: with a large model that takes longer than any
 exchange between processes may.
 """
+SHARE_SECONDS = 10.0
+"""How long the first process waits for others' shares, at the least, once it leaves: theirs are as large as its own."""
 _POLL_SECONDS = 0.1
 _LOST_PEER = ("connection closed by peer", "connection reset by peer", "timed out", "timeout", "broken pipe", "socket")
 
@@ -119,15 +121,15 @@ class Gang:
         self.store.set(key, json.dumps({"found": found}))
         return found
 
-    def _said(self, key: str) -> Any:
+    def _said(self, key: str, *, is_over: Callable[[], bool] = lambda: False) -> Any:
         deadline = time.monotonic() + FETCHING_TIMEOUT.total_seconds()
         pause = _POLL_SECONDS / 64
         # Looked for again and again: a signal is heard in between.
         while not self.store.check([key]):
-            if time.monotonic() > deadline:
+            if is_over() or time.monotonic() > deadline:
                 raise StageError(
                     reason="PeerLost",
-                    message=f"the process that others wait for was not ready within {FETCHING_TIMEOUT}",
+                    message="a process that others wait for went away, or was not ready in time",
                     exit_code=ExitCode.INTERNAL_ERROR,
                 )
             time.sleep(pause)
@@ -148,6 +150,47 @@ class Gang:
         """Until all are here."""
         if self.world > 1:
             dist.barrier()
+
+
+class Shares:
+    """What each process makes of its share of one piece of work, in any thread, and the first hears of.
+
+    All must make it at the same point.
+    """
+
+    def __init__(self, gang: Gang) -> None:
+        self._gang = gang
+        self._key = f"share-{next(gang._done)}"
+
+    def made(self, work: Callable[[], Any], *, writing: str, left: Callable[[], float]) -> list[Any]:
+        """Do this process's `work`, which gives what is JSON-ready. The first process has what all gave, by rank.
+
+        `writing`: what, for a full disk. `left`: when the first process left (time.monotonic), inf while it is there:
+        then it waits for twice the time that its own share took, `SHARE_SECONDS` at the least. Raises StageError where
+        a share failed, once all are over: that of the lowest rank; PeerLost for one that was not heard of.
+        """
+        gang, began = self._gang, time.monotonic()
+        found, failures = [], []
+        try:
+            found.append(work())
+        except BaseException as error:
+            failures.append(as_stage_error(error, writing=writing))
+        done = time.monotonic()
+        if not gang.is_first:
+            said = {"error": failures[0].to_dict()} if failures else {"found": found[0]}
+            gang.store.set(f"{self._key}-{gang.rank}", json.dumps(said))
+
+        def is_over() -> bool:
+            return time.monotonic() > max(left(), done) + max(SHARE_SECONDS, 2 * (done - began))
+
+        for rank in range(1, gang.world) if gang.is_first else ():
+            try:
+                found.append(gang._said(f"{self._key}-{rank}", is_over=is_over))
+            except StageError as error:
+                failures.append(error)
+        for failure in failures:
+            raise failure
+        return found
 
 
 def _without_a_word(work: Callable[[], Any]) -> Any:

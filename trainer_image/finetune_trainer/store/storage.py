@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +26,7 @@ from finetune_api.results import ExitCode
 from finetune_api.run import Locations
 from finetune_trainer.process.errors import StageError, bad_configuration, bad_data, from_write_failure, not_found
 from finetune_trainer.store import complete
-from finetune_trainer.store.complete import Complete
+from finetune_trainer.store.complete import Complete, FileDigest
 from finetune_trainer.store.locations import Confinement, Location, join
 
 log = logging.getLogger(__name__)
@@ -272,12 +272,33 @@ class Storage:
             existing = self.read_complete(to)
             if existing is not None and existing.input_digest == input_digest:
                 return existing
+        if location.path is None:
+            self.remove(to)
+        files = self.put([path for path in folder.rglob("*") if path.is_file()], folder=folder, to=to)
+        return self.finish(folder, files=files, to=to, input_digest=input_digest, extra=extra)
+
+    def put(self, paths: Sequence[Path], *, folder: Path, to: str) -> tuple[FileDigest, ...]:
+        """Bring some files of a staging folder to the disk, or upload them to where nothing else may be by now. Several
+        processes may, of one folder or of one each; what it gives is for `finish`.
+        """
+        location = self._confinement.writable(to)
         with _writing(to):
-            manifest = Complete(input_digest=input_digest, files=complete.local_digests(folder), extra=extra)
+            files = tuple(complete.file_digest(path, folder=folder) for path in paths)
+            for path, file in zip(paths, files, strict=True):
+                if location.path is None:
+                    self._filesystem(location).put_file(str(path), f"{location.key}/{file.path}")
+                else:
+                    sync(path)
+        return files
+
+    def finish(
+        self, folder: Path, *, files: Iterable[FileDigest], to: str, input_digest: str, extra: Mapping[str, Any]
+    ) -> Complete:
+        """The rest of `publish`, once all files were `put`."""
+        location = self._confinement.writable(to)
+        with _writing(to):
+            manifest = Complete(input_digest=input_digest, files=tuple(sorted(files)), extra=extra)
             if location.path is None:
-                self.remove(to)
-                for file in manifest.files:
-                    self._filesystem(location).put_file(str(folder / file.path), f"{location.key}/{file.path}")
                 self.write_atomic(join(to, complete.FILE_NAME), manifest.to_json())
                 return manifest
             (folder / complete.FILE_NAME).write_text(manifest.to_json())
@@ -345,11 +366,11 @@ class Storage:
         return location.uri == own or location.uri.startswith(own.rstrip("/") + "/")
 
     def _remove_abandoned(self, location: Location) -> None:
-        """Remove staging folders that a killed writer left. In a run's folder only one attempt writes at a time."""
+        """Remove staging folders that a killed writer left. In a run's folder one at a time is at work."""
         own = self._is_own(location)
         target = location.path
         assert target is not None
-        for leftover in target.parent.glob(f"{_STAGING}{target.name}-*"):
+        for leftover in target.parent.glob(f"{_STAGING}*" if own else f"{_STAGING}{target.name}-*"):
             with contextlib.suppress(OSError):
                 if own or time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
                     log.info("removing %s, which an interrupted attempt left", leftover)

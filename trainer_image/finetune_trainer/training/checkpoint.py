@@ -3,6 +3,7 @@
     checkpoints/step-N/
         parameters.safetensors   trainable parameters, by name, whole (many: several files, see tensor_files)
         optimizer.safetensors    AdamW's moments: `<parameter>/exp_avg`, `<parameter>/exp_avg_sq`, `<parameter>/step`
+        (of several processes    parameters-0.safetensors, parameters-1.safetensors, ...: each writes a share)
         random.safetensors       torch's generators of every rank: `<rank>/cpu`, `<rank>/cuda`
         state.json               TrainingState
         COMPLETE                 written last, with the sha256 of each file
@@ -17,6 +18,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -24,6 +26,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,9 +34,9 @@ from torch import nn
 
 from finetune_api.results import ExitCode
 from finetune_trainer.process import memory
-from finetune_trainer.process.errors import StageError, bad_configuration, from_write_failure, not_finite
-from finetune_trainer.process.gang import COLLECTIVE_TIMEOUT, FETCHING_TIMEOUT, Gang
-from finetune_trainer.store.complete import Complete
+from finetune_trainer.process.errors import StageError, bad_configuration, not_finite
+from finetune_trainer.process.gang import COLLECTIVE_TIMEOUT, FETCHING_TIMEOUT, Gang, Shares
+from finetune_trainer.store.complete import Complete, FileDigest
 from finetune_trainer.store.locations import join
 from finetune_trainer.store.storage import Storage
 from finetune_trainer.training import tensor_files
@@ -85,7 +88,9 @@ class Checkpoints:
     """The step of the newest one that is complete, as the first process knows it."""
     _thread: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "checkpoint"))
     _written: Future[None] | None = None
-    """The one under way, or the last one; in the first process."""
+    """The one under way, or the last one: this process's share, of the first process all of it."""
+    _left: float = math.inf
+    """When this process left (time.monotonic)."""
     _copied: int = 0
     """Bytes of the last copy: a part of this process's peak."""
 
@@ -99,42 +104,51 @@ class Checkpoints:
         background: bool = False,
         then: Callable[[], None] | None = None,
     ) -> None:
-        """Save together: every process calls it, the first one writes, and does `then` when all is written. Raises
-        StageError 73 when it cannot be written, LossNotFinite where there is nothing worth saving; earlier checkpoints
-        are intact then.
+        """Save together: every process calls it and writes its share, the first one does `then` when all is written.
+        Raises StageError 73 when it cannot be written, LossNotFinite where there is nothing worth saving; checkpoints
+        of earlier steps are intact then.
 
         `background`: training goes on meanwhile, where there is room for a copy of all that is saved. It counts when
         `saved_at` says so; what goes wrong is raised by `settle`, which comes first here.
         """
         began = time.monotonic()
         self.settle(gang)
-        background = gang.first_says(background and self._has_room(parameters, gang)) == 1
         generators, text = _generators(gang), json.dumps(asdict(state), sort_keys=True)
         step, best = state.step, state.best_step if self.keeps_best else None
         uri = join(self.folder, f"{_PREFIX}{step}")
         with ExitStack() as stack:
-            staging = Path(gang.first_does(lambda: str(stack.enter_context(self.storage.staging_folder(uri)))))
-            files = [tensor_files.Writer(staging, name=name, copies=background) for name in (_WEIGHTS, _MOMENTS)]
-            keep = [each.add if gang.is_first else None for each in files]
+            staging = self._staging(uri, gang=gang, stack=stack)
+            writers = [rank for rank, sees in enumerate(gang.gather_bytes(_flag(staging.is_dir()))) if sees]
+            background = not gang.any_of(not background or not self._has_room(parameters, gang, writers=len(writers)))
+            own, turns = f"-{gang.rank}" if len(writers) > 1 else "", tensor_files.Turns(writers)
+            files = [tensor_files.Writer(staging, name=name + own, copies=background) for name in (_WEIGHTS, _MOMENTS)]
+            tensors = parallel.weights(parameters), parallel.moments(parameters)
             failures = [
-                tensor_files.go_through(parallel.weights(parameters), keep=keep[0]),
-                tensor_files.go_through(parallel.moments(parameters), keep=keep[1]),
+                tensor_files.go_through(each, mine=lambda size: turns.next(size) == gang.rank, keep=file.add)
+                for each, file in zip(tensors, files, strict=True)
             ]
-            waited = time.monotonic() - began
+            waited, shares = time.monotonic() - began, Shares(gang)
 
-            def publish() -> None:
+            def write() -> list[dict[str, Any]]:
                 for failure in failures:
                     if isinstance(failure, tensor_files.NotFinite):
                         raise not_finite(f"gradients became so large that {failure}", step=step)
                     if failure is not None:
-                        raise from_write_failure(uri, failure) or failure
-                for each in files:
-                    each.close()
-                save_file(generators, staging / "random.safetensors")
-                (staging / "state.json").write_text(text)
-                self.storage.publish(
-                    staging, to=uri, input_digest=self.input_digest, extra={"step": step, "best_step": best}
-                )
+                        raise failure
+                written = [path for file in files if gang.rank in writers for path in file.close()]
+                if gang.is_first:
+                    written += [staging / "random.safetensors", staging / "state.json"]
+                    save_file(generators, written[-2])
+                    written[-1].write_text(text)
+                return [asdict(each) for each in self.storage.put(written, folder=staging, to=uri)]
+
+            def publish() -> None:
+                found = shares.made(write, writing=uri, left=lambda: self._left)
+                if not gang.is_first:
+                    return
+                digests = [FileDigest(**each) for share in found for each in share]
+                extra = {"step": step, "best_step": best}
+                self.storage.finish(staging, files=digests, to=uri, input_digest=self.input_digest, extra=extra)
                 self.saved_at = step
                 with _logged("old checkpoints"):
                     self._remove_old(newest=step)
@@ -144,10 +158,24 @@ class Checkpoints:
                 held_up = waited if background else spent
                 log.info("checkpoint at step %d in %.3f s, training waited %.3f s: %s", step, spent, held_up, uri)
 
-            if gang.any_of(not background or any(failures)):
-                gang.first_does(publish)
-            elif gang.is_first:
-                self._written = self._thread.submit(_within, stack.pop_all(), publish)
+            self._written = self._thread.submit(_within, stack.pop_all(), publish)
+        if gang.any_of(not background or any(failures)):
+            self.settle(gang)
+
+    def _staging(self, uri: str, *, gang: Gang, stack: ExitStack) -> Path:
+        """Where this process's files are made: a folder of its own before they are uploaded, else the first process's,
+        which not all may see. What was there of that step goes: it was not gone on from.
+        """
+
+        def begin() -> str:
+            self.storage.remove(uri)
+            return str(stack.enter_context(self.storage.staging_folder(uri)))
+
+        made = Path(gang.first_does(begin))
+        if gang.is_first:
+            return made
+        target = self.storage.local_path(uri)
+        return target.with_name(made.name) if target else stack.enter_context(self.storage.staging_folder(uri))
 
     @property
     def failed(self) -> bool:
@@ -162,17 +190,18 @@ class Checkpoints:
 
     def leave(self) -> None:
         """However it ends: what is under way is finished if that takes no longer than an exchange, and counts then."""
+        self._left = time.monotonic()
         if self._written is not None:
             wait([self._written], timeout=COLLECTIVE_TIMEOUT.total_seconds())
         if self.failed:
             log.warning("the last checkpoint was not written: %s", self._written and self._written.exception())
 
-    def _has_room(self, parameters: dict[str, nn.Parameter], gang: Gang) -> bool:
-        """Whether this machine has memory for a copy, beside what the processes will take again at their peaks."""
+    def _has_room(self, parameters: dict[str, nn.Parameter], gang: Gang, *, writers: int) -> bool:
+        """Whether this machine has memory for its processes' copies, beside what they take at their peaks."""
         numbers = sum(getattr(each, "ds_numel", each.numel()) for each in parameters.values())
-        size = _BYTES_SAVED * numbers
-        peaks = gang.of_node * max(0, memory.below_peak() - self._copied)
-        self._copied = size if memory.available() - peaks > _ROOM * size else 0
+        size = _BYTES_SAVED * numbers // writers
+        peak = max(0, memory.below_peak() - self._copied)
+        self._copied = size if memory.available() > gang.of_node * (peak + _ROOM * size) else 0
         return self._copied > 0
 
     def load_newest(
@@ -283,6 +312,10 @@ def _load_weights(folder: Path, parameters: dict[str, nn.Parameter], parallel: P
     odd = sorted(found ^ parameters.keys())
     if odd:
         raise bad_configuration("CheckpointMismatch", f"the checkpoint does not fit the model: {odd[0]}")
+
+
+def _flag(value: bool) -> torch.Tensor:
+    return torch.tensor([value], dtype=torch.uint8)
 
 
 def _generators(gang: Gang) -> dict[str, torch.Tensor]:
