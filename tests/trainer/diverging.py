@@ -28,9 +28,9 @@ def main() -> None:
         loss, tokens = stepped(setup, step=step)
         if step + 1 != STEP or setup.schedule.roll_backs:
             return loss, tokens
-        with torch.no_grad():
-            for parameter in setup.trained.values():
-                parameter.fill_(float("nan"))
+        for parameter in setup.trained.values():
+            whole = getattr(parameter, "ds_shape", parameter.shape)
+            setup.parallel.put_weight(parameter, torch.full(whole, float("nan")))
         return loss * float("nan"), tokens
 
     train._step = step
