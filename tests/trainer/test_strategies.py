@@ -9,23 +9,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.trainer.pair import pair
 from tests.trainer.small_run import LORA, METHODS, SmallRun, SmallRuns
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from finetune_api.run import MethodOrder
 from finetune_api.tasks import UsedStrategy
-from finetune_trainer.models.base_model import LoadedBase
-from finetune_trainer.process.gang import Gang, joined
+from finetune_trainer.process.gang import joined
 from finetune_trainer.store.orders import content_digest
-from finetune_trainer.tasks import variable_length
-from finetune_trainer.tasks.choose import task_of
-from finetune_trainer.tasks.encoding import Encoded, packed_batch
-from finetune_trainer.training.methods.choose import method_of, trainable_parameters
-from finetune_trainer.training.parallel.choose import parallel_of
 from finetune_trainer.training.parallel.fsdp2 import FullySharded
 from finetune_trainer.training.sharing import ParallelSettings, Root
-from finetune_trainer.training.train import recompute
 
 STRATEGIES: tuple[UsedStrategy, ...] = ("DDP", "FSDP2", "DeepSpeedZeRO1", "DeepSpeedZeRO2", "DeepSpeedZeRO3")
 PACKED = {"packing": True, "maxLength": 128}
@@ -139,35 +132,5 @@ def test_under_fsdp2_each_pass_leaves_a_part_of_the_gradients_only() -> None:
 
 def test_activations_that_are_computed_again_are_the_same() -> None:
     """Dropout is drawn again as it was: what is trained has the same bits."""
-    with joined(gpus=False, meets=True) as gang:  # DeepSpeed knows one group in its life
-        for strategy in STRATEGIES:
-            kept, again = (adapter_trained(gang, strategy, again=again) for again in (False, True))
-            for name, whole in kept.items():
-                assert torch.equal(whole, again[name]), (strategy, name)
-
-
-def adapter_trained(gang: Gang, strategy: UsedStrategy, *, again: bool) -> dict[str, torch.Tensor]:
-    """In two steps with dropout."""
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
-    base = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2))
-    method = method_of(MethodOrder.model_validate({**LORA, "lora": {**LORA["lora"], "dropout": 0.5}}))
-    task = task_of("Chat")
-    model = method.applied(LoadedBase(model=base, untrained=frozenset()), task=task, base_uri="none").train()
-    batch = packed_batch([Encoded(ids=tuple(range(20)), targets=(False, *[True] * 19), label=None)] * 2)
-    assert variable_length.use(base)
-    passes: list[int] = []
-    base.model.layers[1].mlp.register_forward_pre_hook(lambda *_: passes.append(1))
-    if again:
-        recompute(model)
-    own = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
-    parallel = parallel_of(strategy, gang=gang, settings=ParallelSettings(deepspeed=own if "3" in strategy else {}))
-    ask = parallel.prepare(Root(model), optimizer=lambda: torch.optim.AdamW(trainable_parameters(model).values()))
-    for _ in range(2):
-        with parallel.accumulating(last=True):
-            parallel.backward(ask(lambda inner: task.loss(inner, batch)), weight=38)
-        parallel.step(trainable_parameters(model), learning_rate=0.1, max_norm=1.0)
-    assert len(passes) == (4 if again else 2)
-    found = {name: whole.clone() for name, whole in parallel.weights(trainable_parameters(model))}
-    assert all(whole.any() for whole in found.values()), "what begins as zeros has learned"
-    return found
+    same = [(method, strategy, True) for strategy in STRATEGIES for method in ("LoRA", "Full")]
+    assert [text.split("SAID ")[1].strip() for text in pair("-m", "tests.trainer.computed_again")] == [str(same)] * 2
