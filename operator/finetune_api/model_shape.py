@@ -21,6 +21,7 @@ _INNER = ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim", "d
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 PLAIN_OUTPUT = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3"})
 """Model types whose output layer is known to be a plain linear map of the decoder's last state."""
+_EXPERT, _FEED_FORWARD = ".experts.", ("gate_proj", "up_proj", "down_proj")
 _GATED = ("silu", "swish", "gelu_pytorch_tanh")
 
 
@@ -71,8 +72,8 @@ class ModelShape:
 
     @property
     def quantisable(self) -> int:
-        """Parameters of linear layers; a mixture's experts are none once they are loaded, whatever its files call them."""
-        return sum(one * other for name, one, other in self.linears if ".experts." not in name)
+        """Parameters of linear layers; a mixture's experts and what chooses them are none once they are loaded."""
+        return sum(one * other for name, one, other in self.linears if not (_EXPERT in name or name.endswith(".gate")))
 
     @classmethod
     def of(cls, config: Mapping[str, Any], tensors: TensorShapes | None = None) -> Self:
@@ -99,7 +100,9 @@ class ModelShape:
         # What has four dimensions is no weight of a language model: GPT-2's files hold masks.
         sizes = {name: math.prod(shape) for name, shape in found.items() if len(shape) < 4}
         matrices = {name: found[name] for name in sizes if _BLOCK.search(name) and len(found[name]) > 1}
-        forward = sum(sizes[name] for name in matrices) / layers - 2 * width * (attention + keys)
+        forward = sum(sizes[name] for name in matrices if not name.endswith(".gate.weight")) / layers - 2 * width * (
+            attention + keys
+        )
         experts = _number(text, _EXPERTS, default=1)
         asked = _number(text, ("num_experts_per_tok",), default=experts)
         return cls(
@@ -122,11 +125,18 @@ class ModelShape:
         )
 
     def layers_of(self, targets: Sequence[str]) -> list[tuple[int, int]]:
-        """Sizes of the linear layers that `targets` name: `all-linear`, or ends of names."""
+        """Sizes of the linear layers that get an adapter where `targets` names them: `all-linear`, or ends of names.
+
+        Of a mixture PEFT adapts an expert's gate and its other factor as one, with twice the rank and each for the
+        outputs of both, and then no feed-forward part that is none of a routed expert's. Of architectures whose
+        experts it does not know it adapts none: they count all the same.
+        """
+        mixture = any(_EXPERT in name for name, _, _ in self.linears)
         return [
-            (one, other)
+            (2 * one if _EXPERT in name and other == self.width != one else one, other)
             for name, one, other in self.linears
-            if targets == ["all-linear"] or any(f".{name}".endswith(f".{target}") for target in targets)
+            if (targets == ["all-linear"] or any(f".{name}".endswith(f".{target}") for target in targets))
+            and (_EXPERT in name or not mixture or not name.endswith(_FEED_FORWARD))
         ]
 
     def flops_per_token(self, *, trained: int) -> float:
@@ -159,18 +169,53 @@ def _expected(
     found: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (_number(config, ("vocab_size",)), width)}
     if not _tied(config):
         found["lm_head.weight"] = found["embed_tokens.weight"]
-    sizes = {
-        "q_proj": (attention, width),
-        "k_proj": (keys, width),
-        "v_proj": (keys, width),
-        "o_proj": (width, attention),
-    }
+    sizes = _attention(config, width=width, attention=attention, keys=keys)
+
+    def forward(of: str, inner: int) -> dict[str, tuple[int, ...]]:
+        factors = {f"{of}gate_proj": (inner, width)} if gated else {}
+        return {f"{of}up_proj": (inner, width), f"{of}down_proj": (width, inner), **factors}
+
+    whole = forward("mlp.", _number(config, ("intermediate_size",), default=inner) if experts > 1 else inner)
+    routed: dict[str, tuple[int, ...]] = {"mlp.gate": (experts, width)}
     for expert in range(experts):
-        of = f"experts.{expert}." if experts > 1 else ""
-        sizes |= {f"{of}up_proj": (inner, width), f"{of}down_proj": (width, inner)}
-        sizes |= {f"{of}gate_proj": (inner, width)} if gated else {}
-    found |= {f"layers.{number}.{name}.weight": size for number in range(layers) for name, size in sizes.items()}
-    sizes |= {
-        f"cross.{name}": size for name, size in sizes.items() if name.endswith(("q_proj", "k_proj", "v_proj", "o_proj"))
-    }
+        routed |= forward(f"mlp.experts.{expert}.", inner)
+    shared = _number(config, ("shared_expert_intermediate_size",), default=0)
+    if shared := shared or inner * _number(config, ("n_shared_experts",), default=0):
+        routed |= forward("mlp.shared_experts.", shared)
+    for number in range(layers):
+        parts = sizes | (routed if experts > 1 and _is_mixture(config, layer=number) else whole)
+        found |= {f"layers.{number}.{name}.weight": size for name, size in parts.items()}
+    sizes |= {f"cross.{name}": size for name, size in sizes.items()} | whole
     return found | {f"decoder.{number}.{name}.weight": size for number in range(second) for name, size in sizes.items()}
+
+
+def _attention(config: Mapping[str, Any], *, width: int, attention: int, keys: int) -> dict[str, tuple[int, ...]]:
+    """Queries, keys, values and answers; compressed where there is a rank for that (DeepSeek-AI 2024, section 2.1)."""
+    rank = _number(config, ("kv_lora_rank",), default=0)
+    if not rank:
+        return {
+            "q_proj": (attention, width),
+            "k_proj": (keys, width),
+            "v_proj": (keys, width),
+            "o_proj": (width, attention),
+        }
+    turned, plain, values = (
+        _number(config, (name,)) for name in ("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+    )
+    heads, queries = _number(config, _HEADS), _number(config, ("q_lora_rank",), default=0)
+    asked = heads * (turned + plain)
+    asking = {"q_a_proj": (queries, width), "q_b_proj": (asked, queries)} if queries else {"q_proj": (asked, width)}
+    return {
+        **asking,
+        "kv_a_proj_with_mqa": (rank + turned, width),
+        "kv_b_proj": (heads * (plain + values), rank),
+        "o_proj": (width, heads * values),
+    }
+
+
+def _is_mixture(config: Mapping[str, Any], *, layer: int) -> bool:
+    """Whether a layer of a mixture has experts: some have none in their first layers, or in others."""
+    whole = config.get("mlp_only_layers") or ()
+    each = _number(config, ("decoder_sparse_step",), default=1)
+    first = _number(config, ("first_k_dense_replace",), default=0)
+    return layer >= first and layer not in whole and (layer + 1) % each == 0
