@@ -44,14 +44,17 @@ lock: $(UV) ## Resolve the newest versions that pyproject.toml allows into requi
 .PHONY: generate
 generate: setup ## Write what is generated: CRDs, reference pages, the chart's copies of manifests
 	$(PY) -m finetune_api manifests/crd
-	rm -rf $(CHART_FILES) && mkdir -p $(CHART_FILES)/{crd,policy,rbac,tenant}
+	$(PY) manifests/monitoring/dashboards.py manifests/monitoring/dashboards
+	rm -rf $(CHART_FILES) && mkdir -p $(CHART_FILES)/{crd,policy,rbac,tenant,monitoring}
+	cp -r manifests/monitoring/{monitors.yaml,rules.yaml,dashboards} $(CHART_FILES)/monitoring
 	cp manifests/crd/*.yaml $(CHART_FILES)/crd && cp manifests/policy/*.yaml $(CHART_FILES)/policy
 	cp manifests/tenant/*.yaml $(CHART_FILES)/tenant
 	cp manifests/rbac/{operator,own_namespace,users}.yaml $(CHART_FILES)/rbac
-	rm $(CHART_FILES)/*/kustomization.yaml
+	rm -f $(CHART_FILES)/*/kustomization.yaml
 	$(PY) -m finetune_api.reference docs/finetunejob.md
 	$(PY) -m finetune_operator.cli.reference docs/cli.md
 	$(PY) -m finetune_operator.core.reasons docs/reasons.md
+	$(PY) manifests/monitoring/reference.py docs/metrics.md
 
 ## -- use ------------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from tests.harness import ApiServer, Kubectl, KubectlError, MissingPrerequisite,
 from tests.patience import HANGS_S
 
 PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator"
-SERVICE_MONITORS = "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml"
+MONITORING = ("servicemonitors", "podmonitors", "prometheusrules")
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,15 @@ def namespace(apiserver: ApiServer) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def monitored(apiserver: ApiServer) -> ApiServer:
-    """With the CustomResourceDefinition of ServiceMonitors, as the Prometheus Operator ships it."""
+    """With the CustomResourceDefinitions of what the Prometheus Operator is told, as it ships them."""
     try:
         sources = tools.source_folder("prometheus-operator", module=PROMETHEUS_OPERATOR)
     except MissingPrerequisite as missing:
         pytest.skip(str(missing))
-    apiserver.kubectl.apply((sources / SERVICE_MONITORS).read_text())
-    wait_for_type(apiserver.kubectl, "servicemonitors.monitoring.coreos.com")
+    for kind in MONITORING:
+        type_ = sources / "example" / "prometheus-operator-crd" / f"monitoring.coreos.com_{kind}.yaml"
+        apiserver.kubectl.apply(type_.read_text())
+        wait_for_type(apiserver.kubectl, f"{kind}.monitoring.coreos.com")
     return apiserver
 
 
@@ -61,13 +63,15 @@ def test_all_objects_are_accepted(helm4: Helm, monitored: ApiServer, namespace: 
         ("Deployment", "spec.template.spec.nodeselector", 'unknown field "nodeselector"'),
         ("Deployment", "spec.template.spec.hostNetwork", "violate PodSecurity"),
         ("ServiceMonitor", "spec.selectors", 'unknown field "selectors"'),
+        ("PrometheusRule", "spec.rules", 'unknown field "rules"'),
     ],
 )
 def test_a_wrong_field_would_be_noticed(
     helm4: Helm, monitored: ApiServer, namespace: str, kind: str, path: str, words: str
 ) -> None:
     """The test above can fail."""
-    objects = helm4.objects({"serviceMonitor": {"enabled": True}}, namespace=namespace)
+    values = {"serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}}
+    objects = helm4.objects(values, namespace=namespace)
     (wrong,) = (item for item in objects if item["kind"] == kind)
     *parents, field = path.split(".")
     part = wrong

@@ -10,7 +10,7 @@ from tests.chart.helm import CHART
 from tests.harness.store import ROOT
 
 MANIFESTS = ROOT / "manifests"
-COPIES = sorted(path.relative_to(CHART / "files") for path in (CHART / "files").rglob("*.yaml"))
+COPIES = sorted(path.relative_to(CHART / "files") for path in (CHART / "files").rglob("*.*"))
 STALE = "stale: run `make generate`"
 
 

@@ -171,6 +171,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"podLabels": {"app.kubernetes.io/name": "x"}}, "at '/podLabels/app.kubernetes.io~1name'"),
     ({"nodeSelector": {"gpu": True}}, "at '/nodeSelector/gpu': got boolean, want string"),
     ({"serviceMonitor": {"interval": "15"}}, "at '/serviceMonitor/interval': '15' does not match"),
+    ({"podMonitors": {"interval": "15"}}, "at '/podMonitors/interval': '15' does not match"),
+    ({"prometheusRule": {"runbookUrl": "wiki"}}, "at '/prometheusRule/runbookUrl': 'wiki' does not match"),
     ({"networkPolicy": {"apiserverPorts": [70000]}}, "maximum: got 70,000, want 65,535"),
     ({"extraArgs": ["debug"]}, "at '/extraArgs/0': 'debug' does not match"),
     ({"namespaces": ["ml"], "config": {"excludedNamespaces": ["sandbox"]}}, "set one of the two"),

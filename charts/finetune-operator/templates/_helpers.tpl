@@ -116,3 +116,15 @@ app.kubernetes.io/component: operator
   name: {{ include "finetune-operator.serviceAccount" . | quote }}
   namespace: {{ .Release.Namespace | quote }}
 {{- end -}}
+
+{{/* An object of manifests/monitoring as one of this release's: [root, object, labels that a Prometheus selects by]. */}}
+{{- define "finetune-operator.monitoring" -}}
+{{- $root := index . 0 -}}
+{{- $metadata := (index . 1).metadata -}}
+{{- $name := $metadata.name | replace "finetune-" (printf "%s-" (include "finetune-operator.prefix" $root)) -}}
+{{- $_ := set $metadata "name" (ternary (include "finetune-operator.fullname" $root) $name (eq $metadata.name "finetune-operator")) -}}
+{{- $_ := set $metadata "namespace" $root.Release.Namespace -}}
+{{- $_ := set $metadata "labels" (index . 2) }}
+---
+{{ include "finetune-operator.adopted" (list $root (index . 1) false) }}
+{{- end -}}

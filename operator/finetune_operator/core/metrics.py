@@ -110,7 +110,7 @@ class Waits:
     def __init__(self, kind: str, *, for_whom: tuple[str, ...], registry: CollectorRegistry) -> None:
         self._phase, self._wait = (f"finetune_{kind}_{what}_start_timestamp_seconds" for what in ("phase", "wait"))
         self._gauges = ObjectGauges(registry=registry)
-        self._gauges.add(self._phase, f"When the {kind} came into its phase, while it has not ended.", "phase")
+        self._gauges.add(self._phase, f"When the {kind} came into its phase.", "phase")
         self._gauges.add(self._wait, f"When the {kind} began to wait, while it does.", "waits_for")
         self._seconds = Histogram(
             f"finetune_{kind}_wait_duration_seconds",

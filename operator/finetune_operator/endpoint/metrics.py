@@ -113,7 +113,7 @@ class EndpointMetrics:
             return
         if before.stage == "RollingBack":
             self.rollback.observe(max(0.0, (now - before.start_time).total_seconds()))
-        elif step is not None and step.stage == "RollingBack" and status.versions[-1].by == "operator":
+        elif step is not None and step.stage == "RollingBack" and _last_by(status) == "operator":
             self.detection.observe(max(0.0, (step.start_time - before.start_time).total_seconds()))
 
     def _count(self, *, key: Key, status: ModelEndpointStatus) -> None:
@@ -129,6 +129,11 @@ class EndpointMetrics:
             counter, label = found[new]
             counter.labels(label).inc()
         self._counted[key] = frozenset(found)
+
+
+def _last_by(status: ModelEndpointStatus) -> str | None:
+    """Who decided last about a version."""
+    return status.versions[-1].by if status.versions else None
 
 
 def _values(status: ModelEndpointStatus) -> dict[tuple[str, ...], float | None]:
