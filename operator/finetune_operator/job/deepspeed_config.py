@@ -2,13 +2,14 @@
 
 Of a configuration as other tools take it (https://www.deepspeed.ai/docs/config-json/) two kinds of keys are known:
 those that say again what a field of the job says, and those that change how the same training is done, not what is
-learned. The keys below `zero_optimization` are the library's affair: it is asked in Prepare.
+learned. Below `zero_optimization` only those can be set under which weights and moments were put into our checkpoints
+and taken out again (tests/trainer/test_deepspeed_keys.py). What goes together, the library says in Prepare.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -28,6 +29,22 @@ _TUNED: dict[str, tuple[tuple[type, ...], str]] = {
     "memory_breakdown": ((bool,), "true or false"),
     "dump_state": ((bool,), "true or false"),
 }
+_OFTEN = ("pin_memory", "buffer_count")
+SHARED = frozenset(
+    f"zero_optimization.{key}"
+    for key in (
+        *("allgather_bucket_size", "allgather_partitions", "contiguous_gradients", "elastic_checkpoint"),
+        *("enable_sanity_checks", "ignore_unused_parameters", "load_from_fp32_weights", "log_trace_cache_warnings"),
+        *("memory_efficient_linear", "overlap_comm", "override_module_apply", "parameter_alignment"),
+        *("pipeline_loading_checkpoint", "reduce_bucket_size", "reduce_scatter", "sub_group_size"),
+        *("stage3_allgather_sequential", "stage3_gather_16bit_weights_on_model_save", "stage3_max_live_parameters"),
+        *("stage3_max_reuse_distance", "stage3_model_persistence_threshold", "stage3_param_persistence_threshold"),
+        *("stage3_prefetch_bucket_size", "stage3_use_all_reduce_for_fetch_params", "use_multi_rank_bucket_allreduce"),
+        *(f"offload_optimizer.{key}" for key in (*_OFTEN, "fast_init", "pipeline_read", "pipeline_write")),
+        *(f"offload_param.{key}" for key in (*_OFTEN, "buffer_size", "max_in_cpu")),
+    )
+)
+"""Below `zero_optimization`: tried one by one, in two processes, with checkpoints."""
 _FIELDS = {
     "optimizer": "the optimiser is AdamW; its settings are training.learningRate and training.weightDecay",
     "scheduler": "training.scheduler and training.warmupFraction say it",
@@ -37,6 +54,7 @@ _FIELDS = {
 """What of theirs is not said again is the trainer's."""
 _IDLE = ("fp16", "amp")
 """Once it is certain that they are off, the rest of them means nothing."""
+_QUANTISED = ("weights", "nontrainable_weights", "gradients")
 _SCHEDULERS = {"Constant": "WarmupLR", "Linear": "WarmupDecayLR", "Cosine": "WarmupCosineLR"}
 _DEEPEST = 16
 _TOO_DEEP = "it is nested too deeply; no key needs that"
@@ -77,6 +95,13 @@ def settings_beyond(text: str, *, plan: ResolvedPlan) -> dict[str, Any]:
         types, words = _TUNED[key]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise DeepSpeedConfigError(f"{key} must be {words}")
+    for path in _paths(rest.get("zero_optimization", {}), "zero_optimization"):
+        if path not in SHARED:
+            near = get_close_matches(path, SHARED, n=1)
+            raise DeepSpeedConfigError(
+                f"{path} is not known to leave weights and moments where the checkpoints of training find them; "
+                + (f"did you mean {near[0]}? Or remove it" if near else "remove it")
+            )
     for name, used in (("optimizer", plan.offload and plan.offload.optimizer), ("param", _parameters(plan))):
         if not used:
             rest.get("zero_optimization", {}).pop(f"offload_{name}", None)
@@ -122,7 +147,8 @@ def _said_again(plan: ResolvedPlan) -> dict[str, tuple[str, Any]]:
     offloads = ("compute.offload.optimizer", bool(offload and offload.optimizer))
     offloads_parameters = ("compute.offload.parameters", _parameters(plan))
     rate = ("training.learningRate", order.learning_rate)
-    own = "what the trainer needs"
+    own, found_again = "what the trainer needs", "what the trainer's checkpoints need"
+    compiled = "what images can do, which compile nothing"
     return {
         "train_batch_size": ("training.globalBatchSize", order.global_batch_size),
         "train_micro_batch_size_per_gpu": ("training.microBatchSize", order.micro_batch_size),
@@ -148,6 +174,10 @@ def _said_again(plan: ResolvedPlan) -> dict[str, tuple[str, Any]]:
         "zero_optimization.stage": (f"compute.strategy: {plan.strategy}, which is", int(plan.strategy[-1])),
         "zero_optimization.offload_optimizer.device": (offloads[0], "cpu" if offloads[1] else "none"),
         "zero_optimization.offload_param.device": (offloads_parameters[0], "cpu" if _parameters(plan) else "none"),
+        "zero_optimization.round_robin_gradients": (found_again, False),
+        "zero_optimization.zero_hpz_partition_size": (found_again, 1),
+        "zero_optimization.offload_optimizer.ratio": (found_again, 1),
+        **{f"zero_optimization.zero_quantized_{what}": (compiled, False) for what in _QUANTISED},
         "zero_optimization.cpu_offload": offloads,
         "zero_optimization.cpu_offload_param": offloads_parameters,
     }
@@ -172,6 +202,14 @@ def _rest(node: Mapping[str, Any], *, said: Mapping[str, tuple[str, Any]], path:
         elif inner := _rest(value, said=said, path=f"{where}."):
             kept[key] = inner
     return kept
+
+
+def _paths(node: Mapping[str, Any], path: str) -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _paths(value, f"{path}.{key}")
+        else:
+            yield f"{path}.{key}"
 
 
 def _first(key: str, value: Any) -> str:

@@ -20,14 +20,9 @@ from finetune_trainer.process.gang import joined
 from finetune_trainer.training.parallel.choose import parallel_of
 from finetune_trainer.training.sharing import ParallelSettings, Root
 
-_COMPILED = ("zenflow", "zero_quantized_gradients", "zero_quantized_nontrainable_weights", "zero_quantized_weights")
-
 
 def try_out(own: Mapping[str, Any], *, strategy: UsedStrategy, offload: OffloadOrder | None) -> None:
     """Begin with it, alone and on the CPU. Raises StageError (78) that names the key."""
-    for key in _COMPILED:
-        if own.get("zero_optimization", {}).get(key):
-            raise _refused(f"zero_optimization.{key} needs code that is compiled as it runs, which images cannot")
     settings = ParallelSettings(
         offload_optimizer=bool(offload and offload.optimizer),
         offload_parameters=bool(offload and offload.parameters),
