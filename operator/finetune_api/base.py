@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 from pydantic.alias_generators import to_camel
 
 
@@ -24,6 +24,10 @@ class Rule:
 
 STORED_DEFAULT = "x-stored-default"
 """In a field's `json_schema_extra`: a default that the apiserver writes into objects. Only for what must always be there."""
+
+
+UNSEEN = Field(json_schema_extra={STORED_DEFAULT: {"observedGeneration": -1}})
+"""Of a status that the operator has not written yet: kstatus would take an object without one for ready."""
 
 
 FORM = "x-form"
@@ -164,6 +168,8 @@ class Condition(ApiModel):
 
 
 Conditions = Annotated[list[Condition], keyed_by("type", most=32)]
+ObservedGeneration = Annotated[int | None, BeforeValidator(lambda value: None if value == -1 else value)]
+"""-1, as in UNSEEN, is read as None."""
 
 
 class ObjectMeta(ApiModel):

@@ -257,6 +257,8 @@ def _structural(
         outer["description"] = " ".join(str(outer["description"]).split())
     if FORM in node:
         outer["x-kubernetes-validations"] = [node[FORM]]
+    if STORED_DEFAULT in node:
+        outer["default"] = node[STORED_DEFAULT]
     if "$ref" in node:
         name = node["$ref"].removeprefix("#/$defs/")
         return {**_structural(definitions[name], definitions, models, models.get(name)), **outer}
@@ -270,8 +272,6 @@ def _structural(
     result = dict(outer)
     if "const" in node:
         result["enum"] = [node["const"]]
-    if STORED_DEFAULT in node:
-        result["default"] = node[STORED_DEFAULT]
     if "exclusiveMinimum" in node:
         result |= {"minimum": node["exclusiveMinimum"], "exclusiveMinimum": True}
     if "exclusiveMaximum" in node:

@@ -9,12 +9,14 @@ from pydantic import Field
 
 from finetune_api import API_VERSION
 from finetune_api.base import (
+    UNSEEN,
     ApiModel,
     Condition,
     Conditions,
     Name,
     ObjectMeta,
     ObjectReference,
+    ObservedGeneration,
     Rule,
     SecretReference,
     ShortName,
@@ -749,8 +751,8 @@ class RolloutStatus(ApiModel):
 class FineTuneJobStatus(ApiModel):
     """What was observed."""
 
-    observed_generation: int | None = None
-    """The metadata.generation that the status is about."""
+    observed_generation: ObservedGeneration = None
+    """The metadata.generation that the status is about; -1: the operator has not seen the object yet."""
     instance: Annotated[str, Field(max_length=63)] | None = None
     """The operator whose object this is; other operators leave it alone."""
     phase: Phase | None = None
@@ -799,7 +801,7 @@ class FineTuneJob(ApiModel):
     kind: Literal["FineTuneJob"] = "FineTuneJob"
     metadata: ObjectMeta
     spec: FineTuneJobSpec
-    status: FineTuneJobStatus = FineTuneJobStatus()
+    status: Annotated[FineTuneJobStatus, UNSEEN] = FineTuneJobStatus()
 
     @classmethod
     def from_object(cls, obj: dict[str, Any]) -> Self:

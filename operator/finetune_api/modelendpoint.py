@@ -9,11 +9,13 @@ from pydantic import Field
 from finetune_api import API_VERSION
 from finetune_api.base import (
     STORED_DEFAULT,
+    UNSEEN,
     ApiModel,
     Conditions,
     Digest,
     Name,
     ObjectMeta,
+    ObservedGeneration,
     Rule,
     SecretReference,
     ShortName,
@@ -487,8 +489,8 @@ class ComparisonStatus(ApiModel):
 class ModelEndpointStatus(ApiModel):
     """What was observed."""
 
-    observed_generation: int | None = None
-    """The metadata.generation that the status is about."""
+    observed_generation: ObservedGeneration = None
+    """The metadata.generation that the status is about; -1: the operator has not seen the object yet."""
     instance: Annotated[str, Field(max_length=63)] | None = None
     """The operator whose object this is; other operators leave it alone."""
     phase: EndpointPhase | None = None
@@ -536,7 +538,7 @@ class ModelEndpoint(ApiModel):
     kind: Literal["ModelEndpoint"] = "ModelEndpoint"
     metadata: ObjectMeta
     spec: ModelEndpointSpec
-    status: ModelEndpointStatus = ModelEndpointStatus()
+    status: Annotated[ModelEndpointStatus, UNSEEN] = ModelEndpointStatus()
 
     @classmethod
     def from_object(cls, obj: dict[str, object]) -> Self:

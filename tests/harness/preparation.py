@@ -20,7 +20,13 @@ from tests.harness.prerequisites import (
 
 TEST_PROGRAMS = tuple(
     dict.fromkeys(
-        (*tools.TRAINER_PROGRAMS, *tools.LOCAL_PROGRAMS, *tools.CLUSTER_PROGRAMS, *tools.CHART_PROGRAMS),
+        (
+            *tools.TRAINER_PROGRAMS,
+            *tools.LOCAL_PROGRAMS,
+            *tools.API_TEST_PROGRAMS,
+            *tools.CLUSTER_PROGRAMS,
+            *tools.CHART_PROGRAMS,
+        ),
     )
 )
 """What the tests run. A program that a new test needs belongs here; benchmarks build theirs on demand."""
@@ -39,7 +45,7 @@ def prepare_for_local() -> None:
 def prepare_for_api() -> None:
     """Build kube-apiserver and what belongs to it; raises `MissingPrerequisite` where that cannot be."""
     require_for_api()
-    tools.programs(tools.API_PROGRAMS)
+    tools.programs(tools.API_TEST_PROGRAMS)
 
 
 def prepare_for_chart() -> None:

@@ -88,6 +88,7 @@ MODULES = (
         },
     ),
     ToolModule(name="versitygw", programs={"versitygw": "."}),
+    ToolModule(name="gitops", programs={"gitops-judge": "."}),
     ToolModule(
         name="prometheus",
         programs={name: f"github.com/prometheus/prometheus/cmd/{name}" for name in ("prometheus", "promtool")},
@@ -105,6 +106,8 @@ TRAINER_PROGRAMS = ("versitygw",)
 """The object store that runs read and write."""
 API_PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 """What an apiserver-only environment needs."""
+API_TEST_PROGRAMS = (*API_PROGRAMS, "gitops-judge")
+"""And what its tests ask of other things."""
 CHART_PROGRAMS = (*API_PROGRAMS, "helm", "helm4", "promtool")
 """What the tests of the chart need: Helm 3 and Helm 4, which install differently, and what checks rules."""
 LOCAL_PROGRAMS = ("prometheus",)
