@@ -133,7 +133,7 @@ class Memory:
     spare: float
     """Lost in pieces; on CPUs what passes hold counts twice, since the C library keeps what is freed."""
     host: float
-    """Of each machine, what waits in its own memory instead of the GPUs'."""
+    """Of a machine, at most: the base while it is read and handed out, or what waits there instead of on the GPUs."""
 
     @property
     def total(self) -> float:
@@ -206,8 +206,17 @@ def memory_of(
         logits=logits,
         context=context,
         spare=certain * _FRAGMENTED / (1 - _FRAGMENTED) if order.gpus else activations + logits,
-        host=waiting * order.processes_per_node,
+        host=max(waiting * order.processes_per_node, _read(training, strategy, stored=stored)),
     )
+
+
+def _read(training: Training, strategy: UsedStrategy, *, stored: float) -> float:
+    """Bytes of a base in its machine's memory before all of it is on the devices. Where weights are spread the first
+    process alone reads it, else each does; what is quantised goes to its device as it is read.
+    """
+    if training.bits:
+        return 0.0
+    return stored * (1 if _SPREAD[strategy][0] else training.order.processes_per_node)
 
 
 def _stored(training: Training, *, half: bool) -> tuple[float, float]:
@@ -242,7 +251,7 @@ def choose(training: Training) -> Choice:
         fits = training.has_room_for(memory, assumed=ASSUMED_GPU_GIB * GIB if order.gpus else None)
         if fits is not False:
             break
-    too_much = "".join(f"; {each.name} would need {gib(each.needed)}{_waiting(each)}" for each in tried[:-1])
+    too_much = "".join(f"; {each.name} would need {gib(each.needed)}{_waiting(each, training)}" for each in tried[:-1])
     text = f"{_parts(memory, training)}{too_much}"
     if room is None and order.gpus and (not named or len(again(training)) > 1):
         text += f"; {gib(ASSUMED_GPU_GIB * GIB)} are assumed, since compute.gpuMemory is not set"
@@ -355,9 +364,11 @@ def _parts(memory: Memory, training: Training) -> str:
     said = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items())
     return (
         f"{memory.name} needs {gib(memory.needed)} {of} ({said}, the rest {(memory.context + memory.spare) / GIB:.1f})"
-        f"{_waiting(memory)}"
+        f"{_waiting(memory, training)}"
     )
 
 
-def _waiting(memory: Memory) -> str:
-    return f" and {gib(memory.host)} of each machine's own memory" if memory.host else ""
+def _waiting(memory: Memory, training: Training) -> str:
+    limit, moved = training.order.memory_limit, memory.offload.optimizer or memory.offload.parameters
+    told = moved or (training.order.gpus and limit is not None and memory.host > limit)
+    return f" and {gib(memory.host)} of each machine's own memory" if told else ""

@@ -39,7 +39,8 @@ LARGE = {
     "hidden_act": "silu",
 }
 SMALL = LARGE | {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 100}
-_M_MMAP_THRESHOLD = -3
+M_MMAP_THRESHOLD = -3
+LORA = MethodOrder.model_validate({"type": "LoRA", "lora": {"rank": 8, "targetModules": ["all-linear"]}})
 
 
 def train(shape: dict[str, Any], *, method: str, rows: int, tokens: int, again: bool = False) -> None:
@@ -47,7 +48,7 @@ def train(shape: dict[str, Any], *, method: str, rows: int, tokens: int, again: 
     task, order = task_of("CausalLM"), MethodOrder(type=cast("Any", method), lora=None)
     base = AutoModelForCausalLM.from_config(LlamaConfig(**shape))
     if method == "LoRA":
-        order = MethodOrder.model_validate({"type": "LoRA", "lora": {"rank": 8, "targetModules": ["all-linear"]}})
+        order = LORA
     model = method_of(order).applied(LoadedBase(model=base, untrained=frozenset()), task=task, base_uri="none")
     if again:
         recompute(model)
@@ -78,7 +79,7 @@ def main(method: str, rows: str, tokens: str, again: str = "") -> None:
     torch.set_num_threads(1)
     train(SMALL, method=method, rows=1, tokens=8)
     # Else the C library keeps what was freed and does not always use it again, up to twice of what passes hold.
-    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 17)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)
     Path("/proc/self/clear_refs").write_text("5")  # the highest so far begins anew
     before = taken("VmRSS")
     train(LARGE, method=method, rows=int(rows), tokens=int(tokens), again=bool(again))

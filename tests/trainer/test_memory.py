@@ -9,7 +9,8 @@ import subprocess
 import pytest
 from tests.forking import forked_python
 from tests.patience import HANGS_S
-from tests.trainer.measured_memory import LARGE
+from tests.trainer.measured_memory import LARGE, LORA
+from tests.trainer.pair import pair
 from tests.trainer.small_run import ROOT, SmallRuns
 from transformers import LlamaForCausalLM
 
@@ -17,6 +18,7 @@ from finetune_api.memory import GIB, Training, memory_of
 from finetune_api.model_shape import ModelShape
 from finetune_api.results import PrepareResult
 from finetune_api.run import MemoryOrder, MethodOrder, PrepareRun
+from finetune_api.tasks import UsedStrategy
 from finetune_trainer.preparation.sharing import with_sharing
 from finetune_trainer.process.errors import StageError
 from finetune_trainer.store.storage import Storage
@@ -41,6 +43,18 @@ def test_what_is_predicted_is_what_is_measured(method: str, rows: int, tokens: i
     command += ["again"] if again else []
     measured = json.loads(subprocess.check_output(command, cwd=ROOT, timeout=HANGS_S))
     assert expected.total - expected.context == pytest.approx(measured, rel=CLOSE)
+
+
+@pytest.mark.parametrize("strategy", ["FSDP2", "DeepSpeedZeRO3"])
+def test_the_first_process_holds_a_base_once_while_it_hands_it_out(strategy: UsedStrategy) -> None:
+    training = Training(
+        shape=ModelShape.of({**LARGE, "model_type": "llama"}),
+        method=LORA,
+        order=MemoryOrder(strategy=strategy, nodes=2, processes_per_node=1, gpus=False, rows=1, precision="FP32"),
+        tokens=8,
+    )
+    first = pair("-m", "tests.trainer.measured_hand_out", strategy)[0]
+    assert memory_of(training, strategy).host == pytest.approx(int(first.split("SAID ")[1].split()[0]), rel=CLOSE)
 
 
 def prepared_with(runs: SmallRuns, **machines: object) -> PrepareResult:

@@ -130,7 +130,8 @@ def test_full_training_on_eight_gpus(
     waits = 0.0
     if offload is not None:
         waits = 16 * P if offload.parameters else 12 * P
-    assert found.host == pytest.approx(waits), "all that the machine's eight processes have moved there"
+    read = 4 * P if strategy in ("FSDP2", "DeepSpeedZeRO3") else 8 * 4 * P
+    assert found.host == pytest.approx(max(waits, read)), "what its eight processes have moved there, or read"
 
 
 def test_an_adapters_base_is_in_half_precision_but_under_zero() -> None:

@@ -120,12 +120,12 @@ def test_a_base_that_cannot_do_the_task(
 
 def test_what_cannot_be_is_no_way(capsys: pytest.CaptureFixture[str]) -> None:
     base(Path("base"))
-    little = {"gpusPerNode": 8, "gpuMemory": "80Gi", "resources": {"limits": {"memory": "1Gi"}}}
+    little = {"gpusPerNode": 8, "gpuMemory": "80Gi", "resources": {"limits": {"memory": "4Gi"}}}
     said = planned(capsys, "file://./base", compute=little)[1]
     fits = {
         line.split("   ")[0].strip(): line.split()[-1] for line in said.splitlines() if line.endswith(("yes", "no"))
     }
-    assert (fits["FSDP2"], fits["FSDP2 with offload"]) == ("yes", "no"), "no room in the machine's own memory"
+    assert (fits["FSDP2"], fits["DDP"]) == ("yes", "no"), "the machine's own memory has no room for it eight times"
     quantised = {"type": "QLoRA", "lora": {"rank": 4}, "quantisation": {"bits": 8}}
     said = planned(capsys, "file://./base", compute=little, method=quantised)[1]
     rows = said.split("\n\n")[1].splitlines()[1:]
