@@ -16,6 +16,7 @@ _INTRODUCTION = """\
 With **\\*** a field is required wherever what it belongs to is given. Complete jobs:
 [a chat model](../manifests/samples/topic_router.yaml), [a classifier](../manifests/samples/topic_classifier.yaml), [text to text](../manifests/samples/short_titles_t5.yaml),
 [two machines](../manifests/samples/two_nodes.yaml), [two machines with GPUs](../manifests/samples/gpu_nodes.yaml), [QLoRA](../manifests/samples/qlora.yaml),
+[FSDP2 with offload](../manifests/samples/offload.yaml), [the next version of an adapter](../manifests/samples/next_version.yaml),
 [hub and bucket](../manifests/samples/hub_and_bucket.yaml). What rows of data look like: [Data](training.md#data). `finetune validate -f job.yaml` checks a job; on a cluster
 `kubectl explain ftj.spec --recursive` shows the same fields.
 """
