@@ -212,6 +212,8 @@ class PrepareRun(StrictModel):
     """None: of an operator that does not ask for a choice."""
     optimisation: Optimisation | None = None
     """By which will be trained, so that what it cannot be is refused here. None: of an earlier operator; Train does."""
+    served_by_vllm: bool | None = None
+    """Whether vLLM is to serve the result, and has to be able to."""
 
 
 class CheckpointOrder(StrictModel):

@@ -177,6 +177,19 @@ def test_an_answer_is_tried_in_the_precision_that_it_is_proven_in(
     assert was_rehearsed(order, storage=storage) is not refuses
 
 
+@pytest.mark.parametrize(("targets", "free"), [("all-linear", 1 << 40), ("all-linear", 1000), ("q_proj", 1 << 40)])
+def test_an_adapter_of_experts_is_not_for_vllm(
+    targets: str, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny_models.make("mixtral", to=tmp_path / "base")
+    monkeypatch.setattr(memory, "available", lambda: free)
+    order, storage = order_and_storage(tmp_path)
+    method = MethodOrder(type="LoRA", lora=LoRA(rank=2, target_modules=[targets]))
+    order = replace(order, model=ModelOrder(uri=order.model.uri, task="Chat"), labels=None, vllm=True, method=method)
+    with pytest.raises(StageError, match="vLLM") if targets == "all-linear" else nullcontext():
+        rehearse(order, base_folder=base, storage=storage)
+
+
 def _without_template(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
 

@@ -55,6 +55,8 @@ def begin(observed: Observed) -> Draft:
     if outside is not None:
         return _refused(status=status, refused=outside)
     plan = resolve(job=observed.job, config=observed.config, baseline=baseline, parent=parent)
+    if observed.endpoint is not None and observed.endpoint.spec.serving.runtime == "VLLM":
+        plan = plan.model_copy(update={"served_by_vllm": True})
     try:
         plan = with_config(plan, job=job, data=observed.config_data or {})
     except DeepSpeedConfigError as error:

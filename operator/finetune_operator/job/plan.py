@@ -40,6 +40,8 @@ class ResolvedPlan(ApiModel):
     """Whether that trainer can try the model in Prepare. One of an earlier plan refuses an order that asks for it."""
     tries_steps: bool = False
     """Whether it can try a training step, and look at the validation split, there as well."""
+    served_by_vllm: bool | None = None
+    """Whether the endpoint serves by vLLM. None: it does not."""
     run: Uri
     """The run's folder."""
     cache: Uri

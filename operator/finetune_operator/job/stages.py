@@ -99,6 +99,7 @@ def _prepare(ordering: Ordering) -> PrepareRun:
         deepspeed=plan.deepspeed,
         memory=plan.memory,
         optimisation=plan.optimisation if plan.tries_steps else None,
+        served_by_vllm=plan.served_by_vllm,
     )
 
 

@@ -54,7 +54,7 @@ Held = TypeVar("Held")
 _VERSION = 6
 _NOT_IN_DIGEST = {
     *("stage", "identity", "locations"),
-    *("method", "packing", "strategy", "offload", "deepspeed", "memory", "optimisation"),
+    *("method", "packing", "strategy", "offload", "deepspeed", "memory", "optimisation", "servedByVllm"),
 }
 """Who asks, where it is written, and what is only tried or computed."""
 

@@ -87,6 +87,8 @@ class Rehearsal:
     precision: Precision = "FP32"
     gpus: bool = False
     """Whether training has them."""
+    vllm: bool = False
+    """Whether vLLM has to load the result."""
     half_base: bool = False
     """Whether the strategy keeps a frozen base in bf16 where it is computed in."""
 
@@ -106,6 +108,7 @@ class Rehearsal:
                 labels=found.labels,
                 precision=run.optimisation.precision if run.optimisation else "FP32",
                 gpus=run.memory is not None and run.memory.gpus,
+                vllm=bool(run.served_by_vllm),
                 half_base=halves_base(found.sharing.strategy if found.sharing else named),
             )
         )
@@ -210,7 +213,23 @@ def _check_layers(order: Rehearsal, *, base_folder: Path, adapter: str | None) -
         log.warning("nor are its layers: they cannot be made without weights")
         return
     base = base_model.LoadedBase(model=model, untrained=frozenset())
-    take_over(method_of(order.method).applied(base, task=task, base_uri=order.base.uri), adapter)
+    adapted = method_of(order.method).applied(base, task=task, base_uri=order.base.uri)
+    _check_vllm(adapted, order=order)
+    take_over(adapted, adapter)
+
+
+def _check_vllm(adapted: Any, *, order: Rehearsal) -> None:
+    """vLLM reads what PEFT writes of a mixture's experts, all of a layer in one tensor, as of another shape
+    (https://github.com/vllm-project/vllm/pull/52194, not merged).
+    """
+    config = getattr(adapted, "peft_config", {}).get("default")
+    if order.vllm and getattr(config, "target_parameters", None):
+        raise bad_configuration(
+            "UnsupportedMethod",
+            "method.lora.targetModules: the adapter would be part of a mixture's experts, which vLLM, by which the"
+            " endpoint serves, cannot load; name layers of the attention (such as q_proj, v_proj), use method.type:"
+            " Full, or serving.runtime: Transformers there",
+        )
 
 
 def _try(order: Rehearsal, *, base_folder: Path, adapter: str | None, folder: Path) -> None:
@@ -223,6 +242,7 @@ def _try(order: Rehearsal, *, base_folder: Path, adapter: str | None, folder: Pa
             base_folder, task=task.name, dtype=dtype, labels=order.labels, bits=bits, packed=order.packing
         )
         model = method.applied(base, task=task, base_uri=order.base.uri).eval()
+        _check_vllm(model, order=order)
         take_over(model, adapter)
         return model
 
