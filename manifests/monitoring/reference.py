@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -45,7 +46,8 @@ def page() -> str:
 
 def _section(which: str, registry: CollectorRegistry) -> Iterator[str]:
     yield f"## {_TITLES[which]}\n\n| metric | kind | labels | meaning |\n|---|---|---|---|"
-    for metric in sorted(registry._collector_to_names, key=lambda each: each._name):  # type: ignore[attr-defined]
+    collectors: Any = registry._collector_to_names  # of a metric without series yet, nothing else says the labels
+    for metric in sorted(collectors, key=lambda each: each._name):
         name = metric._name + ("_total" if metric._type == "counter" else "")
         labels = ", ".join(f"`{label}`" for label in metric._labelnames)
         yield f"| `{name}` | {metric._type} | {labels} | {metric._documentation} |"

@@ -14,7 +14,9 @@ from manifests.monitoring.dashboards import dashboards as generated
 from manifests.monitoring.reference import page, registries
 from prometheus_client import generate_latest
 from tests.chart.helm import Helm
-from tests.chart.monitoring import (
+from tests.harness import Kubectl
+from tests.harness.store import ROOT
+from tests.monitoring import (
     FOLDER,
     OF_VLLM,
     dashboards,
@@ -23,8 +25,6 @@ from tests.chart.monitoring import (
     rule_groups,
     rules,
 )
-from tests.harness import Kubectl
-from tests.harness.store import ROOT
 from tests.patience import HANGS_S
 
 from finetune_operator.cli.parser import build_parser

@@ -19,6 +19,7 @@ from tests.harness.preparation import (
     prepare_for_browser,
     prepare_for_chart,
     prepare_for_cluster,
+    prepare_for_local,
     prepare_for_trainer,
 )
 from tests.harness.prerequisites import require_for_cluster
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 def _prepare(options: argparse.Namespace) -> None:
     for prepare in (
         prepare_for_trainer,
+        prepare_for_local,
         prepare_for_api,
         prepare_for_cluster,
         prepare_for_chart,

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from demo import assets
 from tests.forking import forked_python
+from tests.harness.preparation import prepare_collected, prepare_for_local
 from tests.local.small_encoder import small_encoder
 
 from finetune_operator.local.files import read_json
@@ -27,6 +28,11 @@ MINILM = {"uri": f"file://{assets.minilm()}", "task": "SequenceClassification"}
 """The base model of jobs that have to learn something."""
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ("ai", "food", "sports")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build before the first test."""
+    prepare_collected(session, folder=Path(__file__).parent, prepare=prepare_for_local)
 
 
 @dataclass(kw_only=True)

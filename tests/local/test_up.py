@@ -22,8 +22,12 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.harness import MissingPrerequisite
 from tests.local.conftest import Workspace, descendants
 from tests.local.eventually import wait_for
+from tests.local.prometheus import Prometheus
+from tests.monitoring import filled_in, panel_queries
+from tests.monitoring import rules as all_rules
 from tests.patience import HANGS_S
 
 from finetune_api.modelendpoint import APPROVE, REQUESTED_BY
@@ -62,6 +66,11 @@ class Served:
     def said(self) -> str:
         """All that it has printed, of all starts."""
         return (self.workspace.folder / "up.log").read_text()
+
+    def metrics(self) -> dict[str, str]:
+        """Whose metrics are where, as it has said last."""
+        lines = [line.partition("metrics of ")[2] for line in self.said().split("\n")[:-1] if "metrics of " in line]
+        return dict(line.split(": ", 1) for line in lines)
 
     def end(self, number: signal.Signals) -> int:
         """End `finetune up` by a signal; its exit status."""
@@ -202,6 +211,18 @@ def until(served: Served, look: Callable[[], Any], *, what: str, seconds: float 
         raise AssertionError(f"{what} did not happen\n{status}\n{served.said()}\n{logs}") from None
 
 
+@pytest.fixture(scope="module")
+def prometheus(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus | None]:
+    """One that scrapes all that `finetune up` starts, with our rules; None where it cannot be built."""
+    try:
+        found = Prometheus.running(tmp_path_factory.mktemp("prometheus"), targets=served.metrics, endpoint=NAME)
+        with found as made:
+            yield made
+    except MissingPrerequisite:
+        yield None
+
+
+@pytest.mark.usefixtures("prometheus")
 def test_a_job_that_runs_beside_it_brings_the_first_version(served: Served) -> None:
     until(served, lambda: served.phase() == "Empty", what="looking at the endpoint")
     workspace = served.workspace
@@ -245,12 +266,14 @@ def test_a_killed_up_leaves_nothing_behind_and_the_same_command_serves_again(ser
 
 
 def test_metrics_are_where_it_says(served: Served) -> None:
-    def urls() -> dict[str, str]:
-        lines = [line.partition("metrics of ")[2] for line in served.said().splitlines() if "metrics of " in line]
-        return dict(line.split(": ", 1) for line in lines)
-
-    until(served, lambda: set(urls()) == {"the gateway", "the server of first"}, what="both")
-    for whose, name in (("the gateway", "finetune_gateway_"), ("the server of first", "finetune_server_")):
+    urls = served.metrics
+    names = {
+        "the operator": "finetune_endpoints",
+        "the gateway": "finetune_gateway_",
+        "the server of first": "finetune_server_",
+    }
+    until(served, lambda: set(urls()) == set(names), what="all of them")
+    for whose, name in names.items():
         with urllib.request.urlopen(urls()[whose], timeout=HANGS_S) as answer:  # noqa: S310
             assert f"\n{name}" in answer.read().decode()
 
@@ -304,6 +327,39 @@ def test_a_server_that_hangs_under_guard_is_left(served: Served) -> None:
     assert served.status()["versions"][-1]["name"] == "second"
     assert took < 60, f"{took:.1f} s"
     until(served, lambda: len(served.pods("server")) == 1, what="the end of its server")
+
+
+NOT_HERE = (
+    "vllm:",  # its servers are an image of their own: that their queries can be read is all that is tested
+    "finetune_kubernetes_",  # calls to an apiserver
+    "finetune_training_mfu_ratio",  # of GPUs
+    "finetune_training_gpu_memory_bytes",
+    "finetune_gateway_time_to_first_byte_seconds",  # of streams: a classifier has none
+    "finetune_job_wait_start_timestamp_seconds",  # nothing waited: there is neither a queue, nor a quota
+)
+"""What has no data on this machine."""
+
+
+def test_every_panel_and_every_alert_can_be_asked_and_shows_what_happened(prometheus: Prometheus | None) -> None:
+    if prometheus is None:
+        pytest.skip("Go is missing, which builds Prometheus: install Go (golang.org/dl, or golang-go)")
+    names = {"run": "first", "endpoint": NAME, "gateway": NAME, "fleet": ".*"}
+    empty = []
+    for where, query in panel_queries():
+        namespace = ".*" if where.startswith("fleet") else "default"
+        asked = filled_in(query, namespace=namespace, name=names[where.partition(":")[0]])
+        if not prometheus.ever(asked) and not any(name in query for name in NOT_HERE):
+            empty.append((where, query))
+    assert empty == []
+    assert not prometheus.ever('finetune_training_loss{name="another"}'), "it can be empty"
+    rules = wait_for(prometheus.rules, what="all rules evaluated")
+    assert {rule["name"] for rule in rules} == {rule.get("alert") or rule["record"] for rule in all_rules()}
+    assert [rule for rule in rules if rule["health"] != "ok"] == []
+    (fired,) = (rule for rule in rules if rule["name"] == "FinetuneRolledBack")
+    (alert,) = fired["alerts"]
+    assert (alert["state"], alert["annotations"]["summary"]) == ("firing", f"default/{NAME} was rolled back")
+    firing = {rule["name"] for rule in rules for each in rule.get("alerts", ()) if each["state"] == "firing"}
+    assert firing <= {"FinetuneRolledBack", "FinetuneGatewaySheds", "FinetuneGatewayErrors"}, "all else was well"
 
 
 def test_ctrl_c_ends_all_and_the_same_command_brings_it_back(served: Served) -> None:

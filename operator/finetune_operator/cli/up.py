@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import start_http_server
 
 from finetune_api.finetunejob import TERMINAL_PHASES
 from finetune_api.modelendpoint import ModelEndpoint
@@ -79,8 +82,21 @@ async def _serve(
         for key in keys:
             _choose_port(runtime, key=key, wanted=options.port)
         running = _Up(runtime=runtime, keys=keys, options=options)
-        with stopped_by(running.interrupt, view=running.view):
+        with _scraped(runtime) as url, stopped_by(running.interrupt, view=running.view):
+            running.view.say(f"metrics of the operator: {url}")
             return await running.until_stopped()
+
+
+@contextmanager
+def _scraped(runtime: LocalRuntime) -> Iterator[str]:
+    """The operator's own metrics, where the block finds them."""
+    server, thread = start_http_server(0, addr=HOST, registry=runtime.metrics.registry)
+    try:
+        yield f"http://{HOST}:{server.server_port}/metrics"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _choose_port(runtime: LocalRuntime, *, key: Key, wanted: int | None) -> None:

@@ -99,8 +99,8 @@ class WorkQueue(Generic[K]):
     @property
     def oldest_seconds(self) -> float:
         """How long the key that has waited longest has; 0: none waits."""
-        since = next(iter(self._since.values()), None)
-        return 0.0 if since is None else time.monotonic() - since
+        waiting = tuple(self._since.values())  # at once: a scrape may ask from another thread
+        return time.monotonic() - waiting[0] if waiting else 0.0
 
     @property
     def idle(self) -> bool:

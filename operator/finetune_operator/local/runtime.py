@@ -72,8 +72,10 @@ class LocalRuntime:
             observations=observations,
             works_on=self._works_on,
         )
+        self.metrics = Metrics(registry=CollectorRegistry())
+        self.metrics.leader.set(1)  # nobody else works here
         reconciler = Reconciler(
-            metrics=Metrics(registry=CollectorRegistry()),
+            metrics=self.metrics,
             around=Surroundings(
                 cluster=self.cluster,
                 config=config,
@@ -84,7 +86,10 @@ class LocalRuntime:
                 server_url=self.services.url,
             ),
         )
-        self._queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile, longest_backoff_seconds=10.0)
+        self._queue: WorkQueue[Key] = WorkQueue(
+            reconciler.reconcile, observer=self.metrics, longest_backoff_seconds=10.0
+        )
+        self.metrics.queue_oldest.set_function(lambda: self._queue.oldest_seconds)
 
     @classmethod
     @asynccontextmanager

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
+
 from tests.harness.store import ROOT
 
 FOLDER = ROOT / "manifests" / "monitoring"
