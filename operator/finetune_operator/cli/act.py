@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.modelendpoint import APPROVE, ModelEndpoint, VersionMeant
@@ -43,23 +44,60 @@ _FOLLOWS: dict[Verb, str] = {
 """Where the status does not say what comes of it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a person asked of an endpoint."""
+
+    endpoint: ModelEndpoint
+    """As it was then."""
+    verb: Verb
+    version: VersionMeant | None
+    changes: Changes
+    """What was written; {}: it is so already."""
+
+    @property
+    def lines(self) -> list[str]:
+        """What was asked for, and what comes of it."""
+        name = self.endpoint.metadata.name
+        if not self.changes:
+            return [f"{name} is {'paused already' if self.verb == 'pause' else 'not paused by anybody'}"]
+        subject = f"{self.version.name} at {name}" if self.version is not None else name
+        follows = what_follows(self.endpoint, verb=self.verb, version=self.version)
+        said = [f"{subject}: {_PARTICIPLES[self.verb]}", f"next: {follows}"]
+        if self.verb == "pause" and withdraws_approval(self.endpoint, changes=self.changes):
+            said.append("the approval that somebody else had given is withdrawn")
+        return said
+
+
 async def run(options: argparse.Namespace) -> int:
     """Ask, say what follows, and with --wait follow until it is so."""
     verb: Verb = options.verb
     async with open_target(options) as target:
-        endpoint = await _read(target, name=options.name)
-        version, changes = await _wish(endpoint, verb=verb, name=getattr(options, "version", None), target=target)
-        if verb == "approve" and counts_no_more(endpoint, changes=changes):
-            await _take_back(target, name=options.name)
-        if changes:
-            await target.annotate(kind="ModelEndpoint", name=options.name, annotations=changes)
-            _say(options, target=target, endpoint=endpoint, version=version, changes=changes)
-        else:
-            tell(f"{options.name} is {'paused already' if verb == 'pause' else 'not paused by anybody'}")
+        asked = await ask(target, name=options.name, verb=verb, version=getattr(options, "version", None))
+        for line in asked.lines:
+            tell(line)
+        if asked.changes and target.home is not None and not target.home.is_in_use:
+            tell("nothing works in this folder now: it takes effect when `finetune up` runs")
         if not options.wait:
+            if asked.changes:
+                tell(f"how it goes: {shell_of(options, target=target).finetune('explain', 'endpoint', options.name)}")
             return ExitStatus.DONE
-        uid = version.uid if version is not None else ""
+        uid = asked.version.uid if asked.version is not None else ""
         return await _follow(target, name=options.name, verb=verb, uid=uid, timeout_seconds=options.timeout)
+
+
+async def ask(target: Target, *, name: str, verb: Verb, version: str | None) -> Asked:
+    """Write what a person asks of an endpoint, with that person's rights. `version`: the only one that may be meant.
+
+    Raises CommandError, InvalidError where a policy refuses it, UnavailableError where a right is lacking.
+    """
+    endpoint = await _read(target, name=name)
+    meant, changes = await _wish(endpoint, verb=verb, name=version, target=target)
+    if verb == "approve" and counts_no_more(endpoint, changes=changes):
+        await _take_back(target, name=name)
+    if changes:
+        await target.annotate(kind="ModelEndpoint", name=name, annotations=changes)
+    return Asked(endpoint=endpoint, verb=verb, version=meant, changes=changes)
 
 
 async def _read(target: Target, *, name: str) -> ModelEndpoint:
@@ -98,26 +136,6 @@ async def _wish(
         return None, pause_changes(endpoint, by=by)
     version = version_meant(endpoint, verb=verb, name=name)
     return version, decision_changes(endpoint, verb=verb, uid=version.uid, by=by)
-
-
-def _say(
-    options: argparse.Namespace,
-    *,
-    target: Target,
-    endpoint: ModelEndpoint,
-    version: VersionMeant | None,
-    changes: Changes,
-) -> None:
-    name, verb = endpoint.metadata.name, options.verb
-    subject = f"{version.name} at {name}" if version is not None else name
-    tell(f"{subject}: {_PARTICIPLES[verb]}")
-    tell(f"next: {what_follows(endpoint, verb=verb, version=version)}")
-    if verb == "pause" and withdraws_approval(endpoint, changes=changes):
-        tell("the approval that somebody else had given is withdrawn")
-    if target.home is not None and not target.home.is_in_use:
-        tell("nothing works in this folder now: it takes effect when `finetune up` runs")
-    if not options.wait:
-        tell(f"how it goes: {shell_of(options, target=target).finetune('explain', 'endpoint', name)}")
 
 
 def what_follows(endpoint: ModelEndpoint, *, verb: Verb, version: VersionMeant | None) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from finetune_api.crd import RESOURCES, Column, Resource
 from finetune_operator.cli.errors import CommandError
-from finetune_operator.cli.tables import age, table
+from finetune_operator.cli.sections import Part
+from finetune_operator.cli.tables import age
 from finetune_operator.core.ports import Manifest
 from finetune_operator.core.times import parse_time
 
@@ -27,10 +28,10 @@ def resource_of(name: str) -> Resource:
     raise CommandError(f"there is no kind {name!r}; expected one of {known}")
 
 
-def resource_table(
+def resource_part(
     manifests: list[Manifest], *, resource: Resource, wide: bool, with_namespace: bool, now: datetime
-) -> str:
-    """The table of some objects of one kind."""
+) -> Part:
+    """Some objects of one kind as a table."""
     columns = [column for column in resource.columns if wide or column.priority == 0]
     header = [*(["NAMESPACE"] if with_namespace else []), "NAME", *(column.name.upper() for column in columns)]
     rows = [
@@ -41,7 +42,7 @@ def resource_table(
         ]
         for manifest in manifests
     ]
-    return table(header=header, rows=rows)
+    return Part(header=header, rows=rows)
 
 
 def _cell(manifest: Manifest, *, column: Column, now: datetime) -> str:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import yaml
 
 from finetune_api import GROUP
-from finetune_operator.cli.columns import resource_of, resource_table
+from finetune_operator.cli.columns import resource_of, resource_part
 from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.target import Target, open_target
 from finetune_operator.core.ports import Kind, Manifest
@@ -33,15 +33,14 @@ async def run(options: argparse.Namespace) -> int:
         where = "" if options.all_namespaces else f" in {target.namespace} namespace"
         print(f"No resources found{where}.", file=sys.stderr)
     else:
-        print(
-            resource_table(
-                found,
-                resource=resource,
-                wide=options.output == "wide",
-                with_namespace=options.all_namespaces,
-                now=datetime.now(UTC),
-            )
+        part = resource_part(
+            found,
+            resource=resource,
+            wide=options.output == "wide",
+            with_namespace=options.all_namespaces,
+            now=datetime.now(UTC),
         )
+        print(part.text)
     return ExitStatus.DONE
 
 

@@ -22,7 +22,7 @@ from tests.wrong_manifests import valid
 from finetune_api.modelendpoint import APPROVE, REQUESTED_BY
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.cli import words
-from finetune_operator.cli.columns import resource_of, resource_table, value_at
+from finetune_operator.cli.columns import resource_of, resource_part, value_at
 from finetune_operator.cli.describe import describe_job, describe_version
 from finetune_operator.cli.describe_endpoint import describe_endpoint
 from finetune_operator.cli.errors import CommandError
@@ -126,14 +126,14 @@ def test_describe_says_what_is_void() -> None:
 @pytest.mark.parametrize("wide", [False, True])
 def test_get_endpoints(wide: bool) -> None:
     manifests = [each.to_dict() for each in (canary(), idle())]
-    text = resource_table(manifests, resource=resource_of("mep"), wide=wide, with_namespace=wide, now=NOW)
+    text = resource_part(manifests, resource=resource_of("mep"), wide=wide, with_namespace=wide, now=NOW).text
     assert_golden(f"get-endpoints{'-wide' if wide else ''}", text)
 
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_get_jobs(wide: bool) -> None:
     manifests = [training().to_dict(), ended().to_dict(), job_with({}, name="new").to_dict()]
-    text = resource_table(manifests, resource=resource_of("jobs"), wide=wide, with_namespace=wide, now=NOW)
+    text = resource_part(manifests, resource=resource_of("jobs"), wide=wide, with_namespace=wide, now=NOW).text
     assert_golden(f"get-jobs{'-wide' if wide else ''}", text)
 
 
