@@ -42,7 +42,7 @@ def _ended(arguments: Sequence[str] | None) -> int:
     options = parser.parse_args(arguments)
     # A command's code is imported when it is called: `--help` must not wait for what it does not need.
     module, _, function = options.command.partition(":")
-    command = getattr(import_module(f"finetune_operator.cli.{module}"), function)
+    command = getattr(import_module(module), function)
     try:
         outcome = command(options)
         return int(asyncio.run(outcome) if inspect.iscoroutine(outcome) else outcome)

@@ -7,6 +7,7 @@ import argparse
 from finetune_operator.local.home import DEFAULT_HOME
 
 OUTPUTS = ("table", "wide", "json", "yaml", "name")
+CONSOLE_PORT = 8090
 STAGES = ("Prepare", "Train", "Evaluate")
 
 
@@ -30,6 +31,7 @@ def build_parser(*, program: str = "finetune") -> argparse.ArgumentParser:
         _decisions,
         _logs,
         _report,
+        _console,
         _doctor,
         _completion,
     ):
@@ -50,7 +52,7 @@ def _command(
         epilog=f"Examples:\n{example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=function)
+    parser.set_defaults(command=f"finetune_operator.cli.{function}")
     return parser
 
 
@@ -174,6 +176,28 @@ def _report(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser = _command(commands, "report", "report:run", text, "  finetune report support-router-7 --local --open")
     parser.add_argument("name", metavar="JOB", help="the job's name")
     parser.add_argument("--open", action="store_true", help="open the report in a browser")
+    _target_options(parser)
+
+
+def _console(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "show jobs, versions and endpoints as web pages that renew themselves"
+    example = (
+        "  finetune console --local                   of this folder; read-only\n"
+        "  finetune console --allow-actions           of the cluster, with kubectl's credentials; also approves\n"
+        "  finetune console --apiserver https://...   each user signs in with a bearer token (docs/console.md)"
+    )
+    parser = _command(commands, "console", "", text, example)
+    parser.set_defaults(command="finetune_operator.console.command:run")
+    parser.add_argument("--allow-actions", action="store_true", help="let people approve, reject, roll back and pause")
+    parser.add_argument("--port", type=int, default=CONSOLE_PORT, metavar="N", help=f"where ({CONSOLE_PORT}; 0: any)")
+    parser.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="at which address (127.0.0.1)")
+    help_ = "another name under which browsers reach it, as of an Ingress; may be repeated"
+    parser.add_argument("--host", action="append", default=[], metavar="NAME", help=help_)
+    help_ = "an apiserver that users bring tokens for; the console then has no rights of its own"
+    parser.add_argument("--apiserver", metavar="URL", help=help_)
+    parser.add_argument(
+        "--ca-file", metavar="FILE", help="with --apiserver: its authority's certificate (the system's)"
+    )
     _target_options(parser)
 
 

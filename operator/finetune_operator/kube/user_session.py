@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.config.kube_config import list_kube_config_contexts
 
@@ -95,6 +96,19 @@ async def open_user_session(*, kubeconfig: str | None, context: str | None) -> A
             namespace=_namespace_of(kubeconfig=kubeconfig, context=context),
             server=configuration.host,
         )
+    finally:
+        await api.close()
+
+
+@asynccontextmanager
+async def open_token_session(*, server: str, ca_file: str | None, token: str) -> AsyncIterator[UserSession]:
+    """Connect as whoever the bearer token belongs to; nothing of this process' own identity goes with it."""
+    configuration = Configuration(host=server)
+    configuration.ssl_ca_cert = ca_file
+    configuration.api_key["BearerToken"] = f"Bearer {token}"
+    api = Api(configuration=configuration, user_agent="finetune-console")
+    try:
+        yield UserSession(api=api, cluster=KubernetesCluster(api=api), namespace="default", server=server)
     finally:
         await api.close()
 
