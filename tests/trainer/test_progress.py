@@ -135,8 +135,10 @@ def test_locally_the_newest_report_is_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "progress.json"
     with ProgressReporter(environment={FILE_VARIABLE: str(path)}) as reporter:
         for fraction in (0.1, 0.7):
-            reporter.report(fraction=fraction, remaining_seconds=5, metrics={"step": 7.0})
-    assert json.loads(path.read_text())["trainerStatus"]["progressPercentage"] == 70
+            reporter.report(fraction=fraction, remaining_seconds=5, metrics={"step": 12345678, "loss": 1.23456789})
+    shown = json.loads(path.read_text())["trainerStatus"]
+    assert shown["progressPercentage"] == 70
+    assert [each["value"] for each in shown["metrics"]] == ["12345678", "1.23457"]
     assert [item.name for item in tmp_path.iterdir()] == ["progress.json"], "written whole, then put in place"
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from finetune_api.finetunejob import EvaluationStatus, FineTuneJobStatus, LastRestart, Restarts, StageStatus
-from finetune_api.results import EvaluateResult, Failure
+from finetune_api.results import EvaluateResult, Failure, TrainResult
 from finetune_operator.attempts.evidence import end_without_job, parsed_message
 from finetune_operator.attempts.judge import first_start, last_end, may_run
 from finetune_operator.attempts.manifests import forbidden
@@ -25,7 +25,7 @@ from finetune_operator.job.cleanup import removals
 from finetune_operator.job.decision import Draft, Restarted
 from finetune_operator.job.observed import Observed
 from finetune_operator.job.plan import ResolvedPlan
-from finetune_operator.job.reports import last_sign, last_step, unheard, with_checkpoint, with_progress
+from finetune_operator.job.reports import last_sign, last_step, unheard, with_all_steps, with_checkpoint, with_progress
 from finetune_operator.job.stages import recorded_results, stage_after
 from finetune_operator.job.step import Step, active_seconds, judged, seconds_of_attempt, with_stage
 
@@ -251,6 +251,8 @@ def _record(step: Step, succeeded: Succeeded) -> Draft:
     status = with_stage(step.status, complete)
     if step.training:
         status = with_progress(status=status, observed=step.observed, plan=step.plan)
+    if isinstance(result, TrainResult):
+        status = with_all_steps(status=status, result=result)
     if isinstance(result, EvaluateResult):
         verdict = overall_verdict(rows=result.results, reported=result.verdict)
         evaluation = EvaluationStatus(verdict=verdict, results=result.results, report=result.report)

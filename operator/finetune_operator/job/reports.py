@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from finetune_api.finetunejob import CheckpointStatus, FineTuneJobStatus, TrainerStatus
+from finetune_api.finetunejob import CheckpointStatus, FineTuneJobStatus, ProgressMetric, TrainerStatus
 from finetune_api.progress import CHECKPOINT_STEP, STEP
+from finetune_api.results import TrainResult
 from finetune_operator.attempts.pods import PodState
 from finetune_operator.core.times import after, whole_second
 from finetune_operator.job.observed import Observed
@@ -22,6 +23,18 @@ def with_progress(*, status: FineTuneJobStatus, observed: Observed, plan: Resolv
     status = status.model_copy(update={"trainer_status": reported})
     step = whole_number(reported.metric(CHECKPOINT_STEP))
     return with_checkpoint(status=status, step=step, plan=plan, now=progress.received)
+
+
+def with_all_steps(*, status: FineTuneJobStatus, result: TrainResult) -> FineTuneJobStatus:
+    """The status of training that is complete, whose last report may have been lost."""
+    shown = status.trainer_status or TrainerStatus()
+    others = [each for each in shown.metrics or () if each.name != STEP]
+    end = {
+        "progress_percentage": 100,
+        "estimated_remaining_seconds": 0,
+        "metrics": [ProgressMetric(name=STEP, value=str(result.steps)), *others],
+    }
+    return status.model_copy(update={"trainer_status": shown.model_copy(update=end)})
 
 
 def with_checkpoint(

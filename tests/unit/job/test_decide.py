@@ -325,6 +325,33 @@ def test_a_result_is_recorded_before_the_next_stage_begins() -> None:
     assert following.forget_progress
 
 
+def test_training_that_is_complete_shows_all_steps_though_its_last_report_was_lost() -> None:
+    message = train_result().model_dump_json(by_alias=True)
+    ended = Ended(exit_code=0, message=message, finished=at(90))
+    done = PodState(name="p", index=0, phase="Succeeded", created=at(50), started=at(60), ended=ended)
+    stage = StageStatus(name="Train", state="Running", child="router-train-1", start_time=at(60))
+    shown = {
+        "progressPercentage": 93,
+        "estimatedRemainingSeconds": 14,
+        "metrics": [{"name": "step", "value": "1"}, {"name": "loss", "value": "0.5"}],
+    }
+    before = planned(PREPARED, stage, phase="Training") | {"trainerStatus": shown}
+    status = written(
+        decide(
+            observed(
+                status=before,
+                attempts={("Train", 1): Attempt(job=child("router-train-1"), pods=(done,))},
+                now=at(95),
+            )
+        )
+    )
+    assert status.trainer_status is not None
+    assert status.trainer_status.progress_percentage == 100
+    assert status.trainer_status.estimated_remaining_seconds == 0
+    assert status.trainer_status.metric("step") == str(train_result().steps)
+    assert status.trainer_status.metric("loss") == "0.5"
+
+
 def test_training_names_the_strategy_that_prepare_chose() -> None:
     sharing = Sharing(strategy="FSDP2", offload=True, because="DDP would need 145 GiB")
     result = prepare_result().model_copy(update={"sharing": sharing})

@@ -98,7 +98,7 @@ class ProgressReporter:
         status = TrainerStatus(
             progress_percentage=min(100, max(0, int(fraction * 100))),
             estimated_remaining_seconds=None if remaining_seconds is None else max(0, round(remaining_seconds)),
-            metrics=[ProgressMetric(name=name, value=f"{value:.6g}") for name, value in metrics.items()],
+            metrics=[ProgressMetric(name=name, value=_text(value)) for name, value in metrics.items()],
             last_updated_time=datetime.now(UTC),
         )
         body = json.dumps(ProgressReport(trainer_status=status).to_dict()).encode()
@@ -142,3 +142,8 @@ class ProgressReporter:
         request = urllib.request.Request(str(self._url), data=body, headers=headers, method="POST")  # noqa: S310
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=context):  # noqa: S310 - the operator's
             pass
+
+
+def _text(value: float) -> str:
+    """Steps of long runs have more digits than a loss is worth."""
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) < 2**53 else f"{value:.6g}"
