@@ -12,7 +12,7 @@ import pytest
 import yaml
 from manifests.monitoring.dashboards import dashboards as generated
 from manifests.monitoring.reference import page, registries
-from prometheus_client import generate_latest
+from prometheus_client import GCCollector, PlatformCollector, ProcessCollector, generate_latest
 from tests.chart.helm import Helm
 from tests.harness import Kubectl
 from tests.harness.store import ROOT
@@ -45,9 +45,17 @@ def promtool(programs: dict[str, Path], *arguments: str | Path, text: str | None
 
 @pytest.mark.parametrize("process", ["operator", "gateway", "server"])
 def test_metrics_are_named_as_prometheus_wants(programs: dict[str, Path], process: str) -> None:
-    text = generate_latest(registries()[process]).decode()
-    assert "finetune_" in text
+    registry = registries()[process]
+    metrics: Any = list(registry._collector_to_names)
+    for metric in metrics:
+        if metric._labelnames:  # one without series is not looked at
+            metric.labels(*["x" for _ in metric._labelnames])
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    text = generate_latest(registry).decode()
     assert promtool(programs, "check", "metrics", text=text) == ""
+    with pytest.raises(AssertionError, match="use base unit"):
+        promtool(programs, "check", "metrics", text=text.replace("_seconds", "_milliseconds"))
 
 
 def test_alerts_fire_when_they_should_and_only_then(programs: dict[str, Path], tmp_path: Path) -> None:

@@ -574,8 +574,13 @@ async def test_metrics_are_exported(gateway: GatewayProcess, stable: Upstream, c
     gateway.start()
     await gateway.ready()
     await post(client, gateway)
+    async with client.post(
+        gateway.url + "/v1/chat/completions", data=json.dumps({**HELLO, "stream": True})
+    ) as streamed:
+        assert b"[DONE]" in await streamed.read()
     async with client.get(f"http://127.0.0.1:{gateway.status_port}/metrics") as answer:
         text = await answer.text()
-    assert 'finetune_gateway_requests_total{code="200",variant="old"} 1.0' in text
+    assert 'finetune_gateway_requests_total{code="200",variant="old"} 2.0' in text
     assert "finetune_gateway_routes_epoch 1.0" in text
-    assert 'finetune_gateway_request_duration_seconds_count{variant="old"} 1.0' in text
+    assert 'finetune_gateway_request_duration_seconds_count{variant="old"} 2.0' in text
+    assert 'finetune_gateway_time_to_first_byte_seconds_count{variant="old"} 1.0' in text
