@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         listen=options.listen,
         probe_port=options.probe_port,
         door_port=options.door_port,
+        metrics_port=options.metrics_port,
         lease_seconds=options.lease_seconds,
     )
     try:
@@ -62,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--listen", default=defaults.listen, metavar="ADDRESS", help="default: all addresses")
     parser.add_argument("--probe-port", type=int, default=defaults.probe_port, help="/healthz, /readyz and /metrics")
     parser.add_argument("--door-port", type=int, default=defaults.door_port, help="where training pods report")
+    parser.add_argument(
+        "--metrics-port", type=int, default=defaults.metrics_port, help="of metrics with FINETUNE_METRICS=Authenticated"
+    )
     parser.add_argument(
         "--lease-seconds", type=int, default=defaults.lease_seconds, help="how long a dead leader leads"
     )

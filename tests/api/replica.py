@@ -39,7 +39,13 @@ class Replica:
         self.name = name
         self._log = folder / f"{name}.log"
         command = [sys.executable, "-m", "finetune_operator", "--log-format=json", f"--kubeconfig={kubeconfig}"]
-        options = ["--listen=127.0.0.1", "--probe-port=0", "--door-port=0", f"--lease-seconds={lease_seconds}"]
+        options = [
+            "--listen=127.0.0.1",
+            "--probe-port=0",
+            "--door-port=0",
+            "--metrics-port=0",
+            f"--lease-seconds={lease_seconds}",
+        ]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, *options],
@@ -66,6 +72,11 @@ class Replica:
     def door_port(self) -> int:
         """Of the door, while it leads."""
         return self._port("the door is open on port ")
+
+    @property
+    def metrics_port(self) -> int:
+        """Of metrics with authentication."""
+        return self._port("metrics with authentication on port ")
 
     def wait_until_says(self, message: str, *, timeout_s: float = HANGS_S) -> None:
         """Wait for a line with these words."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import socket
 import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,6 +132,37 @@ def test_it_starts_before_the_apiserver_does(installed: ApiServer, tmp_path: Pat
         finally:
             replica.kill()
             installed.kubectl.delete("lease", "finetune-operator", namespace=NAMESPACE)
+
+
+def test_metrics_are_for_whom_the_cluster_lets_read_them(installed: ApiServer, tmp_path: Path) -> None:
+    kubectl, reader = installed.kubectl, f"--serviceaccount={NAMESPACE}:reader"
+    for name in ("reader", "stranger"):
+        kubectl.run("create", "serviceaccount", name, f"--namespace={NAMESPACE}")
+    kubectl.run("create", "clusterrole", "reads-metrics", "--verb=get", "--non-resource-url=/metrics")
+    kubectl.run("create", "clusterrolebinding", "reads-metrics", "--clusterrole=reads-metrics", reader)
+    with replicas(installed, tmp_path, "one", environment={"FINETUNE_METRICS": "Authenticated"}) as (replica,):
+        assert replica.get("/healthz") == (200, "ok\n")
+        assert replica.get("/metrics")[0] == 404, "not at the open port"
+        tokens = {name: kubectl.service_account_token(name, namespace=NAMESPACE) for name in ("reader", "stranger")}
+        status, text = secured(replica, token=tokens["reader"])
+        assert (status, "finetune_leader 1" in text) == (200, True)
+        status, text = secured(replica, token=tokens["stranger"])
+        assert (status, f"{NAMESPACE}:stranger may not read metrics" in text) == (403, True)
+        assert secured(replica, token="made-up")[0] == 401
+        assert secured(replica, token="")[0] == 401
+
+
+def secured(replica: Replica, *, token: str) -> tuple[int, str]:
+    """Status and body, as who scrapes without verifying the certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    request = urllib.request.Request(f"https://127.0.0.1:{replica.metrics_port}/metrics")
+    request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=HANGS_S, context=context) as answer:  # noqa: S310 - loopback
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
 
 
 def test_wrong_settings_are_said_and_end_it(tmp_path: Path) -> None:

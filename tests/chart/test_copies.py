@@ -9,6 +9,9 @@ import yaml
 from tests.chart.helm import CHART
 from tests.harness.store import ROOT
 
+from finetune_api import GROUP
+from finetune_api.crd import RESOURCES
+
 MANIFESTS = ROOT / "manifests"
 COPIES = sorted(path.relative_to(CHART / "files") for path in (CHART / "files").rglob("*.*"))
 STALE = "stale: run `make generate`"
@@ -33,3 +36,15 @@ def test_the_chart_is_of_this_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["name"] == project["name"]
     assert chart["appVersion"] == project["version"]
+
+
+def test_what_the_chart_says_of_itself_to_a_registry_is_so() -> None:
+    """Artifact Hub shows a chart's types and images."""
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    said = {key: yaml.safe_load(chart["annotations"][f"artifacthub.io/{key}"]) for key in ("crds", "images")}
+    assert {(each["kind"], each["name"]) for each in said["crds"]} == {
+        (each.kind, f"{each.plural}.{GROUP}") for each in RESOURCES
+    }
+    repositories = [values[key]["repository"] for key in ("image", "trainerImage", "gatewayImage")]
+    assert [each["image"] for each in said["images"]] == [f"{each}:{chart['appVersion']}" for each in repositories]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.chart.helm import CI_VALUES, NAMESPACE, RELEASE, Helm, HelmError
+from tests.chart.helm import CHART, CI_VALUES, NAMESPACE, RELEASE, Helm, HelmError
 from tests.harness import Kubectl, Object
 from tests.harness.store import ROOT
 
@@ -229,3 +229,51 @@ def test_the_policies_of_tenants_are_those_of_the_manifests(helm: Helm) -> None:
     assert [each["spec"] for each in found if each["metadata"]["namespace"] == "ml"] == [
         each["spec"] for each in wanted
     ]
+
+
+def test_all_objects_go_into_another_namespace(helm4: Helm) -> None:
+    monitored = {key: {"enabled": True} for key in ("serviceMonitor", "podMonitors", "prometheusRule", "dashboards")}
+    there = helm4.objects(monitored, {"namespaceOverride": "platform"}, namespace="elsewhere")
+    assert there == helm4.objects(monitored, namespace="platform")
+
+
+METRICS_PORTS: dict[str, tuple[list[int], list[int]]] = {
+    "Open": ([8080], [8443, 8080]),
+    "Authenticated": ([8444], [8443, 8444]),
+    "Off": ([], [8443]),
+}
+
+
+@pytest.mark.parametrize("metrics", list(METRICS_PORTS))
+def test_metrics_are_found_where_the_operator_offers_them(helm4: Helm, metrics: str) -> None:
+    """The Service's ports, and those that the policy lets through."""
+    monitored = {"serviceMonitor": {"enabled": metrics != "Off"}}
+    rendered = helm4.objects({"config": {"metrics": metrics}, **monitored})
+    (operator,) = (item["spec"]["template"]["spec"] for item in rendered if item["kind"] == "Deployment")
+    (policy,) = (item["spec"] for item in rendered if item["kind"] == "NetworkPolicy")
+    services = [item for item in rendered if item["metadata"]["name"].endswith("-metrics")]
+    ports = [port for each in services if each["kind"] == "Service" for port in each["spec"]["ports"]]
+    served = [port["port"] for port in ports]
+    assert (served, [each["ports"][0]["port"] for each in policy["ingress"]]) == METRICS_PORTS[metrics]
+    assert {port["targetPort"] for port in ports} <= {each["name"] for each in operator["containers"][0]["ports"]}
+    monitors = [item["spec"]["endpoints"] for item in rendered if item["kind"] == "ServiceMonitor"]
+    assert [each["port"] for (each,) in monitors] == [port["name"] for port in ports]
+    assert [each.get("scheme") for (each,) in monitors] == (
+        ["https"] if metrics == "Authenticated" else [None] * len(ports)
+    )
+
+
+def test_an_extra_object_is_a_template(helm4: Helm) -> None:
+    objects = helm4.objects(CHART / "ci" / "all-values.yaml", release="red")
+    names = {item["metadata"]["name"] for item in objects if item["kind"] in ("PriorityClass", "ConfigMap")}
+    assert {"red-training", "tuner-notes"} <= names
+
+
+@pytest.mark.parametrize("sample", ["argocd/operator.yaml", "flux/operator.yaml"])
+def test_the_values_of_gitops_samples_are_the_charts(helm4: Helm, sample: str) -> None:
+    documents = list(yaml.safe_load_all((ROOT / "manifests" / "samples" / sample).read_text()))
+    spec = documents[-1]["spec"]
+    path = spec["source"]["path"] if "source" in spec else spec["chart"]["spec"]["chart"]
+    assert (ROOT / path).resolve() == CHART.resolve()
+    values = spec["source"]["helm"]["valuesObject"] if "source" in spec else spec["values"]
+    assert helm4.objects(values)

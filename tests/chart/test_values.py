@@ -90,7 +90,7 @@ def test_all_values_sets_every_value() -> None:
     }
     on_already = {f"{key}.enabled" for key in ("crds", "policies", "podDisruptionBudget", "networkPolicy")}
     on_already |= {"crds.keep", "policies.keep", "rbac.create", "serviceAccount.create"}
-    assert unset - on_already == {"namespaces", "trainerImage.tag", "gatewayImage.digest"}
+    assert unset - on_already == {"namespaces", "namespaceOverride", "trainerImage.tag", "gatewayImage.digest"}
 
 
 def is_group(key: str) -> bool:
@@ -174,6 +174,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"podMonitors": {"interval": "15"}}, "at '/podMonitors/interval': '15' does not match"),
     ({"prometheusRule": {"runbookUrl": "wiki"}}, "at '/prometheusRule/runbookUrl': 'wiki' does not match"),
     ({"networkPolicy": {"apiserverPorts": [70000]}}, "maximum: got 70,000, want 65,535"),
+    ({"config": {"metrics": "off"}}, "at '/config/metrics': value must be one of 'Open'"),
+    ({"config": {"metrics": "Off"}, "serviceMonitor": {"enabled": True}}, "set one of the two otherwise"),
     ({"extraArgs": ["debug"]}, "at '/extraArgs/0': 'debug' does not match"),
     ({"namespaces": ["ml"], "config": {"excludedNamespaces": ["sandbox"]}}, "set one of the two"),
 ]

@@ -9,6 +9,15 @@
 {{- end -}}
 {{- end -}}
 
+{{- define "finetune-operator.namespace" -}}
+{{- .Values.namespaceOverride | default .Release.Namespace -}}
+{{- end -}}
+
+{{/* How metrics are offered: config.metrics, as the operator has it. */}}
+{{- define "finetune-operator.metrics" -}}
+{{- (.Values.config | default dict).metrics | default "Open" -}}
+{{- end -}}
+
 {{/* What the names of users' roles and policies begin with: `finetune` in the release `finetune-operator`. */}}
 {{- define "finetune-operator.prefix" -}}
 {{- include "finetune-operator.fullname" . | trimSuffix "-operator" -}}
@@ -114,7 +123,7 @@ app.kubernetes.io/component: operator
 {{- define "finetune-operator.subjects" -}}
 - kind: ServiceAccount
   name: {{ include "finetune-operator.serviceAccount" . | quote }}
-  namespace: {{ .Release.Namespace | quote }}
+  namespace: {{ include "finetune-operator.namespace" . | quote }}
 {{- end -}}
 
 {{/* An object of manifests/monitoring as one of this release's: [root, object, labels that a Prometheus selects by]. */}}
@@ -123,7 +132,7 @@ app.kubernetes.io/component: operator
 {{- $metadata := (index . 1).metadata -}}
 {{- $name := $metadata.name | replace "finetune-" (printf "%s-" (include "finetune-operator.prefix" $root)) -}}
 {{- $_ := set $metadata "name" (ternary (include "finetune-operator.fullname" $root) $name (eq $metadata.name "finetune-operator")) -}}
-{{- $_ := set $metadata "namespace" $root.Release.Namespace -}}
+{{- $_ := set $metadata "namespace" (include "finetune-operator.namespace" $root) -}}
 {{- $_ := set $metadata "labels" (index . 2) }}
 ---
 {{ include "finetune-operator.adopted" (list $root (index . 1) false) }}

@@ -131,7 +131,7 @@ def trainer_pod(inputs: PodInputs, *, config: OperatorConfig) -> dict[str, Any]:
     }
     if inputs.size.pods > 1:
         spec["subdomain"] = inputs.metadata["name"]
-    spec |= {**overlay_spec(inputs.overlay), "tolerations": spec["tolerations"]}
+    spec |= {**overlay_spec(inputs.overlay, config=config), "tolerations": spec["tolerations"]}
     if (affinity := avoiding(spec.get("affinity"), nodes=inputs.avoid)) is not None:
         spec["affinity"] = affinity
     metadata = pod_metadata(
@@ -236,7 +236,7 @@ def pod_metadata(
 
 def _tolerations(overlay: PodOverlay | None, *, config: OperatorConfig) -> list[dict[str, Any]]:
     """The user's, and short ones for nodes that are lost: Kubernetes' default keeps pods there for five minutes."""
-    theirs = overlay_spec(overlay).get("tolerations") or []
+    theirs = overlay_spec(overlay, config=config).get("tolerations") or []
     covered = {toleration.get("key") for toleration in theirs}
     ours = [
         {
@@ -251,9 +251,12 @@ def _tolerations(overlay: PodOverlay | None, *, config: OperatorConfig) -> list[
     return [*theirs, *ours]
 
 
-def overlay_spec(overlay: PodOverlay | None) -> dict[str, Any]:
-    """The allowlisted fields of the user's podTemplate.spec."""
-    return overlay.spec.to_dict() if overlay is not None and overlay.spec is not None else {}
+def overlay_spec(overlay: PodOverlay | None, *, config: OperatorConfig) -> dict[str, Any]:
+    """The allowlisted fields of the user's podTemplate.spec, and the Secrets for images of all pods."""
+    spec = overlay.spec.to_dict() if overlay is not None and overlay.spec is not None else {}
+    secrets = spec.get("imagePullSecrets", [])
+    secrets += [{"name": name} for name in config.image_pull_secrets if {"name": name} not in secrets]
+    return {**spec, **({"imagePullSecrets": secrets} if secrets else {})}
 
 
 FAILURE_RULES: tuple[dict[str, Any], ...] = (

@@ -116,6 +116,12 @@ class OperatorConfig(Settings):
     """Let nobody but an endpoint's gateways, and `metrics_from`, connect to its servers (NetworkPolicy)."""
     metrics_from: _Peers = ({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}},)
     """Whence metrics are scraped: peers as in a NetworkPolicy. In the environment: a JSON list."""
+    metrics: Literal["Open", "Authenticated", "Off"] = "Open"
+    """The operator's own. Open: to whom the network lets through, at the probes' port. Authenticated: by TLS at a port
+    of their own, to whom the cluster lets `get` /metrics. Off: nowhere."""
+    image_pull_secrets: _Words = ()
+    """Secrets with which all pods of runs and endpoints pull their images, beside those of their podTemplate: each
+    namespace has to have them."""
     run_as_user: _Id = 65532
     """User of all pods; `none`: left to the cluster, as OpenShift's ranges want it. The images can run as any user."""
     run_as_group: _Id = 65532

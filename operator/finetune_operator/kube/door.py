@@ -85,7 +85,7 @@ def door_application(
     A pod may call ten times as often as the protocol's five-second interval needs. An address that keeps showing bad
     tokens is refused without asking the apiserver about them.
     """
-    application = web.Application(client_max_size=MAXIMUM_BODY_BYTES, middlewares=[_answer_in_json])
+    application = web.Application(client_max_size=MAXIMUM_BODY_BYTES, middlewares=[answer_in_json])
     application[_GATEKEEPER] = gatekeeper
     application[_INBOX] = inbox
     application[_REFUSAL_LIMIT] = RateLimit(per_second=1.0, burst=20)
@@ -122,7 +122,7 @@ async def serving(
 async def _progress(request: web.Request) -> web.Response:
     namespace, job = request.match_info["namespace"], request.match_info["job"]
     pod = await _caller(request)
-    _check(wait_seconds=request.app[_POD_LIMIT].take(caller=pod.uid))
+    check(wait_seconds=request.app[_POD_LIMIT].take(caller=pod.uid))
     uid = await request.app[_GATEKEEPER].authorise(pod=pod, namespace=namespace, job=job)
     async with asyncio.timeout(READ_SECONDS):
         body = await request.read()
@@ -134,7 +134,7 @@ async def _progress(request: web.Request) -> web.Response:
 
 async def _observations(request: web.Request) -> web.Response:
     pod = await _caller(request)
-    _check(wait_seconds=request.app[_GATEWAY_LIMIT].take(caller=pod.uid))
+    check(wait_seconds=request.app[_GATEWAY_LIMIT].take(caller=pod.uid))
     async with asyncio.timeout(READ_SECONDS):
         body = await request.read()
     observations = Observations.model_validate_json(body)
@@ -151,29 +151,31 @@ async def _caller(request: web.Request) -> PodIdentity:
     """The pod that calls. Raises UnauthenticatedError."""
     address = request.remote or ""
     refusals = request.app[_REFUSAL_LIMIT]
-    _check(wait_seconds=refusals.wait_seconds(caller=address))
+    check(wait_seconds=refusals.wait_seconds(caller=address))
     try:
-        return await request.app[_GATEKEEPER].identify(token=_bearer_token(request))
+        return await request.app[_GATEKEEPER].identify(token=bearer_token(request))
     except UnauthenticatedError:
         refusals.take(caller=address)
         raise
 
 
-def _bearer_token(request: web.Request) -> str:
+def bearer_token(request: web.Request) -> str:
+    """What the caller shows. Raises UnauthenticatedError."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise UnauthenticatedError("the Authorization header holds no bearer token")
     return token
 
 
-def _check(*, wait_seconds: float) -> None:
+def check(*, wait_seconds: float) -> None:
+    """Answer with 429 where the caller has to wait."""
     if wait_seconds > 0:
-        message = "too many calls; one report every 5 s is enough"
+        message = "too many calls; one every 5 s is enough"
         raise web.HTTPTooManyRequests(text=message, headers=_retry_after(wait_seconds))
 
 
 @web.middleware
-async def _answer_in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def answer_in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every refusal as JSON with its status; nothing of what the caller sent is echoed or logged."""
     try:
         return await handler(request)
@@ -189,8 +191,8 @@ async def _answer_in_json(request: web.Request, handler: Handler) -> web.StreamR
     except TimeoutError:
         return _refusal(status=408, message=f"the body did not arrive within {READ_SECONDS:.0f} s")
     except UnavailableError as error:
-        log.warning("cannot check who reports: %s", error)
-        message = "the apiserver does not answer; send the next report"
+        log.warning("cannot check who calls: %s", error)
+        message = "the apiserver does not answer; call again"
         return _refusal(status=503, message=message, headers=_retry_after(5))
 
 

@@ -1,4 +1,4 @@
-"""Who may report about which job.
+"""Who may report about which job, and who may read metrics.
 
 A training pod shows a service-account token that kubelet projected into it: bound to the pod, with our audience,
 useless anywhere else. The apiserver says whether it is genuine (TokenReview) and which pod it belongs to; that pod,
@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
@@ -33,11 +33,11 @@ T = TypeVar("T")
 
 
 class UnauthenticatedError(Exception):
-    """The token does not prove which pod is calling."""
+    """The token does not prove who is calling."""
 
 
 class ForbiddenError(Exception):
-    """The pod may not report about this job."""
+    """The caller may not do this: report about another pod's job, or read metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,8 @@ class Gatekeeper:
         digest = hashlib.sha256(token.encode()).hexdigest()
         known, pod = self._pods.recall(digest)
         if not known:
-            pod = _pod_of(review=await self._review(token=token), audience=self._audience)
+            review = await _reviewed(self._api, token=token, audiences=[self._audience])
+            pod = _pod_of(review=review, audience=self._audience)
             self._pods.keep(digest, pod)  # a refusal too: a flood of bad tokens must not become a flood of reviews
         if pod is None:
             raise UnauthenticatedError(
@@ -117,15 +118,58 @@ class Gatekeeper:
         found = await self._cluster.get(kind="Pod", namespace=pod.namespace, name=pod.name)
         return found if found is not None and found["metadata"].get("uid") == pod.uid else None
 
-    async def _review(self, *, token: str) -> Manifest:
-        review = {
-            "apiVersion": "authentication.k8s.io/v1",
-            "kind": "TokenReview",
-            "spec": {"token": token, "audiences": [self._audience]},
+
+class Readers:
+    """Who may read metrics: whom the apiserver knows by a token and lets `get` the path /metrics, as the roles of
+    Prometheus do. A call may raise UnavailableError."""
+
+    def __init__(self, *, api: Api, clock: Callable[[], float] = time.monotonic) -> None:
+        self._api = api
+        self._answers: _Remembered[UnauthenticatedError | ForbiddenError | None] = _Remembered(clock=clock)
+
+    async def admit(self, *, token: str) -> None:
+        """Raises UnauthenticatedError, ForbiddenError."""
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        known, refusal = self._answers.recall(digest)
+        if not known:
+            refusal = await self._refusal(token=token)
+            self._answers.keep(digest, refusal)
+        if refusal is not None:
+            raise refusal
+
+    async def _refusal(self, *, token: str) -> UnauthenticatedError | ForbiddenError | None:
+        status: dict[str, Any] = (await _reviewed(self._api, token=token)).get("status") or {}
+        if not status.get("authenticated"):
+            return UnauthenticatedError("the bearer token is none of this cluster")
+        user: dict[str, Any] = status.get("user") or {}
+        who: dict[str, Any] = {
+            "user": user.get("username"),
+            **{key: user[key] for key in ("uid", "groups", "extra") if key in user},
         }
-        return await self._api.request(
-            method="POST", path="/apis/authentication.k8s.io/v1/tokenreviews", body=review, timeout_seconds=5
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {**who, "nonResourceAttributes": {"path": "/metrics", "verb": "get"}},
+        }
+        path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+        answer = await self._api.request(method="POST", path=path, body=review, timeout_seconds=5)
+        if (answer.get("status") or {}).get("allowed"):
+            return None
+        return ForbiddenError(
+            f"{who['user']} may not read metrics: bind a ClusterRole with nonResourceURLs [/metrics], verbs [get]"
         )
+
+
+async def _reviewed(api: Api, *, token: str, audiences: Sequence[str] = ()) -> Manifest:
+    """What the apiserver says of a token; without audiences, of one that is for the apiserver."""
+    review = {
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenReview",
+        "spec": {"token": token, **({"audiences": list(audiences)} if audiences else {})},
+    }
+    return await api.request(
+        method="POST", path="/apis/authentication.k8s.io/v1/tokenreviews", body=review, timeout_seconds=5
+    )
 
 
 class _Remembered(Generic[T]):

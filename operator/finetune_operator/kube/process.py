@@ -10,7 +10,8 @@ import asyncio
 import logging
 import signal
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -35,9 +36,10 @@ from finetune_operator.kube.api import Api, load_configuration
 from finetune_operator.kube.cluster import KubernetesCluster
 from finetune_operator.kube.door import door_application, serving
 from finetune_operator.kube.doorway import DoorSettings, Doorway
-from finetune_operator.kube.gatekeeper import Gatekeeper
+from finetune_operator.kube.gatekeeper import Gatekeeper, Readers
 from finetune_operator.kube.inboxes import ObservationInbox, ProgressInbox
 from finetune_operator.kube.leader import Elector, LeaseSettings
+from finetune_operator.kube.secured_metrics import own_certificate, secured_application
 from finetune_operator.kube.watch import KopfWatchSource
 from finetune_operator.metrics import Metrics
 from finetune_operator.reconcile import Reconciler
@@ -45,6 +47,7 @@ from finetune_operator.reconcile import Reconciler
 log = logging.getLogger(__name__)
 
 LEASE = "finetune-operator"
+MetricsHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _RETRY_SECONDS = 2.0
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15)
 
@@ -64,6 +67,8 @@ class ProcessSettings:
     """Address of probes and door; None: all, of IPv4 and IPv6."""
     probe_port: int = 8080
     door_port: int = 8443
+    metrics_port: int = 8444
+    """Of metrics with authentication."""
     lease_seconds: int = 15
     """How long a dead leader leads."""
 
@@ -95,14 +100,32 @@ class OperatorProcess:
     async def run(self) -> None:
         """Run until cancelled. What ends unexpectedly is raised: the process should end and be started again."""
         settings = self._settings
-        application = probes_application(registry=self._metrics.registry, not_ready=self._not_ready)
+        metrics = metrics_handler(self._metrics.registry)
+        application = probes_application(
+            metrics=metrics if self._config.metrics == "Open" else None, not_ready=self._not_ready
+        )
         try:
-            async with serving(application=application, host=settings.listen, port=settings.probe_port) as port:
+            async with (
+                serving(application=application, host=settings.listen, port=settings.probe_port) as port,
+                self._secured(metrics),
+            ):
                 log.info("probes and metrics on port %d", port)
                 await self._reach()
                 await self._elector.run(lead=self._lead)
         finally:
             await self._api.close()
+
+    @asynccontextmanager
+    async def _secured(self, metrics: MetricsHandler) -> AsyncIterator[None]:
+        """Metrics with authentication, where they are to have that."""
+        if self._config.metrics != "Authenticated":
+            yield
+            return
+        settings, application = self._settings, secured_application(readers=Readers(api=self._api), metrics=metrics)
+        tls = own_certificate(name=settings.pod_address or settings.pod_name)
+        async with serving(application=application, host=settings.listen, port=settings.metrics_port, tls=tls) as port:
+            log.info("metrics with authentication on port %d", port)
+            yield
 
     async def _lead(self) -> None:
         """Do the operator's work until cancelled."""
@@ -196,8 +219,18 @@ def _now() -> datetime:
 # -- what watches the operator: /healthz, /readyz and /metrics on one plain HTTP port ----------------------------------
 
 
-def probes_application(*, registry: CollectorRegistry, not_ready: Callable[[], str | None]) -> web.Application:
-    """The three routes. `not_ready` says why this replica could not take over, None where it could.
+def metrics_handler(registry: CollectorRegistry) -> MetricsHandler:
+    """What answers with all metrics."""
+
+    async def metrics(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return metrics
+
+
+def probes_application(*, metrics: MetricsHandler | None, not_ready: Callable[[], str | None]) -> web.Application:
+    """The three routes; without /metrics where there is no handler. `not_ready` says why this replica could not take
+    over, None where it could.
 
     That the event loop turns is all that /healthz asks: a new process would help against nothing else, least of all an
     apiserver that is away.
@@ -210,13 +243,11 @@ def probes_application(*, registry: CollectorRegistry, not_ready: Callable[[], s
         reason = not_ready()
         return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
 
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
     application = web.Application(client_max_size=1024)
     application.router.add_get("/healthz", healthz)
     application.router.add_get("/readyz", readyz)
-    application.router.add_get("/metrics", metrics)
+    if metrics is not None:
+        application.router.add_get("/metrics", metrics)
     return application
 
 

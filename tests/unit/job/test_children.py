@@ -272,3 +272,13 @@ def test_each_stage_may_have_nodes_of_its_own() -> None:
     assert pools == {"Prepare": "cpu", "Train": "gpu", "Evaluate": "t4"}
     shared = job(compute={"podTemplate": on("gpu")})
     assert children(shared, stage="Prepare")[-1]["spec"]["template"]["spec"]["nodeSelector"] == {"pool": "gpu"}
+
+
+def test_pods_pull_with_the_secrets_of_the_operator_and_of_the_job() -> None:
+    config = CONFIG.model_copy(update={"image_pull_secrets": ("mirror", "registry")})
+    for of, names in ((SMALL, ["mirror", "registry"]), (LARGE, ["registry", "mirror"])):
+        made = children_of(
+            job=of, plan=plan_of(of), stage="Train", attempt=1, results=all_results(), config=config, door=DOOR
+        )
+        (pod,) = [each["spec"]["template"]["spec"] for each in made if each["kind"] == "Job"]
+        assert pod["imagePullSecrets"] == [{"name": name} for name in names]

@@ -201,7 +201,7 @@ def _template(
     }
     return {
         "metadata": pod_metadata(gateway.pod_template, labels=labels(endpoint=endpoint, component=GATEWAY)),
-        "spec": {**spec, **overlay_spec(gateway.pod_template)},
+        "spec": {**spec, **overlay_spec(gateway.pod_template, config=config)},
     }
 
 

@@ -157,7 +157,7 @@ def _deployment(
             "progressDeadlineSeconds": _START_SECONDS,
             "template": {
                 "metadata": pod_metadata(serving.pod_template, labels=metadata["labels"]),
-                "spec": {**spec, **overlay_spec(serving.pod_template)},
+                "spec": {**spec, **overlay_spec(serving.pod_template, config=config)},
             },
         },
     }
