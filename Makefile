@@ -45,10 +45,11 @@ lock: $(UV) ## Resolve the newest versions that pyproject.toml allows into requi
 generate: setup ## Write what is generated: CRDs, reference pages, the chart's copies of manifests
 	$(PY) -m finetune_api manifests/crd
 	$(PY) manifests/monitoring/dashboards.py manifests/monitoring/dashboards
-	rm -rf $(CHART_FILES) && mkdir -p $(CHART_FILES)/{crd,policy,rbac,tenant,monitoring}
+	rm -rf $(CHART_FILES) && mkdir -p $(CHART_FILES)/{crd,policy,rbac,tenant,monitoring,console}
 	cp -r manifests/monitoring/{monitors.yaml,rules.yaml,dashboards} $(CHART_FILES)/monitoring
 	cp manifests/crd/*.yaml $(CHART_FILES)/crd && cp manifests/policy/*.yaml $(CHART_FILES)/policy
 	cp manifests/tenant/*.yaml $(CHART_FILES)/tenant
+	cp manifests/console/*.yaml $(CHART_FILES)/console
 	cp manifests/rbac/{operator,own_namespace,users}.yaml $(CHART_FILES)/rbac
 	rm -f $(CHART_FILES)/*/kustomization.yaml
 	$(PY) -m finetune_api.reference docs/finetunejob.md

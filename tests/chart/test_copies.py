@@ -24,7 +24,7 @@ def test_a_copy_is_the_manifest(copy: str) -> None:
     assert (CHART / "files" / copy).read_bytes() == original.read_bytes(), STALE
 
 
-@pytest.mark.parametrize("folder", ["crd", "policy", "tenant"])
+@pytest.mark.parametrize("folder", ["crd", "policy", "tenant", "console"])
 def test_every_manifest_has_its_copy(folder: str) -> None:
     originals = {path.name for path in (MANIFESTS / folder).glob("*.yaml")} - {"kustomization.yaml"}
     assert originals, folder

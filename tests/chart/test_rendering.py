@@ -94,9 +94,19 @@ def release(request: pytest.FixtureRequest, helm4: Helm) -> list[Object]:
     return helm4.objects(*values, release=name, namespace="elsewhere")
 
 
+def deployment_of(objects: list[Object], component: str = "operator") -> Object:
+    """The Deployment of a component."""
+    label = "app.kubernetes.io/component"
+    found = [
+        each for each in objects if each["kind"] == "Deployment" and each["metadata"]["labels"][label] == component
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
 def test_every_reference_leads_to_an_object_of_the_release(release: list[Object]) -> None:
     there = {(item["kind"], item["metadata"]["name"]) for item in release}
-    (deployment,) = (item for item in release if item["kind"] == "Deployment")
+    deployment = deployment_of(release)
     account = deployment["spec"]["template"]["spec"]["serviceAccountName"]
     assert account == "default" or ("ServiceAccount", account) in there
     for item in release:
@@ -108,19 +118,18 @@ def test_every_reference_leads_to_an_object_of_the_release(release: list[Object]
 
 
 def test_every_selector_finds_the_pods(release: list[Object]) -> None:
-    (deployment,) = (item for item in release if item["kind"] == "Deployment")
-    template = deployment["spec"]["template"]
-    labels = set(template["metadata"]["labels"].items())
-    spread = template["spec"].get("topologySpreadConstraints", [])
+    deployments = [item["spec"] for item in release if item["kind"] == "Deployment"]
+    pods = [each["template"]["metadata"]["labels"].items() for each in deployments]
+    spread = deployment_of(release)["spec"]["template"]["spec"].get("topologySpreadConstraints", [])
     own = [item for item in release if item["metadata"].get("namespace") == "elsewhere"]
     selectors = [
-        deployment["spec"]["selector"]["matchLabels"],
+        *(each["selector"]["matchLabels"] for each in deployments),
         *(item["labelSelector"]["matchLabels"] for item in spread),
         *(item["spec"]["podSelector"]["matchLabels"] for item in own if item["kind"] == "NetworkPolicy"),
         *(item["spec"]["selector"]["matchLabels"] for item in release if item["kind"] == "PodDisruptionBudget"),
         *(_with_selector(item) for item in release if item["kind"] == "Service"),
     ]
-    assert all(set(selector.items()) <= labels for selector in selectors)
+    assert all(any(selector.items() <= labels for labels in pods) for selector in selectors)
     monitored = [item["spec"]["selector"]["matchLabels"] for item in release if item["kind"] == "ServiceMonitor"]
     services = [item["metadata"]["labels"] for item in release if item["kind"] == "Service"]
     for selector in monitored:
@@ -170,7 +179,7 @@ def _bound(objects: list[Object], cluster_role: str) -> list[str]:
 
 def environment(objects: list[Object]) -> dict[str, str]:
     """The variables of the operator's container that have plain values."""
-    (deployment,) = (item for item in objects if item["kind"] == "Deployment")
+    deployment = deployment_of(objects)
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     names = [variable["name"] for variable in container["env"]]
     assert len(names) == len(set(names)), names
@@ -186,7 +195,7 @@ def test_names_that_look_like_numbers_stay_text(helm4: Helm) -> None:
         for subject in item.get("subjects", []):
             assert (subject["name"], subject["namespace"]) == ("1e3", "456")
     assert environment(rendered)["FINETUNE_NAMESPACES"] == "123"
-    (pod,) = (item["spec"]["template"]["spec"] for item in rendered if item["kind"] == "Deployment")
+    pod = deployment_of(rendered)["spec"]["template"]["spec"]
     assert (pod["serviceAccountName"], pod["priorityClassName"]) == ("1e3", "7")
 
 
@@ -207,6 +216,29 @@ def test_an_image_is_named_by_tag_and_digest(helm4: Helm, image: dict[str, str],
 def test_an_account_that_is_not_made_must_be_named(helm: Helm) -> None:
     with pytest.raises(HelmError, match=r"name the operator's account in serviceAccount\.name"):
         helm.objects({"serviceAccount": {"create": False}})
+
+
+def test_the_console_is_that_of_the_manifests(helm: Helm, programs: dict[str, Path]) -> None:
+    kubectl = Kubectl(program=programs["kubectl"], kubeconfig=Path("/dev/null"))
+    wanted = _by_key(list(yaml.safe_load_all(kubectl.run("kustomize", str(ROOT / "manifests" / "console")))))
+    without = _by_key(helm.objects())
+    rendered = _by_key(helm.objects({"console": {"enabled": True}}))
+    assert {key: _without_helm(item) for key, item in rendered.items() if key not in without} == wanted
+    pod = deployment_of(list(rendered.values()), "console")["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+
+
+def test_the_console_takes_what_its_values_say(helm4: Helm) -> None:
+    rendered = helm4.objects(CI_VALUES[0])
+    (container,) = deployment_of(rendered, "console")["spec"]["template"]["spec"]["containers"]
+    assert container["args"][-2:] == ["--allow-actions", "--host=console.example.com"]
+    assert container["image"] == deployment_of(rendered)["spec"]["template"]["spec"]["containers"][0]["image"]
+    (policy,) = (
+        item for item in rendered if item["kind"] == "NetworkPolicy" and item["metadata"]["name"].endswith("-console")
+    )
+    namespaces = [peer["namespaceSelector"] for peer in policy["spec"]["ingress"][0]["from"]]
+    assert namespaces == [{"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}]
+    assert [each["port"] for each in policy["spec"]["egress"][0]["ports"]] == [53, 53, 5353, 5353, 16443]
 
 
 def test_only_types_and_policies_are_kept(helm4: Helm) -> None:

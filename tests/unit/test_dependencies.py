@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -48,6 +49,15 @@ def test_a_laptop_needs_what_the_command_line_and_local_mode_import_besides() ->
     imported = {name for folder in PACKAGES["local"] for name in imports(folder)}
     others = {name for extra in ("operator", "trainer", "gateway") for name in declared(extra)}
     assert declared("local") - others == imported - others
+
+
+def test_the_console_runs_in_the_operators_image() -> None:
+    """It shares code with the command line, and that one knows libraries which the image lacks."""
+    lacking = [each for each in declared("local") - declared("operator") if each != "pyyaml"]  # kopf brings that one
+    modules_ = [next((name for name, brought in DISTRIBUTIONS.items() if brought == each), each) for each in lacking]
+    code = f"import sys; sys.modules |= dict.fromkeys({modules_}); import finetune_operator.console.command"
+    assert sorted(modules_) == ["celpy", "rich"]
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,9 @@ def _console(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(command="finetune_operator.console.command:run")
     parser.add_argument("--allow-actions", action="store_true", help="let people approve, reject, roll back and pause")
     parser.add_argument("--port", type=int, default=CONSOLE_PORT, metavar="N", help=f"where ({CONSOLE_PORT}; 0: any)")
-    parser.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="at which address (127.0.0.1)")
+    parser.add_argument(
+        "--listen", default="127.0.0.1", metavar="ADDRESS", help="at which address (127.0.0.1); empty: at all"
+    )
     help_ = "another name under which browsers reach it, as of an Ingress; may be repeated"
     parser.add_argument("--host", action="append", default=[], metavar="NAME", help=help_)
     help_ = "an apiserver that users bring tokens for; the console then has no rights of its own"

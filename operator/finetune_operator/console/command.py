@@ -81,7 +81,7 @@ def _token_sign_in(options: argparse.Namespace) -> SignIn | None:
 
 async def _listen(runner: web.AppRunner, *, options: argparse.Namespace) -> int:
     try:
-        await web.TCPSite(runner, options.listen, options.port).start()
+        await web.TCPSite(runner, options.listen or None, options.port).start()
     except OSError as error:
         why = error.strerror or str(error)
         raise CommandError(f"port {options.port} of {options.listen}: {why}; choose another one with --port") from error
@@ -89,7 +89,7 @@ async def _listen(runner: web.AppRunner, *, options: argparse.Namespace) -> int:
 
 
 def _address(listen: str) -> str:
-    return f"[{listen}]" if ":" in listen else listen
+    return f"[{listen}]" if ":" in listen else listen or "localhost"
 
 
 async def _stopped() -> None:
