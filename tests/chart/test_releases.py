@@ -14,6 +14,8 @@ from tests.chart.helm import CHART, NAMESPACE, Helm, HelmError
 from tests.harness import Kubectl, KubectlError, Object, wait_until
 from tests.harness.store import ROOT
 
+EARLIER = ROOT / "tests" / "data" / "recorded" / "chart_2026-11-30.tgz"
+"""Of before there was a release."""
 KEPT = {"CustomResourceDefinition", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 ALL_KINDS = (
     "customresourcedefinitions,validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,"
@@ -87,10 +89,23 @@ def endpoint_is_protected(cluster: Cluster) -> bool:
     return False
 
 
-def test_an_upgrade_brings_new_fields_of_the_types(cluster: Cluster, tmp_path: Path) -> None:
+def test_an_upgrade_from_an_earlier_chart_brings_new_fields_of_the_types(cluster: Cluster, tmp_path: Path) -> None:
     """What Helm does not do for the types of a chart's crds/ folder."""
-    cluster.helm.install(namespace=cluster.system)
+    cluster.helm.install(namespace=cluster.system, chart=EARLIER)
     made = cluster.make_users_work()
+    before = cluster.deployment(namespace=cluster.system)
+    cluster.helm.upgrade(namespace=cluster.system)
+    after = cluster.deployment(namespace=cluster.system)
+    assert (after["metadata"]["uid"], after["spec"]["selector"]) == (
+        before["metadata"]["uid"],
+        before["spec"]["selector"],
+    )
+    assert cluster.users_work() == made
+    assert {item["kind"] for item in cluster.helm.objects(namespace=cluster.system)} == kinds_of_release(
+        cluster.kubectl
+    )
+    rules = cluster.kubectl.get("clusterrole", "finetune-operator-door")["rules"]
+    assert {"subjectaccessreviews"} in [set(rule["resources"]) for rule in rules], "rights come with the upgrade"
     assert not is_accepted(cluster, painted_job())
     cluster.helm.upgrade(namespace=cluster.system, chart=chart_with_colours(tmp_path))
     wait_until(lambda: is_accepted(cluster, painted_job()), what="the new field")
