@@ -78,6 +78,7 @@ def _options(commands: dict[str, argparse.ArgumentParser]) -> Iterator[str]:
         "get": " ".join(f"{kind}s" for kind in kinds),
         "describe": " ".join(kinds),
         "explain": "job endpoint",
+        "watch": "job endpoint",
         "completion": "bash zsh",
     }
     for name, parser in commands.items():

@@ -47,6 +47,13 @@ ENDS: dict[str, dict[ExitStatus, str]] = {
         ExitStatus.BAD_INPUT: "a manifest is refused, or this machine cannot serve it; port or folder are in use",
         ExitStatus.INTERRUPTED: "all is ended; `up` goes on until somebody stops it, so this is its usual end",
     },
+    "watch": {
+        ExitStatus.DONE: "the job Succeeded",
+        ExitStatus.FAILED: "the job Failed or was Superseded; it was deleted meanwhile",
+        ExitStatus.BAD_INPUT: "there is no such job or endpoint",
+        ExitStatus.REJECTED: "the job was Rejected or RolledBack",
+        ExitStatus.INTERRUPTED: "the view is ended, which is the only end of an endpoint's; what it shows goes on",
+    },
     "validate": {
         ExitStatus.DONE: "every manifest is valid",
         ExitStatus.BAD_INPUT: "at least one is not, or cannot be read",

@@ -15,8 +15,8 @@ from finetune_operator.local.home import LocalHome
 _LOG_LINES = 12
 
 
-def outcome(job: FineTuneJob, *, home: LocalHome, logs: Path | None) -> str:
-    """The end of a job, its comparison and where everything is."""
+def outcome(job: FineTuneJob, *, home: LocalHome | None, logs: Path | None) -> str:
+    """The end of a job, its comparison and where everything is. `home`: where that may be on this machine."""
     status = job.status
     took = ""
     if status.start_time is not None and status.completion_time is not None:
@@ -33,19 +33,21 @@ def outcome(job: FineTuneJob, *, home: LocalHome, logs: Path | None) -> str:
     return "\n".join(lines)
 
 
-def _places(job: FineTuneJob, *, home: LocalHome) -> list[str]:
+def _places(job: FineTuneJob, *, home: LocalHome | None) -> list[str]:
     status = job.status
+
+    def place(uri: str) -> str | Path:
+        return (home.path_of(uri) if home is not None else None) or uri
+
     found: dict[str, str | Path | None] = {}
     if status.model_version is not None:
         found["Version"] = status.model_version.name
     trained = recorded_results(status).train
     if isinstance(trained, TrainResult):
-        uri = trained.artifact.uri
-        found["Model"] = (
-            f"{home.path_of(uri) or uri} ({trained.artifact.format}, {words.size(trained.artifact.size_bytes)})"
-        )
+        artifact = trained.artifact
+        found["Model"] = f"{place(artifact.uri)} ({artifact.format}, {words.size(artifact.size_bytes)})"
     if status.evaluation is not None and status.evaluation.report:
-        found["Report"] = home.path_of(status.evaluation.report) or status.evaluation.report
+        found["Report"] = place(status.evaluation.report)
     return [f"{name + ':':8} {value}" for name, value in found.items()]
 
 

@@ -28,6 +28,7 @@ def build_parser(*, program: str = "finetune") -> argparse.ArgumentParser:
         _get,
         _describe,
         _explain,
+        _watch,
         _decisions,
         _logs,
         _report,
@@ -135,6 +136,21 @@ def _explain(commands: _Commands[argparse.ArgumentParser]) -> None:
     _target_options(parser)
 
 
+def _watch(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "show how a job or an endpoint's rollout goes on, wherever it runs"
+    example = (
+        "  finetune watch job support-router-7            to its end; the exit status is that of its end\n"
+        "  finetune watch endpoint support-router         until Ctrl-C\n"
+        "  finetune watch job support-router-7 | cat      plain lines instead of a live view\n\n"
+        "Ctrl-C ends the view, and nothing else."
+    )
+    parser = _command(commands, "watch", "watch:run", text, example)
+    parser.add_argument("kind", metavar="KIND", help="job or endpoint")
+    parser.add_argument("name", metavar="NAME", help="its name")
+    _plain_option(parser)
+    _target_options(parser)
+
+
 _DECISIONS = {
     "approve": ("let the version that an endpoint tries go on, and be promoted", "the candidate"),
     "reject": ("give up the version that an endpoint tries", "the candidate"),
@@ -217,6 +233,10 @@ def _completion(commands: _Commands[argparse.ArgumentParser]) -> None:
 def _machine_options(parser: argparse.ArgumentParser, *, of: str) -> None:
     parser.add_argument("-n", "--namespace", default="default", metavar="NAME", help=f"namespace of {of} (default)")
     parser.add_argument("--home", default=DEFAULT_HOME, metavar="DIR", help=f"folder of local mode ({DEFAULT_HOME})")
+    _plain_option(parser)
+
+
+def _plain_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plain", action="store_true", help="plain lines, also in a terminal")
 
 
