@@ -1,6 +1,6 @@
 """Objects of our kinds in every phase, with what the operator writes into them in the simulated worlds.
 
-What only the operator reads of a status (its plan, the results of stages) is left out.
+Of a status, what only the operator reads (its plan, the results of stages) and what flows are left out.
 """
 
 from __future__ import annotations
@@ -196,7 +196,8 @@ async def _taken(cluster: MemoryCluster, kind: Kind) -> Manifest:
     """The only object of a kind, as it is now."""
     (found,) = await cluster.list(kind=kind, namespace="ml")
     status = found.get("status", {})
-    status.pop("plan", None)
+    for field in ("plan", "trainerStatus", "checkpoint", "analysis"):
+        status.pop(field, None)
     for stage in status.get("stages", ()):
         stage.pop("result", None)
     return found
