@@ -29,6 +29,7 @@ def build_parser(*, program: str = "finetune") -> argparse.ArgumentParser:
         _describe,
         _explain,
         _watch,
+        _compare,
         _decisions,
         _logs,
         _report,
@@ -148,6 +149,16 @@ def _watch(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("kind", metavar="KIND", help="job or endpoint")
     parser.add_argument("name", metavar="NAME", help="its name")
     _plain_option(parser)
+    _target_options(parser)
+
+
+def _compare(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "show two versions side by side: settings that differ, evaluation, what serves"
+    example = "  finetune compare support-router-6 support-router-7\n  finetune compare support-router-6 base-2 -o json"
+    parser = _command(commands, "compare", "compare:run", text, example)
+    parser.add_argument("first", metavar="VERSION", help="a version's name")
+    parser.add_argument("second", metavar="OTHER", help="the name of the one beside it")
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="form of the answer (table)")
     _target_options(parser)
 
 
