@@ -51,7 +51,7 @@ def test_what_differs_is_side_by_side(first: dict[str, Any], capsys: pytest.Capt
     settings = text[text.index("Differs in:") : text.index("Evaluation:")]
     assert len(settings.strip().splitlines()) == 4, "what they agree in is not said"
     row = first["spec"]["evaluation"]["results"][0]
-    measured = next(line for line in shown if line[0] == row["metric"])
+    measured = next(line for line in shown if line[:1] == [row["metric"]])
     assert measured[1::2] == [f"{row['candidate']:.4g}", f"{row['candidate'] + 0.125:.4g}"]
     assert measured[2] == measured[4] == f"{row['low']:+.4g} to {row['high']:+.4g}"
     assert ["Endpoints", "router (stable)"] in shown
