@@ -13,7 +13,7 @@ import pytest
 from aiohttp import ClientResponse
 from tests.made_report import HOSTILE
 from tests.unit.cli.endpoints import V2, awaiting, canary
-from tests.unit.console.worlds import ENDPOINT, KEY, World, hostile_job
+from tests.unit.console.worlds import ENDPOINT, KEY, World, guard_of, hostile_job
 from tests.wrong_manifests import valid
 
 from finetune_api.modelendpoint import APPROVE
@@ -73,10 +73,9 @@ async def test_a_session_ends(world: World) -> None:
 
 async def test_signing_out_ends_the_session_also_for_a_copy_of_the_cookie(world: World) -> None:
     await world.sign_in()
-    guard = re.search(r'name="guard" value="([^"]+)"', await world.text("/"))
-    assert guard is not None
+    guard = guard_of(await world.text("/"))
     kept = {each.key: each.value for each in world.client.session.cookie_jar}
-    await world.client.post("/logout", data={"guard": guard[1]}, headers=world.origin)
+    await world.client.post("/logout", data={"guard": guard}, headers=world.origin)
     answer = await world.client.get(ENDPOINT, cookies=kept)
     assert answer.url.path == "/login"
 

@@ -33,6 +33,13 @@ class Clock:
         return self.now
 
 
+def guard_of(page: str) -> str:
+    """The session's secret, as the forms of a page hold it."""
+    found = re.search(r'name="guard" value="([^"]+)"', page)
+    assert found is not None
+    return found[1]
+
+
 class World:
     """A home, a console that shows it, and a browser that has not signed in."""
 
@@ -75,9 +82,7 @@ class World:
 
     async def ask(self, verb: str, *, headers: dict[str, str] | None = None, **form: str) -> ClientResponse:
         """Send the form of a verb, as the page holds it, with `form` in place of its fields."""
-        guard = re.search(r'name="guard" value="([^"]+)"', await self.text(ENDPOINT))
-        assert guard is not None
-        fields = {"guard": guard[1], "version": "v2", **form}
+        fields = {"guard": guard_of(await self.text(ENDPOINT)), "version": "v2", **form}
         where = f"{ENDPOINT}/{verb}"
         return await self.client.post(where, data=fields, headers=self.origin if headers is None else headers)
 
