@@ -64,6 +64,8 @@ Phase = Literal[
     "Failed",
 ]
 TERMINAL_PHASES: frozenset[str] = frozenset({"Succeeded", "Rejected", "Superseded", "RolledBack", "Failed"})
+RETRY = "finetune.dev/retry"
+"""Annotation by which a user asks that a run which Failed goes on: the time of that end, `status.completionTime`."""
 StageName = Literal["Prepare", "Train", "Evaluate"]
 STAGES: tuple[StageName, ...] = ("Prepare", "Train", "Evaluate")
 StageState = Literal["Pending", "Queued", "Running", "Complete", "Failed"]

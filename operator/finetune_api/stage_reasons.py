@@ -7,15 +7,49 @@ _BASE = "use another base model"
 _PREPARE = "start a new run"
 _IMAGE = "use an image of the operator's version"
 
-STAGE_REASONS: dict[str, tuple[str, str]] = {
-    # -- examples
+_OF_THE_SPEC: dict[str, tuple[str, str]] = {
     "AllLeaked": ("the baseline was trained on all held-out examples", "set evaluation.dataset, or baseline: Base"),
+    "FormatNotUsable": ("model.task cannot learn from a source's format", "correct data.sources[].format"),
+    "NoAnswers": ("a metric compares answers, and the examples have none", "use loss or perplexity"),
+    "QuantisedModel": ("the base model's weights are quantised", "use the model that it was made from"),
+    "UnsupportedModel": ("the base model cannot be read, trained or served", _BASE),
+    "AdapterMismatch": (
+        "the version's adapter, which method.parent: Keep goes on with, is of another kind than the job's, or for other"
+        " classes",
+        "use the values that the message names, or method.parent: Merge",
+    ),
+    "BadDeepSpeedConfig": ("DeepSpeed does not take what compute.configRef says", "correct it as the message says"),
+    "BadMetric": ("evaluation.metrics asks for what cannot be judged", "correct them as the message says"),
+    "BadUri": ("a URI is written wrongly", "correct it as the message says"),
+    "ClaimNotMounted": ("a pvc:// URI names a claim that the pod does not have", "correct the URI"),
+    "LabelsUnknown": ("the baseline's classes are not recorded", "set evaluation.baseline to Base"),
+    "NoSuchModule": (
+        "method.lora.targetModules names no layer of the base model, or one that shares its weights, or PEFT knows none"
+        " for the method",
+        "correct it, or leave it out; set method.type to LoRA",
+    ),
+    "NoSuchParameter": ("method.freeze names nothing that the base model has", "correct it"),
+    "NotSupported": ("this version cannot do what the run asks for", "change the spec as the message says"),
+    "NothingLearned": ("training changed no parameter", "raise training.learningRate, or the number of steps"),
+    "NothingToTrain": ("method.freeze leaves no parameter to train", "freeze less"),
+    "PackingNotIsolated": ("packed examples would see each other", "set training.packing to false"),
+    "RankTooLarge": ("method.lora.rank is more than a layer has room for", "lower it as the message says"),
+    "TokenizersDiffer": ("metrics count tokens, and the models' tokenizers differ", "judge the answers instead"),
+    "UnsupportedMethod": ("the base model has what the method cannot adapt", "change it as the message says"),
+    "LossNotFinite": (
+        "the loss became NaN or infinite",
+        "lower training.learningRate, set failurePolicy.onDivergence: RollBack, or look at the data",
+    ),
+    "ScoresNotFinite": ("a model's scores are no numbers", "evaluate in FP32, or lower training.learningRate"),
+}
+"""What was asked for, or what it makes of the same data: it comes out alike as long as the spec is the same."""
+STAGE_REASONS: dict[str, tuple[str, str]] = {
+    **_OF_THE_SPEC,
+    # -- examples
     "BadFileName": ("the name of a file or object is no printable text, or no path", "rename the file"),
     "EmptyData": ("no example is left to learn from", "add rows to data.sources"),
     "EmptySplit": ("a part of data.split would have no example", "add examples, or raise its share"),
-    "FormatNotUsable": ("model.task cannot learn from a source's format", "correct data.sources[].format"),
     "LongerThanContext": ("examples are longer than the base model reads", "shorten them, or lower training.maxLength"),
-    "NoAnswers": ("a metric compares answers, and the examples have none", "use loss or perplexity"),
     "NothingToLearn": ("no training example has an answer within training.maxLength", "raise it, or shorten the rows"),
     "NothingToScore": ("no held-out example has an answer within training.maxLength", "raise it, or shorten the rows"),
     "OneLabel": ("all examples have one label", "add examples of another"),
@@ -46,50 +80,25 @@ STAGE_REASONS: dict[str, tuple[str, str]] = {
     "NoChatTemplate": ("the base model's tokenizer has no chat template", "use an instruction-tuned model"),
     "NoEndOfAnswer": ("no token ends an answer", "set the tokenizer's eos_token"),
     "NoGenerationPrompt": ("the chat template does not begin an answer", "use a template that does"),
-    "QuantisedModel": ("the base model's weights are quantised", "use the model that it was made from"),
     "ThinkingTemplate": ("the chat template cannot switch reasoning off", "use the model's variant without it"),
     "TokenizerNotSaved": ("the tokenizer is another one once it was saved", f"save it with transformers, or {_BASE}"),
     "TokenizerTooLarge": ("the tokenizer has tokens that the base model lacks", "use the tokenizer that belongs to it"),
     "TurnEndIsText": ("what ends an answer is no token", "add it to the tokenizer's special tokens"),
     "UnsafeWeights": ("the base model's weights are pickle files", "convert them to safetensors"),
     "UnsupportedChatTemplate": ("answers cannot be told from the rest of a chat", f"{_BASE}, or split the chats"),
-    "UnsupportedModel": ("the base model cannot be read, trained or served", _BASE),
-    # -- what was asked for
-    "AdapterMismatch": (
-        "the version's adapter, which method.parent: Keep goes on with, is of another kind than the job's, or for other"
-        " classes",
-        "use the values that the message names, or method.parent: Merge",
-    ),
+    # -- what the run names
     "ClassesDiffer": (
         "the base model has a head for as many other classes as the data's",
         "name the same classes in the data, or begin with a model without that head",
     ),
-    "BadDeepSpeedConfig": ("DeepSpeed does not take what compute.configRef says", "correct it as the message says"),
-    "BadMetric": ("evaluation.metrics asks for what cannot be judged", "correct them as the message says"),
-    "BadUri": ("a URI is written wrongly", "correct it as the message says"),
-    "ClaimNotMounted": ("a pvc:// URI names a claim that the pod does not have", "correct the URI"),
     "InputForbidden": ("what a URI names may not be read", "name a Secret with credentials in secretRef"),
     "InputNotFound": ("what a URI names does not exist", "correct the URI, or put it there"),
     "DoesNotFit": ("training needs more memory than there is", "one of what the message says would fit"),
-    "LabelsUnknown": ("the baseline's classes are not recorded", "set evaluation.baseline to Base"),
-    "NoSuchModule": (
-        "method.lora.targetModules names no layer of the base model, or one that shares its weights, or PEFT knows none"
-        " for the method",
-        "correct it, or leave it out; set method.type to LoRA",
-    ),
-    "NoSuchParameter": ("method.freeze names nothing that the base model has", "correct it"),
-    "NotSupported": ("this version cannot do what the run asks for", "change the spec as the message says"),
-    "NothingLearned": ("training changed no parameter", "raise training.learningRate, or the number of steps"),
     "NothingToValidate": (
         "training.earlyStopping is to look at a validation split in which nothing is learned from",
         "raise data.split.validation or training.maxLength, or leave earlyStopping out",
     ),
-    "NothingToTrain": ("method.freeze leaves no parameter to train", "freeze less"),
     "OutsideAllowedRoots": ("a URI is outside the roots that the operator allows", "move what it names"),
-    "PackingNotIsolated": ("packed examples would see each other", "set training.packing to false"),
-    "RankTooLarge": ("method.lora.rank is more than a layer has room for", "lower it as the message says"),
-    "TokenizersDiffer": ("metrics count tokens, and the models' tokenizers differ", "judge the answers instead"),
-    "UnsupportedMethod": ("the base model has what the method cannot adapt", "change it as the message says"),
     # -- the course of a run
     "ArtifactChanged": ("the model's files are not those that were recorded", "restore them"),
     "ArtifactTorn": ("the model's files are gone or damaged", "restore them"),
@@ -102,10 +111,6 @@ STAGE_REASONS: dict[str, tuple[str, str]] = {
     "HubUnavailable": ("the model hub does not answer", "set HF_ENDPOINT to a mirror, or use a folder"),
     "InternalError": ("nobody foresaw it", "see the pod's log"),
     "Leakage": ("an example is both learned and held out", _PREPARE),
-    "LossNotFinite": (
-        "the loss became NaN or infinite",
-        "lower training.learningRate, set failurePolicy.onDivergence: RollBack, or look at the data",
-    ),
     "StrategyNotActive": (
         "compute.strategy was set up and is not in force",
         "see the pod's log; another compute.strategy",
@@ -114,7 +119,6 @@ STAGE_REASONS: dict[str, tuple[str, str]] = {
     "OutOfMemory": ("memory was not enough", "raise compute.resources, or lower training.microBatchSize or maxLength"),
     "PeerLost": ("another process of the run went away", _AGAIN),
     "ProcessKilled": ("a signal ended a training process", _AGAIN),
-    "ScoresNotFinite": ("a model's scores are no numbers", "evaluate in FP32, or lower training.learningRate"),
     "Stopped": ("the pod was stopped, and nothing was to be saved", _AGAIN),
     "StoppedAfterCheckpoint": ("the pod was stopped, and had saved first", _AGAIN),
     "StorageUnavailable": ("the object store does not answer", _AGAIN),
@@ -128,3 +132,8 @@ STAGE_REASONS: dict[str, tuple[str, str]] = {
     "WarmUpFailed": ("a server's model did not answer its first request", "see the pod's log"),
 }
 """By reason: its meaning, and the way out."""
+
+
+def needs_another_run(reason: str) -> bool:
+    """Whether another attempt of the same run would end with this reason again, whatever is mended outside of it."""
+    return reason in _OF_THE_SPEC or STAGE_REASONS.get(reason, ("", ""))[1] == _PREPARE

@@ -123,6 +123,15 @@ class World:
             kind="FineTuneJob", namespace=key.namespace, name=key.name, change=lambda job: job["spec"].update(changes)
         )
 
+    def annotate(self, key: Key, annotations: dict[str, str]) -> None:
+        """kubectl annotate."""
+        self.cluster.edit(
+            kind="FineTuneJob",
+            namespace=key.namespace,
+            name=key.name,
+            change=lambda job: job["metadata"].setdefault("annotations", {}).update(annotations),
+        )
+
     # -- time passes --------------------------------------------------------------------------------------------------
 
     async def reconcile(self, key: Key) -> float | None:

@@ -13,8 +13,9 @@ from tests.simulation.crashing import CountingCluster, ForkingCluster, KilledErr
 from tests.simulation.script import BAD_DATA, CRASH, Disrupt, Hang, Script
 from tests.simulation.world import World
 
-from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJobStatus
+from finetune_api.finetunejob import RETRY, TERMINAL_PHASES, FineTuneJobStatus
 from finetune_operator.core.ports import Key
+from finetune_operator.job.retry import end_of, is_asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Story:
     suspend_at: str = ""
     """The phase in which a user suspends the run, once; it is resumed 40 seconds later."""
     broken_nodes: frozenset[str] = frozenset()
+    retried: bool = False
+    """A user asks for another try at the first end."""
     quiet_ticks: int = 3
     """How long to look on after the end."""
 
@@ -42,6 +45,11 @@ STORIES = {
     "fails and is tried again": Story(script=lambda: Script(fates={("Prepare", 1): CRASH, ("Train", 1): CRASH})),
     "hangs": Story(script=lambda: Script(fates={("Train", 1): Hang()}), changes={"failurePolicy": {"hangSeconds": 60}}),
     "fails": Story(script=lambda: Script(fates={("Prepare", 1): BAD_DATA})),
+    "fails and is retried": Story(
+        script=lambda: Script(fates={("Train", 1): CRASH, ("Train", 2): CRASH, ("Train", 3): CRASH}),
+        changes={"failurePolicy": {"maxFailures": 1}},
+        retried=True,
+    ),
     "over time": Story(script=lambda: Script(fates={("Train", 1): Hang()}), changes={"activeDeadlineSeconds": 60}),
     "suspended": Story(
         script=lambda: Script(fates={("Train", 1): Hang()}),
@@ -73,7 +81,7 @@ async def play(story: Story, *, world: World, cluster: CountingCluster) -> Playe
     """Play a story to its end and beyond its clean-up. The operator is killed at most once."""
     world.restart_operator(cluster=lambda _: cluster)
     key = await world.submit(job_manifest(**story.changes))
-    suspended_at, killed, quiet = None, False, 0
+    suspended_at, killed, quiet, asked = None, False, 0, False
     for tick in range(300):
         try:
             await world.reconcile(key)
@@ -87,7 +95,10 @@ async def play(story: Story, *, world: World, cluster: CountingCluster) -> Playe
             suspended_at = tick
         elif suspended_at is not None and tick == suspended_at + 8:
             world.change_spec(key, suspend=False)
-        quiet = quiet + 1 if status.phase in TERMINAL_PHASES else 0
+        if story.retried and status.phase == "Failed" and not asked:
+            world.annotate(key, {RETRY: end_of(await world.job(key))})
+            asked = True
+        quiet = quiet + 1 if status.phase in TERMINAL_PHASES and not is_asked(await world.job(key)) else 0
         if quiet > story.quiet_ticks:
             return Played(world=world, key=key, killed=killed)
         await world.tick()

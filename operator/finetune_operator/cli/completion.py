@@ -79,6 +79,7 @@ def _options(commands: dict[str, argparse.ArgumentParser]) -> Iterator[str]:
         "describe": " ".join(kinds),
         "explain": "job endpoint",
         "watch": "job endpoint",
+        "retry": "job",
         "completion": "bash zsh",
     }
     for name, parser in commands.items():

@@ -54,6 +54,10 @@ ENDS: dict[str, dict[ExitStatus, str]] = {
         ExitStatus.REJECTED: "the job was Rejected or RolledBack",
         ExitStatus.INTERRUPTED: "the view is ended, which is the only end of an endpoint's; what it shows goes on",
     },
+    "retry": {
+        ExitStatus.DONE: "it is asked for; `finetune watch` follows it",
+        ExitStatus.BAD_INPUT: "the job has not failed, or would fail again in the same way",
+    },
     "validate": {
         ExitStatus.DONE: "every manifest is valid",
         ExitStatus.BAD_INPUT: "at least one is not, or cannot be read",

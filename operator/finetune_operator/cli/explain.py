@@ -21,6 +21,7 @@ from finetune_operator.cli.sections import INDENT, Part, text_of, waits_for
 from finetune_operator.cli.snapshot import Snapshot
 from finetune_operator.cli.target import Shell, open_target, shell_of
 from finetune_operator.core.reasons import Reason
+from finetune_operator.job.retry import useless
 
 _VERBS = {"Approve": "approve", "Reject": "reject", "RollBack": "rollback", "Resume": "resume"}
 _STAGES = {"Preparing": "Prepare", "Training": "Train", "Evaluating": "Evaluate"}
@@ -138,6 +139,9 @@ def explain_job(job: FineTuneJob, *, now: datetime, shell: Shell) -> Explanation
         commands.append((logs, "shows what its containers say"))
     elif status.phase == "Failed" and any(stage.child for stage in status.stages):
         commands.append((shell.finetune("logs", name), "shows what the containers said last"))
+    if status.phase == "Failed" and not useless(job):
+        again = "goes on where it failed, once what was to blame is mended; what is complete is kept"
+        commands.append((shell.finetune("retry", "job", name), again))
     if rows:
         commands.append((shell.finetune("report", name), "prints the comparison, and where its HTML report is"))
     said, ended = [status.message or "nothing is known"], status.phase in TERMINAL_PHASES
@@ -148,6 +152,7 @@ def explain_job(job: FineTuneJob, *, now: datetime, shell: Shell) -> Explanation
     compared = [words.comparison_line(row) for row in rows if not row.report]
     needs = [row.needed_n for row in rows if row.needed_n and row.verdict == "Inconclusive"]
     decides = [f"about {max(needs)} held-out examples would decide it, in a new job"] if needs else []
+    void = [each.message for each in status.conditions if each.type == Reason.REQUEST_VOID]
     return Explanation(
         headline=headline,
         now=said,
@@ -155,7 +160,7 @@ def explain_job(job: FineTuneJob, *, now: datetime, shell: Shell) -> Explanation
         waits=["nothing"] if ended else waits_for(status.next, now=now),
         then=found.then,
         commands=commands,
-        notes=[*decides, _RECORD] if status.phase in ("Failed", "Rejected") else [],
+        notes=[*void, *decides, _RECORD] if status.phase in ("Failed", "Rejected") else void,
     )
 
 

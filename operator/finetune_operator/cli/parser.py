@@ -30,6 +30,7 @@ def build_parser(*, program: str = "finetune") -> argparse.ArgumentParser:
         _explain,
         _watch,
         _compare,
+        _retry,
         _decisions,
         _logs,
         _report,
@@ -159,6 +160,14 @@ def _compare(commands: _Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("first", metavar="VERSION", help="a version's name")
     parser.add_argument("second", metavar="OTHER", help="the name of the one beside it")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table", help="form of the answer (table)")
+    _target_options(parser)
+
+
+def _retry(commands: _Commands[argparse.ArgumentParser]) -> None:
+    text = "let a job that failed go on where it failed, once what was to blame is mended"
+    parser = _command(commands, "retry", "retry:run", text, "  finetune retry job support-router-7")
+    parser.add_argument("kind", metavar="KIND", help="job")
+    parser.add_argument("name", metavar="NAME", help="its name")
     _target_options(parser)
 
 

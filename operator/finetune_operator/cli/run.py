@@ -163,7 +163,7 @@ class _Run:
         job = snapshot.job
         current = job.status.observed_generation == job.metadata.generation
         held = snapshot.phase == "Suspended" and current and not self.runtime.has_living_pods(key=self.key)
-        over = held or snapshot.phase in TERMINAL_PHASES or job.status.rollout is not None
+        over = held or snapshot.ended or job.status.rollout is not None
         return not over and time.monotonic() < self.leave_at
 
     def interrupt(self) -> None:
@@ -227,7 +227,7 @@ async def _follow_from_outside(*, key: Key, home: LocalHome, options: argparse.N
         while True:
             snapshot = _snapshot(_read(cluster, key), progress=progress)
             view.show(snapshot)
-            if snapshot.phase in TERMINAL_PHASES:
+            if snapshot.ended:
                 break
             await asyncio.sleep(_LOOK_SECONDS)
             if time.monotonic() - looked >= _LOCK_SECONDS:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from finetune_api.finetunejob import STAGES, FineTuneJob, StageStatus, TrainerStatus
+from finetune_api.finetunejob import STAGES, TERMINAL_PHASES, FineTuneJob, StageStatus, TrainerStatus
 from finetune_api.progress import LOSS, STEP, TOKENS_PER_SECOND
 from finetune_operator.cli import words
+from finetune_operator.job.retry import is_asked
 
 _TOTAL_STEPS = "total_steps"
 
@@ -33,6 +34,11 @@ class Snapshot:
     def phase(self) -> str:
         """The job's phase."""
         return self.job.status.phase or "Pending"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has ended, and is not about to be tried again."""
+        return self.phase in TERMINAL_PHASES and not is_asked(self.job)
 
     @property
     def stages(self) -> list[StageStatus]:

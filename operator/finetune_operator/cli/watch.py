@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJob
+from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_operator.cli.columns import resource_of
 from finetune_operator.cli.errors import EXIT_STATUS_OF_PHASE, CommandError, ExitStatus
@@ -43,7 +43,7 @@ async def run(options: argparse.Namespace) -> int:
             return ExitStatus.INTERRUPTED
         view = View[Snapshot].chosen(RunShows(), options=options, hint=_HINT)
         look = partial(_job, name=options.name, reports=_reports(target))
-        last = await _follow(view, target, look=look, over=lambda seen: seen.phase in TERMINAL_PHASES)
+        last = await _follow(view, target, look=look, over=lambda seen: seen.ended)
     if last is None:
         return ExitStatus.INTERRUPTED
     view.say(outcome(last.job, home=target.home, logs=None))

@@ -128,9 +128,10 @@ class Reason(StrEnum):
 
     REQUEST_VOID = (
         "RequestVoid",
-        _ENDPOINT,
-        "a decision is about another version, or an approval was for another thing",
+        _BOTH,
+        "a decision is about another version, an approval was for another thing, or trying again cannot help",
     )
+    RETRY_USELESS = "RetryUseless", _JOB, "another attempt would fail alike (of the condition RequestVoid)"
     ANOTHER_VERSION = "AnotherVersion", _ENDPOINT, "a decision is about another version (of the condition RequestVoid)"
     CONTESTED = "Contested", _ENDPOINT, "somebody else changes what the endpoint's children say"
     CHANGED_BY_OTHERS = "ChangedByOthers", _ENDPOINT, "somebody else changes the children (of the condition Contested)"

@@ -13,6 +13,7 @@ from dataclasses import replace
 from finetune_api.base import VersionReference
 from finetune_api.finetunejob import TERMINAL_PHASES
 from finetune_operator.core.reasons import Reason
+from finetune_operator.core.times import after
 from finetune_operator.gates.policy import Comparison, judge
 from finetune_operator.job.advance import advance
 from finetune_operator.job.begin import begin
@@ -22,6 +23,7 @@ from finetune_operator.job.finish import finish
 from finetune_operator.job.mirror import mirror
 from finetune_operator.job.observed import Observed
 from finetune_operator.job.plan import ResolvedPlan
+from finetune_operator.job.retry import is_asked, retried, void
 from finetune_operator.job.stages import recorded_plan, recorded_results
 from finetune_operator.job.version import made_by, version_manifest
 
@@ -93,6 +95,11 @@ def _conclude(*, observed: Observed, plan: ResolvedPlan) -> Draft:
 def _after_the_end(observed: Observed) -> Draft:
     """The verdict stands. What still runs is ended; what has expired is removed."""
     status, due = observed.job.status, expiry(observed.job)
+    if is_asked(observed.job) and status.completion_time is not None:
+        another = after(status.completion_time, 1)  # its next end has another time
+        if observed.now >= another:
+            return retried(observed.job)
+        due = min(filter(None, (due, another)))
     ready = status.condition("Ready")
     return Draft(
         status=status,
@@ -100,6 +107,7 @@ def _after_the_end(observed: Observed) -> Draft:
         state="Ready" if status.phase == "Succeeded" else "Stalled",
         reason=ready.reason if ready else "",
         message=status.message or "",
+        void=void(observed.job),
         delete=removals(observed),
         look_again=(due,) if due is not None and observed.now < due else (),
     )

@@ -56,6 +56,8 @@ class Draft:
     """When what it waits for is given up, or comes by itself."""
     next: NextStatus | None = None
     """What the rollout waits for; None: it follows from phase and reason."""
+    void: str = ""
+    """Why what a person asked for comes to nothing."""
     at_once: bool = False
     """This write records what the next step depends on."""
     restarted: Restarted | None = None

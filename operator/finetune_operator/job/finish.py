@@ -63,6 +63,7 @@ def finish(*, observed: Observed, draft: Draft) -> Decision:
         next_=draft.next
         or next_of(phase=draft.phase, summary=draft.summary, until=draft.until, planned=draft.status.plan is not None),
         suspended=bool(job.spec.suspend),
+        void=draft.void,
         generation=job.metadata.generation,
         now=now,
     )
@@ -91,6 +92,7 @@ def summarised(
     suspended: bool,
     generation: int,
     now: datetime,
+    void: str = "",
 ) -> FineTuneJobStatus:
     """The status with what follows from the rest of it."""
     now = whole_second(now)
@@ -104,7 +106,12 @@ def summarised(
             "next": next_,
             "completion_time": status.completion_time or now if ended else None,
             "conditions": conditions(
-                status=status, summary=summary, suspended=suspended and not ended, generation=generation, now=now
+                status=status,
+                summary=summary,
+                suspended=suspended and not ended,
+                void=void,
+                generation=generation,
+                now=now,
             ),
         }
     )
@@ -140,12 +147,14 @@ def events_between(*, before: FineTuneJobStatus, after_: FineTuneJobStatus) -> t
 
 
 def conditions(
-    *, status: FineTuneJobStatus, summary: Summary, suspended: bool, generation: int, now: datetime
+    *, status: FineTuneJobStatus, summary: Summary, suspended: bool, void: str, generation: int, now: datetime
 ) -> list[Condition]:
     """The conditions of a status whose stages and evaluation are up to date. `status.conditions`: those before."""
     wanted = of_summary(summary)
     if suspended:
         wanted.append(Wanted("Suspended", "True", Reason.SUSPENDED, "spec.suspend is true"))
+    if void:
+        wanted.append(Wanted(Reason.REQUEST_VOID, "True", Reason.RETRY_USELESS, void))
     wanted += _stage_conditions(status)
     if status.rollout is not None:
         promoted = status.rollout.promoted

@@ -160,7 +160,10 @@ class LocalCluster:
             current = self._read(manifest)
             if current is None:
                 return _shown(self._create(manifest))
-            changed = {**manifest, "metadata": {**current["metadata"], **manifest["metadata"]}}
+            annotations = [each["metadata"].get("annotations") or {} for each in (current, manifest)]
+            metadata = {**current["metadata"], **manifest["metadata"], "annotations": annotations[0] | annotations[1]}
+            metadata = {key: value for key, value in metadata.items() if key != "annotations" or value}
+            changed = {**manifest, "metadata": metadata}
             return _shown(self._update(current, changed))
 
     def annotate(self, *, kind: Kind, namespace: str, name: str, annotations: Mapping[str, str | None]) -> Manifest:

@@ -324,7 +324,7 @@ def test_doctor_of_this_machine(capsys: pytest.CaptureFixture[str], monkeypatch:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        (["finetune", "r"], {"run", "report", "reject", "resume", "rollback"}),
+        (["finetune", "r"], {"run", "report", "reject", "resume", "retry", "rollback"}),
         (["finetune", "get", "j"], {"jobs"}),
         (["finetune", "get", "jobs", "-o", "w"], {"wide"}),
         (["finetune", "logs", "x", "--stage", ""], {"Prepare", "Train", "Evaluate"}),
