@@ -6,7 +6,7 @@ It moves only when `tick` is called, by five seconds. Statuses of Jobs and pods 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -232,10 +232,24 @@ class World:
             self._finish(manifest, type_="Failed", reason=reason, message=message)
             for pod in pods:
                 if pod not in failed:
-                    metadata = pod["metadata"]
-                    await self.cluster.delete(kind="Pod", namespace="ml", name=metadata["name"], uid=metadata["uid"])
+                    await self._delete_pod_of(manifest, pod["metadata"])
         elif pods and all(pod["status"].get("phase") == "Succeeded" for pod in pods):
             self._finish(manifest, type_="Complete", reason="CompletionsReached", message="")
+
+    async def _delete_pod_of(self, job: Manifest, pod: Mapping[str, Any]) -> None:
+        await self.cluster.delete(kind="Pod", namespace="ml", name=pod["name"], uid=pod["uid"])
+        await self.cluster.create(
+            manifest={
+                "apiVersion": "events.k8s.io/v1",
+                "kind": "Event",
+                "metadata": {"name": f"{pod['name']}.deleted", "namespace": "ml"},
+                "type": "Normal",
+                "reason": "SuccessfulDelete",
+                "note": f"Deleted pod: {pod['name']}",
+                "eventTime": self._time(),
+                "regarding": {"uid": job["metadata"]["uid"]},
+            }
+        )
 
     def _finish(self, manifest: Manifest, *, type_: str, reason: str, message: str) -> None:
         condition = {

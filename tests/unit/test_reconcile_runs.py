@@ -496,6 +496,21 @@ async def test_reports_from_before_a_suspension_do_not_make_the_next_attempt_hun
     assert (status.phase, status.restarts) == ("Succeeded", None)
 
 
+async def test_a_pod_that_its_job_ended_unseen_is_no_interruption() -> None:
+    lost = Failure(reason="PeerLost", message="another process of the run went away")
+    world = World(script=Script(fates={("Train", 1): Exit(code=70, failure=lost)}))
+    key = await world.submit(job_manifest(compute={"nodes": 2}))
+    await world.run(key, until=lambda status: status.phase == "Training" and status.stages[-1].state == "Running")
+    for _ in range(10):  # the operator is away
+        await world.tick()
+    assert len(await world.cluster.list(kind="Pod", namespace="ml", labels={"finetune.dev/stage": "Train"})) == 1
+    status = await world.run(key, until=ended)
+    assert status.restarts is not None
+    assert status.restarts.last is not None
+    assert (status.restarts.failures, status.restarts.preemptions) == (1, 0)
+    assert status.restarts.last.reason == "PeerLost"
+
+
 async def test_a_hang_shows_in_the_probe_where_no_report_gets_through() -> None:
     world, _, status = await finished(
         Script(fates={("Train", 1): Hang(reports=False)}), failurePolicy={"hangSeconds": 60}

@@ -7,7 +7,7 @@ lost connection, a SIGTERM). The most specific evidence wins; of equal evidence,
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from datetime import datetime
 
@@ -38,14 +38,15 @@ _BY_OTHERS = frozenset({"PreemptionByScheduler", "EvictionByEvictionAPI"})
 """Interruptions that are not the node's doing."""
 
 
-def cause_of_end(*, job: ChildJob, pods: Sequence[PodState], size: int) -> Broken:
+def cause_of_end(*, job: ChildJob, pods: Sequence[PodState], size: int, ended_by_job: Set[str] = frozenset()) -> Broken:
     """The cause with the most specific evidence; of equal evidence, what came first: the rest followed from it."""
     found = [(_trouble_time(pod), _at_node(verdict, pod)) for pod in pods if (verdict := _broken_pod(pod))]
     if not found:
         return _broken_job(job)
     _, first = min(found, key=lambda each: (_rank(each[1]), each[0], each[1].cause is not Cause.CONTAINER_FAILED))
-    if first.reason in _ECHOES and len(pods) < size:
-        text = f"{size - len(pods)} of {size} pods gone; {first.message}"
+    gone = size - len(pods) - len(ended_by_job - {pod.name for pod in pods})
+    if first.reason in _ECHOES and gone > 0:
+        text = f"{gone} of {size} pods gone; {first.message}"
         return Broken(cause=Cause.POD_DELETED, message=text)
     spoilt = next(
         (pod for pod in pods if pod.done and pod.phase == "Failed" and pod.trouble and not pod.disruption), None

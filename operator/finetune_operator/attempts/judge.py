@@ -44,7 +44,9 @@ def judge(*, attempt: Attempt, stage: str, size: int, now: datetime, config: Ope
         pods = tuple(pod for pod in pods if pod not in before)
     since = _trouble_since(job=job, pods=pods, now=now)
     if since is not None:
-        return _ending(job=job, pods=pods, size=size, since=since, now=now, config=config)
+        if (wait := _still_ending(pods, since=since, now=now, config=config)) is not None:
+            return wait
+        return cause_of_end(job=job, pods=pods, size=size, ended_by_job=attempt.ended_by_job)
     return _starting_or_running(job=job, pods=pods, size=size, now=now, config=config)
 
 
@@ -125,16 +127,16 @@ def _trouble_since(*, job: ChildJob, pods: Sequence[PodState], now: datetime) ->
     return min((sign for sign in signs if sign <= now), default=min(signs, default=None))
 
 
-def _ending(
-    *, job: ChildJob, pods: Sequence[PodState], size: int, since: datetime, now: datetime, config: OperatorConfig
-) -> Verdict:
+def _still_ending(
+    pods: Sequence[PodState], *, since: datetime, now: datetime, config: OperatorConfig
+) -> Stopping | None:
     deadline = after(since, config.evidence_seconds)
     pending = [pod for pod in pods if may_run(pod=pod, now=now, config=config)]
     # Pods that nobody has told to end do not hold up the judgement for ever.
     times = [_gone_by(pod, config=config) or deadline for pod in pending if pod.deletion_requested or now < deadline]
     times += [due for pod in pods if (due := _settled_by(pod)) is not None and now < due <= after(now, _SETTLE_SECONDS)]
     if not times:
-        return cause_of_end(job=job, pods=pods, size=size)
+        return None
     return Stopping(message=f"{_count(max(1, len(pending)))} still ending", look_again=min(times))
 
 

@@ -51,6 +51,8 @@ class Attempt:
     strays: tuple[PodState, ...] = ()
     """Pods of a Job of this name that is gone and was never seen. Nothing that they say is believed, but while they
     may run, nothing else may begin beside them."""
+    ended_by_job: frozenset[str] = frozenset()
+    """Names of pods that the Job itself ended, as far as its Events say so."""
 
 
 def bucket(

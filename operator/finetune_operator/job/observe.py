@@ -15,7 +15,8 @@ from finetune_api.finetunejob import TERMINAL_PHASES, FineTuneJob
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
 from finetune_operator.attempts.observed import Attempt, AttemptKey, ChildJob, bucket
-from finetune_operator.attempts.verdicts import Waiting
+from finetune_operator.attempts.restarts import Cause
+from finetune_operator.attempts.verdicts import Broken, Waiting
 from finetune_operator.core.config import OperatorConfig
 from finetune_operator.core.controller import ChildRef, ref_of
 from finetune_operator.core.names import JOB_UID_LABEL
@@ -156,13 +157,17 @@ async def _version(*, cluster: Cluster, job: FineTuneJob, name: str) -> ModelVer
 
 
 async def _with_words(*, cluster: Cluster, observed: Observed) -> Observed:
-    """Others' words on why a Job does not run. Nothing hangs on them but a message: not to get them is no error."""
+    """Others' words on why a Job does not run, or who ended its pods. Not to get them is no error."""
     status, namespace = observed.job.status, observed.job.metadata.namespace
     stage = next((stage for stage in status.stages if stage.state != "Complete"), None)
     plan = recorded_plan(status)
     if stage is None or not isinstance(plan, ResolvedPlan):
         return observed
-    verdict, job = judged(observed, plan=plan, stage=stage), observed.attempt(stage.name, stage.attempt).job
+    attempt = observed.attempt(stage.name, stage.attempt)
+    verdict, job = judged(observed, plan=plan, stage=stage), attempt.job
+    if isinstance(verdict, Broken) and verdict.cause is Cause.POD_DELETED and job is not None:
+        found = replace(attempt, ended_by_job=await _ended_by(job, cluster=cluster))
+        return replace(observed, attempts={**observed.attempts, (stage.name, stage.attempt): found})
     if not isinstance(verdict, Waiting) or not verdict.about or job is None:
         return observed
     try:
@@ -175,6 +180,16 @@ async def _with_words(*, cluster: Cluster, observed: Observed) -> Observed:
     except (NotFoundError, UnavailableError):
         return observed
     return replace(observed, wait_words=words)
+
+
+async def _ended_by(job: ChildJob, *, cluster: Cluster) -> frozenset[str]:
+    """The pods that the Job ended because another one had failed; they may be gone before anybody looks."""
+    try:
+        events = await cluster.events_about(namespace=job.ref.namespace, uid=job.ref.uid)
+    except (NotFoundError, UnavailableError):
+        return frozenset()
+    notes = (str(each.get("note")) for each in events if each.get("reason") == "SuccessfulDelete")
+    return frozenset(note.rpartition(" ")[2] for note in notes)
 
 
 async def _queue_message(*, cluster: Cluster, job: ChildJob) -> str | None:

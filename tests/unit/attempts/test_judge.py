@@ -144,6 +144,18 @@ def test_a_lost_peer_whose_pod_is_gone_was_deleted() -> None:
     assert found.cause is Cause.POD_DELETED
 
 
+def test_a_pod_that_its_job_ended_was_not_deleted() -> None:
+    peer = failed(70, said=said("PeerLost"))
+    attempt = Attempt(job=replace(JOB, failed=True, failed_since=at(60)), pods=(peer,), ended_by_job=frozenset({"q"}))
+    found = judge(attempt=attempt, stage="Train", size=2, now=at(70), config=CONFIG)
+    assert isinstance(found, Broken)
+    assert (found.cause, found.reason) == (Cause.CONTAINER_FAILED, "PeerLost")
+    itself = replace(attempt, ended_by_job=frozenset({peer.name}))
+    found = judge(attempt=itself, stage="Train", size=2, now=at(70), config=CONFIG)
+    assert isinstance(found, Broken)
+    assert found.cause is Cause.POD_DELETED, "it is there; of the other one its Job knows nothing"
+
+
 @pytest.mark.parametrize(
     ("reason", "message", "cause", "saved"),
     [
