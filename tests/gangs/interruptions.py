@@ -156,7 +156,7 @@ JOB_DELETED = Interruption(
 POD_DELETED = Interruption(
     name="pod deleted at once",
     begin=lambda gang: _delete_at_once(gang, gang.pods()[1]),
-    reasons={"PodDeleted"},
+    reasons={"PodDeleted", "Preempted"},  # two seconds are enough for a checkpoint of a small model
     budget=_INTERRUPTED,
 )
 OUT_OF_MEMORY = Interruption(
