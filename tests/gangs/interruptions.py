@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tests.cluster import containers
 from tests.cluster.jobs import phase
@@ -30,6 +32,7 @@ for path in glob.glob("/proc/[0-9]*/cmdline"):
 held = bytearray(2 << 30)
 """
 _REPLICAS = 2
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,22 +53,29 @@ class Interruption:
 
 
 def interrupt(gangs: Sequence[Gang], interruption: Interruption) -> dict[str, int]:
-    """All of them, one after another as each has come further; the steps that each lost."""
-    before = []
-    for gang in gangs:
-        job = gang.trained_further()
-        before.append((gang, job, interruption.begin(gang)))
-    lost = {}
-    for gang, job, clear_up in before:
-        lost[gang.strategy] = _steps_lost(gang, job, interruption)
+    """Each as soon as it has come further: the others may be slower to begin again; the steps that each lost."""
+    lost = _each(gangs, lambda gang: _interrupted(gang, interruption))
+    return {gang.strategy: steps for gang, steps in lost}
+
+
+def _interrupted(gang: Gang, interruption: Interruption) -> int:
+    job = gang.trained_further()
+    clear_up = interruption.begin(gang)
+    try:
+        return _steps_lost(gang, job, interruption)
+    finally:
         if clear_up is not None:
             clear_up()
-    return lost
+
+
+def _each(gangs: Sequence[Gang], do: Callable[[Gang], _Found]) -> list[tuple[Gang, _Found]]:
+    with ThreadPoolExecutor(len(gangs)) as pool:
+        return list(zip(gangs, pool.map(do, gangs), strict=True))
 
 
 def lose_node(gangs: Sequence[Gang], *, name: str) -> dict[str, int]:
     """The power of a node on which each has a pod; it comes back when they have gone on without it."""
-    before = [(gang, gang.trained_further()) for gang in gangs]
+    before = _each(gangs, Gang.trained_further)
     for gang in gangs:
         assert name in {pod["spec"]["nodeName"] for pod in gang.pods()}
     cluster = gangs[0].workspace.cluster
@@ -78,7 +88,7 @@ def lose_node(gangs: Sequence[Gang], *, name: str) -> dict[str, int]:
 
 def lose_results(gangs: Sequence[Gang], *, operator: InstalledOperator) -> dict[str, int]:
     """The pods that have the results are gone before the operator, which was away, has read them."""
-    before = [(gang, gang.trained_further()) for gang in gangs]
+    before = _each(gangs, Gang.trained_further)
     operator.scale(0)
     for gang in gangs:
         wait_until(lambda gang=gang: len(gang.pods(phase="Succeeded")) == 2, what=f"the end of {gang.name}")
@@ -97,11 +107,13 @@ def _steps_lost(gang: Gang, before: Object, interruption: Interruption) -> int:
 
 def suspend(gangs: Sequence[Gang]) -> None:
     """All of them, until none has a pod; then they may go on. No budget pays."""
-    before = []
-    for gang in gangs:
-        before.append((gang, gang.trained_further()))
+
+    def told(gang: Gang) -> Object:
+        job = gang.trained_further()
         gang.suspend(wanted=True)
-    for gang, job in before:
+        return job
+
+    for gang, job in _each(gangs, told):
         gang.workspace.wait(gang.name, lambda job: phase(job) == "Suspended", what="Suspended")
         gang.gone()
         gang.passed = gang.saved
