@@ -28,6 +28,7 @@ from finetune_gateway.request_id import ANSWER_HEADER
 from finetune_gateway.routing import Choice, choose
 from finetune_gateway.shadow import Comparator
 from finetune_gateway.tally import ArmKey, User
+from finetune_gateway.trace_context import TRACEPARENT, carried
 from finetune_gateway.votes import Votes
 from finetune_http.plain_errors import said_of
 
@@ -303,7 +304,7 @@ class Proxy:
                 return await self.session.post(
                     url + attempt.incoming.path,
                     data=attempt.incoming.body,
-                    headers=_SENT_HEADERS,
+                    headers=_sent_headers(attempt.incoming.request),
                     timeout=timeout,
                     allow_redirects=False,
                 )
@@ -389,6 +390,13 @@ class Proxy:
                 json_expected=parsed.json_expected,
                 limited=parsed.limited,
             )
+
+
+def _sent_headers(request: web.Request) -> CIMultiDict[str]:
+    """What a version's server is told beside the request itself: of a client's headers only those of its trace."""
+    if TRACEPARENT not in request.headers:
+        return _SENT_HEADERS
+    return CIMultiDict({**_SENT_HEADERS, **carried(request.headers)})
 
 
 def refuse(*, status: int, message: str, code: str | None = None, param: str | None = None) -> web.Response:

@@ -53,6 +53,8 @@ class Upstream:
     seen: list[dict[str, Any]] = field(default_factory=list)
     headers: list[set[str]] = field(default_factory=list)
     """Lower-case names of the headers of each request seen."""
+    traces: list[dict[str, str]] = field(default_factory=list)
+    """The trace context of each request seen."""
     mirrored: list[str | None] = field(default_factory=list)
     """What each request seen says of copies and probes."""
     _runner: web.AppRunner | None = None
@@ -78,6 +80,8 @@ class Upstream:
         document = await request.json()
         self.seen.append(document)
         self.headers.append({name.lower() for name in request.headers})
+        context = {name: request.headers.get(name) for name in ("traceparent", "tracestate")}
+        self.traces.append({name: value for name, value in context.items() if value is not None})
         self.mirrored.append(request.headers.get("X-Finetune-Mirrored"))
         await asyncio.sleep(self.delay)
         if self.status != 200:

@@ -67,6 +67,21 @@ async def test_the_openai_client_works_unchanged(gateway: GatewayProcess, stable
             await client.chat.completions.create(model="gpt-4", messages=[])
 
 
+async def test_a_trace_goes_on_to_the_version_that_answers_and_not_to_copies(
+    gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
+) -> None:
+    shadow = {"candidate": "new", "stable": "old", "percent": 100, "timeoutSeconds": 5, "maxInFlight": 10}
+    gateway.route(stable, candidate, rules=[{"name": "all", "weights": {"old": 100}}], shadow=shadow)
+    gateway.start()
+    await gateway.ready()
+    trace = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "a=1,b=2"}
+    for headers in (trace, {}, {"traceparent": "junk", "tracestate": "a=1"}):
+        assert (await post(client, gateway, **headers))[0] == 200
+    assert stable.traces == [trace, {}, {}]
+    await eventually(lambda: len(candidate.traces) == 3)
+    assert candidate.traces == [{}, {}, {}]
+
+
 async def test_users_stick_and_shares_hold(
     gateway: GatewayProcess, stable: Upstream, candidate: Upstream, client: aiohttp.ClientSession
 ) -> None:
