@@ -7,6 +7,7 @@ import asyncio
 import secrets
 import signal
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from aiohttp import web
 
@@ -76,14 +77,18 @@ def _token_sign_in(options: argparse.Namespace) -> SignIn | None:
         )
     if not options.apiserver.startswith("https://"):
         raise CommandError(f"--apiserver {options.apiserver}: expected https://..., since users' tokens are sent there")
+    if options.ca_file and not Path(options.ca_file).is_file():
+        raise CommandError(
+            f"--ca-file {options.ca_file}: there is no such file; name its certificate"
+        )
     return TokenSignIn(server=options.apiserver, ca_file=options.ca_file, namespace=options.namespace or "default")
 
 
 async def _listen(runner: web.AppRunner, *, options: argparse.Namespace) -> int:
     try:
         await web.TCPSite(runner, options.listen or None, options.port).start()
-    except OSError as error:
-        why = error.strerror or str(error)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
         raise CommandError(f"port {options.port} of {options.listen}: {why}; choose another one with --port") from error
     return int(runner.addresses[0][1])
 
