@@ -78,9 +78,7 @@ def _token_sign_in(options: argparse.Namespace) -> SignIn | None:
     if not options.apiserver.startswith("https://"):
         raise CommandError(f"--apiserver {options.apiserver}: expected https://..., since users' tokens are sent there")
     if options.ca_file and not Path(options.ca_file).is_file():
-        raise CommandError(
-            f"--ca-file {options.ca_file}: there is no such file; name its certificate"
-        )
+        raise CommandError(f"--ca-file {options.ca_file}: there is no such file; name its certificate")
     return TokenSignIn(server=options.apiserver, ca_file=options.ca_file, namespace=options.namespace or "default")
 
 
