@@ -45,6 +45,8 @@ class GatewayConfig(Settings):
     door_ca_file: Path | None = None
     observations_file: Path | None = None
     """Local mode: observations are written there instead of being posted."""
+    tracing_endpoint: str = ""
+    """A collector of OpenTelemetry that takes spans over OTLP/HTTP, such as http://collector:4318. Empty: no spans."""
     body_bytes: int = 4 * 1024 * 1024
     concurrency: int = 256
     timeout_seconds: float = 120.0

@@ -56,6 +56,11 @@ class Metrics:
         self.lines_dropped = Counter(
             "finetune_gateway_access_log_lines_dropped", "Lines that could not be written.", registry=registry
         )
+        self.spans_dropped = Counter(
+            "finetune_gateway_spans_dropped",
+            "Spans that had no room or that the collector did not take.",
+            registry=registry,
+        )
         for reason in ("connect", "server_error", "busy", "overdue", "unreachable", "breaker"):
             self.retries.labels(reason)
         for result in ("completed", "dropped"):

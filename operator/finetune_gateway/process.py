@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp import web
@@ -34,6 +34,9 @@ from finetune_gateway.tally import Tally
 from finetune_gateway.votes import Votes
 from finetune_http.lost_nodes import watched_socket
 from finetune_http.plain_errors import PlainRunner
+
+if TYPE_CHECKING:
+    from finetune_gateway.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 _UPSTREAM_CONNECTIONS = 1024
@@ -64,6 +67,8 @@ async def serve(*, config: GatewayConfig) -> None:
             app.access_log.keep_writing,
             lambda: report(config=config, live=app.live, tally=app.live.tally, metrics=app.metrics, peers=app.peers),
         ]
+        if app.proxy.tracing is not None:
+            background.append(app.proxy.tracing.keep_sending)
         tasks = [asyncio.create_task(kept_up(work)) for work in background]
         status = await _listen(
             stack=stack,
@@ -91,6 +96,8 @@ async def serve(*, config: GatewayConfig) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if app.proxy.tracing is not None:
+            await app.proxy.tracing.close()
 
 
 async def kept_up(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -128,6 +135,7 @@ def assemble(*, config: GatewayConfig, session: aiohttp.ClientSession) -> Applic
         votes=votes,
         metrics=metrics,
         session=session,
+        tracing=_tracing(config, metrics=metrics),
     )
     return Application(
         config=config,
@@ -139,6 +147,14 @@ def assemble(*, config: GatewayConfig, session: aiohttp.ClientSession) -> Applic
         metrics=metrics,
         access_log=AccessLog(enabled=config.access_log, on_drop=metrics.lines_dropped.inc),
     )
+
+
+def _tracing(config: GatewayConfig, *, metrics: Metrics) -> Tracing | None:
+    if not config.tracing_endpoint:
+        return None
+    from finetune_gateway.tracing import Tracing  # what nobody uses costs no memory
+
+    return Tracing(endpoint=config.tracing_endpoint, gateway=config.name, on_drop=metrics.spans_dropped.inc)
 
 
 def _routes(*, config: GatewayConfig, live: LiveRoutes) -> Coroutine[None, None, None]:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp import web
@@ -31,6 +32,9 @@ from finetune_gateway.tally import ArmKey, User
 from finetune_gateway.trace_context import TRACEPARENT, carried
 from finetune_gateway.votes import Votes
 from finetune_http.plain_errors import said_of
+
+if TYPE_CHECKING:
+    from finetune_gateway.tracing import Asked, Tracing
 
 logger = logging.getLogger(__name__)
 CONNECT_SECONDS = 2.0
@@ -88,6 +92,8 @@ class _Attempt:
     first: bool
     """At the variant that the request was given, which has answered before. Only this one says something about it."""
     last: bool
+    asked: Asked | None
+    """Its span, where requests are traced."""
     elsewhere: bool
     """The next try is made at another variant."""
 
@@ -121,6 +127,7 @@ class Proxy:
     votes: Votes
     metrics: Metrics
     session: aiohttp.ClientSession
+    tracing: Tracing | None = None
     _untold: dict[str, int] = field(default_factory=dict)
     _told_at: dict[str, float] = field(default_factory=dict)
 
@@ -148,6 +155,7 @@ class Proxy:
                 due=due,
                 first=number == 0 and heard,
                 last=number == len(targets) - 1,
+                asked=self._traced(incoming, routes=routes, variant=variant),
                 elsewhere=variant not in targets[number + 1 :] and number < len(targets) - 1,
             )
             try:
@@ -158,6 +166,18 @@ class Proxy:
                 self.metrics.retries.labels(error.reason).inc()
                 self._tell(routes.variants[variant].name, error)
         return refuse(status=502, message="no version answered; try again")
+
+    def _traced(self, incoming: Incoming, *, routes: Routes, variant: str) -> Asked | None:
+        if self.tracing is None:
+            return None
+        target = routes.variants[variant]
+        return self.tracing.begin(
+            parent=carried(incoming.request.headers),
+            path=incoming.path,
+            model=routes.model,
+            version=target.name,
+            url=target.url,
+        )
 
     def _tell(self, name: str, error: _RetryError) -> None:
         """A line now and then, with how many failures it stands for: a broken version fails every request."""
@@ -230,6 +250,8 @@ class Proxy:
             if flight.counted and judged:
                 self.votes.counts(request_id)
             self.metrics.answered(variant=variant.name, code=code, seconds=loop.time() - flight.began)
+            if attempt.asked is not None:
+                attempt.asked.end(answer=answer, code=code)
             if judged:
                 # The client has it first.
                 loop.call_soon(functools.partial(self._judge, attempt, request_id, answer, counted=flight.counted))
@@ -304,7 +326,7 @@ class Proxy:
                 return await self.session.post(
                     url + attempt.incoming.path,
                     data=attempt.incoming.body,
-                    headers=_sent_headers(attempt.incoming.request),
+                    headers=_sent_headers(attempt),
                     timeout=timeout,
                     allow_redirects=False,
                 )
@@ -392,11 +414,12 @@ class Proxy:
             )
 
 
-def _sent_headers(request: web.Request) -> CIMultiDict[str]:
+def _sent_headers(attempt: _Attempt) -> CIMultiDict[str]:
     """What a version's server is told beside the request itself: of a client's headers only those of its trace."""
-    if TRACEPARENT not in request.headers:
-        return _SENT_HEADERS
-    return CIMultiDict({**_SENT_HEADERS, **carried(request.headers)})
+    if attempt.asked is not None:
+        return CIMultiDict({**_SENT_HEADERS, **attempt.asked.headers})
+    headers = attempt.incoming.request.headers
+    return CIMultiDict({**_SENT_HEADERS, **carried(headers)}) if TRACEPARENT in headers else _SENT_HEADERS
 
 
 def refuse(*, status: int, message: str, code: str | None = None, param: str | None = None) -> web.Response:

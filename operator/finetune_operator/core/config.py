@@ -110,6 +110,10 @@ class OperatorConfig(Settings):
     """Of the servers of an endpoint that does not set serving.resources."""
     gateway_resources: _PodResources = _requests(cpu="100m", memory="128Mi")
     """Of the gateways of an endpoint that does not set gateway.resources."""
+    tracing_endpoint: Annotated[
+        str, Field(pattern=r"^(https?://[^\s/]+\S*)?$"), Expected("a URL such as http://collector.tracing:4318")
+    ] = ""
+    """A collector of OpenTelemetry to which gateways send spans over OTLP/HTTP. Empty: none are made."""
     server_url: str = "http://{service}.{namespace}.svc:{port}"
     """How gateways reach a version's servers."""
     server_network_policy: Switch = True

@@ -85,12 +85,14 @@ def test_no_kubelet_restarts_what_is_slow_on_a_busy_node(runtime: str) -> None:
 
 def test_a_gateway_knows_what_the_endpoint_says_of_it() -> None:
     gateway = {"heartbeatSeconds": 5, "allowedOrigins": ["https://one.example", "https://two.example"]}
-    found = gateway_manifests(endpoint=endpoint(gateway=gateway), config=CONFIG, door=None)
+    config = CONFIG.model_copy(update={"tracing_endpoint": "http://collector:4318"})
+    found = gateway_manifests(endpoint=endpoint(gateway=gateway), config=config, door=None)
     (deployment,) = [each for each in found if each["kind"] == "Deployment"]
     variables = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
     environment = {each["name"]: each.get("value", "") for each in variables}
     read = GatewayConfig.from_environment(environment)
     assert (read.heartbeat_seconds, read.allowed_origins) == (5.0, frozenset(gateway["allowedOrigins"]))
+    assert read.tracing_endpoint == "http://collector:4318"
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,8 @@ def _template(
         volumes.append({"name": "keys", "secret": {"secretName": gateway.api_keys_secret_ref.name}})
         mounts.append({"name": "keys", "mountPath": _KEYS_FOLDER, "readOnly": True})
         environment["KEYS_FOLDER"] = _KEYS_FOLDER
+    if config.tracing_endpoint:
+        environment["TRACING_ENDPOINT"] = config.tracing_endpoint
     if door is not None:
         environment["DOOR_URL"] = f"{door.url.rstrip('/')}{OBSERVATIONS_ROUTE}"
         token = {"path": "token", "audience": config.token_audience, "expirationSeconds": TOKEN_SECONDS}
