@@ -13,7 +13,9 @@ from tests.api.people import Team
 from tests.harness import wait_until
 from tests.patience import HANGS_S
 from tests.unit.cli.endpoints import V1, V2, V3, awaiting, canary, guarding, rolling_back
+from tests.wrong_manifests import valid
 
+from finetune_api.finetunejob import RETRY
 from finetune_api.modelendpoint import APPROVE, PAUSE, REJECT, REQUESTED_BY, ROLLBACK, ModelEndpoint
 from finetune_operator.cli.__main__ import main
 
@@ -137,3 +139,21 @@ def test_describe_and_explain(team: Team, capsys: pytest.CaptureFixture[str]) ->
     assert "note: events are left out: " in captured.err, "finetune-view does not show the namespace's events"
     assert typed(team, "bob", "explain", "mep", "router") == 0
     assert "1 of 2 gateways follow the newest routes (epoch 8)" in capsys.readouterr().out
+
+
+def test_an_editor_has_a_job_tried_again_and_watches_it(team: Team, capsys: pytest.CaptureFixture[str]) -> None:
+    kubectl, end = team.apiserver.kubectl, "2026-01-05T12:01:51Z"
+    kubectl.create(valid("job") | {"metadata": {"name": "router", "namespace": team.namespace}})
+    where = ("finetunejob", "router", "-n", team.namespace)
+    ready = {"type": "Ready", "status": "False", "reason": "InputNotFound", "message": "no data"}
+    ended = {"phase": "Failed", "completionTime": end, "message": "no data", "observedGeneration": 1}
+    conditions = [ready | {"lastTransitionTime": end}]
+    patch = json.dumps({"status": ended | {"conditions": conditions}})
+    kubectl.run("patch", *where, "--subresource=status", "--type=merge", "-p", patch)
+    assert typed(team, "bob", "watch", "job", "router") == 1
+    assert "router: Failed\nno data\n" in capsys.readouterr().out
+    assert typed(team, "bob", "retry", "job", "router") == 0
+    stored = kubectl.get("finetunejob", "router", namespace=team.namespace)
+    assert stored["metadata"]["annotations"] == {RETRY: end}
+    assert "how it goes: finetune watch job router" in capsys.readouterr().out
+    kubectl.run("delete", *where)
