@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+
+from rich.console import Console
 
 from finetune_api.modelendpoint import APPROVE, ModelEndpoint, VersionMeant
 from finetune_api.streams import tell
 from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.target import Target, open_target, shell_of
+from finetune_operator.cli.up_view import EndpointView, UpShows
+from finetune_operator.cli.view import View
+from finetune_operator.cli.watch import view_of
 from finetune_operator.cli.wishes import (
     Changes,
     Verb,
@@ -152,7 +159,26 @@ def what_follows(endpoint: ModelEndpoint, *, verb: Verb, version: VersionMeant |
 
 
 async def _follow(target: Target, *, name: str, verb: Verb, uid: str, timeout_seconds: float | None) -> int:
-    """Print what changes until the endpoint is in the state that was asked for."""
+    """Show what goes on until the endpoint is in the state that was asked for: in a terminal how far it is."""
+    if not sys.stdout.isatty():
+        return await _until_reached(target, name=name, verb=verb, uid=uid, timeout_seconds=timeout_seconds)
+    view = View[Sequence[EndpointView]](UpShows(), hint="Ctrl-C only ends the view.", console=Console())
+    try:
+        return await _until_reached(target, name=name, verb=verb, uid=uid, timeout_seconds=timeout_seconds, view=view)
+    finally:
+        view.close()
+
+
+async def _until_reached(
+    target: Target,
+    *,
+    name: str,
+    verb: Verb,
+    uid: str,
+    timeout_seconds: float | None,
+    view: View[Sequence[EndpointView]] | None = None,
+) -> int:
+    """Without a view: a line for each change."""
     due = time.monotonic() + timeout_seconds if timeout_seconds is not None else float("inf")
     shown, where = "", "nothing was seen of it"
     while True:
@@ -162,7 +188,9 @@ async def _follow(target: Target, *, name: str, verb: Verb, uid: str, timeout_se
             where = str(error)  # a wait outlives an apiserver that is away for a while
         else:
             where = f"{endpoint.status.phase or 'Empty'}: {endpoint.status.message or ''}"
-            if where != shown:
+            if view is not None:
+                view.show([view_of(endpoint, target=target)])
+            elif where != shown:
                 tell(f"{datetime.now().astimezone():%H:%M:%S} {where}")
                 shown = where
             progress = progress_of(endpoint, verb=verb, uid=uid)

@@ -101,9 +101,15 @@ async def _job(target: Target, *, name: str, reports: FileProgress | None) -> Sn
 
 
 async def _endpoint(target: Target, *, name: str) -> Sequence[EndpointView]:
-    endpoint = ModelEndpoint.from_object(await _read(target, kind="ModelEndpoint", name=name))
+    endpoint = await _read(target, kind="ModelEndpoint", name=name)
+    return [view_of(ModelEndpoint.from_object(endpoint), target=target)]
+
+
+def view_of(endpoint: ModelEndpoint, *, target: Target) -> EndpointView:
+    """An endpoint as it is seen from outside of whoever works on it."""
+    name = endpoint.metadata.name
     where = f"{name}.{target.namespace}"
     if target.home is not None:
         port = LocalServices(home=target.home).known_port(namespace=target.namespace, name=name, port=HTTP_PORT)
         where = f"{HOST}:{port}" if port else ""
-    return [EndpointView(endpoint=endpoint, url=f"http://{where}/v1" if where else "", now=utc_now())]
+    return EndpointView(endpoint=endpoint, url=f"http://{where}/v1" if where else "", now=utc_now())

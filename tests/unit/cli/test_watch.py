@@ -83,6 +83,21 @@ def test_ctrl_c_ends_the_view_and_nothing_else(cluster: LocalCluster) -> None:
     assert cluster.store.read(kind="FineTuneJob", namespace="default", name="router") == before
 
 
+def test_a_wait_in_a_terminal_shows_how_far_it_is(cluster: LocalCluster) -> None:
+    put(cluster, canary())
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "finetune_operator.cli", "approve", "router", "--local", "--wait"]
+    process = subprocess.Popen([*command, "--timeout", "0.1"], stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    _, said = process.communicate(timeout=HANGS_S)
+    seen = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert process.returncode == 1
+    assert "router was not so far within 0.1 s; the request stays" in said
+    assert "samples" in seen
+    assert "Ctrl-C only ends the view." in seen
+
+
 def test_an_apiserver_that_is_away_for_a_while_is_outlived(
     cluster: LocalCluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
