@@ -219,16 +219,17 @@ def _check_layers(order: Rehearsal, *, base_folder: Path, adapter: str | None) -
 
 
 def _check_vllm(adapted: Any, *, order: Rehearsal) -> None:
-    """vLLM reads what PEFT writes of a mixture's experts, all of a layer in one tensor, as of another shape
-    (https://github.com/vllm-project/vllm/pull/52194, not merged).
+    """Some versions of vLLM read what PEFT writes of a mixture's experts, all of a layer in one tensor, the other way
+    round (https://github.com/vllm-project/vllm/pull/52194); its CPU build has nothing to compute them with, so what it
+    answers could not be compared.
     """
     config = getattr(adapted, "peft_config", {}).get("default")
     if order.vllm and getattr(config, "target_parameters", None):
         raise bad_configuration(
             "UnsupportedMethod",
-            "method.lora.targetModules: the adapter would be part of a mixture's experts, which vLLM, by which the"
-            " endpoint serves, cannot load; name layers of the attention (such as q_proj, v_proj), use method.type:"
-            " Full, or serving.runtime: Transformers there",
+            "method.lora.targetModules: the adapter would be part of a mixture's experts, with which vLLM, by which the"
+            " endpoint serves, was not shown to answer as the evaluation does; name layers of the attention (such as"
+            " q_proj, v_proj), use method.type: Full, or serving.runtime: Transformers there",
         )
 
 
