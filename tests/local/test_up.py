@@ -352,7 +352,7 @@ def test_every_panel_and_every_alert_can_be_asked_and_shows_what_happened(promet
             empty.append((where, query))
     assert empty == []
     assert not prometheus.ever('finetune_training_loss{name="another"}'), "it can be empty"
-    rules = wait_for(prometheus.rules, what="all rules evaluated")
+    rules = wait_for(lambda: with_alert(prometheus.rules(), of="FinetuneRolledBack"), what="the rollback's alert")
     assert {rule["name"] for rule in rules} == {rule.get("alert") or rule["record"] for rule in all_rules()}
     assert [rule for rule in rules if rule["health"] != "ok"] == []
     (fired,) = (rule for rule in rules if rule["name"] == "FinetuneRolledBack")
@@ -360,6 +360,11 @@ def test_every_panel_and_every_alert_can_be_asked_and_shows_what_happened(promet
     assert (alert["state"], alert["annotations"]["summary"]) == ("firing", f"default/{NAME} was rolled back")
     firing = {rule["name"] for rule in rules for each in rule.get("alerts", ()) if each["state"] == "firing"}
     assert firing <= {"FinetuneRolledBack", "FinetuneGatewaySheds", "FinetuneGatewayErrors"}, "all else was well"
+
+
+def with_alert(rules: list[dict[str, Any]], *, of: str) -> list[dict[str, Any]]:
+    """The rules, once this one has what it is for."""
+    return rules if any(rule["name"] == of and rule["alerts"] for rule in rules) else []
 
 
 def test_ctrl_c_ends_all_and_the_same_command_brings_it_back(served: Served) -> None:
