@@ -89,10 +89,11 @@ def acted(kubectl: Kubectl, judge: Path, name: str, *, kind: str, action: str, n
     ("sample", "recording", "actions"),
     [
         (JOB, "Training", ["pause", "resume"]),
+        (JOB, "Failed", ["retry"]),
         (ENDPOINT, "Canary", ["approve", "pause", "resume", "reject", "rollback"]),
         (ENDPOINT, "Idle", []),
     ],
-    ids=["job", "endpoint that tries a version", "endpoint at rest"],
+    ids=["job", "job that failed", "endpoint that tries a version", "endpoint at rest"],
 )
 def test_nothing_differs_from_git_whatever_happens(
     policed: ApiServer, ml: str, judge: Path, sample: Path, recording: str, actions: list[str]
@@ -125,13 +126,6 @@ def test_what_a_job_says_of_suspension_in_git_is_what_counts(policed: ApiServer,
     assert policed.kubectl.get("finetunejob", "says-so", namespace=ml)["spec"]["suspend"] is True
     applied(policed.kubectl, manifest, namespace=ml)
     assert policed.kubectl.get("finetunejob", "says-so", namespace=ml)["spec"]["suspend"] is False
-
-
-def test_a_retry_is_taken_by_the_apiserver(policed: ApiServer, ml: str, judge: Path) -> None:
-    failed = recordings()["FineTuneJob", "Failed"]
-    (made,) = asked(judge, [failed])[0]["creates"]["retry"]
-    text = json.dumps({**made, "metadata": {**made["metadata"], "namespace": ml}})
-    policed.kubectl.run("create", f"--as={ARGO_CD}", "--validate=strict", "-f", "-", text=text)
 
 
 def test_health_and_actions_are_added_to_the_settings_that_are_there(apiserver: ApiServer) -> None:

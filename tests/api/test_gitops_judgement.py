@@ -15,6 +15,7 @@ from tests.harness import MissingPrerequisite, tools
 from tests.patience import HANGS_S
 
 from finetune_api.crd import RESOURCES
+from finetune_api.finetunejob import RETRY, FineTuneJob
 from finetune_api.modelendpoint import APPROVE, PAUSE, REJECT, REQUESTED_BY, ROLLBACK, ModelEndpoint
 from finetune_operator.cli.errors import CommandError
 from finetune_operator.cli.wishes import (
@@ -25,7 +26,7 @@ from finetune_operator.cli.wishes import (
     resume_changes,
     version_meant,
 )
-from finetune_operator.validation.validator import validate
+from finetune_operator.job.retry import end_of
 
 COMPONENT = Path("manifests/argocd/component")
 PAGE = Path("docs/gitops.md")
@@ -178,21 +179,12 @@ def test_actions_on_a_job_change_what_a_person_would(judge: Path) -> None:
         assert answer["patches"]["resume"] == {"spec": {"suspend": False}}
 
 
-def test_a_retry_is_a_new_job_that_is_not_the_applications(judge: Path) -> None:
+def test_retry_writes_what_the_command_line_writes(judge: Path) -> None:
     failed = recordings()["FineTuneJob", "Failed"]
-    labels = {"kueue.x-k8s.io/queue-name": "gpus", "app.kubernetes.io/instance": "models"}
-    annotations = {"argocd.argoproj.io/tracking-id": "models:finetune.dev/FineTuneJob:ml/router"}
-    failed["metadata"] |= {"labels": labels, "annotations": annotations}
     (answer,) = asked(judge, [failed])
-    (made,) = answer["creates"]["retry"]
-    assert validate(made) == []
-    assert made["spec"] == failed["spec"]
-    assert made["metadata"].pop("name").startswith("router-2")
-    assert made["metadata"] == {"namespace": "ml", "labels": {"kueue.x-k8s.io/queue-name": "gpus"}}
-    failed["spec"]["training"] = {}
-    (answer,) = asked(judge, [failed])
-    assert "retry" not in answer["offered"]
-    assert "make the job with kubectl" in answer["errors"]["retry"]
+    wanted = {RETRY: end_of(FineTuneJob.from_object(failed))}
+    assert wanted[RETRY]
+    assert answer["patches"]["retry"] == {"metadata": {"annotations": wanted}}
 
 
 def test_actions_on_an_endpoint_write_what_the_command_line_writes(judge: Path) -> None:

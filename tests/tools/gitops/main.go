@@ -3,7 +3,7 @@
 //
 // On stdin a list of questions {object, health, discovery, actions: {name: script}}; without scripts, Argo CD knows
 // nothing of the object. On stdout the answers {kstatus, health, offered: [action], patches: {action: merge patch},
-// creates: {action: objects}, errors: {action: words}}.
+// errors: {action: words}}.
 package main
 
 import (
@@ -38,7 +38,6 @@ type answer struct {
 	Health  *health                    `json:"health"`
 	Offered []string                   `json:"offered"`
 	Patches map[string]json.RawMessage `json:"patches"`
-	Creates map[string][]any           `json:"creates"`
 	Errors  map[string]string          `json:"errors"`
 }
 
@@ -69,7 +68,6 @@ func judge(asked question) (answer, error) {
 	found := answer{
 		Offered: []string{},
 		Patches: map[string]json.RawMessage{},
-		Creates: map[string][]any{},
 		Errors:  map[string]string{},
 	}
 	result, err := status.Compute(&asked.Object)
@@ -118,24 +116,11 @@ func judge(asked question) (answer, error) {
 	return found, nil
 }
 
-// What an action would write: a table is the changed object, a list says of each object whether it is new.
+// What an action would write: it gives the changed object.
 func act(name, text string, object []byte, found *answer) error {
 	said, err := script(text, object)
 	if err != nil {
 		return err
-	}
-	var list []struct {
-		Operation string `json:"operation"`
-		Resource  any    `json:"resource"`
-	}
-	if json.Unmarshal(said, &list) == nil {
-		for _, each := range list {
-			if each.Operation != "create" {
-				return fmt.Errorf("operation %q", each.Operation)
-			}
-			found.Creates[name] = append(found.Creates[name], each.Resource)
-		}
-		return nil
 	}
 	var before, changed any
 	if err := errors.Join(json.Unmarshal(object, &before), json.Unmarshal(said, &changed)); err != nil {
