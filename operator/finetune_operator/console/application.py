@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import ValidationError
 
 from finetune_api.crd import RESOURCES
-from finetune_operator.cli.act import ask
+from finetune_operator.cli.ask import ask
 from finetune_operator.cli.columns import resource_of
 from finetune_operator.cli.errors import CommandError
 from finetune_operator.cli.target import Target

@@ -13,7 +13,7 @@ from finetune_api.modelversion import ModelVersion
 from finetune_api.shared_fields import MetricResult
 from finetune_api.training_log import TrainingPoint
 from finetune_operator.cli import words
-from finetune_operator.cli.act import what_follows
+from finetune_operator.cli.ask import what_follows
 from finetune_operator.cli.columns import resource_part
 from finetune_operator.cli.describe import describe_job, describe_version
 from finetune_operator.cli.describe_endpoint import describe_endpoint, planned

@@ -30,9 +30,9 @@ from tests.unit.cli.endpoints import (
 )
 
 from finetune_api.modelendpoint import APPROVE, PAUSE, REJECT, REQUESTED_BY, ROLLBACK, ModelEndpoint
-from finetune_operator.cli import act
+from finetune_operator.cli import ask
 from finetune_operator.cli.__main__ import main
-from finetune_operator.cli.act import what_follows
+from finetune_operator.cli.ask import what_follows
 from finetune_operator.cli.errors import CommandError, ExitStatus
 from finetune_operator.cli.wishes import (
     Verb,
@@ -299,8 +299,8 @@ def test_approve_beside_a_process_that_works_in_the_folder(home: LocalHome, caps
 def test_who_approves_a_second_thing_takes_the_first_approval_away(
     home: LocalHome, noted: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(act, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(act, "_NOTED_SECONDS", 5.0 if noted else 0.05)
+    monkeypatch.setattr(ask, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(ask, "_NOTED_SECONDS", 5.0 if noted else 0.05)
     known = {APPROVE: V2, REQUESTED_BY: ME}
     cluster = store(home, awaiting(annotations=known, approval=given("quality: worse", used=True)))
 

@@ -162,6 +162,7 @@ def test_the_condition_of_a_promotion_says_the_same_as_the_phase(
         status=FineTuneJobStatus(rollout=rollout),
         summary=Summary(state="Stalled", reason=reason, message=""),
         suspended=False,
+        void="",
         generation=1,
         now=START,
     )
