@@ -119,7 +119,7 @@ class ModelShape:
             linears=tuple(
                 (name.removesuffix(".weight"), *shape) for name, shape in matrices.items() if len(shape) == 2
             ),
-            architectures=tuple(map(str, config.get("architectures") or ())),
+            architectures=architectures_of(config.get("architectures")),
             two_parts=bool(config.get("is_encoder_decoder")),
             plain_output=config.get("model_type") in PLAIN_OUTPUT,
         )
@@ -219,3 +219,8 @@ def _is_mixture(config: Mapping[str, Any], *, layer: int) -> bool:
     each = _number(config, ("decoder_sparse_step",), default=1)
     first = _number(config, ("first_k_dense_replace",), default=0)
     return layer >= first and layer not in whole and (layer + 1) % each == 0
+
+
+def architectures_of(named: object) -> tuple[str, ...]:
+    """What a config.json says in `architectures`; () where that is no list, or names none."""
+    return tuple(each for each in named if isinstance(each, str)) if isinstance(named, list) else ()

@@ -127,6 +127,7 @@ def test_the_whole_is_told_once_the_model_is_saved(step: int) -> None:
             schedule=schedule(epochs=None, max_steps=200),
             gang=gang,
             progress=Told(environment={}),
+            grad_norm=lambda: None,
             state=TrainingState(world=1, step=step),
             resumed_from=None,
         )

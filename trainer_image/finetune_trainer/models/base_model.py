@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Literal
 
 import torch
 
+from finetune_api.model_shape import architectures_of
 from finetune_api.run import ModelOrder
 from finetune_api.shared_fields import ResolvedModel, Task
 from finetune_trainer.models import classes, gguf_conversion, licence, limits, model_files, quantisation
@@ -388,8 +389,7 @@ def _check_task(base: ResolvedModel, *, task: Task, storage: Storage) -> None:
 
     config = json.loads(storage.read_bytes(join(base.loadable_uri, "config.json")))
     model_files.check_config(base.uri, config)
-    kind, named = config.get("model_type"), config.get("architectures")
-    architectures = [each for each in named if isinstance(each, str)] if isinstance(named, list) else []
+    kind, architectures = config.get("model_type"), architectures_of(config.get("architectures"))
     try:
         AutoConfig.for_model(kind)
     except (ValueError, KeyError, TypeError) as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from finetune_api.model_shape import architectures_of
 from finetune_trainer.data.fields import listed
 from finetune_trainer.models import model_files
 from finetune_trainer.process.errors import bad_configuration
@@ -28,9 +29,9 @@ def known_classes(folder: Path) -> list[str] | None:
     )
 
 
-def has_head(architectures: Sequence[str] | None) -> bool:
-    """Whether a model of those has a head for classes."""
-    return any(str(each).endswith("ForSequenceClassification") for each in architectures or ())
+def has_head(named: object) -> bool:
+    """Whether a model of what a config.json says in `architectures` has a head for classes."""
+    return any(each.endswith("ForSequenceClassification") for each in architectures_of(named))
 
 
 def check_classes(folder: Path, labels: Sequence[str] | None, *, uri: str) -> None:
