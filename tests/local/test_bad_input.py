@@ -163,19 +163,18 @@ def test_bad_data(quick: Workspace, content: str, changes: dict[str, Any], reaso
     assert words in message
 
 
-def test_a_key_that_deepspeed_does_not_know(quick: Workspace) -> None:
+def test_a_value_that_deepspeed_does_not_take(quick: Workspace) -> None:
     """The file's ConfigMap goes with its job, and the library is asked before anything is trained."""
     quick.write_data()
     compute = {"strategy": "DeepSpeedZeRO2", "configRef": {"name": "mine", "key": "ds.json"}}
     manifest = quick.write_job(compute=compute)
     assert "spec.compute.configRef: there is no ConfigMap mine here" in refused(quick, manifest)
-    data = {"ds.json": json.dumps({"zero_optimization": {"reduce_bucket_sise": 1000}})}
+    data = {"ds.json": json.dumps({"zero_optimization": {"reduce_bucket_size": -1}})}
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "mine"}, "data": data}
     manifest.write_text(f"{manifest.read_text()}---\n{yaml.safe_dump(config)}")
     reason, message = failed(quick, manifest)
     assert reason == "BadDeepSpeedConfig"
-    assert "compute.configRef: zero_optimization.reduce_bucket_sise: DeepSpeed has no such key; did you mean" in message
-    assert "reduce_bucket_size?" in message
+    assert "compute.configRef: zero_optimization.reduce_bucket_size: " in message
 
 
 def test_a_folder_that_is_no_model(quick: Workspace) -> None:
