@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.cluster.endpoints import ENDPOINT, EndpointSpace
+from tests.conformance.objects import UNSEEN
 from tests.harness import Object
 from tests.patience import HANGS_S
 
@@ -24,7 +25,7 @@ def recreate(space: EndpointSpace) -> None:
     space.kubectl.create([_restored(each) for each in backup], namespace=namespace)
     again = space.kubectl.get("modelendpoint", ENDPOINT, namespace=namespace)
     assert again["metadata"]["uid"] != endpoint["metadata"]["uid"]
-    assert again["status"] == {"observedGeneration": -1}, "the default of the type: nobody has seen it"
+    assert again["status"] == UNSEEN
 
 
 def _restored(found: Object) -> Object:

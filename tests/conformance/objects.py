@@ -31,6 +31,8 @@ LLAMA_8B = {
     "hidden_act": "silu",
 }
 """The config.json of a Llama of 8 billion parameters, as far as it says how large that is."""
+UNSEEN = {"observedGeneration": -1}
+"""The status of an object that no operator has looked at: the default of its type."""
 
 
 def digest(letter: str) -> str:
