@@ -16,6 +16,8 @@ from tests.harness.store import ROOT
 from tests.patience import HANGS_S
 
 CHART = ROOT / "charts" / "finetune-operator"
+EARLIER = ROOT / "tests" / "data" / "recorded" / "chart_2026-11-30.tgz"
+"""Of before there was a release."""
 CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
 """Values that go far from the defaults, each in its way."""
 RELEASE = "finetune-operator"

@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.chart.cluster import ENDPOINT, JOB, Cluster
-from tests.chart.helm import CHART, NAMESPACE, Helm, HelmError
+from tests.chart.helm import CHART, EARLIER, NAMESPACE, Helm, HelmError
 from tests.harness import Kubectl, KubectlError, Object, wait_until
 from tests.harness.store import ROOT
 
-EARLIER = ROOT / "tests" / "data" / "recorded" / "chart_2026-11-30.tgz"
-"""Of before there was a release."""
 KEPT = {"CustomResourceDefinition", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
 ALL_KINDS = (
     "customresourcedefinitions,validatingadmissionpolicies,validatingadmissionpolicybindings,clusterroles,"

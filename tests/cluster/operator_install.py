@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from tests.chart.helm import CHART, EARLIER, RELEASE
 from tests.cluster import containers
 from tests.harness import Kubectl, Object, wait_until
 from tests.harness.cluster import Cluster
@@ -136,6 +137,27 @@ def install(*, cluster: Cluster, trainer_image: str | None = None) -> InstalledO
     operator = InstalledOperator(cluster=cluster)
     wait_rolled_out(operator)
     return operator
+
+
+def release(*, operator: InstalledOperator) -> None:
+    """By Helm in place of the manifests: an earlier chart, which takes over what is there, then this checkout's."""
+    images = operator.cluster.images
+    references = {"image": images.operator, "trainerImage": images.trainer, "gatewayImage": images.gateway}
+    values = [
+        f"--set={key}.repository={repository},{key}.tag={tag}"
+        for key, (repository, _, tag) in ((key, each.rpartition(":")) for key, each in references.items())
+    ]
+    where = [f"--namespace={SYSTEM}", *values]
+    operator.cluster.run_inside(["helm", "install", RELEASE, str(EARLIER), "--take-ownership", *where])
+    wait_rolled_out(operator)
+    operator.cluster.run_inside(["helm", "upgrade", RELEASE, str(CHART), *where])
+    wait_rolled_out(operator)
+
+
+def uninstall_release(*, operator: InstalledOperator) -> None:
+    """`helm uninstall`, and wait until its pods are gone."""
+    operator.cluster.run_inside(["helm", "uninstall", RELEASE, f"--namespace={SYSTEM}"])
+    wait_until(lambda: not operator.pods(), what="the end of all replicas")
 
 
 def wait_rolled_out(operator: InstalledOperator) -> None:

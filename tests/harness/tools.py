@@ -112,7 +112,7 @@ CHART_PROGRAMS = (*API_PROGRAMS, "helm", "helm4", "promtool")
 """What the tests of the chart need: Helm 3 and Helm 4, which install differently, and what checks rules."""
 LOCAL_PROGRAMS = ("prometheus",)
 """What scrapes real runs and answers the queries of dashboards and alerts."""
-CLUSTER_PROGRAMS = (*API_PROGRAMS, "kube-scheduler", "kubelet", "kube-proxy", "coredns")
+CLUSTER_PROGRAMS = (*API_PROGRAMS, "kube-scheduler", "kubelet", "kube-proxy", "coredns", "helm")
 
 
 def program(name: str) -> Path:
