@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from tests.browser.devtools import Tab, browsing
-from tests.local.conftest import Workspace, descendants
+from tests.local.conftest import Workspace
 from tests.local.eventually import eventually
-from tests.local.test_up import NAME, Served, traffic, version
+from tests.local.test_up import NAME, Served, serving, traffic, version
 
 from finetune_operator.local.cluster import LocalCluster
-from finetune_operator.local.services import free_port
 
 pytestmark = pytest.mark.usefixtures("chromium")
 ENDPOINT = {
@@ -40,16 +37,8 @@ HERE = "document.querySelector('[aria-current=step]')?.textContent"
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
     """An endpoint without a version, served."""
-    workspace = Workspace(folder=tmp_path)
-    (tmp_path / "endpoint.yaml").write_text(yaml.safe_dump(ENDPOINT))
-    made = Served(workspace=workspace, port=free_port())
-    try:
-        made.start()
+    with serving(Workspace(folder=tmp_path), ENDPOINT) as made:
         yield made
-    finally:
-        for pid in [each for process in workspace.processes for each in descendants(process.pid)]:
-            os.kill(pid, signal.SIGKILL)
-        workspace.close()
 
 
 def begin_job(served: Served) -> None:

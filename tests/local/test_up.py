@@ -166,6 +166,20 @@ def traffic(served: Served, *, clients: int = 2) -> Iterator[Traffic]:
             thread.join()
 
 
+@contextmanager
+def serving(workspace: Workspace, endpoint: dict[str, Any]) -> Iterator[Served]:
+    """`finetune up` of an endpoint; nothing of it is left behind."""
+    (workspace.folder / "endpoint.yaml").write_text(yaml.safe_dump(endpoint))
+    made = Served(workspace=workspace, port=free_port())
+    try:
+        made.start()
+        yield made
+    finally:
+        for pid in [each for process in workspace.processes for each in descendants(process.pid)]:
+            os.kill(pid, signal.SIGKILL)
+        workspace.close()
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """An endpoint without a version, served."""
@@ -180,15 +194,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             "rollout": ROLLOUT,
         },
     }
-    (workspace.folder / "endpoint.yaml").write_text(yaml.safe_dump(endpoint))
-    made = Served(workspace=workspace, port=free_port())
-    try:
-        made.start()
+    with serving(workspace, endpoint) as made:
         yield made
-    finally:
-        for pid in [each for process in workspace.processes for each in descendants(process.pid)]:
-            os.kill(pid, signal.SIGKILL)
-        workspace.close()
 
 
 def version(served: Served, name: str) -> dict[str, Any]:

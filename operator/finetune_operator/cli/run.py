@@ -248,9 +248,7 @@ def _read(cluster: LocalCluster, key: Key) -> Manifest:
 
 
 def _snapshot(manifest: Manifest, *, progress: FileProgress) -> Snapshot:
-    job = FineTuneJob.from_object(manifest)
-    newest = progress.latest(uid=job.metadata.uid)
-    return Snapshot.of(job=job, now=utc_now(), trainer=newest.status if newest else job.status.trainer_status)
+    return Snapshot.newest(FineTuneJob.from_object(manifest), reports=progress, now=utc_now())
 
 
 def _newest_log(run: _Run) -> Path | None:

@@ -8,6 +8,7 @@ from datetime import datetime
 from finetune_api.finetunejob import STAGES, TERMINAL_PHASES, FineTuneJob, StageStatus, TrainerStatus
 from finetune_api.progress import LOSS, STEP, TOKENS_PER_SECOND
 from finetune_operator.cli import words
+from finetune_operator.core.ports import ProgressSource
 from finetune_operator.job.retry import is_asked
 
 _TOTAL_STEPS = "total_steps"
@@ -29,6 +30,12 @@ class Snapshot:
         sent = trainer.last_updated_time if trainer is not None else None
         is_current = started is not None and sent is not None and sent >= started
         return cls(job=job, now=now, trainer=trainer if is_current else None)
+
+    @classmethod
+    def newest(cls, job: FineTuneJob, *, reports: ProgressSource | None, now: datetime) -> Snapshot:
+        """A snapshot with what training said last: to `reports`, where there are any, else to the operator."""
+        found = reports.latest(uid=job.metadata.uid) if reports is not None else None
+        return cls.of(job=job, now=now, trainer=found.status if found is not None else job.status.trainer_status)
 
     @property
     def phase(self) -> str:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from finetune_operator.cli.errors import CommandError
 from finetune_operator.core.ports import Cluster, Kind, Manifest
-from finetune_operator.local.cluster import LocalCluster
+from finetune_operator.local.cluster import LocalCluster, utc_now
 from finetune_operator.local.home import DEFAULT_HOME, LocalHome
+from finetune_operator.local.progress import FileProgress
 
 if TYPE_CHECKING:
     from finetune_operator.kube.user_session import UserSession
@@ -68,6 +69,12 @@ class Target:
         if self.home is None and _has_local_home():
             hint = f"; this folder has a {DEFAULT_HOME} of local mode: --local looks there"
         raise CommandError(f"{kind} {name} was not found {where}{hint}")
+
+    def reports(self) -> FileProgress | None:
+        """What training says itself, before a job's status does; None: of a cluster, where the operator is told."""
+        if self.home is None or not isinstance(self.cluster, LocalCluster):
+            return None
+        return FileProgress(store=self.cluster.store, home=self.home, clock=utc_now)
 
     async def user_name(self) -> str:
         """Who types: as the cluster knows the user, or the account on this machine."""

@@ -20,7 +20,7 @@ from finetune_operator.cli.target import Target, open_target
 from finetune_operator.cli.up_view import EndpointView, UpShows
 from finetune_operator.cli.view import View, stopped_by
 from finetune_operator.core.ports import Kind, Manifest, UnavailableError
-from finetune_operator.local.cluster import LocalCluster, utc_now
+from finetune_operator.local.cluster import utc_now
 from finetune_operator.local.progress import FileProgress
 from finetune_operator.local.services import HOST, HTTP_PORT, LocalServices
 
@@ -42,7 +42,7 @@ async def run(options: argparse.Namespace) -> int:
             await _follow(rollout, target, look=partial(_endpoint, name=options.name), over=lambda _: False)
             return ExitStatus.INTERRUPTED
         view = View[Snapshot].chosen(RunShows(), options=options, hint=_HINT)
-        look = partial(_job, name=options.name, reports=_reports(target))
+        look = partial(_job, name=options.name, reports=target.reports())
         last = await _follow(view, target, look=look, over=lambda seen: seen.ended)
     if last is None:
         return ExitStatus.INTERRUPTED
@@ -87,17 +87,9 @@ async def _read(target: Target, *, kind: Kind, name: str) -> Manifest:
     return found
 
 
-def _reports(target: Target) -> FileProgress | None:
-    """What training says itself, before the job's status does; on a cluster only the operator is told."""
-    if target.home is None or not isinstance(target.cluster, LocalCluster):
-        return None
-    return FileProgress(store=target.cluster.store, home=target.home, clock=utc_now)
-
-
 async def _job(target: Target, *, name: str, reports: FileProgress | None) -> Snapshot:
     job = FineTuneJob.from_object(await _read(target, kind="FineTuneJob", name=name))
-    newest = reports.latest(uid=job.metadata.uid) if reports is not None else None
-    return Snapshot.of(job=job, now=utc_now(), trainer=newest.status if newest else job.status.trainer_status)
+    return Snapshot.newest(job, reports=reports, now=utc_now())
 
 
 async def _endpoint(target: Target, *, name: str) -> Sequence[EndpointView]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.crd import RESOURCES, ResourceKind
-from finetune_api.finetunejob import FineTuneJob, TrainerStatus
+from finetune_api.finetunejob import FineTuneJob
 from finetune_api.modelendpoint import ModelEndpoint
 from finetune_api.modelversion import ModelVersion
 from finetune_api.training_log import FILE_NAME, TrainingPoint, read_training_log
@@ -19,9 +19,7 @@ from finetune_operator.cli.snapshot import Snapshot
 from finetune_operator.cli.target import Shell, Target
 from finetune_operator.console.views import Page, endpoint_page, job_page, overview, path_of, version_page
 from finetune_operator.core.ports import Manifest, UnavailableError
-from finetune_operator.local.cluster import LocalCluster
 from finetune_operator.local.home import DEFAULT_HOME, LocalHome
-from finetune_operator.local.progress import FileProgress
 
 MOST_ANSWERS = 50
 _LARGEST_FILE = 64 * 1024 * 1024
@@ -55,7 +53,7 @@ async def read_page(target: Target, *, kind: ResourceKind, name: str, now: datet
     match kind:
         case "FineTuneJob":
             job = FineTuneJob.from_object(raw)
-            snapshot = Snapshot.of(job=job, now=now, trainer=_trainer(target, job=job))
+            snapshot = Snapshot.newest(job, reports=target.reports(), now=now)
             events = await _events(target, raw=raw)
             pages = _pages(target, kind=kind, name=name, uri=report_uri(raw))
             return job_page(
@@ -121,15 +119,6 @@ def _curve(target: Target, *, job: FineTuneJob) -> list[TrainingPoint]:
         return read_training_log((folder / FILE_NAME).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         return []
-
-
-def _trainer(target: Target, *, job: FineTuneJob) -> TrainerStatus | None:
-    """The newest report: in the local folder it may be fresher than the job's status."""
-    if target.home is None or not isinstance(target.cluster, LocalCluster):
-        return job.status.trainer_status
-    source = FileProgress(store=target.cluster.store, home=target.home, clock=lambda: datetime.min)
-    found = source.latest(uid=job.metadata.uid or "")
-    return job.status.trainer_status if found is None else found.status
 
 
 async def _events(target: Target, *, raw: Manifest) -> Sequence[Manifest]:
