@@ -49,7 +49,10 @@ class RunShows:
         if message and (before is None or message != before.job.status.message):
             yield seen.now, f"{seen.phase}: {message}"
         text = seen.training_words
-        is_due = self._told is None or (seen.now - self._told).total_seconds() >= PLAIN_SECONDS
+        # The first line waits until there is a loss to tell: what comes after it has a pause before it.
+        is_due = (
+            seen.loss is not None if self._told is None else (seen.now - self._told).total_seconds() >= PLAIN_SECONDS
+        )
         if seen.phase == "Training" and text not in ("", self._progress) and is_due:
             self._told, self._progress = seen.now, text
             yield seen.now, f"Train: {'' if seen.fraction is None else f'{seen.fraction:.0%} '}{text}"
